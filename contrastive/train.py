@@ -1,0 +1,185 @@
+"""Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from contrastive import distributed
+from contrastive.checkpoint import (
+    load_checkpoint,
+    needs_universal,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from contrastive.config import TrainConfig, VisionConfig, save_config
+from contrastive.features import FeatureSource
+from contrastive.lit import LitModel, TextSide
+from contrastive.optim import build_optimizer, learning_rate
+from contrastive.runlog import RunLog
+from contrastive.step import TrainStep
+from contrastive.text import TextEncoder, load_text_tower
+from contrastive.vision import load_vision_tower
+from contrastive.zero import batch_shape, deepspeed_config
+from data.errors import UsageError
+from data.pipeline import TrainPipeline
+from data.shards import expand_shards
+
+Callback = Callable[[int, LitModel], dict[str, float]]
+"""(step, model) -> figures for metrics.jsonl and TensorBoard. Called on all ranks."""
+
+
+def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False) -> Path:
+    """Train from start to end, or on from the newest checkpoint; returns the run folder.
+
+    Raises `UsageError`, before any model is built, when the configuration cannot work.
+    """
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
+    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    checkpoint = _claim_folder(cfg, resume)
+    if checkpoint and needs_universal(checkpoint[1]):
+        ds_config["checkpoint"] = {"load_universal": True}
+
+    tower = load_vision_tower(cfg.vision.tower, dtype=getattr(torch, cfg.vision.dtype))
+    patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
+    for patch_size in patch_sizes:
+        tower.check_patch_size(patch_size)
+    tower.to(distributed.device())
+    source = FeatureSource(tower, cfg.data, patch_sizes)
+    pipeline = TrainPipeline(
+        cfg.data,
+        source.transform,
+        seed=cfg.seed,
+        global_batch_size=cfg.global_batch_size,
+        rank=distributed.rank(),
+        world_size=world_size,
+    )
+    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
+    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
+    model.text.train()
+    _standardize(cfg, model, pipeline, source, patch_sizes)
+    engine = _build_engine(cfg, model.text, ds_config)
+    step = 0
+    if checkpoint:
+        load_checkpoint(engine, *checkpoint)
+        step = int(checkpoint[1]["step"])
+
+    train_step = TrainStep(model, engine, shape, cfg.seed)
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems)
+    for batch in pipeline.batches(step, cfg.steps - step):
+        patch_size = draw_patch_size(cfg.vision, patch_sizes, cfg.seed, step)
+        lr = learning_rate(cfg.optim, step, cfg.steps)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        features, valid = source(batch, patch_size)
+        loss = train_step(batch, features, valid)
+        step += 1
+        if log.step(step, loss, int(valid.sum()), batch.errors):
+            log.line(step, lr=lr, patch_size=patch_size)
+        if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+            for callback in callbacks:
+                log.write(step, callback(step, model))
+        if step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0):
+            save_checkpoint(
+                engine,
+                cfg.folder / "checkpoints",
+                step,
+                cfg.keep_checkpoints,
+                {"zero_stage": cfg.zero.stage, "position": step * cfg.global_batch_size},
+            )
+            _save_model(cfg, model)
+    log.close()
+    return cfg.folder
+
+
+def draw_patch_size(cfg: VisionConfig, patch_sizes: Sequence[int], seed: int, step: int) -> int:
+    """The patch size of a step: the same on all ranks, a pure function of (seed, step)."""
+    weights = np.asarray(cfg.patch_weights or [1.0] * len(patch_sizes), dtype=float)
+    position = np.random.PCG64([seed, step, 0x9A7C4]).random_raw() / 2.0**64
+    return int(patch_sizes[int((weights.cumsum() / weights.sum() <= position).sum())])
+
+
+# ---- paragraphs of train() -------------------------------------------------------------------
+
+
+def _claim_folder(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]] | None:
+    """Make the run folder, or find in it the checkpoint to go on from."""
+    checkpoint = newest_checkpoint(cfg.folder / "checkpoints") if resume else None
+    if resume and checkpoint is None:
+        raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
+    if not resume and (cfg.folder / "config.json").exists():
+        raise UsageError(f"{cfg.folder} exists; give another --name, or --resume {cfg.folder}")
+    distributed.barrier()  # every rank has looked before one of them writes
+    if distributed.is_main():
+        save_config(cfg, cfg.folder)
+    return checkpoint
+
+
+def _standardize(
+    cfg: TrainConfig,
+    model: LitModel,
+    pipeline: TrainPipeline,
+    source: FeatureSource,
+    patch_sizes: Sequence[int],
+) -> None:
+    """Fit the affine on the first training samples, at every patch size, once per run."""
+    if not cfg.vision.standardize_samples:
+        return
+    file = cfg.folder / "affine.safetensors"
+    if not file.exists():
+        steps = -(-cfg.vision.standardize_samples // cfg.global_batch_size)
+        sums = torch.zeros(2, model.embed_dim, dtype=torch.float64)
+        count = torch.zeros((), dtype=torch.float64)
+        for batch in pipeline.batches(0, steps):
+            for patch_size in patch_sizes:
+                features, valid = source(batch, patch_size)
+                good = features[valid.to(features.device)].double().cpu()
+                sums += torch.stack([good.sum(0), good.square().sum(0)])
+                count += len(good)
+        device = distributed.device()
+        mean, square = distributed.all_reduce_sum(sums.to(device)).cpu() / (
+            distributed.all_reduce_sum(count.to(device)).cpu()
+        )
+        std = (square - mean.square()).clamp_min(1e-12).sqrt()
+        if distributed.is_main():
+            save_file({"mean": mean.float(), "std": std.float()}, file)
+        distributed.barrier()
+    affine = load_file(file)
+    model.feature_mean.copy_(affine["mean"])
+    model.feature_std.copy_(affine["std"])
+
+
+def _build_engine(cfg: TrainConfig, module: TextSide, ds_config: dict[str, Any]) -> Any:
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    optimizer = build_optimizer(cfg.optim, module)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+    return engine
+
+
+@contextmanager
+def whole_parameters(module: torch.nn.Module) -> Iterator[None]:
+    """Within this context every rank holds whole parameters, also under ZeRO-3."""
+    import deepspeed
+
+    sharded = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+        yield
+
+
+def _save_model(cfg: TrainConfig, model: LitModel) -> None:
+    """The portable `model/` folder, replaced as a whole."""
+    with whole_parameters(model.text):
+        if distributed.is_main():
+            model.save_pretrained(cfg.folder / "model")
+    distributed.barrier()

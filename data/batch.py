@@ -1,0 +1,88 @@
+"""What a training step and an evaluation step are given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from data.problems import add_counts
+
+
+@dataclass
+class Batch:
+    """This rank's part of one global batch.
+
+    Every slot of the global order is there: a sample that turned out bad keeps its slot with
+    `valid` False, zero pixels and an empty caption, so all ranks always step together.
+    """
+
+    step: int
+    keys: list[str]
+    images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
+    captions: list[str]  # the caption drawn for this epoch, "" where bad
+    concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
+    valid: Bool[Tensor, " b"]
+    shards: Int[Tensor, " b"]  # number in the pipeline's shard list
+    indices: Int[Tensor, " b"]  # number of the sample in its shard
+    errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory (torch's DataLoader calls this)."""
+        return replace(
+            self,
+            images=None if self.images is None else self.images.pin_memory(),
+            concepts=self.concepts.pin_memory(),
+            valid=self.valid.pin_memory(),
+            shards=self.shards.pin_memory(),
+            indices=self.indices.pin_memory(),
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[Batch]") -> "Batch":
+        """Consecutive parts of one step as one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        errors: dict[str, int] = {}
+        for part in parts:
+            add_counts(errors, part.errors)
+        images = [part.images for part in parts if part.images is not None]
+        return Batch(
+            step=parts[0].step,
+            keys=[key for part in parts for key in part.keys],
+            images=_cat(images) if images else None,
+            captions=[caption for part in parts for caption in part.captions],
+            concepts=_cat([part.concepts for part in parts]),
+            valid=_cat([part.valid for part in parts]),
+            shards=_cat([part.shards for part in parts]),
+            indices=_cat([part.indices for part in parts]),
+            errors=errors,
+        )
+
+
+@dataclass
+class EvalBatch:
+    """Good samples of one shard, in the shard's order; never empty, never of two shards."""
+
+    keys: list[str]
+    images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
+    captions: list[tuple[str, ...]]  # all captions of each sample, () where there is none
+    labels: Int[Tensor, " b"]  # KEY.cls, -1 where there is none
+    shard: int  # number in the reader's shard list
+    indices: Int[Tensor, " b"]  # number of the sample in its shard
+    offsets: Int[Tensor, " b"]  # of the image member in the tar, bytes
+    sizes: Int[Tensor, " b"]  # of the image member, bytes
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    if not tensors[0].is_pinned():
+        return torch.cat(tensors)
+    shape = (sum(len(t) for t in tensors), *tensors[0].shape[1:])
+    return torch.cat(tensors, out=torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True))

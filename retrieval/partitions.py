@@ -1,0 +1,152 @@
+"""The files of bulk embeddings, in clip-retrieval's layout.
+
+OUT/patch_28/img_emb/img_emb_0000.npy      (n, d) float32, unit norm; one partition per shard
+OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size
+OUT/manifest.json                          written last
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from data.batch import EvalBatch
+from data.errors import UsageError
+
+METADATA_SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),  # shard number << 32 | sample number in the shard: needs no counting
+        "key": pa.string(),
+        "caption": pa.string(),  # the first of the sample's captions, "" without any
+        "shard": pa.string(),
+        "offset": pa.int64(),  # of the image's bytes in the shard
+        "size": pa.int64(),  # bytes
+    }
+)
+ROW_GROUP = 16_384
+
+
+def read_manifest(embeddings: str | Path) -> dict[str, Any]:
+    """The manifest of a folder written by `embed_shards`. Raises `UsageError` if it has none."""
+    file = Path(embeddings) / "manifest.json"
+    manifest = json.loads(file.read_text()) if file.is_file() else {}
+    if manifest.get("format") != 1 or "partitions" not in manifest:
+        partial = Path(embeddings).with_name(Path(embeddings).name + ".partial")
+        hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
+        raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
+    return manifest
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file under a temporary name, then rename it."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.replace(file)
+
+
+def metadata_file(folder: Path, number: int) -> Path:
+    """Where the metadata of partition `number` lies. Its presence marks the partition complete."""
+    return folder / "metadata" / f"metadata_{number:04d}.parquet"
+
+
+def vector_file(folder: Path, patch_size: int, number: int) -> Path:
+    """Where the vectors of partition `number` at `patch_size` lie."""
+    return folder / f"patch_{patch_size}" / "img_emb" / f"img_emb_{number:04d}.npy"
+
+
+def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray, "n d"]:
+    """The vectors of one partition, memory-mapped."""
+    return np.load(vector_file(folder, patch_size, number), mmap_mode="r", allow_pickle=False)
+
+
+class _NpyWriter:
+    """Rows appended to an .npy file; the header, of fixed length, is mended at the end."""
+
+    def __init__(self, file: Path, width: int) -> None:
+        self.width, self.rows = width, 0
+        self.out = open(file, "wb")  # noqa: SIM115
+        self._header()
+
+    def _header(self) -> None:
+        self.out.seek(0)
+        shape = (self.rows, self.width)
+        np.lib.format.write_array_header_1_0(
+            self.out, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+
+    def add(self, rows: Float[np.ndarray, "b d"]) -> None:
+        self.out.write(np.ascontiguousarray(rows, "<f4").data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        if not self.out.closed:
+            self._header()
+            self.out.close()
+
+
+class PartitionWriter:
+    """One shard's vectors and metadata under temporary names; `finish` gives them their own.
+
+    The metadata is renamed last: where it exists, the partition is complete.
+    """
+
+    def __init__(
+        self, out: Path, number: int, shard: str, patch_sizes: Sequence[int], width: int
+    ) -> None:
+        self.number, self.shard = number, shard
+        self.vector_files = {size: vector_file(out, size, number) for size in patch_sizes}
+        self.metadata_file = metadata_file(out, number)
+        self.vectors = {
+            size: _NpyWriter(_part(file), width) for size, file in self.vector_files.items()
+        }
+        self.metadata = pq.ParquetWriter(_part(self.metadata_file), METADATA_SCHEMA)
+        self.waiting: list[pa.RecordBatch] = []
+
+    def add(self, batch: EvalBatch, embeds: Mapping[int, Float[np.ndarray, "b d"]]) -> None:
+        """The next rows of the shard."""
+        for size, writer in self.vectors.items():
+            writer.add(embeds[size])
+        columns = {
+            "id": (self.number << 32) + np.asarray(batch.indices, np.int64),
+            "key": batch.keys,
+            "caption": [captions[0] if captions else "" for captions in batch.captions],
+            "shard": [self.shard] * len(batch.keys),
+            "offset": np.asarray(batch.offsets, np.int64),
+            "size": np.asarray(batch.sizes, np.int64),
+        }
+        self.waiting.append(pa.RecordBatch.from_pydict(columns, schema=METADATA_SCHEMA))
+        if sum(map(len, self.waiting)) >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            self.metadata.write_table(pa.Table.from_batches(self.waiting))
+            self.waiting = []
+
+    def finish(self, errors: Mapping[str, int]) -> None:
+        """Write what is left and rename. errors: unreadable images of this shard, by kind."""
+        self._flush()
+        self.metadata.add_key_value_metadata({"errors": json.dumps(dict(errors))})
+        self._close()
+        for file in [*self.vector_files.values(), self.metadata_file]:
+            _part(file).replace(file)
+
+    def _close(self) -> None:
+        self.metadata.close()
+        for writer in self.vectors.values():
+            writer.close()
+
+    def __enter__(self) -> "PartitionWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(file.name + ".part")

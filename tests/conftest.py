@@ -1,0 +1,54 @@
+"""Fixtures: small real shards, a tiny text encoder and a tiny model, all without a network."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PARITY = Path(__file__).parent / "parity"
+TINY_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}"
+"""A real FlexiViT of width 32 and depth 2, 240 px: quick at any patch size."""
+
+
+@pytest.fixture(scope="session")
+def emoji_shards(tmp_path_factory) -> Path:
+    """The default data, a tenth of its concepts or fewer."""
+    from data.emoji import build_emoji
+
+    return build_emoji(tmp_path_factory.mktemp("data") / "emoji", size=96, limit=40)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> str:
+    """A transformers folder with a two-layer BERT of width 32 and a real WordPiece tokenizer."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-text")
+    words = ["a red bicycle", "a happy cat", "two dogs", "an emoji of the sun", "smile"]
+    trainer = BertWordPieceTokenizer()
+    trainer.train_from_iterator(words, vocab_size=200, min_frequency=1, show_progress=False)
+    trainer.save_model(str(folder))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=200, intermediate_size=64, max_position_embeddings=32, **sizes)
+    BertModel(config).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_text):
+    """An untrained `LitModel` at 240 px with patch sizes 48 to 8."""
+    from contrastive import LitModel, load_vision_tower
+    from contrastive.lit import LossConfig, TextSide
+    from contrastive.text import TextConfig, TextEncoder, load_text_tower
+
+    torch.manual_seed(0)
+    tower = load_vision_tower(TINY_TOWER)
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
+    return LitModel(tower, TextSide(encoder, LossConfig())).eval()

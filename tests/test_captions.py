@@ -1,0 +1,66 @@
+"""Captions: which ones a sample has, and which one a step sees."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from data.captions import concept_id, draw_caption, read_captions
+from data.problems import BadSample
+
+
+def as_json(**record: object) -> bytes:
+    return json.dumps(record).encode()
+
+
+def test_a_list_in_the_json_wins_then_the_text_then_img2datasets_caption() -> None:
+    both = as_json(captions=["a cat", " a pet "], caption="old")
+    assert read_captions({"txt": b"text", "json": both}) == ("a cat", "a pet")
+    assert read_captions({"txt": b" text\n", "json": as_json(caption="old")}) == ("text",)
+    assert read_captions({"json": as_json(caption="old", sha256="x")}) == ("old",)
+    assert read_captions({"txt": "﻿mit Umlaut: ä".encode()}) == ("mit Umlaut: ä",)
+
+
+def test_empty_captions_are_left_out_of_a_list() -> None:
+    assert read_captions({"json": as_json(captions=["", "a", " "])}) == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ({}, "no_caption"),
+        ({"json": as_json(width=3)}, "no_caption"),
+        ({"txt": b" \n\t"}, "empty_caption"),
+        ({"json": as_json(captions=["", "  "])}, "empty_caption"),
+        ({"json": as_json(captions=[])}, "empty_caption"),
+        ({"txt": b"caf\xe9"}, "not_utf8"),
+        ({"json": b'{"captions": ["caf\xe9"]}'}, "not_utf8"),
+        ({"json": b'{"captions": ["\\ud800"]}'}, "not_utf8"),
+        ({"txt": b"fine", "json": b"{"}, "bad_json"),
+        ({"json": b"[" * 100_000}, "bad_json"),
+        ({"json": b"[1]"}, "bad_json"),
+        ({"json": as_json(captions=[1, "a"])}, "bad_json"),
+        ({"json": as_json(captions={"a": 1})}, "bad_json"),
+    ],
+)
+def test_bad_captions_are_named_by_kind(members: dict[str, bytes], kind: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        read_captions(members)
+    assert caught.value.kind == kind
+
+
+def test_drawing_is_pure_and_even() -> None:
+    captions = ("a", "b", "c")
+    drawn = [draw_caption(captions, 0, epoch, "key") for epoch in range(3000)]
+    assert drawn == [draw_caption(captions, 0, epoch, "key") for epoch in range(3000)]
+    assert min(Counter(drawn).values()) > 900
+    other_keys = [draw_caption(captions, 0, 0, f"key{i}") for i in range(3000)]
+    assert min(Counter(other_keys).values()) > 900
+    assert drawn != [draw_caption(captions, 1, epoch, "key") for epoch in range(3000)]
+
+
+def test_concepts_are_equal_where_the_lists_are() -> None:
+    assert concept_id(["a", "b"]) == concept_id(("a", "b"))
+    lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], [""]]
+    assert len({concept_id(captions) for captions in lists}) == len(lists)
+    assert all(-(2**63) <= concept_id(captions) < 2**63 for captions in lists)

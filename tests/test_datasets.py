@@ -1,0 +1,85 @@
+"""Evaluation sets on disk: right labels, bad files counted, wrong layouts refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from PIL import Image
+
+from contrastive.lit import LitModel
+from data.errors import UsageError
+from retrieval.datasets import load_dataset
+
+
+def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
+    rng = np.random.default_rng(0)
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{number}.JPEG")
+    return root
+
+
+def test_class_folders_are_named_and_labelled_by_their_sorted_names(
+    tmp_path: Path, tiny_model: LitModel
+) -> None:
+    dataset = load_dataset("folder", make_tree(tmp_path / "pets", ["red_fox", "cat"]))
+    assert dataset.name == "pets"
+    assert dataset.class_names == ["cat", "red fox"]
+    (batch,) = dataset.reader(tiny_model.transform, num_workers=0)
+    assert batch.labels.tolist() == [0, 0, 1, 1]
+    assert [Path(key).parent.name for key in batch.keys] == ["cat"] * 2 + ["red_fox"] * 2
+    assert batch.images is not None
+    assert batch.images.shape == (4, 3, tiny_model.image_size, tiny_model.image_size)
+
+
+def test_imagenet_folders_get_imagenets_labels(tmp_path: Path, tiny_model: LitModel) -> None:
+    root = make_tree(tmp_path / "val", ["n02124075", "n01440764"], 1).parent
+    dataset = load_dataset("imagenet", root)
+    assert len(dataset.class_names) == 1000
+    assert len(dataset.templates) == 80
+    (batch,) = dataset.reader(tiny_model.transform, num_workers=0)
+    labels = batch.labels.tolist()
+    assert labels == [0, 285]
+    assert [open_clip.IMAGENET_CLASSNAMES[label] for label in labels] == ["tench", "Egyptian Mau"]
+
+
+def test_unreadable_files_are_counted_or_named(tmp_path: Path, tiny_model: LitModel) -> None:
+    root = make_tree(tmp_path / "set", ["cat", "dog"])
+    (root / "cat" / "1.JPEG").write_bytes(b"no picture")
+    dataset = load_dataset("folder", root)
+    reader = dataset.reader(tiny_model.transform, batch_size=1, num_workers=0)
+    assert [batch.labels.tolist() for batch in reader] == [[0], [1], [1]]
+    assert reader.errors == {"not_an_image": 1}
+    with pytest.raises(UsageError, match=r"cat/1\.JPEG"):
+        list(dataset.reader(tiny_model.transform, num_workers=0, on_error="raise"))
+
+
+@pytest.mark.parametrize("layout", ["missing", "no folders", "empty class", "not imagenet"])
+def test_wrong_layouts_name_the_path_and_what_was_expected(layout: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    if layout == "missing":
+        kind, message = "folder", "is not a folder"
+    elif layout == "no folders":
+        root.mkdir()
+        kind, message = "folder", "one folder of images per class"
+    elif layout == "empty class":
+        make_tree(root, ["cat"])
+        (root / "dog").mkdir()
+        kind, message = "folder", "dog holds no images"
+    else:
+        make_tree(root, ["cat"])
+        kind, message = "imagenet", "cat is not one of ImageNet's"
+    with pytest.raises(UsageError, match=message):
+        load_dataset(kind, root)
+
+
+def test_shards_without_class_names_are_refused(emoji_shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(emoji_shards / "heldout_style", tmp_path / "copy")
+    assert load_dataset("shards", copy).num_images() > 0
+    (copy / "classnames.txt").unlink()
+    with pytest.raises(UsageError, match=r"has no classnames\.txt"):
+        load_dataset("shards", copy)

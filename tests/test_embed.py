@@ -1,0 +1,234 @@
+"""Bulk embedding: right rows in clip-retrieval's files, restartable, bad images counted."""
+
+import io
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from contrastive.lit import LitModel
+from data.errors import UsageError
+from data.images import decode_image
+from data.problems import SampleError
+from data.shards import expand_shards
+from retrieval.datasets import load_dataset
+from retrieval.embed import embed_shards
+from retrieval.evaluate import evaluate
+from retrieval.partitions import open_vectors
+from retrieval.report import Report
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_shard(path: Path, samples: dict[str, bytes]) -> str:
+    """A tar of KEY.png and KEY.txt."""
+    with tarfile.open(path, "w") as tar:
+        for key, image in samples.items():
+            for name, data in ((f"{key}.png", image), (f"{key}.txt", f"caption of {key}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    """Three shards of 5, 3 and 4 pictures."""
+    sizes = {"a": 5, "b": 3, "c": 4}
+    return [
+        write_shard(
+            tmp_path / f"{name}.tar", {f"{name}{i}": png(100 * n + i) for i in range(count)}
+        )
+        for n, (name, count) in enumerate(sizes.items())
+    ]
+
+
+def read_all(out: Path, patch_size: int) -> tuple[np.ndarray, dict[str, list]]:
+    files = sorted((out / "metadata").glob("metadata_*.parquet"))
+    vectors = [open_vectors(out, patch_size, number) for number in range(len(files))]
+    columns = [pq.read_table(file).to_pydict() for file in files]
+    return np.concatenate(vectors), {
+        name: [value for part in columns for value in part[name]] for name in columns[0]
+    }
+
+
+def test_rows_are_the_embeddings_of_the_pictures_they_name(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    sizes = tiny_model.patch_sizes[:2]
+    out = tmp_path / "out"
+    manifest = embed_shards(tiny_model, shards, sizes, out, batch_size=2, num_workers=0)
+    assert manifest["count"] == 12
+    for size in sizes:
+        vectors, rows = read_all(out, size)
+        assert vectors.dtype == np.float32
+        assert rows["key"] == [
+            f"{n}{i}" for n, c in (("a", 5), ("b", 3), ("c", 4)) for i in range(c)
+        ]
+        assert rows["caption"][3] == "caption of a3"
+        assert len(set(rows["id"])) == 12
+        for vector, shard, offset, length in zip(
+            vectors, rows["shard"], rows["offset"], rows["size"], strict=True
+        ):
+            data = Path(shard).read_bytes()[offset : offset + length]
+            expected = tiny_model.encode_image([decode_image(data, 10_000)], patch_size=size)
+            torch.testing.assert_close(torch.tensor(vector)[None], expected, rtol=0, atol=2e-5)
+
+
+def test_interrupted_work_continues_at_the_first_missing_partition(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size = tiny_model.patch_sizes[:1]
+    good = Path(shards[1]).read_bytes()
+    expected = embed_shards(tiny_model, shards, size, tmp_path / "whole", num_workers=0)
+    write_shard(Path(shards[1]), {"b0": png(100), "b1": b"no picture", "b2": png(102)})
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(SampleError, match="b1"):
+        embed_shards(tiny_model, shards, size, out, num_workers=0, on_error="raise")
+    assert not out.exists()
+    first = partial / "metadata" / "metadata_0000.parquet"
+    kept = first.stat().st_ino, first.stat().st_mtime_ns
+    Path(shards[1]).write_bytes(good)
+    assert embed_shards(tiny_model, shards, size, out, num_workers=0) == expected
+    first = out / "metadata" / "metadata_0000.parquet"
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == kept
+    assert not partial.exists()
+    assert not list(out.rglob("*.part"))
+    np.testing.assert_array_equal(
+        read_all(out, size[0])[0], read_all(tmp_path / "whole", size[0])[0]
+    )
+
+
+def test_bad_images_are_skipped_and_counted_by_kind(tiny_model: LitModel, tmp_path: Path) -> None:
+    samples = {"a": png(0), "b": b"no picture", "c": png(1)[:-900], "d": png(2)}
+    mixed = write_shard(tmp_path / "mixed.tar", samples)
+    hopeless = write_shard(tmp_path / "hopeless.tar", {"x": b"nothing"})
+    cut = write_shard(tmp_path / "cut.tar", {"e": png(3), "f": png(4)})
+    Path(cut).write_bytes(Path(cut).read_bytes()[: 512 + 2 * len(png(3))])
+    size = tiny_model.patch_sizes[0]
+    out = tmp_path / "out"
+    manifest = embed_shards(tiny_model, [mixed, hopeless, cut], [size], out, num_workers=0)
+    assert read_all(out, size)[1]["key"][:2] == ["a", "d"]
+    assert [p["count"] for p in manifest["partitions"]] == [2, 0, 1]
+    assert manifest["errors"]["not_an_image"] == 2
+    assert manifest["errors"]["truncated_image"] == 1
+    assert manifest["errors"]["truncated"] == 1
+    assert open_vectors(out, size, 1).shape == (0, tiny_model.embed_dim)
+
+
+def test_finished_work_is_returned_and_other_work_is_refused(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    sizes, out = tiny_model.patch_sizes[:2], tmp_path / "out"
+    embed_shards(tiny_model, shards, sizes, out, num_workers=0)
+    written = (out / "manifest.json").stat().st_mtime_ns
+    again = embed_shards(tiny_model, shards, sizes, out, num_workers=0)
+    assert again["count"] == 12
+    assert (out / "manifest.json").stat().st_mtime_ns == written
+    with pytest.raises(UsageError, match="patch sizes"):
+        embed_shards(tiny_model, shards, sizes[:1], out, num_workers=0)
+    with pytest.raises(UsageError, match="shards"):
+        embed_shards(tiny_model, shards[:2], sizes, out, num_workers=0)
+
+
+def test_impossible_patch_size_is_refused_before_anything_is_written(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="patch size 31"):
+        embed_shards(tiny_model, shards, [31], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_launch_names_the_pattern_that_matches_nothing(
+    tiny_model: LitModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--model", "m", "--shards", f"{tmp_path}/none-*.tar", "--out", "o"]
+    monkeypatch.setattr(sys, "argv", ["embed.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(LAUNCH / "embed.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert "none-*.tar" in capsys.readouterr().err
+
+
+DRIVER = """
+import json, sys
+from contrastive.distributed import init_from_launcher, is_main, shutdown
+from contrastive.lit import LitModel
+from data.shards import expand_shards
+from retrieval import Report, embed_shards, evaluate, load_dataset
+
+init_from_launcher()
+model_dir, data, out, *sizes = sys.argv[1:]
+sizes = [int(size) for size in sizes]
+model = LitModel.from_pretrained(model_dir)
+shards = expand_shards([data + "/*.tar"])
+embed_shards(model, shards, sizes, out + "/embeddings", num_workers=0)
+result = evaluate(model, load_dataset("shards", data), sizes, recall=True, num_workers=0)
+if is_main():
+    with open(out + "/result.json", "w") as file:
+        json.dump(Report("", [], [result]).to_json()["datasets"], file)
+shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_process_gives(
+    tiny_model: LitModel, emoji_shards: Path, tmp_path: Path
+) -> None:
+    """Three shards on two ranks, started as the deepspeed launcher starts them."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    sizes = tiny_model.patch_sizes[:2]
+    data = str(emoji_shards / "heldout_captions")
+    arguments = [str(tmp_path / "model"), data, str(tmp_path), *map(str, sizes)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        environment = os.environ | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, "-c", DRIVER, f"--local_rank={rank}", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    alone = tmp_path / "alone"
+    embed_shards(tiny_model, expand_shards([data + "/*.tar"]), sizes, alone, num_workers=0)
+    dataset = load_dataset("shards", data)
+    result = evaluate(tiny_model, dataset, sizes, recall=True, num_workers=0)
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    for size in sizes:
+        vectors, rows = read_all(alone, size)
+        other_vectors, other_rows = read_all(tmp_path / "embeddings", size)
+        np.testing.assert_allclose(vectors, other_vectors, rtol=0, atol=1e-5)
+        assert rows == other_rows
+    shared = json.loads((tmp_path / "result.json").read_text())
+    assert shared == json.loads(json.dumps(Report("", [], [result]).to_json()["datasets"]))
+    assert shared[0]["num_images"] == len(rows["id"])

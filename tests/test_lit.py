@@ -1,0 +1,110 @@
+"""The model: unit norms, batching, saving, and the text towers it can carry."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from contrastive import LitModel
+from contrastive.lit import LossConfig, TextSide
+from contrastive.text import TextConfig, TextEncoder, load_text_tower
+from data.errors import UsageError
+
+TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
+
+
+def test_embeddings_have_unit_norm_at_every_patch_size(tiny_model):
+    images = torch.randn(2, 3, 240, 240)
+    for patch_size in tiny_model.patch_sizes:
+        norms = tiny_model.encode_image(images, patch_size=patch_size).norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones(2))
+    torch.testing.assert_close(tiny_model.encode_text(TEXTS).norm(dim=-1), torch.ones(3))
+
+
+def test_pictures_of_any_shape_are_taken(tiny_model):
+    pictures = [Image.new("RGB", (300, 200), "red"), Image.new("L", (50, 260), 7)]
+    embeds = tiny_model.encode_image(pictures, patch_size=48)
+    pixels = torch.stack([tiny_model.transform(p) for p in pictures])
+    torch.testing.assert_close(embeds, tiny_model.encode_image(pixels, patch_size=48))
+
+
+def test_unequal_lengths_in_a_batch_do_not_change_an_embedding(tiny_model):
+    together = tiny_model.encode_text(TEXTS)
+    alone = torch.cat([tiny_model.encode_text([text]) for text in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_encoding_leaves_the_training_mode_alone(tiny_model):
+    tiny_model.text.train()
+    tiny_model.encode_text(["a cat"])
+    assert tiny_model.text.training
+    assert not tiny_model.vision.training
+    tiny_model.eval()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "eos"])
+def test_saved_model_loads_equal(pooling, tiny_model, tiny_text, tmp_path):
+    tower = load_text_tower(TextConfig(tower=tiny_text, pooling=pooling))
+    text = TextSide(TextEncoder(tower, tiny_model.embed_dim), LossConfig(kind="softmax"))
+    model = LitModel(tiny_model.vision, text).eval()
+    model.feature_mean.normal_()
+    model.save_pretrained(tmp_path / "model")
+    again = LitModel.from_pretrained(tmp_path / "model")
+    images = torch.randn(2, 3, 240, 240)
+    assert torch.equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
+    assert torch.equal(again.encode_image(images, 48), model.encode_image(images, 48))
+    assert again.image_fingerprint == model.image_fingerprint
+    assert again.text_fingerprint == model.text_fingerprint
+    assert again.patch_sizes == model.patch_sizes
+    assert not list((tmp_path / "model").glob("*.bin"))
+
+
+def test_open_clip_text_tower_saves_and_loads(tiny_model, tmp_path):
+    tower = load_text_tower(TextConfig(tower="open_clip:ViT-S-32-alt", context_length=16))
+    model = LitModel(tiny_model.vision, TextSide(TextEncoder(tower, 32), LossConfig())).eval()
+    model.save_pretrained(tmp_path / "model")
+    again = LitModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
+    torch.testing.assert_close(
+        model.encode_text(TEXTS)[:1], model.encode_text(TEXTS[:1]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_text_towers_have_no_dropout_unless_asked(tiny_text):
+    assert load_text_tower(TextConfig(tower=tiny_text)).net.config.hidden_dropout_prob == 0
+    asked = load_text_tower(TextConfig(tower=tiny_text, dropout=0.3))
+    assert asked.net.config.hidden_dropout_prob == 0.3
+
+
+def test_image_fingerprint_ignores_the_text_tower(tiny_model, tiny_text):
+    torch.manual_seed(1)
+    text = TextSide(
+        TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32), LossConfig()
+    )
+    other = LitModel(tiny_model.vision, text)
+    assert other.image_fingerprint == tiny_model.image_fingerprint
+    assert other.text_fingerprint != tiny_model.text_fingerprint
+    other.feature_mean[0] += 1
+    assert other.image_fingerprint != tiny_model.image_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("tower", "sentence"),
+    [
+        ("bert", "unknown text tower 'bert'; allowed: minilm, hf:"),
+        ("open_clip:none", "unknown open_clip text tower 'none'"),
+        ("hf:/no/such/folder", "cannot load text tower 'hf:/no/such/folder'"),
+    ],
+)
+def test_unknown_text_towers_are_one_sentence(tower, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        load_text_tower(TextConfig(tower=tower))
+
+
+def test_folders_that_are_no_model_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="not a model folder"):
+        LitModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(UsageError, match="format 1"):
+        LitModel.from_pretrained(tmp_path)

@@ -1,0 +1,74 @@
+"""The table per patch size: nothing gets lost on the way to text, JSON and plot."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from contrastive.lit import LitModel
+from retrieval.metrics import Estimate, Recall
+from retrieval.report import DatasetResult, PatchCost, Report, measure_costs
+
+
+@pytest.fixture
+def report() -> Report:
+    costs = [
+        PatchCost(56, 17, 0.79, (131.0, 120.0, 140.0)),
+        PatchCost(28, 65, 3.1, (41.0, 40.0, 42.0)),
+    ]
+    accuracy = {
+        56: {1: Estimate(0.22, 0.0125), 5: Estimate(0.44, 0.013)},
+        28: {1: Estimate(0.29, 0.0131), 5: Estimate(0.49, math.nan)},
+    }
+    recall = {size: Recall({1: Estimate(0.1, 0.01)}, {1: Estimate(0.3, 0.02)}) for size in (56, 28)}
+    captions = DatasetResult("held-out captions", 987, 329, {}, accuracy, recall)
+    style = DatasetResult("held-out style", 872, 1644, {"not_an_image": 2}, accuracy)
+    return Report("runs/demo/model", costs, [captions, style])
+
+
+def test_text_has_every_number_in_aligned_columns(report: Report) -> None:
+    text = report.text()
+    for part in ("22.0 ±1.2", "29.0 ±1.3", "49.0", "10.0 ±1.0", "30.0 ±2.0", "131", "0.79"):
+        assert part in text
+    assert "held-out style: 872 images, 1,644 classes (chance 0.061%); not read" in text
+    heads, _, *rows = text.split("\n\n")[0].splitlines()[1:]
+    assert {len(row) for row in rows} == {len(heads)}
+
+
+def test_markdown_tables_have_one_row_per_patch_size(report: Report) -> None:
+    rows = [line for line in report.markdown().splitlines() if line.startswith("| ")]
+    accuracy, recall = rows[:4], rows[4:]
+    assert [row.split(" | ")[0] for row in accuracy] == ["| patch", "| ---:", "| 56", "| 28"]
+    assert len(recall) == 4
+    assert {row.count("|") for row in accuracy} == {9}
+
+
+def test_saved_json_holds_values_errors_and_spread(report: Report, tmp_path) -> None:
+    files = report.save(tmp_path / "out")
+    assert {f.name for f in files} == {"report.json", "report.md", "report.txt", "accuracy.png"}
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["format"] == 1
+    speed = saved["patch_sizes"][0]["images_per_second"]
+    assert speed == {"median": 131.0, "min": 120.0, "max": 140.0}
+    captions, style = saved["datasets"]
+    assert captions["accuracy"]["28"]["top5"] == {"value": 0.49, "standard_error": None}
+    assert captions["recall"]["56"]["text_to_image"]["recall1"]["value"] == 0.3
+    assert style["errors"] == {"not_an_image": 2}
+
+
+def test_plot_is_a_picture_with_something_in_it(report: Report, tmp_path) -> None:
+    with Image.open(report.plot(tmp_path / "plot.png")) as picture:
+        assert min(picture.size) >= 600
+        assert len(set(picture.convert("L").tobytes())) > 20
+
+
+def test_finer_patches_cost_more(tiny_model: LitModel) -> None:
+    sizes = tiny_model.patch_sizes[:3]
+    costs = measure_costs(tiny_model, sizes, batch_size=4, repeats=2)
+    assert [c.patch_size for c in costs] == list(sizes)
+    assert [c.tokens for c in costs] == sorted({c.tokens for c in costs})
+    assert [c.gflops for c in costs] == sorted({c.gflops for c in costs})
+    for cost in costs:
+        median, low, high = cost.images_per_second
+        assert 0 < low <= median <= high

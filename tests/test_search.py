@@ -1,0 +1,157 @@
+"""Search by words and pictures over real drawings, the contact sheet and the command line."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageFont
+
+from contrastive.lit import LitModel
+from data.errors import UsageError
+from data.shards import expand_shards
+from retrieval.embed import embed_shards
+from retrieval.search import Hit, Searcher
+from retrieval.sheet import contact_sheet, wrap
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+@pytest.fixture(scope="module")
+def index(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    tiny_model.save_pretrained(folder / "model")
+    shards = expand_shards([f"{emoji_shards}/heldout_captions/*.tar"])
+    embed_shards(
+        tiny_model,
+        shards,
+        tiny_model.patch_sizes[:2],
+        folder / "embeddings",
+        num_workers=0,
+        model_dir=folder / "model",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ["--embeddings", str(folder / "embeddings"), "--out", str(folder / "index")]
+        patch.setattr(sys, "argv", ["index.py", *arguments, "--device", "cpu"])
+        runpy.run_path(str(LAUNCH / "index.py"), run_name="__main__")
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def searcher(index: Path, tiny_model: LitModel) -> Searcher:
+    return Searcher.load(index, tiny_model, device="cpu")
+
+
+def test_a_picture_finds_itself_at_every_patch_size(searcher: Searcher) -> None:
+    (hits,) = searcher.search(["anything"], k=5)
+    pictures = [hit.image() for hit in hits]
+    for size in searcher.patch_sizes:
+        found = searcher.search(pictures, k=1, patch_size=size)
+        assert [row[0].id for row in found] == [hit.id for hit in hits]
+        assert all(row[0].similarity == pytest.approx(1, abs=1e-4) for row in found)
+
+
+def test_hits_are_the_most_similar_images_to_the_text(
+    searcher: Searcher, tiny_model: LitModel
+) -> None:
+    everything = searcher.search(["a cat"], k=2048)[0]
+    assert len(everything) == len(searcher.metadata)  # fewer than k: what there is
+    text = tiny_model.encode_text(["a cat"])
+    finest = min(searcher.patch_sizes)
+    images = tiny_model.encode_image([hit.image() for hit in everything], patch_size=finest)
+    expected = (images @ text.T)[:, 0]
+    for hit, similarity in zip(everything, expected.tolist(), strict=True):
+        assert hit.similarity == pytest.approx(similarity, abs=1e-4)
+    assert [h.id for h in searcher.search(["a cat"], k=3)[0]] == [h.id for h in everything[:3]]
+
+
+def test_each_query_gets_its_own_row(searcher: Searcher) -> None:
+    together = searcher.search(["a cat", "rain"], k=4)
+    alone = [searcher.search([query], k=4)[0] for query in ("a cat", "rain")]
+    assert [[h.id for h in row] for row in together] == [[h.id for h in row] for row in alone]
+    assert searcher.search([], k=4) == []
+
+
+def test_impossible_requests_say_what_is_allowed(searcher: Searcher) -> None:
+    with pytest.raises(UsageError, match="allowed: 1 to 2048"):
+        searcher.search(["a cat"], k=0)
+    sizes = ", ".join(map(str, searcher.patch_sizes))
+    with pytest.raises(UsageError, match=f"allowed: {sizes}"):
+        searcher.search(["a cat"], patch_size=7)
+
+
+def test_index_of_another_tower_is_refused_but_another_text_tower_is_not(
+    index: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(tmp_path / "model")
+    other.text.logit_scale.data += 1
+    Searcher.load(index, other)
+    other.feature_mean += 1
+    with pytest.raises(UsageError, match="another image tower"):
+        Searcher.load(index, other)
+
+
+def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no index"):
+        Searcher.load(tmp_path)
+
+
+def test_contact_sheet_shows_every_picture_once(searcher: Searcher, tmp_path: Path) -> None:
+    hits = searcher.search(["a cat", "rain"], k=6)
+    sheet = contact_sheet(["a cat", "rain"], hits, tmp_path / "hits.png")
+    with Image.open(tmp_path / "hits.png") as written:
+        assert not ImageChops.difference(written.convert("RGB"), sheet).getbbox()
+    one = contact_sheet(["a cat"], hits[:1], tmp_path / "one.png")
+    assert one.width == sheet.width
+    assert sheet.height > 1.8 * one.height
+
+
+@pytest.mark.parametrize("count", [0, 1, 11])
+def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) -> None:
+    lost = Hit(1, 0.5, "key", "a caption " * 20, "/nowhere/at-all.tar", 0, 10)
+    for queries in (1, 20):
+        sheet = contact_sheet(
+            ["query " * 50] * queries, [[lost] * count] * queries, tmp_path / "s.png"
+        )
+        assert min(sheet.size) > 100
+
+
+def test_wrapped_lines_fit() -> None:
+    font = ImageFont.load_default(16)
+    for text in ("", "cat", "a man in a motorised wheelchair facing right", "Donaudampfschiff" * 5):
+        lines = wrap(text, font, 120, 2)
+        assert 1 <= len(lines) <= 2
+        assert all(font.getlength(line) <= 120 for line in lines)
+        assert text.startswith(" ".join(lines).rstrip("…"))
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
+    runpy.run_path(str(LAUNCH / "search.py"), run_name="__main__")
+
+
+def test_command_line_prints_json_and_draws(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "hits.png"
+    arguments = ["--index", str(index), "a cat", "rain", "-k", "3", "--json"]
+    launch(monkeypatch, *arguments, "--picture", str(picture))
+    found = json.loads(capsys.readouterr().out)
+    assert [row["query"] for row in found] == ["a cat", "rain"]
+    assert [len(row["hits"]) for row in found] == [3, 3]
+    assert {"id", "key", "caption", "similarity", "shard"} <= set(found[0]["hits"][0])
+    assert picture.is_file()
+
+
+def test_command_line_refuses_in_one_sentence(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--index", "nowhere", "a cat"], ["--index", str(index)]):
+        with pytest.raises(SystemExit) as stop:
+            launch(monkeypatch, *arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert error.strip()

@@ -1,0 +1,300 @@
+"""Shards: patterns, indices, and every way a tar can be wrong."""
+
+import gzip
+import io
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from shard_maker import png, sample, write_shards, write_tar
+
+from data.errors import UsageError
+from data.problems import Problem
+from data.shards import (
+    ShardIndex,
+    expand_shards,
+    is_local,
+    iter_stream,
+    load_index,
+    load_summaries,
+    read_member,
+)
+from data.tar import Located
+
+
+def read_all(shard: str, **options: str) -> tuple[list[str], dict[str, int]]:
+    """Keys and problems by random access; reading forward must say the same."""
+    index = load_index(shard, **options)
+    forward = list(iter_stream(shard))
+    samples = [item for item in forward if isinstance(item, Located)]
+    kinds = [item.kind for item in forward if isinstance(item, Problem)]
+    assert [item.key for item in samples] == index.keys
+    assert {kind: kinds.count(kind) for kind in kinds} == index.problems
+    with open(shard, "rb") as file:
+        for row, item in enumerate(samples):
+            offset, size = int(index.image_offset[row]), int(index.image_size[row])
+            assert item.spans[item.image_ext] == (offset, size)
+            assert read_member(file, offset, size) == item.payloads[item.image_ext]
+            present = {
+                ext
+                for ext, start in zip(("txt", "json", "cls"), index.text_offset[row], strict=True)
+                if start >= 0
+            }
+            assert present == set(item.payloads) - {item.image_ext}
+    return index.keys, index.problems
+
+
+def test_index_equals_what_tarfile_finds(tmp_path: Path) -> None:
+    members = [*sample("a", 1), *sample("dir.d/b", 2, ["x", "y"]), ("dir.d/b.cls", b"3")]
+    shard = write_tar(tmp_path / "0.tar", members)
+    index = load_index(shard)
+    assert index.keys == ["a", "dir.d/b"]
+    assert index.image_exts == ["png", "png"]
+    with tarfile.open(shard) as tar:
+        found = {info.name: (info.offset_data, info.size) for info in tar}
+    assert found["a.png"] == (index.image_offset[0], index.image_size[0])
+    assert found["a.txt"] == (index.text_offset[0, 0], index.text_size[0, 0])
+    assert found["dir.d/b.json"] == (index.text_offset[1, 1], index.text_size[1, 1])
+    assert found["dir.d/b.cls"] == (index.text_offset[1, 2], index.text_size[1, 2])
+    assert read_all(shard) == (["a", "dir.d/b"], {})
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_in_every_tar_format(tmp_path: Path, format: int) -> None:
+    long = "/".join(["folder" * 5] * 4) + "/" + "k" * 60
+    keys = [long, "käse/ключ", "plain", "./dotted"]
+    if format != tarfile.USTAR_FORMAT:
+        keys.append("x" * 300)
+    members = [member for i, key in enumerate(keys) for member in sample(key, i)]
+    shard = write_tar(tmp_path / "0.tar", members, format=format, encoding="utf-8")
+    assert read_all(shard) == (keys, {})
+
+
+def test_links_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo("a.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        for name in ("README", "a.md", "__meta__/a.json", "._a.png", "a.seg.npy"):
+            info = tarfile.TarInfo(name)
+            info.size = 700
+            tar.addfile(info, io.BytesIO(bytes(700)))
+        for name, data in sample("b", 1):
+            info = tarfile.TarInfo(name.upper() if name.endswith("png") else name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    keys, problems = read_all(str(path))
+    assert (keys, problems) == (["B"], {"no_image": 1})  # b.txt: keys differ by case
+
+
+def test_truncation_keeps_every_sample_that_is_complete(tmp_path: Path) -> None:
+    whole = Path(write_shards(tmp_path, [4])[0]).read_bytes()
+    index = load_index(str(tmp_path / "0000.tar"))
+    ends = [int(index.text_offset[i, 0] + index.text_size[i, 0]) for i in range(4)]
+    rng = np.random.default_rng(0)
+    for cut in [
+        0,
+        1,
+        511,
+        512,
+        *ends,
+        *(end - 1 for end in ends),
+        *rng.integers(0, len(whole), 40),
+    ]:
+        shard = tmp_path / f"cut{cut}.tar"
+        shard.write_bytes(whole[:cut])
+        keys, problems = read_all(str(shard))
+        complete = [key for key, end in zip(index.keys, ends, strict=True) if end <= cut]
+        assert keys[: len(complete)] == complete
+        assert len(keys) <= len(complete) + 1  # one more where only its text is lost
+        if cut < index_end(whole):
+            assert problems == {"truncated": 1}
+
+
+def index_end(data: bytes) -> int:
+    """Where the end-of-archive marker starts, plus the one block that a reader needs."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        tar.getmembers()
+        return tar.offset - 512 if data[tar.offset - 512 : tar.offset] == bytes(512) else tar.offset
+
+
+def test_a_damaged_header_ends_the_archive_where_it_is(tmp_path: Path) -> None:
+    path = Path(write_shards(tmp_path, [4])[0])
+    index = load_index(str(path))
+    data = bytearray(path.read_bytes())
+    data[int(index.image_offset[2]) - 512] ^= 1
+    path.write_bytes(data)
+    assert read_all(str(path)) == (index.keys[:2], {"truncated": 1})
+
+
+def test_files_that_are_no_tars(tmp_path: Path) -> None:
+    for name, data in {"a": b"<html>" * 500, "b": png(0) * 3}.items():
+        (tmp_path / name).write_bytes(data)
+        assert read_all(str(tmp_path / name)) == ([], {"not_a_tar": 1})
+
+
+def test_of_duplicate_keys_the_first_is_kept(tmp_path: Path) -> None:
+    members = [*sample("a", 1), *sample("b", 2), *sample("a", 3), *sample("c", 4), *sample("c", 5)]
+    shard = write_tar(tmp_path / "0.tar", members)
+    assert read_all(shard) == (["a", "b", "c"], {"duplicate_key": 2})
+    (first,) = [s for s in iter_stream(shard) if isinstance(s, Located) and s.key == "c"]
+    assert first.payloads["png"] == png(4)
+
+
+def test_samples_without_an_image_and_bad_names_are_counted(tmp_path: Path) -> None:
+    odd = ("caf\udce9.png", png(1))
+    members = [("a.txt", b"x"), odd, *sample("b", 1), ("c\n.png", png(2)), ("d.png", b"")]
+    shard = write_tar(tmp_path / "0.tar", members, encoding="utf-8", errors="surrogateescape")
+    keys, problems = read_all(shard)
+    assert keys == ["b", "d"]
+    assert problems == {"no_image": 1, "not_utf8": 1, "bad_key": 1}
+
+
+def test_random_damage_never_hangs_or_escapes(tmp_path: Path) -> None:
+    whole = Path(write_shards(tmp_path, [3])[0]).read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(100):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data) // 512, 4):
+            data[place * 512 + rng.integers(0, 160)] = rng.integers(0, 256)
+        shard = tmp_path / f"{trial}.tar"
+        shard.write_bytes(data)
+        read_all(str(shard))
+
+
+def test_an_index_is_reused_until_the_shard_changes(tmp_path: Path) -> None:
+    shard = write_shards(tmp_path, [2])[0]
+    load_index(shard)
+    file = tmp_path / "0000.index.parquet"
+    built, data = file.stat(), file.read_bytes()
+    assert load_index(shard).keys == ["s0_000", "s0_001"]
+    assert file.stat().st_mtime_ns == built.st_mtime_ns
+    write_tar(Path(shard), [*sample("x", 1), *sample("y", 2), *sample("z", 3)])
+    assert load_index(shard).keys == ["x", "y", "z"]
+    os.utime(shard, ns=(1, 1))
+    assert load_index(shard).keys == ["x", "y", "z"]
+    assert file.read_bytes() != data
+
+
+@pytest.mark.parametrize("junk", [b"", b"PAR1junkPAR1", None])
+def test_an_unusable_index_is_built_anew(tmp_path: Path, junk: bytes | None) -> None:
+    shard, other = write_shards(tmp_path, [2, 3])
+    if junk is None:  # another shard's
+        load_index(other)
+        junk = (tmp_path / "0001.index.parquet").read_bytes()
+    (tmp_path / "0000.index.parquet").write_bytes(junk)
+    assert load_summaries([shard])[0].num_samples == 2
+    assert len(load_index(shard)) == 2
+
+
+def test_where_the_folder_cannot_be_written_the_users_cache_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "shards").mkdir()
+    shard = write_shards(tmp_path / "shards", [2])[0]
+    (tmp_path / "shards" / "0000.index.parquet").mkdir()  # nothing can be renamed to this name
+    assert len(load_index(shard)) == 2
+    assert len(list((tmp_path / "cache").rglob("0000-*.index.parquet"))) == 1
+    assert sorted(os.listdir(tmp_path / "shards")) == ["0000.index.parquet", "0000.tar"]
+    explicit = tmp_path / "explicit"
+    assert len(load_index(shard, str(explicit))) == 2
+    assert len(list(explicit.iterdir())) == 1
+
+
+def test_concurrent_builders_all_get_the_whole_index(tmp_path: Path) -> None:
+    shard = write_shards(tmp_path, [30])[0]
+    start = threading.Barrier(8)
+
+    def build() -> ShardIndex:
+        start.wait()
+        return load_index(shard)
+
+    with ThreadPoolExecutor(8) as pool:
+        indices = [future.result() for future in [pool.submit(build) for _ in range(8)]]
+    assert all(index.keys == indices[0].keys for index in indices)
+    assert sorted(os.listdir(tmp_path)) == ["0000.index.parquet", "0000.tar"]
+
+
+def test_building_an_index_reads_headers_only(tmp_path: Path) -> None:
+    members = [("a.png", bytes(50_000_000)), *sample("b", 1)]
+    shard = write_tar(tmp_path / "0.tar", members)
+    with open("/proc/self/io") as io_before:
+        before = int(io_before.readline().split()[1])
+    assert load_index(shard).keys == ["a", "b"]
+    with open("/proc/self/io") as io_after:
+        assert int(io_after.readline().split()[1]) - before < 1_000_000
+
+
+def test_patterns_expand_braces_and_globs_in_order(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [1] * 4)
+    assert expand_shards([f"{tmp_path}/{{0000..0002}}.tar"]) == shards[:3]
+    assert expand_shards([f"{tmp_path}/*.tar"]) == shards
+    assert expand_shards([f"{tmp_path}/*3.tar", f"{tmp_path}/*.tar"]) == [shards[3], *shards[:3]]
+    assert expand_shards([f"file://{shards[0]}"]) == [shards[0]]
+    strange = write_tar(tmp_path / "x[1]{2}.tar", sample("a", 1))
+    assert expand_shards([strange]) == [strange]
+
+
+@pytest.fixture
+def memory_shards(tmp_path: Path) -> Iterator[list[str]]:
+    fs = fsspec.filesystem("memory")
+    for shard in write_shards(tmp_path, [2, 1]):
+        fs.pipe(f"/remote/{Path(shard).name}", Path(shard).read_bytes())
+    yield ["memory:///remote/0000.tar", "memory:///remote/0001.tar"]
+    fs.rm("/remote", recursive=True)
+
+
+def test_remote_shards_are_globbed_and_read_forward(memory_shards: list[str]) -> None:
+    found = expand_shards(["memory://remote/*.tar"])
+    assert [Path(url).name for url in found] == ["0000.tar", "0001.tar"]
+    assert not any(map(is_local, found))
+    items = [item for url in found for item in iter_stream(url)]
+    assert [item.key for item in items] == ["s0_000", "s0_001", "s1_000"]
+
+
+def test_compressed_shards_are_streams(tmp_path: Path) -> None:
+    plain = write_shards(tmp_path, [2])[0]
+    packed = f"{plain}.gz"
+    Path(packed).write_bytes(gzip.compress(Path(plain).read_bytes()))
+    assert not is_local(packed)
+    assert [item.key for item in iter_stream(packed)] == ["s0_000", "s0_001"]
+
+
+def test_a_program_that_fails_is_an_error_and_not_a_short_shard(tmp_path: Path) -> None:
+    shard = write_shards(tmp_path, [2])[0]
+    with pytest.raises(OSError, match="exit 3"):
+        list(iter_stream(f"pipe:cat {shard}; exit 3", allow_pipe=True))
+
+
+def test_programs_run_only_when_allowed(tmp_path: Path) -> None:
+    shard = write_shards(tmp_path, [2])[0]
+    with pytest.raises(UsageError, match="allow_pipe"):
+        expand_shards([f"pipe:cat {shard}"])
+    with pytest.raises(UsageError, match="allow_pipe"):
+        list(iter_stream(f"pipe:cat {shard}"))
+    (pipe,) = expand_shards([f"pipe:cat {shard}"], allow_pipe=True)
+    assert [item.key for item in iter_stream(pipe, allow_pipe=True)] == ["s0_000", "s0_001"]
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{0000..0001}.tar", "0009.tar"])
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "0000.tar").touch()
+    folder = tmp_path / "none" if pattern == "*.tar" else tmp_path
+    with pytest.raises(UsageError, match="no shard matches"):
+        expand_shards([f"{folder}/{pattern}"])
+
+
+def test_other_unusable_patterns_are_named() -> None:
+    with pytest.raises(UsageError, match="no shards were given"):
+        expand_shards([])
+    with pytest.raises(UsageError, match="nosuch"):
+        expand_shards(["nosuch://bucket/*.tar"])

@@ -1,0 +1,234 @@
+"""Image towers: parity with the programs their weights come from, and what locking promises."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from contrastive import load_vision_tower
+from contrastive.vision import TowerConfig, VisionTower, build_vision_tower, save_vision_tower
+from contrastive.vision_sources import dinov2s_file
+from data.errors import UsageError
+
+PARITY = Path(__file__).parent / "parity"
+GRIDS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.fixture
+def small_vit() -> TowerConfig:
+    sizes = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return TowerConfig("vit_tiny_patch16_224", sizes | {"num_classes": 0}, image_size=64)
+
+
+@pytest.mark.parametrize("side", GRIDS)
+@pytest.mark.parametrize("name", ["flexi_tok_p32_g7", "flexi_gap_p16_g15"])
+def test_matches_the_reference_at_every_grid(name, side):
+    file = PARITY / f"bigvision_{name}.npz"
+    tower = load_vision_tower(f"bigvision:{file}")
+    with np.load(file) as archive:
+        images = torch.from_numpy(archive["image"]).permute(0, 3, 1, 2).float()
+        expected = {
+            part: torch.from_numpy(archive[f"out/seqhw={side}/{part}"])
+            for part in ("stem", "pre_logits", "logits")
+        }
+    with torch.no_grad():
+        features = tower(images, patch_size=240 // side)
+        kernel, _, _ = tower._stem(240 // side, side)
+        stem = torch.nn.functional.conv2d(
+            images[:1], kernel, tower.net.patch_embed.proj.bias, stride=240 // side
+        )[:, :, :2, :2].permute(0, 2, 3, 1)
+    assert relative(stem, expected["stem"]) <= 1e-4
+    assert relative(features, expected["pre_logits"]) <= 1e-4
+    assert relative(tower.net.head(features), expected["logits"]) <= 1e-4
+
+
+def test_attention_pooling_of_big_vision_loads(tmp_path):
+    """The MAP head, against the same maths written out from the reference's definition."""
+    rng = np.random.default_rng(0)
+    with np.load(PARITY / "bigvision_flexi_gap_p16_g15.npz") as archive:
+        raw = {n.removeprefix("params/"): archive[n] for n in archive.files if "params/" in n}
+    d, heads, mlp = 32, 2, 64
+    shapes = {
+        "probe": (1, 1, d), "LayerNorm_0/scale": (d,), "LayerNorm_0/bias": (d,),
+        "MlpBlock_0/Dense_0/kernel": (d, mlp), "MlpBlock_0/Dense_0/bias": (mlp,),
+        "MlpBlock_0/Dense_1/kernel": (mlp, d), "MlpBlock_0/Dense_1/bias": (d,),
+    }  # fmt: skip
+    attention = "MultiHeadDotProductAttention_0/"
+    for part in ("query", "key", "value"):
+        shapes |= {
+            f"{attention}{part}/kernel": (d, heads, 16),
+            f"{attention}{part}/bias": (heads, 16),
+        }
+    shapes |= {f"{attention}out/kernel": (heads, 16, d), f"{attention}out/bias": (d,)}
+    head = {k: (rng.normal(size=s) * 0.3).astype(np.float32) for k, s in shapes.items()}
+    file = tmp_path / "map.npz"
+    np.savez(
+        file,
+        **{
+            f"img/{k}": v for k, v in (raw | {f"MAPHead_0/{k}": v for k, v in head.items()}).items()
+        },
+    )
+    tower = load_vision_tower(f"bigvision:{file}@240")
+    images = torch.randn(2, 3, 240, 240)
+    with torch.no_grad():
+        tokens = tower.net.norm(tower.net.blocks(tower.embed_patches(images, 40)))
+        got = tower(images, 40)
+    w = {k: torch.from_numpy(v) for k, v in head.items()}
+    q, k, v = (
+        torch.einsum("bnd,dhe->bhne", x, w[f"{attention}{p}/kernel"])
+        + w[f"{attention}{p}/bias"][:, None]
+        for p, x in (("query", w["probe"].expand(2, 1, d)), ("key", tokens), ("value", tokens))
+    )
+    mixed = (q @ k.mT / 4.0).softmax(-1) @ v
+    x = (
+        torch.einsum("bhne,hed->bnd", mixed, w[f"{attention}out/kernel"])
+        + w[f"{attention}out/bias"]
+    )
+    y = torch.nn.functional.layer_norm(x, (d,), w["LayerNorm_0/scale"], w["LayerNorm_0/bias"], 1e-6)
+    y = y @ w["MlpBlock_0/Dense_0/kernel"] + w["MlpBlock_0/Dense_0/bias"]
+    y = torch.nn.functional.gelu(y, approximate="tanh") @ w["MlpBlock_0/Dense_1/kernel"]
+    assert relative(got, (x + y + w["MlpBlock_0/Dense_1/bias"])[:, 0]) <= 1e-5
+
+
+def test_dinov2s_equals_its_onnx_file():
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    graph = onnx.load(str(dinov2s_file()))
+    final = next(n for n in graph.graph.node if "backbone.layernorm.bias" in n.input)
+    tokens = helper.make_tensor_value_info(final.output[0], TensorProto.FLOAT, None)
+    graph.graph.output.append(tokens)
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    (expected,) = session.run([final.output[0]], {"input_image": images.numpy()})
+    with torch.no_grad():
+        got = load_vision_tower("dinov2s")(images, patch_size=14)
+    assert relative(got, torch.from_numpy(expected)[:, 0]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_tiny_patch16_224.map", "deit3_small_patch16_224"]
+)
+def test_equals_timm_at_its_own_patch_and_image_size(name, tmp_path):
+    name, _, pooling = name.partition(".")
+    options = {"global_pool": "map", "class_token": False} if pooling else {}
+    net = timm.create_model(name, depth=2, **options).eval()
+    tower = VisionTower(net, TowerConfig(name, image_size=224)).lock()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = net.forward_head(net.forward_features(images), pre_logits=True)
+    assert tower.flexible
+    torch.testing.assert_close(tower(images, 16), expected)
+
+
+def test_timm_spec_reads_a_file_and_its_facts(tmp_path):
+    net = timm.create_model("vit_tiny_patch16_224").eval()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    tower = load_vision_tower(f"timm:vit_tiny_patch16_224@{tmp_path / 'net.safetensors'}")
+    assert (tower.image_size, tower.mean) == (224, (0.5, 0.5, 0.5))
+    assert tower.patch_sizes == (56, 32, 28, 16, 14, 8)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            tower(images, 16), net.forward_head(net.forward_features(images), pre_logits=True)
+        )
+
+
+def test_a_convnet_has_one_patch_size_and_says_so():
+    net = timm.create_model("resnet10t", num_classes=0).eval()
+    tower = VisionTower(net, TowerConfig("resnet10t", image_size=64)).lock()
+    assert tower.patch_sizes == (32,)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(tower(images), net(images))
+    with pytest.raises(UsageError, match="cannot change its patch size; allowed: 32"):
+        tower(images, 16)
+
+
+def test_any_square_image_that_the_patch_divides(small_vit):
+    tower = build_vision_tower(small_vit).lock()
+    assert tower(torch.randn(1, 3, 96, 96), 12).shape == (1, 32)
+    with pytest.raises(UsageError, match="patch size 15 does not divide the image side of 96 px"):
+        tower(torch.randn(1, 3, 96, 96), 15)
+
+
+def test_locked_stays_locked_and_resizes_nothing_per_call(small_vit, monkeypatch):
+    tower = build_vision_tower(small_vit).lock()
+    parent = torch.nn.Sequential(tower).train()
+    assert parent.training and not tower.training and not tower.net.training
+    assert not any(p.requires_grad for p in tower.parameters())
+    images = torch.randn(2, 3, 64, 64)
+    first = tower(images, 32)
+    monkeypatch.setattr(tower, "_resize_stem", lambda *_: pytest.fail("resized again"))
+    torch.testing.assert_close(tower(images, 32), first)
+
+
+def test_new_weights_replace_kept_kernels(small_vit):
+    tower = build_vision_tower(small_vit).lock()
+    images = torch.randn(2, 3, 64, 64)
+    before = tower(images, 32)
+    other = build_vision_tower(small_vit)
+    tower.load_state_dict(other.state_dict())
+    assert not torch.allclose(before, tower(images, 32))
+    torch.testing.assert_close(tower(images, 32), other.eval()(images, 32))
+
+
+def test_unlocked_gradients_reach_kernel_and_positions(small_vit):
+    tower = build_vision_tower(small_vit)
+    tower(torch.randn(2, 3, 64, 64), 8).square().sum().backward()
+    assert tower.net.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert tower.net.pos_embed.grad.abs().sum() > 0
+
+
+def test_saved_tower_loads_with_its_rule_and_patch_sizes(tmp_path):
+    tower = load_vision_tower(f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}")
+    save_vision_tower(tower, tmp_path / "tower")
+    again = load_vision_tower(str(tmp_path / "tower"))
+    images = torch.randn(2, 3, 240, 240)
+    assert again.patch_sizes == tower.patch_sizes and again.fingerprint == tower.fingerprint
+    assert torch.equal(again(images, 48), tower(images, 48))
+
+
+def test_fingerprint_follows_the_weights(small_vit):
+    tower = build_vision_tower(small_vit).lock()
+    before = tower.fingerprint
+    assert before == tower.fingerprint
+    tower.net.cls_token.data[0, 0, 0] += 1
+    assert tower.fingerprint != before
+
+
+def test_tokens_and_gflops(small_vit):
+    tower = build_vision_tower(small_vit).lock()
+    assert tower.num_tokens(16) == 17
+    n, d = 17, 32  # per block: qkv 3, projection 1, MLP 8 (x d^2), and attention's two n x n x d
+    expected = 2 * (16 * 3 * 16**2 * d + 2 * (12 * n * d * d + 2 * n * n * d)) / 1e9
+    assert tower.gflops(16) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("nothing", "unknown image tower 'nothing'; allowed: timm:NAME"),
+        ("timm:vit_enormous", "unknown timm model 'vit_enormous'"),
+        ("timm:vit_tiny_patch16_224@absent.safetensors", "no such file: absent.safetensors"),
+        ("bigvision:absent.npz", "no such file: absent.npz"),
+    ],
+)
+def test_unknown_towers_are_one_sentence(spec, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        load_vision_tower(spec)
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path):
+    torch.save({"x": Path("code that unpickling would run")}, tmp_path / "evil.pt")
+    with pytest.raises(Exception, match="weights_only|Unsupported"):
+        load_vision_tower(f"timm:vit_tiny_patch16_224@{tmp_path / 'evil.pt'}")
