@@ -26,8 +26,9 @@ class VisionConfig:
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
     """How often each patch size is drawn, relative to the others. Empty: equally often."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the tower's weights; bfloat16 moves features by about 1e-2."""
+    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """Of the tower's weights. bfloat16 moves features by about 1e-2; fastest: bfloat16 where the
+    GPU or CPU computes in it."""
     standardize_samples: int = 2048
     """Training samples on which the tower's features are standardised; 0: not at all."""
 

@@ -24,14 +24,28 @@ def init_from_launcher() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
     import deepspeed
 
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    _spare_kernel()
+    deepspeed.init_distributed(dist_backend=_backend())
 
 
 def ensure_group() -> None:
     """DeepSpeed wants a group of ranks even for one: make it, if no launcher did."""
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        _spare_kernel()
+        dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _spare_kernel() -> None:
+    """On CPUs DeepSpeed would compile a kernel for a minute, which nothing here uses; a process
+    killed meanwhile leaves a lock behind on which later ones wait."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def shutdown() -> None:

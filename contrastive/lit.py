@@ -13,13 +13,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from contrastive.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
-from contrastive.text import TextEncoder, Tokens, build_text_tower
+from contrastive.text import TextEncoder, TokenGroups, Tokens, build_text_tower
 from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
 from data.errors import UsageError
 from data.images import ImageTransform
@@ -31,7 +31,7 @@ class LossConfig:
 
     kind: Literal["sigmoid", "softmax"] = "sigmoid"
     positives: Literal["pair", "caption"] = "pair"
-    """pair: a text's own image. caption: every image in the batch that carries the same captions."""
+    """pair: a text's own image. caption: all images of the batch with the same captions."""
 
 
 class TextSide(nn.Module):
@@ -55,7 +55,7 @@ class TextSide(nn.Module):
 
     def forward(
         self,
-        tokens: Tokens,
+        tokens: TokenGroups,
         image_embeds: Float[Tensor, "b d"] | None = None,
         targets: Float[Tensor, "b m"] | None = None,
         reduce_lse: Reduce = lambda partial: partial,
@@ -65,7 +65,7 @@ class TextSide(nn.Module):
         Without targets, the softmax's partial logsumexps (b,); without images either, the text
         embeddings (m, d). One entry for all three: ZeRO-3 gathers parameters around it.
         """
-        text_embeds = self.encoder(tokens.ids, tokens.mask)
+        text_embeds = self.encoder(tokens)
         if image_embeds is None:
             return text_embeds
         with torch.autocast(text_embeds.device.type, enabled=False):
@@ -139,13 +139,19 @@ class LitModel(nn.Module):
         return self.embed_features(self.vision(images.to(self.device), patch_size))
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str] | Tokens) -> Float[Tensor, "b d"]:
-        """Unit-norm text embeddings, float32; strings are cut at the tower's context length."""
-        if not isinstance(texts, Tokens):
-            texts = self.text.encoder.tower.tokenize(list(texts))
+    def encode_text(self, texts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        """Unit-norm text embeddings, float32.
+
+        texts: strings, cut at the tower's context length, or token ids as its tokenizer pads them.
+        """
+        tower = self.text.encoder.tower
+        if isinstance(texts, Tensor):
+            tokens = TokenGroups((Tokens(texts, (texts != tower.pad_id).long()),), len(texts))
+        else:
+            tokens = TokenGroups.of(tower, list(texts))
         training = self.text.training
         self.text.eval()
-        embeds = self.text(texts.to(self.device))
+        embeds = self.text(tokens.to(self.device))
         self.text.train(training)
         return embeds
 
@@ -202,7 +208,7 @@ class LitModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "LitModel":
-        """Read what `save_pretrained` wrote; the image tower comes locked, the model in eval mode."""
+        """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} is not a model folder: it has no config.json")

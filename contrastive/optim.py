@@ -57,7 +57,7 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
 
 
 def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to `min_lr` at `steps`; a pure function of the step (from 0)."""
+    """Linear warm-up, then a cosine to `min_lr` at `steps`; `step` counts from 0."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     progress = (step - cfg.warmup_steps) / max(1, steps - cfg.warmup_steps)

@@ -16,7 +16,7 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.lit import LitModel
 from contrastive.loss import Reduce, pair_targets
-from contrastive.text import Tokens
+from contrastive.text import TokenGroups
 from contrastive.zero import BatchShape
 from data.batch import Batch
 
@@ -25,13 +25,13 @@ from data.batch import Batch
 class Chunk:
     """Some of this rank's texts, and at which row of the global batch their images stand."""
 
-    tokens: Tokens
+    tokens: TokenGroups
     rows: Int[Tensor, " m"]
     empty: bool  # no good sample: the chunk reads one empty text and counts nothing
 
 
 class TrainStep:
-    """`step(batch, features, valid)`: forward, backward and update; returns this rank's loss share."""
+    """`step(batch, features, valid)`: forward, backward, update; gives this rank's loss share."""
 
     def __init__(self, model: LitModel, engine: Any, shape: BatchShape, seed: int) -> None:
         self.model, self.engine, self.shape, self.seed = model, engine, shape, seed
@@ -76,15 +76,23 @@ class TrainStep:
     ) -> list[Chunk]:
         """The good texts in equally many chunks on every rank, short texts with short ones.
 
-        Padding is then cheap, and which samples form the global batch does not change.
+        Within a chunk too, texts of like length go together through the tower, so padding is
+        cheap; which samples form the global batch does not change.
         """
+        num_groups = max(1, min(4, self.shape.chunk // 32))
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.captions[i]))
         chunks = []
         for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):
             texts = [batch.captions[i] for i in part] or [""]
-            tokens = self.model.text.encoder.tower.tokenize(texts).to(self.model.device)
+            tokens = TokenGroups.of(self.model.text.encoder.tower, texts, num_groups)
             rows = own_rows[torch.from_numpy(part).to(own_rows.device)]
-            chunks.append(Chunk(tokens, rows if len(part) else rows.new_zeros(1), not len(part)))
+            chunks.append(
+                Chunk(
+                    tokens.to(self.model.device),
+                    rows if len(part) else rows.new_zeros(1),
+                    not len(part),
+                )
+            )
         return chunks
 
     def _lse_over_texts(

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,17 +56,39 @@ class Tokens:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class TokenGroups:
+    """Texts in groups of like length, so that each pads to its own longest only.
+
+    The first `count` texts of all groups together count; what follows fills groups up, because
+    every rank must run the same number of forwards.
+    """
+
+    groups: tuple[Tokens, ...]
+    count: int
+
+    @classmethod
+    def of(cls, tower: "TextTower", texts: list[str], num_groups: int = 1) -> "TokenGroups":
+        """Tokenize texts that are already sorted by length."""
+        filled = texts + [""] * (num_groups - len(texts))
+        bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
+        parts = [filled[a:b] for a, b in pairwise(bounds)]
+        return cls(tuple(tower.tokenize(part) for part in parts), len(texts))
+
+    def to(self, device: torch.device | str) -> "TokenGroups":
+        return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
+
+
 class HFTextTower(nn.Module):
     """A transformers encoder and its tokenizer."""
 
-    def __init__(
-        self, net: nn.Module, tokenizer: Any, pooling: Pooling, context_length: int
-    ) -> None:
+    def __init__(self, net: Any, tokenizer: Any, pooling: Pooling, context_length: int) -> None:
         super().__init__()
         net.pooler = None  # a head for another task; here it would only be dead weight
         self.net, self.tokenizer, self.pooling = net, tokenizer, pooling
         self.context_length = context_length
-        self.width = int(net.config.hidden_size)  # type: ignore[union-attr]
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.width = int(net.config.hidden_size)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         out = self.tokenizer(
@@ -92,7 +115,7 @@ class HFTextTower(nn.Module):
     def config(self) -> dict[str, Any]:
         return {
             "kind": "hf",
-            "net": self.net.config.to_diff_dict() | {"model_type": self.net.config.model_type},  # type: ignore[operator, union-attr]
+            "net": self.net.config.to_diff_dict() | {"model_type": self.net.config.model_type},
             "pooling": self.pooling,
             "context_length": self.context_length,
         }
@@ -119,6 +142,7 @@ class OpenClipTextTower(nn.Module):
                     f"open_clip:{architecture} needs a tokenizer from the hub; use hf:"
                 )
         self.architecture = architecture
+        self.pad_id = 0
         self.width = int(sizes["width"])
         self.context_length = min(context_length, int(sizes.get("context_length", 77)))
         sizes["context_length"] = self.context_length  # its mask fits no shorter text
@@ -127,7 +151,7 @@ class OpenClipTextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tokens:
         ids = self.tokenizer(texts, context_length=self.context_length)
-        return Tokens(ids, (ids != 0).long())
+        return Tokens(ids, (ids != self.pad_id).long())
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
         return self.net(ids)  # causal, pooled at the end-of-text token: padding is never read
@@ -190,7 +214,7 @@ def load_text_tower(cfg: TextConfig) -> TextTower:
 
 
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
-    """Rebuild, without weights, the tower that `config()` described; its tokenizer is in `folder`."""
+    """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
         return OpenClipTextTower(config["architecture"], config["context_length"])
     facts = dict(config["net"])
@@ -208,6 +232,8 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(tower.width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=tower.width**-0.5)
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+    def forward(self, tokens: TokenGroups) -> Float[Tensor, "m d"]:
         """Unit-norm text embeddings, float32."""
-        return nn.functional.normalize(self.projection(self.tower(ids, mask)).float(), dim=-1)
+        pooled = [self.tower(group.ids, group.mask) for group in tokens.groups]
+        embeds = self.projection(torch.cat(pooled)[: tokens.count])
+        return nn.functional.normalize(embeds.float(), dim=-1)

@@ -1,6 +1,7 @@
 """Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from contrastive.optim import build_optimizer, learning_rate
 from contrastive.runlog import RunLog
 from contrastive.step import TrainStep
 from contrastive.text import TextEncoder, load_text_tower
-from contrastive.vision import load_vision_tower
+from contrastive.vision import load_vision_tower, resolve_dtype
 from contrastive.zero import batch_shape, deepspeed_config
 from data.errors import UsageError
 from data.pipeline import TrainPipeline
@@ -48,7 +49,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     if checkpoint and needs_universal(checkpoint[1]):
         ds_config["checkpoint"] = {"load_universal": True}
 
-    tower = load_vision_tower(cfg.vision.tower, dtype=getattr(torch, cfg.vision.dtype))
+    tower = load_vision_tower(cfg.vision.tower, dtype=resolve_dtype(cfg.vision.dtype))
     patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
     for patch_size in patch_sizes:
         tower.check_patch_size(patch_size)
@@ -113,14 +114,23 @@ def draw_patch_size(cfg: VisionConfig, patch_sizes: Sequence[int], seed: int, st
 
 def _claim_folder(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]] | None:
     """Make the run folder, or find in it the checkpoint to go on from."""
-    checkpoint = newest_checkpoint(cfg.folder / "checkpoints") if resume else None
+    checkpoint = newest_checkpoint(cfg.folder / "checkpoints")
     if resume and checkpoint is None:
         raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
-    if not resume and (cfg.folder / "config.json").exists():
-        raise UsageError(f"{cfg.folder} exists; give another --name, or --resume {cfg.folder}")
+    if not resume and checkpoint:
+        raise UsageError(
+            f"{cfg.folder} holds a run of {checkpoint[1]['step']} steps; give another --name, "
+            f"or --resume {cfg.folder}"
+        )
     distributed.barrier()  # every rank has looked before one of them writes
     if distributed.is_main():
+        if not resume:  # what a run left that never reached a checkpoint
+            for name in ("affine.safetensors", "metrics.jsonl"):
+                (cfg.folder / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "tensorboard"):
+                shutil.rmtree(cfg.folder / name, ignore_errors=True)
         save_config(cfg, cfg.folder)
+    distributed.barrier()
     return checkpoint
 
 

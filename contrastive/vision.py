@@ -52,8 +52,8 @@ class TowerConfig:
         return cls(**{**values, "positions": PositionResize(**values["positions"])})
 
 
-def is_flexible(net: nn.Module) -> bool:
-    """Whether `net` has the plain ViT's stem and position grid, so that its patch size can change."""
+def is_flexible(net: Any) -> bool:
+    """Whether `net` has the plain ViT's stem and positions, so that its patch size can change."""
     plain = VisionTransformer
     return (
         isinstance(net, plain)
@@ -67,7 +67,7 @@ def is_flexible(net: nn.Module) -> bool:
     )
 
 
-def native_patch_size(net: nn.Module, image_size: int) -> int:
+def native_patch_size(net: Any, image_size: int) -> int:
     """The patch size of a ViT, else the total stride of the network (pixels per feature cell)."""
     if isinstance(getattr(net, "patch_embed", None), PatchEmbed):
         return int(net.patch_embed.proj.kernel_size[0])
@@ -81,9 +81,9 @@ class VisionTower(nn.Module):
     Attributes: `patch_sizes` (coarsest first), `image_size` (pixels), `mean`, `std`, `embed_dim`.
     """
 
-    def __init__(self, net: nn.Module, config: TowerConfig) -> None:
+    def __init__(self, net: Any, config: TowerConfig) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
         self.config = config
         self.flexible = is_flexible(net)
         self.locked = False
@@ -93,7 +93,7 @@ class VisionTower(nn.Module):
             self.patch_sizes: tuple[int, ...] = (own,)
         else:
             self.patch_sizes = config.patch_sizes or default_patch_sizes(config.image_size, own)
-        self.embed_dim = int(net.num_features)  # type: ignore[arg-type]
+        self.embed_dim = int(net.num_features)
         self._stems: dict[tuple, tuple[Tensor, ...]] = {}
 
     # ---- lock ------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ class VisionTower(nn.Module):
         self.check_patch_size(patch_size, images.shape[-1])
         images = images.to(next(self.net.parameters()).dtype)
         if not self.flexible:
-            net: Any = self.net
-            return net.forward_head(net.forward_features(images), pre_logits=True).float()
+            features = self.net.forward_features(images)
+            return self.net.forward_head(features, pre_logits=True).float()
         tokens = self.embed_patches(images, patch_size)
         return self.pool(self.net.norm(self.net.blocks(self.net.norm_pre(tokens)))).float()
 
@@ -144,7 +144,7 @@ class VisionTower(nn.Module):
         self, images: Float[Tensor, "b 3 s s"], patch_size: int
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
-        net: Any = self.net
+        net = self.net
         kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
         tokens = F.conv2d(images, kernel, net.patch_embed.proj.bias, stride=patch_size)
         tokens = net.patch_embed.norm(tokens.flatten(2).transpose(1, 2)) + positions
@@ -162,7 +162,7 @@ class VisionTower(nn.Module):
         Kept until a stored weight changes, so nothing is resized per call; computed anew, and
         differentiable, while the tower trains.
         """
-        net: Any = self.net
+        net = self.net
         stored = [net.patch_embed.proj.weight, net.pos_embed, net.cls_token, net.reg_token]
         if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in stored):
             return self._resize_stem(patch_size, side)
@@ -179,7 +179,7 @@ class VisionTower(nn.Module):
         return self._stems[key]
 
     def _resize_stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
-        net: Any = self.net
+        net = self.net
         kernel = resample_patch_embed(net.patch_embed.proj.weight, (patch_size, patch_size))
         width = kernel.shape[0]
         tokens = [t for t in (net.cls_token, net.reg_token) if t is not None]
@@ -261,6 +261,18 @@ def _load_folder(folder: Path) -> VisionTower:
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     tower.load_state_dict(weights)
     return tower
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware computes in it."""
+    if name != "fastest":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = torch.cpu.get_capabilities()
+        fast = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def load_vision_tower(

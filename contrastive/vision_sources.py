@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -26,21 +27,21 @@ def _existing(path: str) -> Path:
 
 
 def load_timm(rest: str) -> VisionTower:
-    """`NAME` (weights from the hub) or `NAME@FILE` (safetensors, or a state dict without pickles)."""
+    """`NAME` (weights from the hub) or `NAME@FILE` (safetensors or a state dict)."""
     name, _, file = rest.partition("@")
     path = _existing(file) if file else None
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
         raise UsageError(f"unknown timm model {name!r}; close names: {', '.join(near) or 'none'}")
     try:
-        net = timm.create_model(name, pretrained=path is None)
+        net: Any = timm.create_model(name, pretrained=path is None)
     except Exception as error:  # the hub's client raises many kinds
         raise UsageError(
             f"cannot get the weights of timm:{name} ({type(error).__name__}); "
             f"with a file at hand say timm:{name}@FILE"
         ) from error
     if path is not None:
-        weights = (
+        weights: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The captions of a sample: reading them, drawing one, and telling equal lists."""
+"""The texts of a sample: its captions and its label, drawing one, telling equal lists."""
 
 import hashlib
 import json
@@ -51,6 +51,16 @@ def _read_json(data: bytes) -> dict[str, object]:
     if not isinstance(record, dict):
         raise BadSample("bad_json", "not an object")
     return record
+
+
+def read_label(members: Mapping[str, bytes]) -> int:
+    """KEY.cls, -1 where there is none. Raises `BadSample` ("bad_label")."""
+    if "cls" not in members:
+        return -1
+    text = members["cls"].strip()
+    if not text.isdigit() or len(text) > 9:
+        raise BadSample("bad_label", f"{text[:40]!r} is no class number")
+    return int(text)
 
 
 def draw_caption(captions: Sequence[str], seed: int, epoch: int, key: str) -> str:

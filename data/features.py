@@ -7,18 +7,16 @@ Every file appears whole or not at all, so a run that was stopped goes on where 
 
 import json
 import os
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
-from data.samples import recall
-from data.shards import is_local, load_index, load_summaries, shard_name
+from data.shards import is_local, load_index, load_summaries, shard_name, write_atomically
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -48,9 +46,9 @@ def write_shard_features(
                 "than were read now, delete the folder or name another"
             )
     else:
-        _write_atomically(keys_path, lambda file: file.write(text.encode()))
+        write_atomically(keys_path, lambda file: file.write(text.encode()))
     path = _features_path(folder, shard_name, patch_size)
-    _write_atomically(path, lambda file: np.save(file, features, allow_pickle=False))
+    write_atomically(path, lambda file: np.save(file, features, allow_pickle=False))
 
 
 def write_manifest(
@@ -58,8 +56,6 @@ def write_manifest(
     image_fingerprint: str,
     width: int,
     shards: Sequence[str],
-    *,
-    dtype: str = "float32",
     index_dir: str = "",
 ) -> None:
     """Names what the folder's features are of. Written before them; more shards can be added.
@@ -72,32 +68,38 @@ def write_manifest(
     old = _read_manifest(folder)
     if old is not None:
         _compare(folder, old, image_fingerprint, entries)
-        if (old["width"], old["dtype"]) != (width, dtype):
+        if old["width"] != width:
             raise UsageError(
-                f"the feature cache {str(folder)!r} has width {old['width']} and dtype "
-                f"{old['dtype']}, the tower gives {width} and {dtype}, name another folder"
+                f"the feature cache {str(folder)!r} has width {old['width']}, the tower gives "
+                f"{width}, name another folder"
             )
         entries = old["shards"] | entries
     manifest = {
         "format": _FORMAT,
         "image_fingerprint": image_fingerprint,
         "width": width,
-        "dtype": dtype,
         "shards": entries,
     }
     text = json.dumps(manifest, indent=1) + "\n"
-    _write_atomically(folder / _MANIFEST, lambda file: file.write(text.encode()))
+    write_atomically(folder / _MANIFEST, lambda file: file.write(text.encode()))
 
 
 class FeatureCache:
     """Features by (shard, sample) number, read through memory maps."""
 
-    def __init__(self, folder: Path, shards: Sequence[str], index_dir: str, width: int) -> None:
-        self._folder, self._shards, self._index_dir = folder, list(shards), index_dir
-        self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._maps: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self.width = width  # d; 0 while the folder is new
-        self.patch_sizes: tuple[int, ...] = ()
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[str],
+        patch_sizes: Sequence[int],
+        index_dir: str,
+        width: int,
+    ) -> None:
+        """`width`: d, 0 while the folder is new. See `open`."""
+        self._folder, self._shards, self._patch_sizes = folder, list(shards), tuple(patch_sizes)
+        self._index_dir, self.width = index_dir, width
+        self._rows = lru_cache(_KEEP_SHARDS)(self._read_rows)
+        self._features = lru_cache(_KEEP_SHARDS * max(1, len(patch_sizes)))(self._map_features)
 
     @classmethod
     def open(
@@ -120,20 +122,18 @@ class FeatureCache:
             _compare(folder, manifest, image_fingerprint, entries)
         elif any(folder.glob("*.npy")):
             raise UsageError(f"{str(folder)!r} holds features but no {_MANIFEST}, name another")
-        cache = cls(folder, shards, index_dir, manifest["width"] if manifest else 0)
-        cache.patch_sizes = tuple(patch_sizes)
-        return cache
+        width = manifest["width"] if manifest else 0
+        return cls(folder, shards, patch_sizes, index_dir, width)
 
-    def missing(
-        self, patch_sizes: Sequence[int] | None = None
-    ) -> list[tuple[str, tuple[int, ...]]]:
+    def missing(self) -> list[tuple[str, tuple[int, ...]]]:
         """(shard path, patch sizes) still to be computed."""
-        wanted = self.patch_sizes if patch_sizes is None else tuple(patch_sizes)
         found = []
         for shard in self._shards:
             name = shard_name(shard)
             absent = tuple(
-                size for size in wanted if not _features_path(self._folder, name, size).exists()
+                size
+                for size in self._patch_sizes
+                if not _features_path(self._folder, name, size).exists()
             )
             if absent:
                 found.append((shard, absent))
@@ -150,39 +150,28 @@ class FeatureCache:
         `shards`, `indices`: as in `Batch`. Raises `UsageError` for a patch size not computed and
         for files that do not fit one another.
         """
-        parts = {int(shard): self._map(int(shard), patch_size) for shard in np.unique(shards)}
+        parts = {int(shard): self._features(int(shard), patch_size) for shard in np.unique(shards)}
         width = self.width or next((part.shape[1] for part in parts.values()), 0)
         features = np.zeros((len(shards), width), dtype=np.float32)
         valid = np.zeros(len(shards), dtype=np.bool_)
         for shard, part in parts.items():
             places = np.flatnonzero(shards == shard)
-            rows = self._row_table(shard)[indices[places]]
+            rows = self._rows(shard)[indices[places]]
             places, rows = places[rows >= 0], rows[rows >= 0]
             features[places] = part[rows]
             valid[places] = True
         return features, valid
 
-    def read_shard(self, shard: int, patch_size: int) -> Float[np.ndarray, "n d"]:
+    def _map_features(self, shard: int, patch_size: int) -> np.ndarray:
         """All features of a shard, as a memory map, one row per line of its keys file."""
-        return self._map(shard, patch_size)
-
-    def _map(self, shard: int, patch_size: int) -> np.ndarray:
         path = _features_path(self._folder, shard_name(self._shards[shard]), patch_size)
-        return recall(
-            self._maps,
-            (shard, patch_size),
-            lambda: self._load(shard, path),
-            keep=_KEEP_SHARDS * max(1, len(self.patch_sizes)),
-        )
-
-    def _load(self, shard: int, path: Path) -> np.ndarray:
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UsageError(f"the feature cache has no {str(path)!r}, compute it first") from None
         except (ValueError, EOFError) as error:
             raise UsageError(f"{str(path)!r} is no array, delete it: {error}") from None
-        rows = int(self._row_table(shard).max(initial=-1)) + 1
+        rows = int(self._rows(shard).max(initial=-1)) + 1
         width = self.width or features.shape[-1]
         if features.ndim != 2 or features.shape[1] != width or len(features) != rows:
             raise UsageError(
@@ -191,11 +180,8 @@ class FeatureCache:
             )
         return features
 
-    def _row_table(self, shard: int) -> np.ndarray:
-        """Row of every sample of the shard, -1 for those that were bad."""
-        return recall(self._rows, shard, lambda: self._read_rows(shard), keep=_KEEP_SHARDS)
-
     def _read_rows(self, shard: int) -> np.ndarray:
+        """Row of every sample of the shard, -1 for those that were bad."""
         path = _keys_path(self._folder, shard_name(self._shards[shard]))
         lines = path.read_bytes().decode().split("\n")[:-1]
         row_of = {key: row for row, key in enumerate(lines)}
@@ -252,7 +238,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise UsageError(f"{str(path)!r} is not JSON: {error}") from None
-    names = {"image_fingerprint", "width", "dtype", "shards"}
+    names = {"image_fingerprint", "width", "shards"}
     if not isinstance(manifest, dict) or not names <= manifest.keys():
         raise UsageError(f"{str(path)!r} is no feature cache's manifest, name another folder")
     if manifest.get("format") != _FORMAT:
@@ -268,14 +254,3 @@ def _keys_path(folder: Path, name: str) -> Path:
 
 def _features_path(folder: Path, name: str, patch_size: int) -> Path:
     return folder / f"{name}.p{patch_size}.npy"
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

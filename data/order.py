@@ -106,8 +106,7 @@ class MixedOrder:
         """`weights`: positive, any scale. `shard_numbers`: what each source's shards are called."""
         if len(weights) != len(orders):
             raise UsageError(f"{len(weights)} weights were given for {len(orders)} sources")
-        if not all(0 < weight < float("inf") for weight in weights):
-            raise UsageError(f"the weights are {tuple(weights)}, allowed are positive numbers")
+        check_weights(weights)
         self._orders = list(orders)
         self._numbers = [np.asarray(numbers, dtype=np.int64) for numbers in shard_numbers]
         self._seed = seed
@@ -136,10 +135,20 @@ class MixedOrder:
 Order = SampleOrder | MixedOrder
 
 
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises `UsageError` for weights that cannot work."""
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise UsageError(f"the weights are {tuple(weights)}, allowed are positive numbers")
+
+
 def source_seed(seed: int, source: int) -> int:
     """A seed of its own for each source of one run."""
-    state = np.random.SeedSequence((_SOURCE, seed, source)).generate_state(1, np.uint64)
-    return int(state[0])
+    return derived_seed(_SOURCE, seed, source)
+
+
+def derived_seed(*entropy: int) -> int:
+    """64 bits that depend on nothing but the arguments."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def _shares(weights: np.ndarray, total: int) -> Int[np.ndarray, " k"]:

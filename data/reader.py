@@ -1,8 +1,7 @@
 """Shards read once, in order: what embedding, feature caching and evaluation are given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,19 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
+from data.captions import read_captions, read_label
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.images import ImageTransform, decode_image
 from data.problems import BadSample, Problem, SampleError, add_counts
-from data.samples import (
-    OnError,
-    SampleStore,
-    check_loading,
-    decode_pixels,
-    find_captions,
-    read_label,
-)
+from data.samples import OnError, SampleStore, check_loading
 from data.shards import expand_shards, is_local, iter_stream, load_summaries
 from data.tar import Located
+
+Chunk = tuple[int, int, int]  # shard, first sample, the sample after the last
+Checked = tuple[EvalBatch | None, list[Problem]]
 
 
 class ShardReader:
@@ -71,42 +67,47 @@ class ShardReader:
             stop = first + 1
             while local and stop < len(self.shards) and is_local(self.shards[stop]):
                 stop += 1
-            yield from self._iter_local(first, stop) if local else self._iter_remote(first)
+            for shard, (batch, problems) in (
+                self._read_local(first, stop) if local else self._read_stream(first)
+            ):
+                self._count(shard, problems)
+                if batch is not None:
+                    yield batch
             first = stop
 
-    def _iter_local(self, first: int, stop: int) -> Iterator[EvalBatch]:
-        with closing(SampleStore(self.shards, self._index_dir, keep=2)) as store:
-            loader = DataLoader(
-                _Chunks(store, self._rules),
-                sampler=_ChunkSampler(self, first, stop),
+    def _read_local(self, first: int, stop: int) -> Iterator[tuple[int, Checked]]:
+        return iter(
+            DataLoader(
+                _Chunks(self.shards, self._index_dir, self._rules),
+                sampler=self._chunks(first, stop),
                 batch_size=None,
                 num_workers=self._num_workers,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )
-            for shard, batch, problems in loader:
-                self._count(shard, problems)
-                if batch is not None:
-                    yield batch
+        )
 
-    def _iter_remote(self, shard: int) -> Iterator[EvalBatch]:
-        samples = self._located(shard)
+    def _chunks(self, first: int, stop: int) -> Iterator[Chunk]:
+        """A shard's index is looked up, and its headers' problems counted, when its turn comes."""
+        for shard in range(first, stop):
+            (summary,) = load_summaries([self.shards[shard]], self._index_dir)
+            if self._raise and summary.first_problem is not None:
+                raise SampleError.at(self.shards[shard], summary.first_problem)
+            add_counts(self.errors, summary.problems)
+            for start in range(0, summary.num_samples, self._batch_size):
+                yield shard, start, min(start + self._batch_size, summary.num_samples)
+
+    def _read_stream(self, shard: int) -> Iterator[tuple[int, Checked]]:
+        samples = enumerate(self._located(shard))
         with ThreadPoolExecutor(max(self._num_workers, 1)) as pool:
             while chunk := list(islice(samples, self._batch_size)):
-                checked = list(pool.map(self._rules.check, (found for _, found in chunk)))
-                rows = [(index, *found) for (index, _), found in zip(chunk, checked, strict=True)]
-                batch, problems = _assemble(shard, rows)
-                self._count(shard, problems)
-                if batch is not None:
-                    yield batch
+                yield shard, _assemble(shard, pool.map(self._rules.check, chunk))
 
-    def _located(self, shard: int) -> Iterator[tuple[int, Located]]:
-        index = 0
+    def _located(self, shard: int) -> Iterator[Located]:
         for item in iter_stream(self.shards[shard], self._allow_pipe):
             if isinstance(item, Problem):
                 self._count(shard, [item])
             else:
-                yield index, item
-                index += 1
+                yield item
 
     def _count(self, shard: int, problems: Sequence[Problem]) -> None:
         for problem in problems:
@@ -114,33 +115,14 @@ class ShardReader:
                 raise SampleError.at(self.shards[shard], problem)
             add_counts(self.errors, {problem.kind: 1})
 
-    def _open_local(self, shard: int) -> int:
-        """Number of samples of a shard, whose headers' problems are counted here."""
-        (summary,) = load_summaries([self.shards[shard]], self._index_dir)
-        if self._raise and summary.first_problem is not None:
-            raise SampleError.at(self.shards[shard], summary.first_problem)
-        add_counts(self.errors, summary.problems)
-        return summary.num_samples
-
-
-class _ChunkSampler:
-    """(shard, start, stop) of every chunk; a shard's index is looked up when its turn comes."""
-
-    def __init__(self, reader: ShardReader, first: int, stop: int) -> None:
-        self._reader, self._first, self._stop = reader, first, stop
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        size = self._reader._batch_size
-        for shard in range(self._first, self._stop):
-            count = self._reader._open_local(shard)
-            for start in range(0, count, size):
-                yield shard, start, min(start + size, count)
-
 
 @dataclass(frozen=True)
 class _Good:
     """One checked sample."""
 
+    index: int
+    key: str
+    span: tuple[int, int]  # of the image: offset, size
     captions: tuple[str, ...]
     label: int
     pixels: Float[Tensor, "3 s s"] | None
@@ -154,64 +136,68 @@ class _Rules:
     need_captions: bool
     max_pixels: int
 
-    def check(self, found: Located) -> "tuple[Located, _Good | None, list[Problem]]":
-        problems: list[Problem] = []
+    def check(self, numbered: tuple[int, Located]) -> tuple[_Good | None, Problem | None]:
+        index, found = numbered
+        problem = None
         try:
-            captions = find_captions(found.payloads, self.need_captions)
+            captions = self._captions(found)
             pixels = None
             if self.transform is not None:
-                data = found.payloads[found.image_ext]
-                pixels = decode_pixels(data, self.transform, self.max_pixels)
+                image = decode_image(found.payloads[found.image_ext], self.max_pixels)
+                pixels = self.transform(image)
         except BadSample as bad:
-            return found, None, [Problem(bad.kind, found.key, bad.cause)]
-        label = -1
+            return None, Problem(bad.kind, found.key, bad.cause)
         try:
             label = read_label(found.payloads)
         except BadSample as bad:  # costs the label, not the picture
-            problems.append(Problem(bad.kind, found.key, bad.cause))
-        return found, _Good(captions, label, pixels), problems
+            label, problem = -1, Problem(bad.kind, found.key, bad.cause)
+        span = found.spans[found.image_ext]
+        return _Good(index, found.key, span, captions, label, pixels), problem
+
+    def _captions(self, found: Located) -> tuple[str, ...]:
+        try:
+            return read_captions(found.payloads)
+        except BadSample:
+            if self.need_captions:
+                raise
+            return ()
 
 
 class _Chunks(Dataset):
-    """Samples [start, stop) of a local shard, checked."""
+    """Chunks of local shards, checked."""
 
-    def __init__(self, store: SampleStore, rules: _Rules) -> None:
-        self._store, self._rules = store, rules
+    def __init__(self, shards: Sequence[str], index_dir: str, rules: _Rules) -> None:
+        self._shards, self._rules = shards, rules
+        self._store = SampleStore(shards, index_dir, keep=2)
 
-    def __getitem__(
-        self, chunk: tuple[int, int, int]
-    ) -> tuple[int, EvalBatch | None, list[Problem]]:
+    def __getitem__(self, chunk: Chunk) -> tuple[int, Checked]:
         shard, start, stop = chunk
-        table = self._store.index(shard)
-        rows = []
-        for index in range(start, stop):
-            ext = table.image_exts[index]
-            payloads = self._store.texts(shard, index)
-            if self._rules.transform is not None:
-                payloads[ext] = self._store.image(shard, index)
-            span = int(table.image_offset[index]), int(table.image_size[index])
-            found = Located(table.keys[index], ext, {ext: span}, payloads)
-            rows.append((index, *self._rules.check(found)))
-        return shard, *_assemble(shard, rows)
+        numbers = range(start, stop)
+        checked = []
+        pixels = self._rules.transform is not None
+        found = self._store.read(shard, numbers, pixels=pixels)
+        for number, sample in zip(numbers, found, strict=True):
+            if isinstance(sample, Problem):  # the shard was there when its chunks were counted
+                raise SampleError.at(self._shards[shard], sample)
+            checked.append(self._rules.check((number, sample)))
+        return shard, _assemble(shard, checked)
 
 
-def _assemble(
-    shard: int, rows: "Sequence[tuple[int, Located, _Good | None, list[Problem]]]"
-) -> tuple[EvalBatch | None, list[Problem]]:
-    problems = [problem for row in rows for problem in row[3]]
-    good = [(index, found, sample) for index, found, sample, _ in rows if sample is not None]
+def _assemble(shard: int, checked: Iterable[tuple[_Good | None, Problem | None]]) -> Checked:
+    results = list(checked)
+    problems = [problem for _, problem in results if problem is not None]
+    good = [sample for sample, _ in results if sample is not None]
     if not good:
         return None, problems
-    spans = [found.spans[found.image_ext] for _, found, _ in good]
-    pixels = [sample.pixels for _, _, sample in good if sample.pixels is not None]
+    pixels = [sample.pixels for sample in good if sample.pixels is not None]
     batch = EvalBatch(
-        keys=[found.key for _, found, _ in good],
+        keys=[sample.key for sample in good],
         images=torch.stack(pixels) if pixels else None,
-        captions=[sample.captions for _, _, sample in good],
-        labels=torch.tensor([sample.label for _, _, sample in good]),
+        captions=[sample.captions for sample in good],
+        labels=torch.tensor([sample.label for sample in good]),
         shard=shard,
-        indices=torch.tensor([index for index, _, _ in good]),
-        offsets=torch.tensor([offset for offset, _ in spans]),
-        sizes=torch.tensor([size for _, size in spans]),
+        indices=torch.tensor([sample.index for sample in good]),
+        offsets=torch.tensor([sample.span[0] for sample in good]),
+        sizes=torch.tensor([sample.span[1] for sample in good]),
     )
     return batch, problems

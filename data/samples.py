@@ -1,134 +1,45 @@
-"""One sample by number: random access to local shards, and the checks that every sample passes."""
+"""Samples by number: random access to local shards, and the slots of a batch that they fill."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import BinaryIO, Literal, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
 
-from data.captions import read_captions
+from data.batch import Batch
+from data.captions import concept_id, draw_caption, read_captions
 from data.errors import UsageError
 from data.images import ImageTransform, decode_image
-from data.problems import BadSample, SampleError
-from data.shards import TEXT_COLUMNS, ShardIndex, Summary, load_index, read_member
+from data.problems import Problem
+from data.shards import ShardIndex, load_index
+from data.tar import Located
 
 OnError = Literal["skip", "raise"]
-K = TypeVar("K")
-V = TypeVar("V")
 
 
-class SampleStore:
-    """Samples of local shards by (shard, sample) number, with the last few shards kept open.
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
 
-    One per process: files and indices are opened where they are used, so it can be sent to loader
-    workers before or after use.
-    """
-
-    def __init__(self, shards: Sequence[str], index_dir: str, keep: int) -> None:
-        """`keep`: how many shards stay open, and how many indices in memory."""
-        self._shards = shards
-        self._index_dir = index_dir
-        self._keep = keep
-        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, object]:
-        empty: dict[str, object] = {"_indices": OrderedDict(), "_files": OrderedDict()}
-        return self.__dict__ | empty
-
-    def close(self) -> None:
-        """Close the files that this process has open; a later read opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def index(self, shard: int) -> ShardIndex:
-        return recall(
-            self._indices,
-            shard,
-            lambda: load_index(self._shards[shard], self._index_dir),
-            keep=self._keep,
-        )
-
-    def image(self, shard: int, index: int) -> bytes:
-        """The image member's bytes. Raises `BadSample` ("unreadable")."""
-        table = self.index(shard)
-        return self._read(shard, int(table.image_offset[index]), int(table.image_size[index]))
-
-    def texts(self, shard: int, index: int) -> dict[str, bytes]:
-        """The text members' bytes by extension. Raises `BadSample` ("unreadable")."""
-        table = self.index(shard)
-        return {
-            ext: self._read(
-                shard, int(table.text_offset[index, column]), int(table.text_size[index, column])
-            )
-            for column, ext in enumerate(TEXT_COLUMNS)
-            if table.text_offset[index, column] >= 0
-        }
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        try:
-            file = recall(
-                self._files,
-                shard,
-                lambda: cast(BinaryIO, open(self._shards[shard], "rb", buffering=0)),  # noqa: SIM115
-                keep=self._keep,
-                drop=lambda old: old.close(),
-            )
-            return read_member(file, offset, size)
-        except (OSError, EOFError) as error:
-            raise BadSample("unreadable", str(error)) from None
-
-
-def recall(
-    cache: "OrderedDict[K, V]",
-    key: K,
-    make: Callable[[], V],
-    *,
-    keep: int,
-    drop: Callable[[V], None] = lambda old: None,
-) -> V:
-    """`cache[key]`, made when absent; the least recently used beyond `keep` are dropped."""
-    if key not in cache:
-        cache[key] = make()
-        while len(cache) > keep:
-            drop(cache.popitem(last=False)[1])
-    cache.move_to_end(key)
-    return cache[key]
-
-
-def decode_pixels(
-    data: bytes, transform: ImageTransform, max_pixels: int
-) -> Float[Tensor, "3 s s"]:
-    """What the tower is given for one image member. Raises `BadSample`."""
-    return transform(decode_image(data, max_pixels))
-
-
-def read_label(texts: Mapping[str, bytes]) -> int:
-    """KEY.cls, -1 where there is none. Raises `BadSample` ("bad_label")."""
-    if "cls" not in texts:
-        return -1
-    text = texts["cls"].strip()
-    if not text.isdigit() or len(text) > 9:
-        raise BadSample("bad_label", f"{text[:40]!r} is no class number")
-    return int(text)
-
-
-def find_captions(texts: Mapping[str, bytes], required: bool) -> tuple[str, ...]:
-    """All captions. Where none is required, () for whatever is wrong with them."""
-    try:
-        return read_captions(texts)
-    except BadSample:
-        if required:
-            raise
-        return ()
-
-
-def raise_first(shards: Sequence[str], summaries: Sequence[Summary]) -> None:
-    """Raise `SampleError` for the first shard whose headers showed a problem."""
-    for shard, summary in zip(shards, summaries, strict=True):
-        if summary.first_problem is not None:
-            raise SampleError.at(shard, summary.first_problem)
+    shards: tuple[str, ...] = ()
+    """Tars with KEY.jpg|png|webp and KEY.txt or KEY.json: paths or fsspec URLs; braces, globs."""
+    weights: tuple[float, ...] = ()
+    """One per entry of `shards`: its share of the samples. Empty: all shards are one source."""
+    features: str = ""
+    """Folder of cached image features, written when missing. Empty: pixels are read each step."""
+    num_workers: int = 2
+    """Loader processes per rank; 0 loads in the training process."""
+    on_error: OnError = "skip"
+    """Bad samples: skip and count them, or raise with shard, key and cause."""
+    allow_pipe: bool = False
+    """Let `pipe:COMMAND` shards run their command."""
+    block_shards: int = 16
+    """Shards shuffled together, each loader worker keeps the indices of twice as many."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels are not decoded."""
+    index_dir: str = ""
+    """Folder for shard indices. Empty: beside each shard, or in the user's cache."""
 
 
 def check_loading(num_workers: int, max_pixels: int) -> None:
@@ -137,3 +48,75 @@ def check_loading(num_workers: int, max_pixels: int) -> None:
         raise UsageError(f"num_workers is {num_workers}, allowed are 0 and more")
     if max_pixels < 1:
         raise UsageError(f"max_pixels is {max_pixels}, allowed are 1 and more")
+
+
+class SampleStore:
+    """Samples of local shards by (shard, sample) number, with the last few indices in memory."""
+
+    def __init__(self, shards: Sequence[str], index_dir: str, keep: int) -> None:
+        """`keep`: how many indices stay in memory."""
+        self._arguments = shards, index_dir, keep
+        self._index: Callable[[int], ShardIndex] = lru_cache(keep)(
+            lambda shard: load_index(shards[shard], index_dir)
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:  # loader workers start with an empty cache
+        return SampleStore, self._arguments
+
+    def read(
+        self, shard: int, numbers: Sequence[int], *, pixels: bool
+    ) -> Iterator[Located | Problem]:
+        """These samples of one shard, in turn; the problem "unreadable" for each that is not there.
+
+        The file is open no longer than this runs, so that nobody has to close it. `pixels`: read
+        the images' bytes too.
+        """
+        try:
+            index = self._index(shard)
+            file = open(index.path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:  # the shard went away
+            yield from [Problem("unreadable", "", str(error))] * len(numbers)
+            return
+        with file:
+            for number in numbers:
+                try:
+                    yield index.read(file, number, pixels=pixels)
+                except (OSError, EOFError, IndexError) as error:  # or was replaced
+                    key = index.keys[number] if number < len(index) else ""
+                    yield Problem("unreadable", key, str(error))
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How samples become the slots of a training batch."""
+
+    transform: ImageTransform | None  # None: pixels are not read
+    max_pixels: int
+    seed: int  # of the captions' draw
+
+    def empty(self, size: int) -> Batch:
+        """All slots bad."""
+        images = None
+        if self.transform is not None:
+            images = torch.zeros(size, 3, self.transform.image_size, self.transform.image_size)
+        return Batch(
+            step=0,
+            keys=[""] * size,
+            images=images,
+            captions=[""] * size,
+            concepts=torch.zeros(size, dtype=torch.int64),
+            valid=torch.zeros(size, dtype=torch.bool),
+            shards=torch.zeros(size, dtype=torch.int64),
+            indices=torch.zeros(size, dtype=torch.int64),
+        )
+
+    def fill(self, part: Batch, row: int, sample: Located, epoch: int) -> None:
+        """Make one slot good. Raises `BadSample`, and the slot has its key alone."""
+        part.keys[row] = sample.key
+        captions = read_captions(sample.payloads)
+        if part.images is not None and self.transform is not None:
+            image = decode_image(sample.payloads[sample.image_ext], self.max_pixels)
+            part.images[row] = self.transform(image)
+        part.captions[row] = draw_caption(captions, self.seed, epoch, sample.key)
+        part.concepts[row] = concept_id(captions)
+        part.valid[row] = True

@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -22,14 +22,7 @@ from tqdm import tqdm
 
 from data.errors import UsageError
 from data.problems import Problem, add_counts
-from data.tar import (
-    IMAGE_EXTS,
-    LocalCursor,
-    Located,
-    StreamCursor,
-    iter_located,
-    read_at,
-)
+from data.tar import IMAGE_EXTS, ForwardFile, Located, iter_located
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4")
 _GLOB = frozenset("*?[")
@@ -37,7 +30,6 @@ _FORMAT = 1
 _METADATA = b"flexilit"
 # What reading a missing, damaged or foreign index raises; it is then built anew.
 _UNUSABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)
-TEXT_COLUMNS = ("txt", "json", "cls")
 
 
 def is_local(url: str) -> bool:
@@ -58,19 +50,20 @@ def expand_shards(patterns: Sequence[str], allow_pipe: bool = False) -> list[str
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        if pattern.startswith("pipe:") and not allow_pipe:
-            raise UsageError(
-                f"shard {pattern!r} runs a program, which only --data.allow_pipe allows"
-            )
+        _check_pipe(pattern, allow_pipe)
         found.update(dict.fromkeys(_expand(pattern)))
     if not found:
         raise UsageError("no shards were given, name at least one tar")
     return list(found)
 
 
+def _check_pipe(url: str, allow_pipe: bool) -> None:
+    if url.startswith("pipe:") and not allow_pipe:
+        raise UsageError(f"shard {url!r} runs a program, which only --data.allow_pipe allows")
+
+
 def _expand(pattern: str) -> Iterator[str]:
-    if pattern.startswith("file://"):
-        pattern = pattern.removeprefix("file://")
+    pattern = pattern.removeprefix("file://")
     if os.path.isfile(pattern):  # a real name may contain braces and brackets
         yield pattern
         return
@@ -103,7 +96,7 @@ def _matches(name: str) -> list[str]:
         raise UsageError(f"shard {name!r} cannot be opened: {error}") from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
     """What the footer of a shard's index says."""
 
@@ -112,26 +105,37 @@ class Summary:
     first_problem: Problem | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardIndex:
     """A local shard as a table: every sample that has an image, in the tar's order."""
 
     path: str
-    keys: list[str]
-    image_exts: list[str]
-    image_offset: Int[np.ndarray, " n"]  # bytes
-    image_size: Int[np.ndarray, " n"]  # bytes
-    text_offset: Int[np.ndarray, "n 3"]  # per TEXT_COLUMNS, bytes, -1 where there is none
-    text_size: Int[np.ndarray, "n 3"]  # bytes
+    keys: list[str]  # of the n samples
+    starts: Int[np.ndarray, " ends"]  # (n + 1,) sample i has the rows starts[i] to starts[i + 1]
+    exts: np.ndarray  # (m,) of str; one row per member
+    offsets: Int[np.ndarray, " m"]  # bytes
+    sizes: Int[np.ndarray, " m"]  # bytes
     summary: Summary
-
-    @property
-    def problems(self) -> dict[str, int]:
-        """Samples left out of the table, by kind."""
-        return self.summary.problems
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def read(self, file: BinaryIO, number: int, *, pixels: bool) -> Located:
+        """Sample `number` from the opened shard, its image's bytes only where `pixels`.
+
+        Raises `OSError`, `EOFError` and `IndexError` where the shard is not what it was.
+        """
+        spans = {
+            str(self.exts[row]): (int(self.offsets[row]), int(self.sizes[row]))
+            for row in range(self.starts[number], self.starts[number + 1])
+        }
+        image_ext = next(ext for ext in spans if ext in IMAGE_EXTS)
+        payloads = {
+            ext: read_member(file, *span)
+            for ext, span in spans.items()
+            if pixels or ext != image_ext
+        }
+        return Located(self.keys[number], image_ext, spans, payloads)
 
 
 def load_index(shard: str, cache_dir: str = "") -> ShardIndex:
@@ -142,15 +146,14 @@ def load_index(shard: str, cache_dir: str = "") -> ShardIndex:
     """
     stamp = _stamp(shard)
     for path in _index_paths(shard, cache_dir):
-        with suppress(*_UNUSABLE):
-            with pq.ParquetFile(path) as parquet:
-                table = parquet.read(use_threads=False)  # loader workers are forked
-            summary = _parse_summary(table.schema.metadata, stamp)
-            if summary is not None:
-                return _from_table(shard, table, summary, stamp["size"])
+        with suppress(*_UNUSABLE), pq.ParquetFile(path) as parquet:
+            summary = _parse_summary(parquet.metadata, stamp)
+            table = parquet.read(use_threads=False)  # loader workers are forked
+            return _from_table(shard, table, summary, stamp["size"])
     table, summary = _build(shard, stamp)
     for path in _index_paths(shard, cache_dir):
-        if _write_atomically(table, path):
+        with suppress(OSError):
+            write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
             break
     return _from_table(shard, table, summary, stamp["size"])
 
@@ -165,12 +168,10 @@ def load_summaries(
     """
     start = rank * len(shards) // world_size
     turn = list(range(start, len(shards))) + list(range(start))
-    found: dict[int, Summary] = {}
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = pool.map(lambda i: _load_summary(shards[i], cache_dir), turn)
         bar = tqdm(results, "indexing shards", len(turn), delay=5, disable=rank != 0)
-        for i, summary in zip(turn, bar, strict=True):
-            found[i] = summary
+        found = dict(zip(turn, bar, strict=True))
     return [found[i] for i in range(len(shards))]
 
 
@@ -179,9 +180,7 @@ def _load_summary(shard: str, cache_dir: str) -> Summary:
         stamp = _stamp(shard)
         for path in _index_paths(shard, cache_dir):
             with suppress(*_UNUSABLE):
-                summary = _parse_summary(pq.read_metadata(path).metadata, stamp)
-                if summary is not None:
-                    return summary
+                return _parse_summary(pq.read_metadata(path), stamp)
         return load_index(shard, cache_dir).summary
     except OSError as error:
         raise UsageError(f"shard {shard!r} cannot be read: {error.strerror or error}") from None
@@ -189,9 +188,8 @@ def _load_summary(shard: str, cache_dir: str) -> Summary:
 
 def open_shard(url: str, allow_pipe: bool = False) -> Any:
     """A shard as a file object of tar bytes to read, decompressed by its name's ending."""
+    _check_pipe(url, allow_pipe)
     if url.startswith("pipe:"):
-        if not allow_pipe:
-            raise UsageError(f"shard {url!r} runs a program, which only --data.allow_pipe allows")
         from webdataset.gopen import gopen  # its import costs seconds
 
         return gopen(url)
@@ -201,7 +199,7 @@ def open_shard(url: str, allow_pipe: bool = False) -> Any:
 def iter_stream(url: str, allow_pipe: bool = False) -> Iterator[Located | Problem]:
     """Samples of a shard read forward, with their bytes. Raises what the file system raises."""
     with open_shard(url, allow_pipe) as file:
-        yield from iter_located(StreamCursor(file), read_payloads=True)
+        yield from iter_located(ForwardFile(file), read_payloads=True)
         if url.startswith("pipe:"):  # the padding after the end marker, or the program complains
             for _ in range(64):
                 if not file.read(1 << 16):
@@ -213,7 +211,7 @@ def read_member(file: BinaryIO, offset: int, size: int) -> bytes:
 
     Raises `EOFError` when the file has become shorter.
     """
-    data = read_at(file.fileno(), offset, size)
+    data = os.pread(file.fileno(), size, offset)
     if len(data) < size:
         raise EOFError(f"{len(data)} of {size} bytes at {offset}")
     return data
@@ -238,89 +236,62 @@ def _index_paths(shard: str, cache_dir: str) -> list[Path]:
 
 def _build(shard: str, stamp: dict[str, int]) -> tuple[pa.Table, Summary]:
     rows: list[tuple[str, str, int, int]] = []
-    problems: dict[str, int] = {}
-    first: Problem | None = None
-    num_samples = 0
+    summary = Summary(0, {}, None)
     with open(shard, "rb", buffering=0) as file:
-        for item in iter_located(LocalCursor(cast(BinaryIO, file)), read_payloads=False):
+        for item in iter_located(file, read_payloads=False):
             if isinstance(item, Problem):
-                add_counts(problems, {item.kind: 1})
-                first = first or item
+                add_counts(summary.problems, {item.kind: 1})
+                summary.first_problem = summary.first_problem or item
             else:
                 rows.extend((item.key, ext, *span) for ext, span in item.spans.items())
-                num_samples += 1
-    summary = Summary(num_samples, problems, first)
-    record = stamp | {
-        "samples": num_samples,
-        "problems": problems,
-        "first_problem": [first.kind, first.key, first.cause] if first else None,
-    }
-    key, ext, offset, size = zip(*rows, strict=True) if rows else ((), (), (), ())
-    table = pa.table(
-        {
-            "key": pa.array(key, pa.string()),
-            "ext": pa.array(ext, pa.string()),
-            "offset": pa.array(offset, pa.int64()),
-            "size": pa.array(size, pa.int64()),
-        }
-    )
+                summary.num_samples += 1
+    columns = zip(*rows, strict=True) if rows else ((), (), (), ())
+    types = {"key": pa.string(), "ext": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+    table = pa.table([*map(list, columns)], schema=pa.schema(types.items()))
+    record = {"shard": stamp, "summary": asdict(summary)}
     return table.replace_schema_metadata({_METADATA: json.dumps(record)}), summary
 
 
-def _write_atomically(table: pa.Table, path: Path) -> bool:
-    """False where it cannot be written. Of several writers at once, any one wins: all are equal."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """The file appears whole or not at all; of several writers at once, the last wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression="zstd")
+        with open(temporary, "wb") as file:
+            write(file)
         os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        return False
-    return True
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _parse_summary(metadata: dict[bytes, bytes] | None, stamp: dict[str, int]) -> Summary | None:
-    """None where the index belongs to another state of the shard, or to no shard of ours."""
-    record = json.loads((metadata or {}).get(_METADATA, b"{}"))
-    if any(record.get(name) != value for name, value in stamp.items()):
-        return None
-    first = record["first_problem"]
-    return Summary(record["samples"], record["problems"], Problem(*first) if first else None)
+def _parse_summary(footer: pq.FileMetaData, stamp: dict[str, int]) -> Summary:
+    """Raises `ValueError` where the index belongs to another state of the shard."""
+    record = json.loads(footer.metadata[_METADATA])
+    if record["shard"] != stamp:
+        raise ValueError("the shard has changed")
+    first = record["summary"].pop("first_problem")
+    return Summary(**record["summary"], first_problem=Problem(**first) if first else None)
 
 
 def _from_table(shard: str, table: pa.Table, summary: Summary, shard_size: int) -> ShardIndex:
     """Raises `ValueError` for a table that this shard cannot have."""
-    key, ext = table["key"].to_pylist(), table["ext"].to_pylist()
-    offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
-    if len(offset) and (offset.min() < 0 or size.min() < 0 or (offset + size).max() > shard_size):
-        raise ValueError("the index points outside its shard")
-    count = summary.num_samples
-    keys: list[str] = []
-    image_exts: list[str] = []
-    image = np.zeros((count, 2), dtype=np.int64)
-    text = np.full((count, len(TEXT_COLUMNS), 2), -1, dtype=np.int64)
-    for row, (this_key, this_ext) in enumerate(zip(key, ext, strict=True)):
-        if not keys or this_key != keys[-1]:
-            keys.append(this_key)
-            image_exts.append("")
-        if len(keys) > count:
-            break
-        if this_ext in IMAGE_EXTS:
-            image_exts[-1] = this_ext
-            image[len(keys) - 1] = offset[row], size[row]
-        else:
-            text[len(keys) - 1, TEXT_COLUMNS.index(this_ext)] = offset[row], size[row]
-    if len(keys) != count or not all(image_exts):
+    keys = table["key"].to_pylist()
+    starts = [row for row, key in enumerate(keys) if row == 0 or key != keys[row - 1]]
+    exts = np.array(table["ext"].to_pylist(), dtype=np.str_)
+    offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    images = int(np.isin(exts, list(IMAGE_EXTS)).sum())
+    if not len(starts) == images == summary.num_samples:
         raise ValueError("the index does not hold what its footer says")
+    if min(offsets.min(initial=0), sizes.min(initial=0)) < 0 or (
+        (offsets + sizes).max(initial=0) > shard_size
+    ):
+        raise ValueError("the index points outside its shard")
     return ShardIndex(
         path=shard,
-        keys=keys,
-        image_exts=image_exts,
-        image_offset=image[:, 0],
-        image_size=image[:, 1],
-        text_offset=text[:, :, 0],
-        text_size=text[:, :, 1],
+        keys=[keys[row] for row in starts],
+        starts=np.array([*starts, len(keys)], dtype=np.int64),
+        exts=exts,
+        offsets=offsets,
+        sizes=sizes,
         summary=summary,
     )

@@ -5,29 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.batch import Batch
-from data.captions import concept_id, draw_caption, read_captions
-from data.errors import UsageError
-from data.images import ImageTransform
+from data.order import derived_seed
 from data.problems import BadSample, Problem, SampleError, add_counts
-from data.samples import OnError, decode_pixels
+from data.samples import DataConfig, Slots
 from data.shards import iter_stream
 from data.tar import Located
 
 # Encoded samples that wait to be shuffled, per loader worker and source: about 50 MB.
 SHUFFLE_SAMPLES = 500
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """Shards that are sampled with one weight."""
-
-    shards: list[str]
-    weight: float
 
 
 @dataclass
@@ -45,29 +33,20 @@ class StreamParts(IterableDataset):
 
     def __init__(
         self,
+        cfg: DataConfig,
+        sources: Sequence[list[str]],
         shards: Sequence[str],
-        sources: Sequence[StreamSource],
-        transform: ImageTransform,
+        slots: Slots,
         *,
         part_sizes: Sequence[int],
         entropy: tuple[int, ...],
-        on_error: OnError,
-        max_pixels: int,
-        allow_pipe: bool,
     ) -> None:
-        """`shards`: all there are, which numbers them. `part_sizes`: samples per part, in turn.
+        """`sources`: shards that are sampled with one weight. `shards`: all, which numbers them.
 
-        `entropy`: what makes this rank's draw its own.
-
-        Raises `UsageError` for weights that cannot work.
+        `part_sizes`: samples per part, in turn. `entropy`: what makes this rank's draw its own.
         """
-        weights = [source.weight for source in sources]
-        if not all(0 < weight < float("inf") for weight in weights):
-            raise UsageError(f"the weights are {tuple(weights)}, allowed are positive numbers")
-        self._shards, self._sources = shards, sources
-        self._transform, self._part_sizes = transform, part_sizes
-        self._entropy, self._on_error, self._max_pixels = entropy, on_error, max_pixels
-        self._allow_pipe = allow_pipe
+        self._cfg, self._sources, self._shards, self._slots = cfg, sources, shards, slots
+        self._part_sizes, self._entropy = part_sizes, entropy
 
     def __iter__(self) -> Iterator[Batch | SampleError]:
         info = get_worker_info()
@@ -87,14 +66,13 @@ class StreamParts(IterableDataset):
 
     def _mix(self, worker: int, errors: dict[str, int]) -> Iterator[_Met]:
         """Samples of all sources, drawn by weight."""
-        weights = [source.weight for source in self._sources]
         streams = [
-            self._shuffled(source.shards, _seed(*self._entropy, worker, number), errors)
+            self._shuffled(source, derived_seed(*self._entropy, worker, number), errors)
             for number, source in enumerate(self._sources)
         ]
-        rng = random.Random(_seed(*self._entropy, worker, len(self._sources)))
+        rng = random.Random(derived_seed(*self._entropy, worker, len(self._sources)))
         while True:
-            yield next(rng.choices(streams, weights)[0])
+            yield next(rng.choices(streams, self._cfg.weights or None)[0])
 
     def _shuffled(self, shards: list[str], seed: int, errors: dict[str, int]) -> Iterator[_Met]:
         import webdataset as wds  # its import costs seconds, and only streams need it
@@ -132,54 +110,33 @@ class StreamParts(IterableDataset):
 
     def _read_shard(self, url: str) -> Iterator[Located | Problem]:
         try:
-            yield from iter_stream(url, self._allow_pipe)
+            yield from iter_stream(url, self._cfg.allow_pipe)
         except Exception as error:  # whatever a file system may raise
             yield Problem("unreadable", "", f"{type(error).__name__}: {error}")
 
     def _part(self, samples: Iterator[_Met], size: int, errors: dict[str, int]) -> Batch:
-        side = self._transform.image_size
-        images = torch.zeros(size, 3, side, side)
-        met: list[_Met] = []
-        captions: list[str] = []
-        concepts: list[int] = []
-        refused = 0
-        while len(met) < size:
-            item = next(samples)
+        part = self._slots.empty(size)
+        row = refused = 0
+        while row < size:
+            met = next(samples)
             try:
-                texts = read_captions(item.sample.payloads)
-                data = item.sample.payloads[item.sample.image_ext]
-                images[len(met)] = decode_pixels(data, self._transform, self._max_pixels)
+                # a sample that comes again is a new reading: its captions take turns
+                self._slots.fill(part, row, met.sample, epoch=met.reading)
             except BadSample as bad:
-                problem = Problem(bad.kind, item.sample.key, bad.cause)
-                self._refuse(self._shards[item.shard], problem, errors)
+                problem = Problem(bad.kind, met.sample.key, bad.cause)
+                self._refuse(self._shards[met.shard], problem, errors)
                 refused += 1
                 if refused > 10_000 + 10 * size:
                     raise SampleError(f"the last {refused} samples were bad: {errors}") from None
                 continue
+            part.shards[row], part.indices[row] = met.shard, met.index
+            row += 1
             refused = 0
-            # a sample that comes again is a new reading: its captions take turns
-            captions.append(draw_caption(texts, self._entropy[0], item.reading, item.sample.key))
-            concepts.append(concept_id(texts))
-            met.append(item)
-        part = Batch(
-            step=0,
-            keys=[item.sample.key for item in met],
-            images=images,
-            captions=captions,
-            concepts=torch.tensor(concepts, dtype=torch.int64),
-            valid=torch.ones(size, dtype=torch.bool),
-            shards=torch.tensor([item.shard for item in met], dtype=torch.int64),
-            indices=torch.tensor([item.index for item in met], dtype=torch.int64),
-            errors=dict(errors),
-        )
+        part.errors.update(errors)
         errors.clear()
         return part
 
     def _refuse(self, shard: str, problem: Problem, errors: dict[str, int]) -> None:
-        if self._on_error == "raise":
+        if self._cfg.on_error == "raise":
             raise SampleError.at(shard, problem)
         add_counts(errors, {problem.kind: 1})
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

@@ -5,9 +5,7 @@ deepspeed launch/lit.py --resume runs/NAME
 """
 
 import dataclasses
-import os
 import sys
-import warnings
 from pathlib import Path
 
 import tyro

@@ -25,8 +25,8 @@ from retrieval.report import Report, measure_costs
 class Args:
     model: str
     """Folder of the model."""
-    root: str
-    """Folder of the data set."""
+    root: tuple[str, ...]
+    """Folder of the data set; several give several columns of one table."""
     dataset: DatasetKind = "shards"
     """How the data set lies on disk."""
     patch_sizes: tuple[int, ...] = ()
@@ -47,15 +47,18 @@ def main() -> None:
     init_from_launcher()
     args = tyro.cli(Args, description=__doc__)
     with exit_on_usage_error():
-        dataset = load_dataset(args.dataset, args.root)
+        datasets = [load_dataset(args.dataset, root) for root in args.root]
         model = LitModel.from_pretrained(args.model, device=device())
         sizes = check_patch_sizes(model, args.patch_sizes)
-        result = evaluate(
-            model, dataset, sizes, args.recall, args.batch_size, args.num_workers, args.on_error
-        )
+        results = [
+            evaluate(
+                model, dataset, sizes, args.recall, args.batch_size, args.num_workers, args.on_error
+            )
+            for dataset in datasets
+        ]
         barrier()
         if is_main():
-            report = Report(args.model, measure_costs(model, sizes), [result])
+            report = Report(args.model, measure_costs(model, sizes), results)
             print(report.text())
             for file in report.save(args.out) if args.out else []:
                 print(file)

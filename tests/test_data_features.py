@@ -57,8 +57,7 @@ def test_rows_follow_the_keys_file(tmp_path: Path, shards: list[str]) -> None:
     assert (tmp_path / "cache" / "0001.keys.txt").read_text() == "a\nc\n"
     assert np.load(tmp_path / "cache" / "0001.p8.npy").shape == (2, 4)
     cache = FeatureCache.open(tmp_path / "cache", TOWER, shards, [8])
-    assert cache.read_shard(1, 8).shape == (2, 4)
-    assert isinstance(cache.read_shard(1, 8), np.memmap)
+    assert isinstance(cache._features(1, 8), np.memmap)
 
 
 def test_what_is_missing_is_listed_and_the_rest_reused(tmp_path: Path, shards: list[str]) -> None:
@@ -70,7 +69,6 @@ def test_what_is_missing_is_listed_and_the_rest_reused(tmp_path: Path, shards: l
     fill(folder, shards[:1], (8,))
     cache = FeatureCache.open(folder, TOWER, shards, [8, 16])
     assert cache.missing() == [(shards[0], (16,)), (shards[1], (8, 16))]
-    assert cache.missing([8]) == [(shards[1], (8,))]
     with pytest.raises(UsageError, match=r"0001\.p8\.npy"):
         cache.lookup(np.array([1]), np.array([0]), 8)
     fill(folder, shards)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from contrastive import LitModel
 from contrastive.lit import LossConfig, TextSide
-from contrastive.text import TextConfig, TextEncoder, load_text_tower
+from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
@@ -79,9 +79,7 @@ def test_text_towers_have_no_dropout_unless_asked(tiny_text):
 
 def test_image_fingerprint_ignores_the_text_tower(tiny_model, tiny_text):
     torch.manual_seed(1)
-    text = TextSide(
-        TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32), LossConfig()
-    )
+    text = TextSide(TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32), LossConfig())
     other = LitModel(tiny_model.vision, text)
     assert other.image_fingerprint == tiny_model.image_fingerprint
     assert other.text_fingerprint != tiny_model.text_fingerprint
@@ -108,3 +106,17 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UsageError, match="format 1"):
         LitModel.from_pretrained(tmp_path)
+
+
+def test_groups_of_like_length_change_no_embedding(tiny_model):
+    texts = sorted(TEXTS * 3, key=len)
+    whole = tiny_model.text(TokenGroups.of(tiny_model.text.encoder.tower, texts))
+    for num_groups in (2, 4, 12):  # 12: more groups than texts
+        tokens = TokenGroups.of(tiny_model.text.encoder.tower, texts, num_groups)
+        assert len(tokens.groups) == num_groups
+        torch.testing.assert_close(tiny_model.text(tokens), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_token_ids_are_taken_too(tiny_model):
+    ids = tiny_model.text.encoder.tower.tokenize(TEXTS).ids
+    torch.testing.assert_close(tiny_model.encode_text(ids), tiny_model.encode_text(TEXTS))

@@ -1,5 +1,6 @@
 """The pipeline: every good sample exactly once, whatever reads it, whatever else is wrong."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -246,6 +247,14 @@ def test_raising_names_shard_key_and_cause(tmp_path: Path, workers: int) -> None
     reader = ShardReader([shard], TRANSFORM, on_error="raise", num_workers=workers)
     with pytest.raises(SampleError, match=r"0\.tar.*'bad'.*not_an_image"):
         list(reader)
+
+
+def test_no_shard_stays_open_between_batches(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, COUNTS)
+    for batches in (build(shards).batches(0, 4), iter(ShardReader(shards, None, num_workers=0))):
+        next(batches)  # the generator is alive: whoever drops it has nothing to close
+        opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        assert not set(opened) & set(shards)
 
 
 def test_raising_names_what_the_headers_showed(damaged: tuple) -> None:

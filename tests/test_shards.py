@@ -23,7 +23,6 @@ from data.shards import (
     iter_stream,
     load_index,
     load_summaries,
-    read_member,
 )
 from data.tar import Located
 
@@ -35,19 +34,12 @@ def read_all(shard: str, **options: str) -> tuple[list[str], dict[str, int]]:
     samples = [item for item in forward if isinstance(item, Located)]
     kinds = [item.kind for item in forward if isinstance(item, Problem)]
     assert [item.key for item in samples] == index.keys
-    assert {kind: kinds.count(kind) for kind in kinds} == index.problems
+    assert {kind: kinds.count(kind) for kind in kinds} == index.summary.problems
     with open(shard, "rb") as file:
         for row, item in enumerate(samples):
-            offset, size = int(index.image_offset[row]), int(index.image_size[row])
-            assert item.spans[item.image_ext] == (offset, size)
-            assert read_member(file, offset, size) == item.payloads[item.image_ext]
-            present = {
-                ext
-                for ext, start in zip(("txt", "json", "cls"), index.text_offset[row], strict=True)
-                if start >= 0
-            }
-            assert present == set(item.payloads) - {item.image_ext}
-    return index.keys, index.problems
+            assert index.read(file, row, pixels=True) == item
+            assert item.image_ext not in index.read(file, row, pixels=False).payloads
+    return index.keys, index.summary.problems
 
 
 def test_index_equals_what_tarfile_finds(tmp_path: Path) -> None:
@@ -55,13 +47,13 @@ def test_index_equals_what_tarfile_finds(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "0.tar", members)
     index = load_index(shard)
     assert index.keys == ["a", "dir.d/b"]
-    assert index.image_exts == ["png", "png"]
     with tarfile.open(shard) as tar:
-        found = {info.name: (info.offset_data, info.size) for info in tar}
-    assert found["a.png"] == (index.image_offset[0], index.image_size[0])
-    assert found["a.txt"] == (index.text_offset[0, 0], index.text_size[0, 0])
-    assert found["dir.d/b.json"] == (index.text_offset[1, 1], index.text_size[1, 1])
-    assert found["dir.d/b.cls"] == (index.text_offset[1, 2], index.text_size[1, 2])
+        wanted = {info.name: (info.offset_data, info.size) for info in tar}
+    with open(shard, "rb") as file:
+        samples = [index.read(file, number, pixels=True) for number in range(2)]
+    found = {f"{each.key}.{ext}": span for each in samples for ext, span in each.spans.items()}
+    assert found == wanted
+    assert [each.image_ext for each in samples] == ["png", "png"]
     assert read_all(shard) == (["a", "dir.d/b"], {})
 
 
@@ -98,7 +90,7 @@ def test_links_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
 def test_truncation_keeps_every_sample_that_is_complete(tmp_path: Path) -> None:
     whole = Path(write_shards(tmp_path, [4])[0]).read_bytes()
     index = load_index(str(tmp_path / "0000.tar"))
-    ends = [int(index.text_offset[i, 0] + index.text_size[i, 0]) for i in range(4)]
+    ends = (index.offsets + index.sizes)[index.starts[1:] - 1].tolist()  # of each sample's text
     rng = np.random.default_rng(0)
     for cut in [
         0,
@@ -130,9 +122,22 @@ def test_a_damaged_header_ends_the_archive_where_it_is(tmp_path: Path) -> None:
     path = Path(write_shards(tmp_path, [4])[0])
     index = load_index(str(path))
     data = bytearray(path.read_bytes())
-    data[int(index.image_offset[2]) - 512] ^= 1
+    data[int(index.offsets[index.starts[2]]) - 512] ^= 1
     path.write_bytes(data)
     assert read_all(str(path)) == (index.keys[:2], {"truncated": 1})
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, b"Z", b"0"])
+@pytest.mark.parametrize("size", [-512, 1 << 41, 1 << 80])
+def test_impossible_sizes_end_the_archive_where_they_are(
+    tmp_path: Path, kind: bytes, size: int
+) -> None:
+    header = tarfile.TarInfo("b.png")
+    header.type, header.size = kind, size
+    shard = Path(write_shards(tmp_path, [1])[0])
+    whole = shard.read_bytes()[: index_end(shard.read_bytes())]
+    shard.write_bytes(whole + header.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    assert read_all(str(shard)) == (["s0_000"], {"truncated": 1})
 
 
 def test_files_that_are_no_tars(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def test_any_square_image_that_the_patch_divides(small_vit):
 def test_locked_stays_locked_and_resizes_nothing_per_call(small_vit, monkeypatch):
     tower = build_vision_tower(small_vit).lock()
     parent = torch.nn.Sequential(tower).train()
-    assert parent.training and not tower.training and not tower.net.training
+    assert parent.training
+    assert not tower.training
+    assert not tower.net.training
     assert not any(p.requires_grad for p in tower.parameters())
     images = torch.randn(2, 3, 64, 64)
     first = tower(images, 32)
@@ -194,7 +196,8 @@ def test_saved_tower_loads_with_its_rule_and_patch_sizes(tmp_path):
     save_vision_tower(tower, tmp_path / "tower")
     again = load_vision_tower(str(tmp_path / "tower"))
     images = torch.randn(2, 3, 240, 240)
-    assert again.patch_sizes == tower.patch_sizes and again.fingerprint == tower.fingerprint
+    assert again.patch_sizes == tower.patch_sizes
+    assert again.fingerprint == tower.fingerprint
     assert torch.equal(again(images, 48), tower(images, 48))
 
 
@@ -230,5 +233,5 @@ def test_unknown_towers_are_one_sentence(spec, sentence):
 
 def test_a_pickled_checkpoint_is_refused(tmp_path):
     torch.save({"x": Path("code that unpickling would run")}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_vision_tower(f"timm:vit_tiny_patch16_224@{tmp_path / 'evil.pt'}")

@@ -1,0 +1,101 @@
+"""The whole job on the default drawings: build, train, embed, index, evaluate, search.
+
+    make demo                     # or: python launch/demo.py [--out runs]
+
+Every stage is a command line that a user could type. What is done is not done again.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+LAUNCH = Path(__file__).parent
+QUERIES = (
+    "a happy cat",
+    "something to eat with",
+    "a red vehicle",
+    "bad weather",
+    "a musical instrument",
+    "someone doing sports",
+    "a yellow fruit",
+    "I am in love",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    out: str = "runs"
+    """Folder for data, model, index and results."""
+
+
+def stage(title: str, makes: Path, *command: str) -> None:
+    """Run a command unless what it makes is there; stop the demo when it fails."""
+    if makes.exists():
+        print(f"\n== {title}: done before, {makes}", flush=True)
+        return
+    print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
+    programs = {
+        "python": sys.executable,
+        "deepspeed": str(Path(sys.executable).parent / "deepspeed"),
+    }
+    started = time.monotonic()
+    code = subprocess.run([programs[command[0]], *command[1:]], cwd=LAUNCH.parent).returncode
+    if code:
+        print(f"== {title} stopped with status {code}; what was done is kept", file=sys.stderr)
+        sys.exit(code)
+    print(f"== {title}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    out = Path(args.out).resolve()
+    if out.is_relative_to(LAUNCH.parent):
+        out = out.relative_to(LAUNCH.parent)
+    data, run, index = out / "data/emoji", out / "demo", out / "index"
+    report, sheet = out / "report", out / "hits.png"
+    train = ["demo", "--out", str(out), "--data.shards", f"{data}/train/*.tar"]
+    train += ["--data.features", f"{out}/features"]
+    if any((LAUNCH.parent / run / "checkpoints").glob("step_*/state.json")):
+        train = ["--resume", str(run)]
+
+    started = time.monotonic()
+    stage("drawings", LAUNCH.parent / data, "python", "-m", "data.emoji", str(data))
+    stage("training", LAUNCH.parent / run / "model", "deepspeed", "launch/lit.py", *train)
+    stage(
+        "embedding every drawing", LAUNCH.parent / out / "embeddings",
+        "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
+        f"{data}/*/*.tar", "--patch-sizes", "28", "--out", f"{out}/embeddings",
+    )  # fmt: skip
+    stage(
+        "index", LAUNCH.parent / index,
+        "python", "launch/index.py", "--embeddings", f"{out}/embeddings", "--out", str(index),
+    )  # fmt: skip
+    stage(
+        "zero-shot evaluation", LAUNCH.parent / report / "report.json",
+        "python", "launch/zeroshot.py", "--model", f"{run}/model", "--root",
+        f"{data}/heldout_captions", f"{data}/heldout_style", "--recall", "--out", str(report),
+    )  # fmt: skip
+    stage(
+        "search", LAUNCH.parent / sheet,
+        "python", "launch/search.py", *QUERIES, "--index", str(index), "-k", "6",
+        "--picture", str(sheet),
+    )  # fmt: skip
+
+    print(f"\n{(LAUNCH.parent / report / 'report.txt').read_text()}")
+    print(f"table and plot: {report}/report.md, {report}/accuracy.png")
+    print(f"found by words: {sheet}")
+    print(f"the demo took {time.monotonic() - started:.0f} s. Next, try:\n")
+    print(f'  python launch/search.py "a sleepy animal" "time to celebrate" --index {index} '
+          "--picture mine.png")  # fmt: skip
+    print(f"  python launch/zeroshot.py --model {run}/model --dataset folder --root YOUR_PICTURES")
+    print("  deepspeed launch/lit.py demo --name longer --steps 1000 "
+          f"--data.shards '{data}/train/*.tar' --data.features {out}/features")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

