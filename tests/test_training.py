@@ -79,7 +79,7 @@ def training(cfg: TrainConfig, seen: Path, *, resume: bool = False, **more) -> d
 def cut_back(source: Path, target: Path) -> None:
     """A copy of a run as it was after KEPT steps."""
     shutil.copytree(source, target)
-    for checkpoint in (target / "checkpoints").iterdir():
+    for checkpoint in (target / "checkpoints").glob("step_*"):
         if checkpoint.name > f"step_{KEPT:08d}":
             shutil.rmtree(checkpoint)
 
