@@ -20,6 +20,10 @@ STATE = "state.json"
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict[str, Any]) -> None:
     """Save after `step` optimiser steps and drop all but the newest `keep`. All ranks call it."""
     tag = f"step_{step:08d}"
+    if distributed.is_main():  # what a kill in mid-save left, of any number of ranks
+        for left in [d for d in folder.glob("step_*") if not (d / STATE).exists()]:
+            shutil.rmtree(left)
+    distributed.barrier()
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     distributed.barrier()
     if distributed.is_main():

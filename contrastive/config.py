@@ -29,8 +29,6 @@ class VisionConfig:
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
     """Of the tower's weights. bfloat16 moves features by about 1e-2; fastest: bfloat16 where the
     GPU or CPU computes in it."""
-    standardize_samples: int = 2048
-    """Training samples on which the tower's features are standardised; 0: not at all."""
 
     def __post_init__(self) -> None:
         if self.patch_weights and len(self.patch_weights) != len(self.patch_sizes):
@@ -61,9 +59,14 @@ class TrainConfig:
     """Pairs per optimiser step, all ranks together."""
     steps: int = 1000
     """Optimiser steps."""
+    start_samples: int = 4096
+    """Training samples from which the whitening of the features and the start of the text
+    projection are solved; 0: no whitening, a random projection."""
     seed: int = 0
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    eval_data: tuple[str, ...] = ()
+    """Folders (classnames.txt, templates, *.tar with .cls) to classify zero-shot while training."""
     eval_every: int = 0
     """Steps between evaluations; 0: none."""
     checkpoint_every: int = 0
@@ -77,9 +80,24 @@ class TrainConfig:
         for flag in ("steps", "log_every", "keep_checkpoints", "global_batch_size"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 1")
-        for flag in ("eval_every", "checkpoint_every"):
+        for flag in ("eval_every", "checkpoint_every", "start_samples"):
             if getattr(self, flag) < 0:
                 raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 0")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: at least 0")
+        if self.data.num_workers < 0:
+            raise UsageError(f"--data.num-workers {self.data.num_workers}: at least 0")
+        if self.data.block_shards < 1:
+            raise UsageError(f"--data.block-shards {self.data.block_shards}: at least 1")
+        if self.data.weights and len(self.data.weights) != len(self.data.shards):
+            raise UsageError(
+                f"--data.weights has {len(self.data.weights)} values for "
+                f"{len(self.data.shards)} --data.shards; give one for each"
+            )
+        if self.optim.warmup_steps > self.steps:
+            raise UsageError(
+                f"--optim.warmup-steps {self.optim.warmup_steps}: at most --steps {self.steps}"
+            )
 
     @property
     def folder(self) -> Path:
@@ -88,8 +106,8 @@ class TrainConfig:
 
 # What --resume may change: neither the model, nor the loss, nor the order of the data.
 CHANGEABLE = {
-    "name", "out", "data.num_workers", "data.features", "data.on_error", "data.index_dir",
-    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every",
+    "data.num_workers", "data.features", "data.on_error", "data.index_dir",
+    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
     "checkpoint_every", "keep_checkpoints", "deepspeed_config",
 }  # fmt: skip
 
@@ -143,7 +161,7 @@ def load_config(folder: Path) -> TrainConfig:
     try:
         values = json.loads((folder / "config.json").read_text())
         return from_dict(TrainConfig, values["train"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
 
 

@@ -75,6 +75,18 @@ def device() -> torch.device:
     )
 
 
+def resolve_dtype(name: str) -> torch.dtype:
+    """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware computes in it."""
+    if name != "fastest":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = torch.cpu.get_capabilities()
+        fast = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()

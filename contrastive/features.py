@@ -13,11 +13,13 @@ from tqdm import tqdm
 from contrastive import distributed
 from contrastive.vision import VisionTower
 from data.batch import Batch, EvalBatch
+from data.errors import UsageError
 from data.features import FeatureCache, write_manifest, write_shard_features
-from data.images import ImageTransform
 from data.pipeline import DataConfig
 from data.reader import ShardReader
 from data.shards import expand_shards, load_summaries, shard_name
+
+IMAGES_PER_FORWARD = 256  # bounds the tower's activations; a rank's share may be thousands
 
 
 @torch.no_grad()
@@ -38,10 +40,15 @@ class FeatureSource:
     def __init__(self, tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) -> None:
         self._tower = tower
         self._cache: FeatureCache | None = None
-        self.transform: ImageTransform | None = tower.transform
+        self.bad_images = 0  # that the cache lacks; without a cache, each step meets its own
         if cfg.features:
-            self.transform = None  # a cached step reads no pixels
             self._cache = fill_cache(tower, cfg, patch_sizes)
+            self.bad_images = self._cache.num_missing_samples()
+            if self.bad_images and cfg.on_error == "raise":
+                raise UsageError(
+                    f"{self.bad_images} images of these shards could not be read when "
+                    f"--data.features {cfg.features} was filled; allowed with --data.on-error skip"
+                )
 
     @torch.no_grad()
     def __call__(
@@ -50,8 +57,10 @@ class FeatureSource:
         """Raw features of the batch's slots, and which slots are good."""
         if self._cache is None:
             assert batch.images is not None
-            images = batch.images.to(next(self._tower.parameters()).device, non_blocking=True)
-            return self._tower(images, patch_size), batch.valid
+            device = next(self._tower.parameters()).device
+            parts = batch.images.split(IMAGES_PER_FORWARD)
+            done = [self._tower(p.to(device, non_blocking=True), patch_size) for p in parts]
+            return torch.cat(done), batch.valid
         features, found = self._cache.lookup(
             batch.shards.numpy(), batch.indices.numpy(), patch_size
         )
@@ -91,7 +100,8 @@ def _cache_shards(
     tower: VisionTower, cfg: DataConfig, shards: list[str], patch_sizes: Sequence[int], bar: tqdm
 ) -> None:
     """Write the features of these shards, each as soon as its last sample is done."""
-    batches = compute_features(tower, _reader(tower, cfg, shards), patch_sizes)
+    reader = _reader(tower, cfg, shards)
+    batches = compute_features(tower, reader, patch_sizes)
     next_shard = 0
     for number, group in groupby(batches, key=lambda item: item[0].shard):
         for without_samples in shards[next_shard:number]:
@@ -107,6 +117,9 @@ def _cache_shards(
         next_shard = number + 1
     for without_samples in shards[next_shard:]:
         _write(tower, cfg, without_samples, [], {size: [] for size in patch_sizes})
+    if reader.errors:
+        kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
+        tqdm.write(f"skipped while reading images: {kinds}")
 
 
 def _write(

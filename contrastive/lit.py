@@ -6,6 +6,7 @@ LiT: Zero-Shot Transfer with Locked-image text Tuning (Zhai et al., arXiv:2111.0
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +16,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrastive.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
+from contrastive.vision import (
+    TowerConfig,
+    VisionTower,
+    build_vision_tower,
+    load_weights,
+    read_config,
+    read_weights,
+)
 from data.errors import UsageError
 from data.images import ImageTransform
 
@@ -32,6 +40,14 @@ class LossConfig:
     kind: Literal["sigmoid", "softmax"] = "sigmoid"
     positives: Literal["pair", "caption"] = "pair"
     """pair: a text's own image. caption: all images of the batch with the same captions."""
+    start_scale: float = 10.0
+    """The temperature's multiplier t at the start. SigLIP 10; CLIP 14.3."""
+    start_bias: float = -10.0
+    """The sigmoid loss's bias at the start. SigLIP -10; big_vision's batches of 512 -2.71."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start_scale <= 100:
+            raise UsageError(f"--loss.start-scale {self.start_scale}: above 0, at most 100")
 
 
 class TextSide(nn.Module):
@@ -41,12 +57,10 @@ class TextSide(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.loss = loss
-        # SigLIP starts at t = 10, b = -10; with b = -2.71 big_vision's small-batch recipe.
-        # CLIP starts at t = 1/0.07. Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
-        scale = 10.0 if loss.kind == "sigmoid" else 1 / 0.07
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.start_scale)]))
         if loss.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([-2.71]))
+            self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
 
     def scale(self) -> Float[Tensor, ""]:
         """The temperature's multiplier t, at most 100 (clamped here: ZeRO's master copy forgets
@@ -81,19 +95,20 @@ class TextSide(nn.Module):
 class LitModel(nn.Module):
     """`encode_image` and `encode_text` into one space, the images at any patch size.
 
-    The affine (feature_mean, feature_std) standardises the tower's features, one for all patch
-    sizes; it starts as the identity and is fitted on training features.
+    The affine (feature_mean, feature_whiten) whitens the tower's features: one for all patch sizes,
+    fitted on training features. A self-supervised tower spends most of its variance on a few
+    directions, such as drawing style; left as they are, they drown the rest in every cosine.
     """
 
     feature_mean: Tensor
-    feature_std: Tensor
+    feature_whiten: Tensor
 
     def __init__(self, vision: VisionTower, text: TextSide) -> None:
         super().__init__()
         self.vision = vision
         self.text = text
         self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
-        self.register_buffer("feature_std", torch.ones(vision.embed_dim))
+        self.register_buffer("feature_whiten", torch.eye(vision.embed_dim))
 
     # ---- encode ----------------------------------------------------------------------------
 
@@ -119,8 +134,7 @@ class LitModel(nn.Module):
 
     def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Unit-norm image embeddings from the tower's raw features."""
-        standard = (features.float() - self.feature_mean) / self.feature_std
-        return F.normalize(standard, dim=-1)
+        return F.normalize((features.float() - self.feature_mean) @ self.feature_whiten, dim=-1)
 
     @torch.no_grad()
     def encode_image(
@@ -145,6 +159,8 @@ class LitModel(nn.Module):
         texts: strings, cut at the tower's context length, or token ids as its tokenizer pads them.
         """
         tower = self.text.encoder.tower
+        if isinstance(texts, str):
+            raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
             tokens = TokenGroups((Tokens(texts, (texts != tower.pad_id).long()),), len(texts))
         else:
@@ -155,11 +171,6 @@ class LitModel(nn.Module):
         self.text.train(training)
         return embeds
 
-    def fit_affine(self, features: Float[Tensor, "n d"]) -> None:
-        """Standardise per dimension with the statistics of these (training) features."""
-        self.feature_mean.copy_(features.float().mean(dim=0))
-        self.feature_std.copy_(features.float().std(dim=0).clamp_min(1e-6))
-
     # ---- identity --------------------------------------------------------------------------
 
     @property
@@ -167,7 +178,7 @@ class LitModel(nn.Module):
         """Equal for models whose image embeddings are equal: tower, affine, transform, dtype."""
         digest = hashlib.blake2b(self.vision.fingerprint.encode(), digest_size=16)
         digest.update(self.feature_mean.cpu().numpy().tobytes())
-        digest.update(self.feature_std.cpu().numpy().tobytes())
+        digest.update(self.feature_whiten.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @property
@@ -180,44 +191,43 @@ class LitModel(nn.Module):
 
     # ---- files -----------------------------------------------------------------------------
 
-    def save_pretrained(
-        self, folder: str | Path, text_state: dict[str, Tensor] | None = None
-    ) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files; no pickles.
 
-        text_state: the weights of `text` when they live elsewhere (gathered from ZeRO shards).
+        The folder is written under a temporary name and renamed: a reader never sees half of one.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith("text.")}
-        text = self.text.state_dict() if text_state is None else text_state
-        state |= {f"text.{k}": v for k, v in text.items()}
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in state.items()},
-            folder / "model.safetensors",
-        )
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        save_file(state, part / "model.safetensors")
         config = {
             "format": 1,
-            "vision": asdict(self.vision.config) | {"patch_sizes": self.patch_sizes},
+            "vision": self.vision.describe(),
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
             "loss": asdict(self.text.loss),
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        self.text.encoder.tower.save_tokenizer(folder)
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        self.text.encoder.tower.save_tokenizer(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "LitModel":
-        """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode."""
+        """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode.
+
+        Raises `UsageError` for a folder that is no model of format 1.
+        """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise UsageError(f"{folder} is not a model folder: it has no config.json")
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("format") != 1 or "text" not in config:
-            raise UsageError(f"{folder}/config.json does not describe a model of format 1")
-        vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
-        vision.to(getattr(torch, config["vision_dtype"]))
-        encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
-        model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        config = read_config(folder, "text")
+        try:
+            vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
+            vision.to(getattr(torch, config["vision_dtype"]))
+            encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
+            model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+        except (KeyError, TypeError, AttributeError, OSError) as error:
+            raise UsageError(f"{folder} is not a whole model folder: {error}") from error
+        load_weights(model, read_weights(folder / "model.safetensors"), folder)
         return model.to(device).eval()

@@ -31,7 +31,9 @@ def pair_targets(
     is a positive.
     """
     if concepts is None:
-        return F.one_hot(own_image, num_images).T.to(dtype)
+        targets = torch.zeros(num_images, len(own_image), dtype=dtype, device=own_image.device)
+        targets[own_image, torch.arange(len(own_image), device=own_image.device)] = 1
+        return targets
     same = (concepts[:, None] == concepts[own_image][None, :]).to(dtype)
     return same / same.sum(dim=0, keepdim=True)
 

@@ -33,8 +33,11 @@ class OptimConfig:
         for name, value in (("lr", self.lr), ("eps", self.eps)):
             if not value > 0:
                 raise UsageError(f"--optim.{name} {value}: must be above 0")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise UsageError(f"--optim.{name} {value}: allowed are values from 0 up to 1")
         for name in ("min_lr", "weight_decay", "warmup_steps", "clip_norm"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 flag = name.replace("_", "-")
                 raise UsageError(f"--optim.{flag} {getattr(self, name)}: must be at least 0")
 

@@ -30,13 +30,15 @@ def demo() -> TrainConfig:
     data = default_data()
     return TrainConfig(
         name="demo",
-        data=DataConfig(shards=(f"{data}/train/*.tar",), features="runs/features/emoji"),
-        vision=VisionConfig(tower="dinov2s", patch_sizes=(56, 32, 28)),
-        text=TextConfig(tower="minilm", context_length=16),
-        loss=LossConfig(kind="sigmoid", positives="caption"),
-        optim=OptimConfig(lr=3e-4, weight_decay=0.01, warmup_steps=20),
-        global_batch_size=256,
-        steps=300,
+        data=DataConfig(shards=(f"{data}/train/*.tar",), features="runs/features"),
+        vision=VisionConfig(tower="dinov2s", patch_sizes=(56, 32, 28), dtype="fastest"),
+        text=TextConfig(tower="minilm", context_length=16, dropout=0.1, freeze_embeddings=True),
+        loss=LossConfig(kind="softmax", positives="caption", start_scale=12.0),
+        optim=OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20),
+        zero=ZeroConfig(precision="fastest"),
+        global_batch_size=128,
+        steps=600,
+        checkpoint_every=200,
     )
 
 
@@ -51,7 +53,7 @@ def cc12m() -> TrainConfig:
         text=TextConfig(tower="hf:google-bert/bert-base-uncased", pooling="cls", context_length=32),
         loss=LossConfig(kind="sigmoid"),
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=500),
-        zero=ZeroConfig(stage=1, precision="bf16", text_chunk=1024),
+        zero=ZeroConfig(stage=1, precision="bfloat16", text_chunk=1024),
         global_batch_size=16_384,
         steps=20_000,
         log_every=20,

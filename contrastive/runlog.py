@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ class RunLog:
         self.main = distributed.is_main()
         self._skipped = dict(skipped)  # in the shards' headers; the same on all ranks
         self._met: dict[str, int] = {}  # this rank's bad samples since the last line
-        self._loss = torch.zeros(())
+        self._loss = torch.zeros((), device=distributed.device())
         self._pairs = self._steps_since = 0
         self._since = time.perf_counter()
         if not self.main:
@@ -37,7 +39,7 @@ class RunLog:
 
     def step(self, step: int, loss_share: torch.Tensor, pairs: int, errors: dict[str, int]) -> bool:
         """Count one finished step; True when a line is due (then call `line`)."""
-        self._loss = self._loss + loss_share.cpu()
+        self._loss = self._loss + loss_share  # read only when a line is due
         self._pairs += pairs
         self._steps_since += 1
         for kind, count in errors.items():
@@ -46,16 +48,17 @@ class RunLog:
             self._bar.update()
         return step % self.log_every == 0 or step == self.steps
 
-    def line(self, step: int, **figures: float) -> None:
+    def line(self, step: int, **figures: float | int) -> None:
         """Write the means since the last line. All ranks call it."""
         seconds = time.perf_counter() - self._since
-        sums = torch.stack([self._loss.double(), torch.tensor(float(self._pairs)).double()])
-        loss, pairs = distributed.all_reduce_sum(sums.to(distributed.device())).tolist()
+        own_pairs = torch.full_like(self._loss, self._pairs, dtype=torch.float64)
+        sums = torch.stack([self._loss.double(), own_pairs])
+        loss, pairs = distributed.all_reduce_sum(sums).tolist()
         loss /= self._steps_since
         for met in distributed.gather_objects(self._met):
             for kind, count in met.items():
                 self._skipped[kind] = self._skipped.get(kind, 0) + count
-        self._loss, self._met = torch.zeros(()), {}
+        self._loss, self._met = torch.zeros_like(self._loss), {}
         self._pairs = self._steps_since = 0
         self._since = time.perf_counter()
         if self.main:
@@ -65,7 +68,14 @@ class RunLog:
             if self._skipped and step == self.steps:
                 tqdm.write(f"skipped samples: {_counts(self._skipped)}")
 
-    def write(self, step: int, figures: dict[str, float], **more: object) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in this context does not count in pairs/s."""
+        started = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - started
+
+    def write(self, step: int, figures: Mapping[str, float | int], **more: object) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
         if not self.main:
             return

@@ -19,6 +19,7 @@ from contrastive.loss import Reduce, pair_targets
 from contrastive.text import TokenGroups
 from contrastive.zero import BatchShape
 from data.batch import Batch
+from data.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TrainStep:
         device = self.model.device
         everywhere = distributed.all_gather(valid.to(device))
         if not everywhere.any():
-            raise RuntimeError(f"step {batch.step}: not one sample of the batch could be read")
+            raise DataError(f"step {batch.step}: not one sample of the batch could be read")
         images = distributed.all_gather(self.model.embed_features(features.to(device)))
         concepts = distributed.all_gather(batch.concepts.to(device))
         rows = everywhere.long().cumsum(0) - 1

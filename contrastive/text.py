@@ -32,6 +32,8 @@ class TextConfig:
     """Longest text in tokens; longer ones are cut."""
     dropout: float = 0.0
     """Of a transformers encoder while it trains."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings as they are: faster, and words never trained keep their place."""
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
@@ -90,6 +92,10 @@ class HFTextTower(nn.Module):
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.width = int(net.config.hidden_size)
 
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Of token, position and type embeddings."""
+        return [p for name, p in self.net.named_parameters() if "embeddings." in name]
+
     def tokenize(self, texts: list[str]) -> Tokens:
         out = self.tokenizer(
             texts,
@@ -136,11 +142,9 @@ class OpenClipTextTower(nn.Module):
                 "open_clip.list_models() with a text transformer of its own, e.g. ViT-B-32"
             )
         sizes = dict(facts["text_cfg"])
-        for name in ("hf_tokenizer_name", "tokenizer_kwargs"):
+        for name in ("hf_tokenizer_name", "tokenizer_kwargs", "embed_cls", "output_tokens"):
             if sizes.pop(name, None):
-                raise UsageError(
-                    f"open_clip:{architecture} needs a tokenizer from the hub; use hf:"
-                )
+                raise UsageError(f"open_clip:{architecture} cannot be used: it has {name}")
         self.architecture = architecture
         self.pad_id = 0
         self.width = int(sizes["width"])
@@ -148,6 +152,10 @@ class OpenClipTextTower(nn.Module):
         sizes["context_length"] = self.context_length  # its mask fits no shorter text
         self.net = TextTransformer(**sizes, output_dim=self.width)
         self.tokenizer = open_clip.get_tokenizer(architecture)
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Of token and position embeddings."""
+        return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
 
     def tokenize(self, texts: list[str]) -> Tokens:
         ids = self.tokenizer(texts, context_length=self.context_length)
@@ -182,6 +190,13 @@ def _minilm_folder() -> str:
 
 def load_text_tower(cfg: TextConfig) -> TextTower:
     """Load a text tower with its published weights (open_clip's start from random ones)."""
+    tower = _load_text_tower(cfg)
+    for parameter in tower.embedding_parameters() if cfg.freeze_embeddings else ():
+        parameter.requires_grad_(False)
+    return tower
+
+
+def _load_text_tower(cfg: TextConfig) -> TextTower:
     kind, _, rest = cfg.tower.partition(":")
     if kind == "open_clip" and rest:
         return OpenClipTextTower(rest, cfg.context_length)
@@ -195,20 +210,24 @@ def load_text_tower(cfg: TextConfig) -> TextTower:
             "open_clip:ARCHITECTURE"
         )
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         for key, value in config.to_dict().items():
             if "dropout" in key and isinstance(value, float | int):
                 setattr(config, key, cfg.dropout)
+        if config.is_encoder_decoder:
+            raise UsageError(
+                f"text tower {cfg.tower!r} is an encoder-decoder; an encoder is needed"
+            )
         # safetensors only: a stranger's weights are never unpickled
         net = AutoModel.from_pretrained(
-            name, config=config, use_safetensors=True, dtype=torch.float32
+            name, config=config, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {reason}") from error
-    if config.is_encoder_decoder:
-        net = net.get_encoder()
     limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
     return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
 
@@ -219,7 +238,7 @@ def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
         return OpenClipTextTower(config["architecture"], config["context_length"])
     facts = dict(config["net"])
     net = AutoModel.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])
 
 
@@ -234,6 +253,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: TokenGroups) -> Float[Tensor, "m d"]:
         """Unit-norm text embeddings, float32."""
+        return nn.functional.normalize(self.projection(self.pool(tokens)).float(), dim=-1)
+
+    def pool(self, tokens: TokenGroups) -> Float[Tensor, "m w"]:
+        """One vector per text, before the projection."""
         pooled = [self.tower(group.ids, group.mask) for group in tokens.groups]
-        embeds = self.projection(torch.cat(pooled)[: tokens.count])
-        return nn.functional.normalize(embeds.float(), dim=-1)
+        return torch.cat(pooled)[: tokens.count]

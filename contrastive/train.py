@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from contrastive import distributed
 from contrastive.checkpoint import (
@@ -23,9 +22,10 @@ from contrastive.features import FeatureSource
 from contrastive.lit import LitModel, TextSide
 from contrastive.optim import build_optimizer, learning_rate
 from contrastive.runlog import RunLog
+from contrastive.start import START_FILE, solve_start
 from contrastive.step import TrainStep
 from contrastive.text import TextEncoder, load_text_tower
-from contrastive.vision import load_vision_tower, resolve_dtype
+from contrastive.vision import load_vision_tower
 from contrastive.zero import batch_shape, deepspeed_config
 from data.errors import UsageError
 from data.pipeline import TrainPipeline
@@ -45,29 +45,37 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
-    checkpoint = _claim_folder(cfg, resume)
+    checkpoint = _find_checkpoint(cfg, resume)
     if checkpoint and needs_universal(checkpoint[1]):
         ds_config["checkpoint"] = {"load_universal": True}
 
-    tower = load_vision_tower(cfg.vision.tower, dtype=resolve_dtype(cfg.vision.dtype))
+    tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
     patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
     for patch_size in patch_sizes:
         tower.check_patch_size(patch_size)
-    tower.to(distributed.device())
-    source = FeatureSource(tower, cfg.data, patch_sizes)
+    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
+    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
+    model.text.train()
     pipeline = TrainPipeline(
         cfg.data,
-        source.transform,
+        None if cfg.data.features else tower.transform,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
         rank=distributed.rank(),
         world_size=world_size,
     )
-    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
-    model.text.train()
-    _standardize(cfg, model, pipeline, source, patch_sizes)
+    identity = {
+        "zero_stage": cfg.zero.stage,
+        "image_tower": tower.fingerprint,
+        "text_tower": encoder.tower.config(),
+        "data": pipeline.fingerprint(),
+    }
+    _claim_folder(cfg, checkpoint, identity)
+    source = FeatureSource(tower, cfg.data, patch_sizes)
+    skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
+    if cfg.start_samples:
+        solve_start(cfg, model, pipeline, source, patch_sizes)
     engine = _build_engine(cfg, model.text, ds_config)
     step = 0
     if checkpoint:
@@ -75,7 +83,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         step = int(checkpoint[1]["step"])
 
     train_step = TrainStep(model, engine, shape, cfg.seed)
-    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems)
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
     for batch in pipeline.batches(step, cfg.steps - step):
         patch_size = draw_patch_size(cfg.vision, patch_sizes, cfg.seed, step)
         lr = learning_rate(cfg.optim, step, cfg.steps)
@@ -87,17 +95,15 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         if log.step(step, loss, int(valid.sum()), batch.errors):
             log.line(step, lr=lr, patch_size=patch_size)
         if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
-            for callback in callbacks:
-                log.write(step, callback(step, model))
+            with log.paused():
+                for callback in callbacks:
+                    log.write(step, callback(step, model))
         if step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0):
-            save_checkpoint(
-                engine,
-                cfg.folder / "checkpoints",
-                step,
-                cfg.keep_checkpoints,
-                {"zero_stage": cfg.zero.stage, "position": step * cfg.global_batch_size},
-            )
-            _save_model(cfg, model)
+            with log.paused():
+                _save_model(cfg, model)
+                save_checkpoint(
+                    engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
+                )
     log.close()
     return cfg.folder
 
@@ -112,8 +118,7 @@ def draw_patch_size(cfg: VisionConfig, patch_sizes: Sequence[int], seed: int, st
 # ---- paragraphs of train() -------------------------------------------------------------------
 
 
-def _claim_folder(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]] | None:
-    """Make the run folder, or find in it the checkpoint to go on from."""
+def _find_checkpoint(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]] | None:
     checkpoint = newest_checkpoint(cfg.folder / "checkpoints")
     if resume and checkpoint is None:
         raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
@@ -122,50 +127,29 @@ def _claim_folder(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]]
             f"{cfg.folder} holds a run of {checkpoint[1]['step']} steps; give another --name, "
             f"or --resume {cfg.folder}"
         )
+    return checkpoint
+
+
+def _claim_folder(
+    cfg: TrainConfig, checkpoint: tuple[Path, dict[str, Any]] | None, identity: dict[str, Any]
+) -> None:
+    """Make the run folder, or check that what is in it was made of the same towers and data."""
+    for name, value in identity.items() if checkpoint else ():
+        saved = checkpoint[1][name] if checkpoint else None
+        if saved != value:
+            raise UsageError(
+                f"{cfg.folder} was trained with {name.replace('_', ' ')} {saved}, now it is "
+                f"{value}; restore it, or start a new run"
+            )
     distributed.barrier()  # every rank has looked before one of them writes
     if distributed.is_main():
-        if not resume:  # what a run left that never reached a checkpoint
-            for name in ("affine.safetensors", "metrics.jsonl"):
+        if checkpoint is None:  # what a run left that never reached a checkpoint
+            for name in (START_FILE, "metrics.jsonl"):
                 (cfg.folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(cfg.folder / name, ignore_errors=True)
         save_config(cfg, cfg.folder)
     distributed.barrier()
-    return checkpoint
-
-
-def _standardize(
-    cfg: TrainConfig,
-    model: LitModel,
-    pipeline: TrainPipeline,
-    source: FeatureSource,
-    patch_sizes: Sequence[int],
-) -> None:
-    """Fit the affine on the first training samples, at every patch size, once per run."""
-    if not cfg.vision.standardize_samples:
-        return
-    file = cfg.folder / "affine.safetensors"
-    if not file.exists():
-        steps = -(-cfg.vision.standardize_samples // cfg.global_batch_size)
-        sums = torch.zeros(2, model.embed_dim, dtype=torch.float64)
-        count = torch.zeros((), dtype=torch.float64)
-        for batch in pipeline.batches(0, steps):
-            for patch_size in patch_sizes:
-                features, valid = source(batch, patch_size)
-                good = features[valid.to(features.device)].double().cpu()
-                sums += torch.stack([good.sum(0), good.square().sum(0)])
-                count += len(good)
-        device = distributed.device()
-        mean, square = distributed.all_reduce_sum(sums.to(device)).cpu() / (
-            distributed.all_reduce_sum(count.to(device)).cpu()
-        )
-        std = (square - mean.square()).clamp_min(1e-12).sqrt()
-        if distributed.is_main():
-            save_file({"mean": mean.float(), "std": std.float()}, file)
-        distributed.barrier()
-    affine = load_file(file)
-    model.feature_mean.copy_(affine["mean"])
-    model.feature_std.copy_(affine["std"])
 
 
 def _build_engine(cfg: TrainConfig, module: TextSide, ds_config: dict[str, Any]) -> Any:

@@ -93,7 +93,7 @@ class VisionTower(nn.Module):
             self.patch_sizes: tuple[int, ...] = (own,)
         else:
             self.patch_sizes = config.patch_sizes or default_patch_sizes(config.image_size, own)
-        self.embed_dim = int(net.num_features)
+        self.embed_dim = int(getattr(net, "head_hidden_size", None) or net.num_features)
         self._stems: dict[tuple, tuple[Tensor, ...]] = {}
 
     # ---- lock ------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class VisionTower(nn.Module):
         if key not in self._stems:
             if any(other[2:] != key[2:] for other in self._stems):
                 self._stems.clear()
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._stems[key] = tuple(
                     part.detach().clone() for part in self._resize_stem(patch_size, side)
                 )
@@ -198,6 +198,10 @@ class VisionTower(nn.Module):
     def transform(self) -> ImageTransform:
         """How a picture becomes this tower's input."""
         return ImageTransform(self.image_size, self.mean, self.std)
+
+    def describe(self) -> dict[str, Any]:
+        """What `TowerConfig.from_json` reads back."""
+        return asdict(self.config) | {"patch_sizes": self.patch_sizes}
 
     def num_tokens(self, patch_size: int) -> int:
         """Sequence length of the transformer (grid cells and prefix tokens) at `image_size`."""
@@ -243,36 +247,56 @@ def save_vision_tower(tower: VisionTower, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors`, which `load_vision_tower(folder)` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": 1, "vision": asdict(tower.config) | {"patch_sizes": tower.patch_sizes}}
+    config = {"format": 1, "vision": tower.describe()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(
         {k: v.contiguous() for k, v in tower.state_dict().items()}, folder / "model.safetensors"
     )
 
 
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """A folder's config.json of format 1 that describes `part`, else `UsageError`."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is not a model folder: config.json: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != 1 or part not in config:
+        raise UsageError(f"{folder}/config.json does not describe a model of format 1")
+    return config
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a state dict without pickled code; `UsageError` else."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
+        return weights.get("state_dict", weights)
+    except Exception as error:  # a stranger's file fails in many ways
+        raise UsageError(
+            f"{file} cannot be read as weights ({type(error).__name__}); allowed: safetensors, or "
+            "a state dict of tensors alone"
+        ) from error
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: object) -> None:
+    """`load_state_dict`, strict; `UsageError` where the weights are of another model."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{source} holds the weights of another model: {reason}") from error
+
+
 def _load_folder(folder: Path) -> VisionTower:
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("format") != 1 or "vision" not in config:
-        raise UsageError(f"{folder} holds no image tower of format 1")
+    config = read_config(folder, "vision")
     tower = build_vision_tower(TowerConfig.from_json(config["vision"]))
-    weights = load_file(folder / "model.safetensors")
+    weights = read_weights(folder / "model.safetensors")
     prefix = "vision."  # a LitModel's folder serves as a tower too
     if any(name.startswith(prefix) for name in weights):
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    tower.load_state_dict(weights)
+    load_weights(tower, weights, folder)
     return tower
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware computes in it."""
-    if name != "fastest":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        cpu = torch.cpu.get_capabilities()
-        fast = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
 
 
 def load_vision_tower(

@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from contrastive.flexi import PositionResize
-from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
+from contrastive.vision import (
+    TowerConfig,
+    VisionTower,
+    build_vision_tower,
+    load_weights,
+    read_weights,
+)
 from data.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,12 +46,7 @@ def load_timm(rest: str) -> VisionTower:
             f"with a file at hand say timm:{name}@FILE"
         ) from error
     if path is not None:
-        weights: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-        net.load_state_dict(weights.get("state_dict", weights))
+        load_weights(net, read_weights(path), path)
     facts = net.pretrained_cfg
     config = TowerConfig(
         timm_name=name,
@@ -69,9 +69,13 @@ def load_bigvision(rest: str) -> VisionTower:
     """
     file, _, size = rest.partition("@")
     path = _existing(file)
-    if size and not size.isdigit():
+    if size and not (size.isdigit() and int(size)):
         raise UsageError(f"image size {size!r} in bigvision:{rest} is not a number of pixels")
-    with np.load(path, allow_pickle=False) as archive:
+    try:
+        opened = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is no npz archive: {error}") from error
+    with opened as archive:
         names = [n for n in archive.files if n.endswith("embedding/kernel")]
         names = [n for n in names if not n.endswith("pos_embedding/kernel")]
         if len(names) != 1:
@@ -110,7 +114,9 @@ def load_bigvision(rest: str) -> VisionTower:
         positions=PositionResize("bilinear", antialias=True),
     )
     tower = build_vision_tower(config)
-    tower.net.load_state_dict(_from_bigvision(raw, depth, pooling))
+    if not tower.patch_sizes:
+        raise UsageError(f"image size {size} in bigvision:{rest}: no patch size gives a 4x4 grid")
+    load_weights(tower.net, _from_bigvision(raw, depth, pooling), file)
     return tower
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from contrastive.distributed import resolve_dtype
 from contrastive.optim import OptimConfig
 from data.errors import UsageError
 
@@ -17,8 +20,9 @@ class ZeroConfig:
     """ZeRO stage: 1 shards the optimiser's state, 2 the gradients too, 3 the parameters too."""
     offload: Literal["none", "cpu"] = "none"
     """Where the optimiser's state (stage 1, 2) and the parameters (stage 3) rest."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: float32 parameters, linear layers computed in bfloat16."""
+    precision: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
+    GPU or CPU computes in it."""
     text_chunk: int = 0
     """Texts per forward on a rank; bounds memory, not the result. 0: the rank's whole share."""
 
@@ -73,7 +77,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no compiler needed
         "steps_per_print": 10**9,
     }
-    if zero.precision == "bf16":
+    if resolve_dtype(zero.precision) == torch.bfloat16:
         # "bf16" would cast every parameter, and bf16 moves a temperature near ln(100) in 3% steps.
         config["torch_autocast"] = {
             "enabled": True,
@@ -88,6 +92,8 @@ def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:
         user = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"--deepspeed_config {file} cannot be read as JSON: {error}") from error
+    if not isinstance(user, dict):
+        raise UsageError(f"--deepspeed_config {file} holds no JSON object")
     for key in (
         "train_batch_size",
         "train_micro_batch_size_per_gpu",
@@ -99,17 +105,25 @@ def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:
                 f"--zero.text-chunk give {config[key]}; allowed there: {config[key]} or nothing"
             )
         user.pop(key, None)
-    for key in ("optimizer", "scheduler"):
+    ours = {"optimizer": "optim", "scheduler": "optim", "bf16": "zero", "fp16": "zero"}
+    for key, flags in ours.items():
         if key in user:
             raise UsageError(
-                f"--deepspeed_config {file} may not say {key!r}; use the --optim flags"
+                f"--deepspeed_config {file} may not say {key!r}; use the --{flags} flags"
             )
+    stage = config["zero_optimization"]["stage"]
+    if user.get("zero_optimization", {}).get("stage", stage) not in ("auto", stage):
+        raise UsageError(
+            f"--deepspeed_config {file} says another ZeRO stage than --zero.stage {stage}"
+        )
     return _merged(config, user)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
+        if value == "auto":  # ours is meant
+            continue
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = _merged(out[key], value) if both else value
     return out

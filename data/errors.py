@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,12 +11,23 @@ class UsageError(ValueError):
     """A value that cannot work. The message is one sentence: the value, and what is allowed."""
 
 
+class DataError(RuntimeError):
+    """Data that cannot be used, where the user asked not to skip it. One sentence."""
+
+
 @contextmanager
 def exit_on_usage_error() -> Iterator[None]:
-    """Turn a `UsageError` into one line on stderr (rank 0 only) and exit status 2."""
+    """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2.
+
+    Of several ranks the first speaks. Another waits, and speaks only if the launcher has not
+    ended it meanwhile, as it does within a second when rank 0 met the same error.
+    """
     try:
         yield
-    except UsageError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except (UsageError, DataError) as error:
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(4)
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -139,6 +139,15 @@ class FeatureCache:
                 found.append((shard, absent))
         return found
 
+    def num_missing_samples(self) -> int:
+        """Samples of the shards whose image could not be read when the cache was filled."""
+        summaries = load_summaries(self._shards, self._index_dir)
+        lines = (
+            _keys_path(self._folder, shard_name(shard)).read_bytes().count(b"\n")
+            for shard in self._shards
+        )
+        return sum(summary.num_samples for summary in summaries) - sum(lines)
+
     def lookup(
         self,
         shards: Int[np.ndarray, " b"],

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from data.errors import DataError
+
 
 class BadSample(Exception):  # noqa: N818
     """One sample cannot be used. `kind` is what is counted, `cause` what is told."""
@@ -22,7 +24,7 @@ class Problem:
     cause: str
 
 
-class SampleError(RuntimeError):
+class SampleError(DataError):
     """Raised instead of skipping where `on_error="raise"`: names shard, key and cause."""
 
     @classmethod

@@ -5,6 +5,7 @@
 Every stage is a command line that a user could type. What is done is not done again.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def stage(title: str, makes: Path, *command: str) -> None:
         "deepspeed": str(Path(sys.executable).parent / "deepspeed"),
     }
     started = time.monotonic()
-    code = subprocess.run([programs[command[0]], *command[1:]], cwd=LAUNCH.parent).returncode
+    code = subprocess.run([programs[command[0]], *command[1:]]).returncode
     if code:
         print(f"== {title} stopped with status {code}; what was done is kept", file=sys.stderr)
         sys.exit(code)
@@ -54,46 +55,48 @@ def stage(title: str, makes: Path, *command: str) -> None:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     out = Path(args.out).resolve()
+    os.chdir(LAUNCH.parent)
     if out.is_relative_to(LAUNCH.parent):
         out = out.relative_to(LAUNCH.parent)
     data, run, index = out / "data/emoji", out / "demo", out / "index"
     report, sheet = out / "report", out / "hits.png"
     train = ["demo", "--out", str(out), "--data.shards", f"{data}/train/*.tar"]
     train += ["--data.features", f"{out}/features"]
-    if any((LAUNCH.parent / run / "checkpoints").glob("step_*/state.json")):
+    if any((run / "checkpoints").glob("step_*/state.json")):
         train = ["--resume", str(run)]
 
     started = time.monotonic()
-    stage("drawings", LAUNCH.parent / data, "python", "-m", "data.emoji", str(data))
-    stage("training", LAUNCH.parent / run / "model", "deepspeed", "launch/lit.py", *train)
+    stage("drawings", data, "python", "-m", "data.emoji", str(data))
+    stage("training", run / "model", "deepspeed", "launch/lit.py", *train)
     stage(
-        "embedding every drawing", LAUNCH.parent / out / "embeddings",
+        "embedding every drawing", out / "embeddings",
         "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
         f"{data}/*/*.tar", "--patch-sizes", "28", "--out", f"{out}/embeddings",
     )  # fmt: skip
     stage(
-        "index", LAUNCH.parent / index,
+        "index", index,
         "python", "launch/index.py", "--embeddings", f"{out}/embeddings", "--out", str(index),
     )  # fmt: skip
     stage(
-        "zero-shot evaluation", LAUNCH.parent / report / "report.json",
+        "zero-shot evaluation", report / "report.json",
         "python", "launch/zeroshot.py", "--model", f"{run}/model", "--root",
         f"{data}/heldout_captions", f"{data}/heldout_style", "--recall", "--out", str(report),
     )  # fmt: skip
     stage(
-        "search", LAUNCH.parent / sheet,
+        "search", sheet,
         "python", "launch/search.py", *QUERIES, "--index", str(index), "-k", "6",
         "--picture", str(sheet),
     )  # fmt: skip
 
-    print(f"\n{(LAUNCH.parent / report / 'report.txt').read_text()}")
+    print(f"\n{(report / 'report.txt').read_text()}")
     print(f"table and plot: {report}/report.md, {report}/accuracy.png")
     print(f"found by words: {sheet}")
     print(f"the demo took {time.monotonic() - started:.0f} s. Next, try:\n")
+    print("  . .venv/bin/activate")
     print(f'  python launch/search.py "a sleepy animal" "time to celebrate" --index {index} '
           "--picture mine.png")  # fmt: skip
     print(f"  python launch/zeroshot.py --model {run}/model --dataset folder --root YOUR_PICTURES")
-    print("  deepspeed launch/lit.py demo --name longer --steps 1000 "
+    print(f"  deepspeed launch/lit.py demo --name longer --out {out} --steps 2000 "
           f"--data.shards '{data}/train/*.tar' --data.features {out}/features")  # fmt: skip
 
 

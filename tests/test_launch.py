@@ -46,7 +46,7 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--global-batch-size", "0"], "--global-batch-size 0: at least 1"),
         (["--optim.lr", "-1"], "--optim.lr -1.0: must be above 0"),
         (["--zero.offload", "cpu"], "needs --zero.stage 1, 2 or 3"),
-        (["--zero.stage", "4"], "0,1,2,3"),
+        (["--zero.stage", "4"], "invalid choice '4'"),
         (["--no-such-flag", "1"], "--no-such-flag"),
         (["--vision.patch-weights", "1", "2"], "one for each"),
         (["--deepspeed-config", "absent.json"], "absent.json cannot be read"),

@@ -83,7 +83,7 @@ def test_image_fingerprint_ignores_the_text_tower(tiny_model, tiny_text):
     other = LitModel(tiny_model.vision, text)
     assert other.image_fingerprint == tiny_model.image_fingerprint
     assert other.text_fingerprint != tiny_model.text_fingerprint
-    other.feature_mean[0] += 1
+    other.feature_whiten[0, 0] += 1
     assert other.image_fingerprint != tiny_model.image_fingerprint
 
 
@@ -120,3 +120,10 @@ def test_groups_of_like_length_change_no_embedding(tiny_model):
 def test_token_ids_are_taken_too(tiny_model):
     ids = tiny_model.text.encoder.tower.tokenize(TEXTS).ids
     torch.testing.assert_close(tiny_model.encode_text(ids), tiny_model.encode_text(TEXTS))
+
+
+def test_frozen_embeddings_take_no_gradient(tiny_text):
+    tower = load_text_tower(TextConfig(tower=tiny_text, freeze_embeddings=True))
+    frozen = {n for n, p in tower.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all("embeddings" in name for name in frozen)

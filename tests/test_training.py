@@ -19,7 +19,9 @@ from contrastive.config import TrainConfig, VisionConfig
 from contrastive.lit import LossConfig, TextSide
 from contrastive.optim import OptimConfig
 from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.train import train
 from contrastive.zero import ZeroConfig
+from data.errors import UsageError
 from data.pipeline import DataConfig
 
 pytestmark = pytest.mark.slow
@@ -45,12 +47,13 @@ def config(out: Path, name: str, text: str, shards: Path, stage: int, **changes)
         name=name,
         out=str(out),
         data=DataConfig(shards=(f"{shards}/train/*.tar",), num_workers=2, block_shards=2),
-        vision=VisionConfig(tower=TINY_TOWER, patch_sizes=(48, 30), standardize_samples=16),
+        vision=VisionConfig(tower=TINY_TOWER, patch_sizes=(48, 30)),
         text=TextConfig(tower=text, context_length=12),
         loss=LossConfig(kind="softmax" if stage % 2 else "sigmoid"),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
         zero=ZeroConfig(stage=stage, text_chunk=4),
         global_batch_size=16,
+        start_samples=32,
         steps=STEPS,
         log_every=1,
         eval_every=1,
@@ -262,4 +265,25 @@ def test_an_interrupted_checkpoint_is_ignored(one, tmp_path):
     broken.mkdir()
     found, state = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert found.name == f"step_{KEPT:08d}"
-    assert state["position"] == KEPT * 16
+    assert state["step"] == KEPT
+
+
+def test_a_checkpoint_of_another_tower_or_data_is_refused(one, tmp_path, tiny_text, emoji_shards):
+    cut_back(one / "zero0", tmp_path / "run")
+    cfg = config(tmp_path, "run", tiny_text, emoji_shards, 0)
+    other = dataclasses.replace(cfg.vision, dtype="bfloat16")
+    with pytest.raises(UsageError, match="was trained with image tower"):
+        train(dataclasses.replace(cfg, vision=other), resume=True)
+    fewer = dataclasses.replace(cfg.data, shards=(f"{emoji_shards}/train/noto*.tar",))
+    with pytest.raises(UsageError, match="was trained with data"):
+        train(dataclasses.replace(cfg, data=fewer), resume=True)
+
+
+def test_a_kill_between_model_and_checkpoint_leaves_a_whole_model(one, tmp_path):
+    """`model/` is replaced by a rename, before the checkpoint that makes the run count as done."""
+    model = LitModel.from_pretrained(one / "zero0" / "model")
+    (tmp_path / "model.part").mkdir()
+    (tmp_path / "model.part" / "half").touch()
+    model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model.part").exists()
+    assert LitModel.from_pretrained(tmp_path / "model").text_fingerprint == model.text_fingerprint

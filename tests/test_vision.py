@@ -231,7 +231,27 @@ def test_unknown_towers_are_one_sentence(spec, sentence):
         load_vision_tower(spec)
 
 
-def test_a_pickled_checkpoint_is_refused(tmp_path):
-    torch.save({"x": Path("code that unpickling would run")}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
-        load_vision_tower(f"timm:vit_tiny_patch16_224@{tmp_path / 'evil.pt'}")
+@pytest.mark.parametrize("content", ["pickle", "junk", "other"])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_files_that_are_not_its_weights_are_one_sentence(content, suffix, tmp_path):
+    file = tmp_path / f"weights.{suffix}"
+    if content == "junk" or (content, suffix) == ("pickle", "safetensors"):
+        file.write_bytes(b"not weights at all")
+    elif content == "pickle":
+        torch.save({"x": Path("code that unpickling would run")}, file)
+    elif suffix == "pt":
+        torch.save({"x": torch.ones(1)}, file)
+    else:
+        save_file({"x": torch.ones(1)}, file)
+    with pytest.raises(UsageError, match=r"cannot be read as weights|weights of another model"):
+        load_vision_tower(f"timm:vit_tiny_patch16_224@{file}")
+
+
+def test_a_damaged_folder_is_one_sentence(small_vit, tmp_path):
+    save_vision_tower(build_vision_tower(small_vit), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="cannot be read as weights"):
+        load_vision_tower(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="is not a model folder"):
+        load_vision_tower(str(tmp_path))

@@ -1,0 +1,114 @@
+"""The feature cache: what it gives is what the tower would have said."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_TOWER
+from test_training import config, weights
+
+from contrastive import load_vision_tower
+from contrastive.features import FeatureSource
+from contrastive.lit import LossConfig
+from contrastive.train import train
+from data.errors import UsageError
+from data.pipeline import DataConfig, TrainPipeline
+
+SIZES = (48, 30)
+
+
+@pytest.fixture
+def data(emoji_shards, tmp_path) -> DataConfig:
+    shards = (f"{emoji_shards}/train/*.tar",)
+    return DataConfig(shards=shards, features=str(tmp_path / "cache"), num_workers=0)
+
+
+def batches(cfg: DataConfig, tower_transform, steps: int = 3):
+    options = {"seed": 0, "global_batch_size": 8, "rank": 0, "world_size": 1}
+    transform = None if cfg.features else tower_transform
+    return TrainPipeline(cfg, transform, **options).batches(0, steps)
+
+
+def test_cached_features_are_those_of_the_tower_in_the_same_order(data):
+    tower = load_vision_tower(TINY_TOWER)
+    cached = FeatureSource(tower, data, SIZES)
+    plain_cfg = dataclasses.replace(data, features="")
+    plain = FeatureSource(tower, plain_cfg, SIZES)
+    both = zip(batches(data, tower.transform), batches(plain_cfg, tower.transform), strict=True)
+    for without_pixels, with_pixels in both:
+        assert without_pixels.images is None
+        assert without_pixels.keys == with_pixels.keys
+        assert without_pixels.captions == with_pixels.captions
+        for size in SIZES:
+            got, valid = cached(without_pixels, size)
+            expected, _ = plain(with_pixels, size)
+            assert valid.all()
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_fill_goes_on_where_it_stopped(data, tmp_path, monkeypatch):
+    tower = load_vision_tower(TINY_TOWER)
+    FeatureSource(tower, data, SIZES)
+    files = sorted((tmp_path / "cache").glob("*.npy"))
+    kept = {file: (file.stat().st_mtime_ns, np.load(file)) for file in files}
+    lost = files[0]
+    lost.unlink()
+    FeatureSource(tower, data, SIZES)
+    assert np.array_equal(np.load(lost), kept[lost][1])
+    assert all(file.stat().st_mtime_ns == kept[file][0] for file in files[1:])
+    monkeypatch.setattr("contrastive.features.compute_features", pytest.fail)
+    FeatureSource(tower, data, SIZES)  # complete: nothing is computed
+
+
+def test_a_cache_of_another_tower_is_refused(data):
+    tower = load_vision_tower(TINY_TOWER)
+    FeatureSource(tower, data, SIZES)
+    tower.net.norm.weight.data[0] += 1
+    with pytest.raises(UsageError, match="was computed by"):
+        FeatureSource(tower, data, SIZES)
+
+
+def test_training_is_the_same_with_and_without_the_cache(emoji_shards, tiny_text, tmp_path):
+    runs = {}
+    for name, features in (("cached", str(tmp_path / "cache")), ("plain", "")):
+        cfg = config(tmp_path, name, tiny_text, emoji_shards, 0, eval_every=0)
+        shards = dataclasses.replace(cfg.data, features=features, num_workers=0)
+        cfg = dataclasses.replace(cfg, data=shards, loss=LossConfig(positives="caption"))
+        runs[name] = weights(train(cfg))
+    for name, value in runs["plain"].items():
+        torch.testing.assert_close(runs["cached"][name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_bad_images_are_left_out_of_cached_and_uncached_steps_alike(tmp_path):
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for number in range(8):
+            buffer = io.BytesIO()
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "png")
+            image = b"no image at all" if number == 3 else buffer.getvalue()
+            for ext, content in (("png", image), ("txt", b"caption %d" % number)):
+                info = tarfile.TarInfo(f"{number}.{ext}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    tower = load_vision_tower(TINY_TOWER)
+    seen = []
+    for features in (str(tmp_path / "cache"), ""):
+        cfg = DataConfig(shards=(str(tmp_path / "some.tar"),), features=features, num_workers=0)
+        source = FeatureSource(tower, cfg, (48,))
+        (batch,) = batches(cfg, tower.transform, steps=1)
+        _, valid = source(batch, 48)
+        assert source.bad_images == (1 if features else 0)
+        assert batch.errors == ({} if features else {"not_an_image": 1})
+        seen.append([key for key, good in zip(batch.keys, valid.tolist(), strict=True) if good])
+    assert seen[0] == seen[1]
+    assert sorted(seen[0]) == [str(n) for n in range(8) if n != 3]
+    strict = dataclasses.replace(cfg, features=str(tmp_path / "cache"), on_error="raise")
+    with pytest.raises(UsageError, match="1 images of these shards could not be read"):
+        FeatureSource(tower, strict, (48,))

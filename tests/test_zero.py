@@ -1,0 +1,62 @@
+"""Batch arithmetic and DeepSpeed's JSON."""
+
+import json
+
+import pytest
+
+from contrastive.optim import OptimConfig
+from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
+from data.errors import UsageError
+
+
+@pytest.mark.parametrize(("ranks", "chunk"), [(1, 0), (2, 8), (4, 16), (8, 1)])
+def test_ranks_chunks_and_chunk_multiply_to_the_global_batch(ranks, chunk):
+    shape = batch_shape(64, chunk, ranks)
+    assert ranks * shape.chunks * shape.chunk == 64
+    config = deepspeed_config(ZeroConfig(stage=1), OptimConfig(), shape, ranks)
+    assert config["train_batch_size"] == 64
+    assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] == (
+        shape.per_rank
+    )
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(UsageError, match="10 cannot be shared by 4 ranks; allowed are multiples"):
+        batch_shape(10, 0, 4)
+    with pytest.raises(UsageError, match=r"--zero\.text-chunk 3 does not divide"):
+        batch_shape(16, 3, 2)
+
+
+def test_bf16_never_casts_the_temperature():
+    shape = batch_shape(8, 0, 1)
+    config = deepspeed_config(ZeroConfig(precision="bfloat16"), OptimConfig(), shape, 1)
+    assert "bf16" not in config
+    assert config["torch_autocast"]["lower_precision_safe_modules"] == ["torch.nn.Linear"]
+
+
+def test_a_user_json_is_merged_deeply(tmp_path):
+    file = tmp_path / "ds.json"
+    user = {
+        "zero_optimization": {"overlap_comm": True},
+        "train_batch_size": 8,
+        "wall_clock_breakdown": True,
+    }
+    file.write_text(json.dumps(user))
+    shape = batch_shape(8, 0, 1)
+    config = deepspeed_config(ZeroConfig(stage=2), OptimConfig(), shape, 1, str(file))
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert config["wall_clock_breakdown"] is True
+
+
+@pytest.mark.parametrize(
+    ("user", "sentence"),
+    [
+        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps = 3"),
+        ({"optimizer": {"type": "Adam"}}, "may not say 'optimizer'"),
+    ],
+)
+def test_a_contradicting_user_json_is_refused(user, sentence, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(user))
+    with pytest.raises(UsageError, match=sentence):
+        deepspeed_config(ZeroConfig(), OptimConfig(), batch_shape(8, 0, 1), 1, str(file))
