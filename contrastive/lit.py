@@ -63,9 +63,13 @@ class TextSide(nn.Module):
             self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
 
     def scale(self) -> Float[Tensor, ""]:
-        """The temperature's multiplier t, at most 100 (clamped here: ZeRO's master copy forgets
-        a clamp of the parameter)."""
-        return self.logit_scale[0].clamp(max=math.log(100)).exp()
+        """The temperature's multiplier t, at most 100.
+
+        Clamped here, because ZeRO's master copy forgets a clamp of the parameter; the gradient
+        passes, so that a temperature that overshot can come back.
+        """
+        log_scale = self.logit_scale[0]
+        return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
         self,

@@ -12,12 +12,11 @@ from jaxtyping import Float, Int
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from data.errors import UsageError
 
 Pooling = Literal["cls", "mean", "eos"]
-disable_progress_bar()  # reading one file takes no bar
 
 
 @dataclass(frozen=True)
@@ -218,6 +217,8 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
             raise UsageError(
                 f"text tower {cfg.tower!r} is an encoder-decoder; an encoder is needed"
             )
+        if Path(name).is_dir():  # reading one file takes no bar; a download keeps its own
+            transformers_logging.disable_progress_bar()
         # safetensors only: a stranger's weights are never unpickled
         net = AutoModel.from_pretrained(
             name, config=config, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
@@ -228,6 +229,8 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {reason}") from error
+    finally:
+        transformers_logging.enable_progress_bar()
     limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
     return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
 

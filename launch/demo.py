@@ -5,6 +5,8 @@
 Every stage is a command line that a user could type. What is done is not done again.
 """
 
+import functools
+import json
 import os
 import shlex
 import subprocess
@@ -34,8 +36,15 @@ class Args:
     """Folder for data, model, index and results."""
 
 
-def stage(title: str, makes: Path, *command: str) -> None:
-    """Run a command unless what it makes is there; stop the demo when it fails."""
+def last_checkpoint(run: Path) -> Path:
+    """The file that a training writes last, or one that never exists before the run does."""
+    config = run / "config.json"
+    steps = json.loads(config.read_text())["train"]["steps"] if config.exists() else 0
+    return run / f"checkpoints/step_{steps:08d}/state.json"
+
+
+def stage(timings: Path, title: str, makes: Path, *command: str) -> None:
+    """Run a command unless what it makes last is there; stop the demo when it fails."""
     if makes.exists():
         print(f"\n== {title}: done before, {makes}", flush=True)
         return
@@ -49,7 +58,10 @@ def stage(title: str, makes: Path, *command: str) -> None:
     if code:
         print(f"== {title} stopped with status {code}; what was done is kept", file=sys.stderr)
         sys.exit(code)
-    print(f"== {title}: {time.monotonic() - started:.0f} s", flush=True)
+    seconds = round(time.monotonic() - started, 1)
+    print(f"== {title}: {seconds:.0f} s", flush=True)
+    done = json.loads(timings.read_text()) if timings.exists() else {}
+    timings.write_text(json.dumps(done | {title: seconds}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -66,23 +78,24 @@ def main() -> None:
         train = ["--resume", str(run)]
 
     started = time.monotonic()
-    stage("drawings", data, "python", "-m", "data.emoji", str(data))
-    stage("training", run / "model", "deepspeed", "launch/lit.py", *train)
-    stage(
+    run_stage = functools.partial(stage, out / "timings.json")
+    run_stage("drawings", data, "python", "-m", "data.emoji", str(data))
+    run_stage("training", last_checkpoint(run), "deepspeed", "launch/lit.py", *train)
+    run_stage(
         "embedding every drawing", out / "embeddings",
         "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
         f"{data}/*/*.tar", "--patch-sizes", "28", "--out", f"{out}/embeddings",
     )  # fmt: skip
-    stage(
+    run_stage(
         "index", index,
         "python", "launch/index.py", "--embeddings", f"{out}/embeddings", "--out", str(index),
     )  # fmt: skip
-    stage(
+    run_stage(
         "zero-shot evaluation", report / "report.json",
         "python", "launch/zeroshot.py", "--model", f"{run}/model", "--root",
         f"{data}/heldout_captions", f"{data}/heldout_style", "--recall", "--out", str(report),
     )  # fmt: skip
-    stage(
+    run_stage(
         "search", sheet,
         "python", "launch/search.py", *QUERIES, "--index", str(index), "-k", "6",
         "--picture", str(sheet),

@@ -12,7 +12,7 @@ import tyro
 
 from contrastive import LitModel, distributed
 from contrastive.config import TrainConfig, check_resumable, load_config
-from contrastive.recipes import build_recipe, default_data
+from contrastive.recipes import RECIPES, build_recipe, default_data
 from contrastive.train import Callback, train
 from data.errors import UsageError, exit_on_usage_error
 from retrieval import evaluate, load_dataset
@@ -41,7 +41,11 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, bool]:
         args=arguments,
         default=saved,
         prog="deepspeed launch/lit.py [RECIPE]",
-        description=__doc__,
+        description=(
+            "Train the text tower against the locked image tower. RECIPE: "
+            f"{', '.join(RECIPES)}; demo when not given. --resume runs/NAME goes on from the newest "
+            "checkpoint of a run."
+        ),
         console_outputs=distributed.is_main(),
     )
     if resume:

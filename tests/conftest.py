@@ -52,3 +52,11 @@ def tiny_model(tiny_text):
     tower = load_vision_tower(TINY_TOWER)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
     return LitModel(tower, TextSide(encoder, LossConfig())).eval()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

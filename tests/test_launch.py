@@ -42,7 +42,7 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--vision.patch-sizes", "37"], "patch size 37 does not divide the image side of 240"),
         (["--vision.tower", "resnet99"], "unknown image tower 'resnet99'; allowed: timm:NAME"),
         (["--text.tower", "bert"], "unknown text tower 'bert'; allowed: minilm"),
-        (["--zero.text-chunk", "100"], "does not divide a rank's 256 pairs; allowed: 1, 2, 4"),
+        (["--zero.text-chunk", "100"], "does not divide a rank's 128 pairs; allowed: 1, 2, 4"),
         (["--global-batch-size", "0"], "--global-batch-size 0: at least 1"),
         (["--optim.lr", "-1"], "--optim.lr -1.0: must be above 0"),
         (["--zero.offload", "cpu"], "needs --zero.stage 1, 2 or 3"),

@@ -287,3 +287,18 @@ def test_a_kill_between_model_and_checkpoint_leaves_a_whole_model(one, tmp_path)
     model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model.part").exists()
     assert LitModel.from_pretrained(tmp_path / "model").text_fingerprint == model.text_fingerprint
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(0, "none"), (2, "cpu"), (3, "cpu")])
+def test_bfloat16_and_offload_train_and_old_checkpoints_go(
+    stage, offload, tiny_text, emoji_shards, tmp_path
+):
+    cfg = config(tmp_path, "run", tiny_text, emoji_shards, stage, keep_checkpoints=2)
+    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", text_chunk=4)
+    data = dataclasses.replace(cfg.data, num_workers=0)
+    folder = train(dataclasses.replace(cfg, zero=zero, data=data))
+    kept = sorted(d.name for d in (folder / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000012", "step_00000014"]
+    after = weights(folder)
+    assert all(value.dtype == torch.float32 for value in after.values())
+    assert after["text.logit_scale"] != pytest.approx(cfg.loss.start_scale)
