@@ -43,8 +43,8 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, bool]:
         prog="deepspeed launch/lit.py [RECIPE]",
         description=(
             "Train the text tower against the locked image tower. RECIPE: "
-            f"{', '.join(RECIPES)}; demo when not given. --resume runs/NAME goes on from the newest "
-            "checkpoint of a run."
+            f"{', '.join(RECIPES)}; demo when not given. --resume runs/NAME goes on from the "
+            "newest checkpoint of a run."
         ),
         console_outputs=distributed.is_main(),
     )
