@@ -22,7 +22,7 @@ IMAGE_SIZE = 240  # pixels
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=25, help="timed rounds per patch size")
+    parser.add_argument("--repeats", type=int, default=101, help="timed rounds per patch size")
     args = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,7 +36,7 @@ def main() -> None:
         plain = plain.to(device).eval().requires_grad_(False)
         if patch_size == 16:
             plain.load_state_dict(net.state_dict())
-        batch_size = {16: 8, 30: 24}[patch_size] * (32 if device.type == "cuda" else 1)
+        batch_size = {16: 4, 30: 12}[patch_size] * (32 if device.type == "cuda" else 1)
         images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
         tokens = plain.patch_embed.num_patches + plain.num_prefix_tokens
         assert tokens == tower.num_tokens(patch_size)
