@@ -68,7 +68,6 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     identity = {
         "zero_stage": cfg.zero.stage,
         "image_tower": tower.fingerprint,
-        "text_tower": encoder.tower.config(),
         "data": pipeline.fingerprint(),
     }
     _claim_folder(cfg, checkpoint, identity)
