@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+
+from contrastive.config import revision
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -136,13 +137,6 @@ def versions(packages: Sequence[str] = ("torch", "timm", "numpy")) -> dict[str, 
     """Python's version, and those of installed packages."""
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}
-
-
-def revision() -> str:
-    """The git revision, `-dirty` when tracked files differ; `unknown` outside a checkout."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    run = subprocess.run(git, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return run.stdout.strip() if run.returncode == 0 else "unknown"
 
 
 def write_result(

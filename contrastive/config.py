@@ -151,7 +151,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 def save_config(cfg: TrainConfig, folder: Path) -> None:
     """Write config.json with the resolved configuration and the git revision."""
-    values = {"format": 1, "revision": _revision(), "train": dataclasses.asdict(cfg)}
+    values = {"format": 1, "revision": revision(), "train": dataclasses.asdict(cfg)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
@@ -165,7 +165,8 @@ def load_config(folder: Path) -> TrainConfig:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
 
 
-def _revision() -> str:
+def revision() -> str:
+    """The git revision of this code, `-dirty` when files differ; `unknown` outside a checkout."""
     where = Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
