@@ -4,9 +4,10 @@ import dataclasses
 import json
 import subprocess
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from contrastive.lit import LossConfig
 from contrastive.optim import OptimConfig
@@ -31,42 +32,37 @@ class VisionConfig:
     GPU or CPU computes in it."""
 
     def __post_init__(self) -> None:
-        if self.patch_weights and len(self.patch_weights) != len(self.patch_sizes):
-            raise UsageError(
-                f"--vision.patch-weights has {len(self.patch_weights)} values for "
-                f"{len(self.patch_sizes)} --vision.patch-sizes; give one for each"
-            )
-        if any(w < 0 for w in self.patch_weights) or (
-            self.patch_weights and not sum(self.patch_weights)
-        ):
-            raise UsageError("--vision.patch-weights must be at least 0, and not all 0")
+        check_patch_weights("--vision", self.patch_sizes, self.patch_weights)
+
+
+def check_patch_weights(flags: str, sizes: Sequence[int], weights: Sequence[float]) -> None:
+    """Raise `UsageError` unless there is no weight, or one for each size."""
+    if weights and len(weights) != len(sizes):
+        raise UsageError(
+            f"{flags}.patch-weights has {len(weights)} values for "
+            f"{len(sizes)} {flags}.patch-sizes; give one for each"
+        )
+    if any(w < 0 for w in weights) or (weights and not sum(weights)):
+        raise UsageError(f"{flags}.patch-weights must be at least 0, and not all 0")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run of a text tower against a locked image tower."""
+class RunConfig:
+    """What every training run has, whatever it trains."""
 
     name: str = "run"
     """The run's folder is OUT/NAME."""
     out: str = "runs"
     data: DataConfig = field(default_factory=DataConfig)
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     global_batch_size: int = 256
-    """Pairs per optimiser step, all ranks together."""
+    """Samples per optimiser step, all ranks together."""
     steps: int = 1000
     """Optimiser steps."""
-    start_samples: int = 4096
-    """Training samples from which the whitening of the features and the start of the text
-    projection are solved; 0: no whitening, a random projection."""
     seed: int = 0
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
-    eval_data: tuple[str, ...] = ()
-    """Folders (classnames.txt, templates, *.tar with .cls) to classify zero-shot while training."""
     eval_every: int = 0
     """Steps between evaluations; 0: none."""
     checkpoint_every: int = 0
@@ -80,7 +76,7 @@ class TrainConfig:
         for flag in ("steps", "log_every", "keep_checkpoints", "global_batch_size"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 1")
-        for flag in ("eval_every", "checkpoint_every", "start_samples"):
+        for flag in ("eval_every", "checkpoint_every"):
             if getattr(self, flag) < 0:
                 raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 0")
         if self.seed < 0:
@@ -98,10 +94,34 @@ class TrainConfig:
             raise UsageError(
                 f"--optim.warmup-steps {self.optim.warmup_steps}: at most --steps {self.steps}"
             )
+        if self.optim.cooldown_steps > self.steps - self.optim.warmup_steps:
+            raise UsageError(
+                f"--optim.cooldown-steps {self.optim.cooldown_steps}: at most the "
+                f"{self.steps - self.optim.warmup_steps} steps after the warm-up"
+            )
 
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.name
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run of a text tower against a locked image tower."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    start_samples: int = 4096
+    """Training samples from which the whitening of the features and the start of the text
+    projection are solved; 0: no whitening, a random projection."""
+    eval_data: tuple[str, ...] = ()
+    """Folders (classnames.txt, templates, *.tar with .cls) to classify zero-shot while training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_samples < 0:
+            raise UsageError(f"--start-samples {self.start_samples}: at least 0")
 
 
 # What --resume may change: neither the model, nor the loss, nor the order of the data.
@@ -110,6 +130,9 @@ CHANGEABLE = {
     "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
     "checkpoint_every", "keep_checkpoints", "deepspeed_config",
 }  # fmt: skip
+
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -124,7 +147,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
+def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
     """Refuse a resume that would alter the model, the loss or the order of the data."""
     before, after = flatten(saved), flatten(asked)
     for name, value in after.items():
@@ -149,18 +172,18 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     return cls(**out)
 
 
-def save_config(cfg: TrainConfig, folder: Path) -> None:
+def save_config(cfg: RunConfig, folder: Path) -> None:
     """Write config.json with the resolved configuration and the git revision."""
     values = {"format": 1, "revision": revision(), "train": dataclasses.asdict(cfg)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-def load_config(folder: Path) -> TrainConfig:
-    """Read a run folder's config.json."""
+def load_config(folder: Path, cls: type[Config]) -> Config:
+    """Read a run folder's config.json; `UsageError` for a run of another kind."""
     try:
         values = json.loads((folder / "config.json").read_text())
-        return from_dict(TrainConfig, values["train"])
+        return from_dict(cls, values["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
 

@@ -5,10 +5,10 @@ deepspeed launch/lit.py cc12m --data.shards '/data/cc12m/{00000..01242}.tar'
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from contrastive.config import TrainConfig, VisionConfig
+from contrastive.config import Config, TrainConfig, VisionConfig
 from contrastive.lit import LossConfig
 from contrastive.optim import OptimConfig
 from contrastive.text import TextConfig
@@ -64,8 +64,13 @@ def cc12m() -> TrainConfig:
 RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "cc12m": cc12m}
 
 
+def choose_recipe(name: str, recipes: Mapping[str, Callable[[], Config]]) -> Config:
+    """The configuration of one of `recipes`; `UsageError` for an unknown name."""
+    if name not in recipes:
+        raise UsageError(f"unknown recipe {name!r}; allowed: {', '.join(sorted(recipes))}")
+    return recipes[name]()
+
+
 def build_recipe(name: str) -> TrainConfig:
-    """The configuration of a recipe; `UsageError` for an unknown name."""
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}; allowed: {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]()
+    """The configuration of a text training."""
+    return choose_recipe(name, RECIPES)

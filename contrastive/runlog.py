@@ -16,10 +16,16 @@ class RunLog:
     """Collects figures of every step on all ranks; rank 0 writes a line every `log_every` steps."""
 
     def __init__(
-        self, folder: Path, first_step: int, steps: int, log_every: int, skipped: dict[str, int]
+        self,
+        folder: Path,
+        first_step: int,
+        steps: int,
+        log_every: int,
+        skipped: dict[str, int],
+        unit: str = "pairs",
     ) -> None:
         """`first_step`: where the run goes on; later lines of an earlier try are cut off."""
-        self.steps, self.log_every = steps, log_every
+        self.steps, self.log_every, self.unit = steps, log_every, unit
         self.main = distributed.is_main()
         self._skipped = dict(skipped)  # in the shards' headers; the same on all ranks
         self._met: dict[str, int] = {}  # this rank's bad samples since the last line
@@ -62,8 +68,8 @@ class RunLog:
         self._pairs = self._steps_since = 0
         self._since = time.perf_counter()
         if self.main:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {pairs / seconds:.0f} pairs/s")
-            values = {"loss": loss, "pairs_per_s": pairs / seconds, **figures}
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {pairs / seconds:.0f} {self.unit}/s")
+            values = {"loss": loss, f"{self.unit}_per_s": pairs / seconds, **figures}
             self.write(step, values, skipped=self._skipped)
             if self._skipped and step == self.steps:
                 tqdm.write(f"skipped samples: {_counts(self._skipped)}")

@@ -1,33 +1,29 @@
 """Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
 
-import logging
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from contrastive import distributed
-from contrastive.checkpoint import (
-    load_checkpoint,
-    needs_universal,
-    newest_checkpoint,
-    save_checkpoint,
-)
-from contrastive.config import TrainConfig, VisionConfig, save_config
+from contrastive.checkpoint import load_checkpoint, needs_universal, save_checkpoint
+from contrastive.config import TrainConfig
 from contrastive.features import FeatureSource
 from contrastive.lit import LitModel, TextSide
-from contrastive.optim import build_optimizer, learning_rate
+from contrastive.optim import learning_rate
+from contrastive.run import (
+    build_engine,
+    claim_folder,
+    draw_patch_size,
+    find_checkpoint,
+    whole_parameters,
+)
 from contrastive.runlog import RunLog
 from contrastive.start import START_FILE, solve_start
 from contrastive.step import TrainStep
 from contrastive.text import TextEncoder, load_text_tower
 from contrastive.vision import load_vision_tower
 from contrastive.zero import batch_shape, deepspeed_config
-from data.errors import UsageError
 from data.pipeline import TrainPipeline
 from data.shards import expand_shards
 
@@ -45,7 +41,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
-    checkpoint = _find_checkpoint(cfg, resume)
+    checkpoint = find_checkpoint(cfg, resume)
     if checkpoint and needs_universal(checkpoint[1]):
         ds_config["checkpoint"] = {"load_universal": True}
 
@@ -70,12 +66,12 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         "image_tower": tower.fingerprint,
         "data": pipeline.fingerprint(),
     }
-    _claim_folder(cfg, checkpoint, identity)
+    claim_folder(cfg, checkpoint, identity, START_FILE)
     source = FeatureSource(tower, cfg.data, patch_sizes)
     skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
     if cfg.start_samples:
         solve_start(cfg, model, pipeline, source, patch_sizes)
-    engine = _build_engine(cfg, model.text, ds_config)
+    engine = build_engine(cfg.optim, model.text, ds_config)
     step = 0
     if checkpoint:
         load_checkpoint(engine, *checkpoint)
@@ -84,7 +80,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     train_step = TrainStep(model, engine, shape, cfg.seed)
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
     for batch in pipeline.batches(step, cfg.steps - step):
-        patch_size = draw_patch_size(cfg.vision, patch_sizes, cfg.seed, step)
+        patch_size = draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -105,69 +101,6 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
                 )
     log.close()
     return cfg.folder
-
-
-def draw_patch_size(cfg: VisionConfig, patch_sizes: Sequence[int], seed: int, step: int) -> int:
-    """The patch size of a step: the same on all ranks, a pure function of (seed, step)."""
-    weights = np.asarray(cfg.patch_weights or [1.0] * len(patch_sizes), dtype=float)
-    position = np.random.PCG64([seed, step, 0x9A7C4]).random_raw() / 2.0**64
-    return int(patch_sizes[int((weights.cumsum() / weights.sum() <= position).sum())])
-
-
-# ---- paragraphs of train() -------------------------------------------------------------------
-
-
-def _find_checkpoint(cfg: TrainConfig, resume: bool) -> tuple[Path, dict[str, Any]] | None:
-    checkpoint = newest_checkpoint(cfg.folder / "checkpoints")
-    if resume and checkpoint is None:
-        raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
-    if not resume and checkpoint:
-        raise UsageError(
-            f"{cfg.folder} holds a run of {checkpoint[1]['step']} steps; give another --name, "
-            f"or --resume {cfg.folder}"
-        )
-    return checkpoint
-
-
-def _claim_folder(
-    cfg: TrainConfig, checkpoint: tuple[Path, dict[str, Any]] | None, identity: dict[str, Any]
-) -> None:
-    """Make the run folder, or check that what is in it was made of the same towers and data."""
-    for name, value in identity.items() if checkpoint else ():
-        saved = checkpoint[1][name] if checkpoint else None
-        if saved != value:
-            raise UsageError(
-                f"{cfg.folder} was trained with {name.replace('_', ' ')} {saved}, now it is "
-                f"{value}; restore it, or start a new run"
-            )
-    distributed.barrier()  # every rank has looked before one of them writes
-    if distributed.is_main():
-        if checkpoint is None:  # what a run left that never reached a checkpoint
-            for name in (START_FILE, "metrics.jsonl"):
-                (cfg.folder / name).unlink(missing_ok=True)
-            for name in ("checkpoints", "tensorboard"):
-                shutil.rmtree(cfg.folder / name, ignore_errors=True)
-        save_config(cfg, cfg.folder)
-    distributed.barrier()
-
-
-def _build_engine(cfg: TrainConfig, module: TextSide, ds_config: dict[str, Any]) -> Any:
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    optimizer = build_optimizer(cfg.optim, module)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
-    return engine
-
-
-@contextmanager
-def whole_parameters(module: torch.nn.Module) -> Iterator[None]:
-    """Within this context every rank holds whole parameters, also under ZeRO-3."""
-    import deepspeed
-
-    sharded = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-        yield
 
 
 def _save_model(cfg: TrainConfig, model: LitModel) -> None:

@@ -24,7 +24,8 @@ class ZeroConfig:
     """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
     GPU or CPU computes in it."""
     text_chunk: int = 0
-    """Texts per forward on a rank; bounds memory, not the result. 0: the rank's whole share."""
+    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: the rank's
+    whole share."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def deepspeed_config(
     """
     if zero.offload == "cpu" and zero.stage == 0:
         raise UsageError("--zero.offload cpu needs --zero.stage 1, 2 or 3")
+    if optim.name == "adafactor" and zero.stage:  # stages 1 to 3 flatten the matrices it factors
+        raise UsageError(f"--optim.name adafactor needs --zero.stage 0, not {zero.stage}")
     stage: dict[str, Any] = {"stage": zero.stage}
     if zero.offload == "cpu":
         stage["offload_optimizer"] = {"device": "cpu"}

@@ -18,9 +18,10 @@ from contrastive import distributed
 from contrastive.config import TrainConfig, from_dict
 from contrastive.lit import LitModel, LossConfig, TextSide
 from contrastive.optim import OptimConfig, build_optimizer
+from contrastive.run import whole_parameters
 from contrastive.step import TrainStep
 from contrastive.text import TextConfig, TextEncoder, load_text_tower
-from contrastive.train import train, whole_parameters
+from contrastive.train import train
 from contrastive.vision import load_vision_tower
 from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
 from data.batch import Batch

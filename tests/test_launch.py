@@ -94,7 +94,7 @@ def test_a_configuration_survives_its_json(tmp_path):
     for name in RECIPES:
         cfg = build_recipe(name)
         save_config(cfg, tmp_path / name)
-        assert load_config(tmp_path / name) == cfg
+        assert load_config(tmp_path / name, TrainConfig) == cfg
 
 
 def test_resume_may_change_workers_but_not_the_batch():
