@@ -60,11 +60,63 @@ def resample_position_grid(
         raise ValueError(f"{grid.shape[1]} positions are not a square grid")
     if old == side:
         return grid
-    square = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    wide = torch.promote_types(grid.dtype, torch.float32)
+    square = grid.to(wide).reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(
         square, size=(side, side), mode=rule.mode, align_corners=False, antialias=rule.antialias
     )
     return resized.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(grid.dtype)
+
+
+def restored_patch_embed(
+    weight: Float[Tensor, "out in h w"], size: int, patch_size: int
+) -> Float[Tensor, "out in s s"]:
+    """A kernel of another stored size that is still the same kernel at `patch_size`.
+
+    PI-resizing to a larger size and back does not give the kernel again. So the smallest correction
+    that makes it exact is added; it exists where `size` >= `patch_size`, else the result is the
+    plain PI-resize.
+    """
+    resized = resample_patch_embed(weight, (size, size))
+    if size < patch_size:
+        return resized
+    target = resample_patch_embed(weight, (patch_size, patch_size))
+    back = _pi_resize_matrix(size, patch_size).to(weight.device)
+    return _corrected(resized, target, back)
+
+
+def restored_position_grid(
+    grid: Float[Tensor, "1 n d"], size: int, side: int, rule: PositionResize
+) -> Float[Tensor, "1 m d"]:
+    """A grid of `size` x `size` stored positions that is still the same at `side` x `side`.
+
+    As `restored_patch_embed`: exact where `size` >= `side`.
+    """
+    resized = resample_position_grid(grid, size, rule)
+    if size < side:
+        return resized
+    target = resample_position_grid(grid, side, rule)
+    impulses = torch.eye(size, dtype=torch.float64, device=grid.device)[:, None, :, None]
+    back = F.interpolate(
+        impulses.expand(-1, -1, -1, size),  # torch 2.15 resizes a single column wrongly
+        size=(side, side),
+        mode=rule.mode,
+        align_corners=False,
+        antialias=rule.antialias,
+    )[:, 0, :, 0].T
+    wide, narrow = (g[0].T.reshape(1, -1, n, n) for g, n in ((resized, size), (target, side)))
+    return _corrected(wide, narrow, back)[0].flatten(1).T[None].contiguous()
+
+
+def _corrected(
+    values: Float[Tensor, "out in s s"],
+    target: Float[Tensor, "out in p p"],
+    back: Float[Tensor, "p s"],
+) -> Float[Tensor, "out in s s"]:
+    """The nearest values (least squares) that `back` resizes to the target."""
+    inverse = torch.linalg.pinv(back)
+    missing = target.double() - back @ values.double() @ back.T
+    return (values.double() + inverse @ missing @ inverse.T).to(values.dtype)
 
 
 def default_patch_sizes(image_size: int, own: int | None = None) -> tuple[int, ...]:

@@ -2,15 +2,20 @@
 
 deepspeed launch/lit.py                  # the default: `demo`
 deepspeed launch/lit.py cc12m --data.shards '/data/cc12m/{00000..01242}.tar'
+deepspeed launch/flexify.py              # the default: `dinov2s`
 """
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from contrastive.augment import AugmentConfig
 from contrastive.config import Config, TrainConfig, VisionConfig
+from contrastive.distill import DistillConfig
+from contrastive.flexify_config import FlexifyConfig
 from contrastive.lit import LossConfig
 from contrastive.optim import OptimConfig
+from contrastive.student import StudentConfig, TeacherConfig
 from contrastive.text import TextConfig
 from contrastive.zero import ZeroConfig
 from data.errors import UsageError
@@ -62,6 +67,54 @@ def cc12m() -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "cc12m": cc12m}
+
+
+def dinov2s() -> FlexifyConfig:
+    """DINOv2-S on the default drawings: its features at patch 14, for all its patch sizes.
+
+    deepspeed launch/flexify.py dinov2s
+    """
+    data = default_data()
+    return FlexifyConfig(
+        name="dinov2s",
+        data=DataConfig(shards=(f"{data}/train/*.tar",), features="runs/teacher"),
+        teacher=TeacherConfig(tower="dinov2s", patch_size=14, dtype="fastest"),
+        student=StudentConfig(),
+        loss=DistillConfig(features=1.0, distance="cosine"),
+        optim=OptimConfig(lr=3e-5, weight_decay=1e-5, warmup_steps=20),
+        zero=ZeroConfig(precision="fastest"),
+        val_shards=(f"{data}/heldout_captions/*.tar",),
+        global_batch_size=64,
+        steps=300,
+        checkpoint_every=100,
+    )
+
+
+def imagenet() -> FlexifyConfig:
+    """FlexiViT-S from a fixed ViT-S/16 on ImageNet, by the paper's recipe (arXiv:2212.08013).
+
+    deepspeed launch/flexify.py imagenet --data.shards 'imagenet/train-{0000..1023}.tar'
+    """
+    return FlexifyConfig(
+        name="imagenet",
+        teacher=TeacherConfig(tower="timm:vit_small_patch16_224.augreg_in21k_ft_in1k"),
+        student=StudentConfig(image_size=240, kernel_size=32, grid=15),
+        loss=DistillConfig(kl=1.0, features=0.0),
+        augment=AugmentConfig(flip=True, crop=0.2, mixup=0.2),
+        optim=OptimConfig(lr=1e-4, weight_decay=1e-5, beta2=0.999, warmup_steps=5000),
+        zero=ZeroConfig(stage=1, precision="bfloat16"),
+        global_batch_size=1024,
+        steps=112_000,  # 90 epochs of 1,281,167 images / 1,024
+        log_every=50,
+        eval_every=5000,
+        checkpoint_every=5000,
+    )
+
+
+FLEXIFY_RECIPES: dict[str, Callable[[], FlexifyConfig]] = {
+    "dinov2s": dinov2s,
+    "imagenet": imagenet,
+}
 
 
 def choose_recipe(name: str, recipes: Mapping[str, Callable[[], Config]]) -> Config:

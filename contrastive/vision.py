@@ -7,6 +7,7 @@ forward at any patch size costs what a ViT of that patch size costs.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
@@ -28,6 +29,7 @@ from contrastive.flexi import (
     resample_patch_embed,
     resample_position_grid,
 )
+from contrastive.tokens import check_keep, keep_patches
 from data.errors import UsageError
 from data.images import ImageTransform
 
@@ -105,6 +107,7 @@ class VisionTower(nn.Module):
         return self.eval()
 
     def train(self, mode: bool = True) -> "VisionTower":
+        self._stems.clear()  # ZeRO changes weights where no version counter shows it
         return super().train(mode and not self.locked)
 
     # ---- forward ---------------------------------------------------------------------------
@@ -125,29 +128,47 @@ class VisionTower(nn.Module):
             )
 
     def forward(
-        self, images: Float[Tensor, "b 3 s s"], patch_size: int | None = None
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        patch_size: int | None = None,
+        keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b d"]:
         """Pooled features, float32, not unit-normed; `patch_size` defaults to the finest listed.
 
         images: already normalised by `mean` and `std`, square, side divisible by `patch_size`.
+        keep: the share of the patches that is read, or their numbers for each image.
         """
         patch_size = patch_size or self.patch_sizes[-1]
         self.check_patch_size(patch_size, images.shape[-1])
+        self._check_keep(keep)
         images = images.to(next(self.net.parameters()).dtype)
         if not self.flexible:
             features = self.net.forward_features(images)
             return self.net.forward_head(features, pre_logits=True).float()
-        tokens = self.embed_patches(images, patch_size)
+        tokens = self.embed_patches(images, patch_size, keep)
         return self.pool(self.net.norm(self.net.blocks(self.net.norm_pre(tokens)))).float()
 
+    def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
+        if not isinstance(keep, Tensor):
+            check_keep("keep", keep)
+            if keep == 1:
+                return
+        if not self.flexible:
+            raise UsageError(f"{self.config.timm_name} reads all of an image; allowed: keep 1")
+
     def embed_patches(
-        self, images: Float[Tensor, "b 3 s s"], patch_size: int
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        patch_size: int,
+        keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
         net = self.net
         kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
         tokens = F.conv2d(images, kernel, net.patch_embed.proj.bias, stride=patch_size)
         tokens = net.patch_embed.norm(tokens.flatten(2).transpose(1, 2)) + positions
+        if isinstance(keep, Tensor) or keep < 1:
+            tokens = keep_patches(tokens, keep)
         if prefix.shape[1]:
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
         return net.pos_drop(tokens)
@@ -243,11 +264,16 @@ def build_vision_tower(config: TowerConfig) -> VisionTower:
     return VisionTower(net, config)
 
 
-def save_vision_tower(tower: VisionTower, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`, which `load_vision_tower(folder)` reads."""
+def save_vision_tower(
+    tower: VisionTower, folder: str | Path, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors`, which `load_vision_tower(folder)` reads.
+
+    facts: more entries of config.json.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": 1, "vision": tower.describe()}
+    config = {"format": 1, "vision": tower.describe(), **(facts or {})}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(
         {k: v.contiguous() for k, v in tower.state_dict().items()}, folder / "model.safetensors"

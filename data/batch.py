@@ -27,6 +27,7 @@ class Batch:
     shards: Int[Tensor, " b"]  # number in the pipeline's shard list
     indices: Int[Tensor, " b"]  # number of the sample in its shard
     errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
+    labels: Int[Tensor, " b"] | None = None  # KEY.cls, -1 where none; None where not read
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -40,6 +41,7 @@ class Batch:
             valid=self.valid.pin_memory(),
             shards=self.shards.pin_memory(),
             indices=self.indices.pin_memory(),
+            labels=None if self.labels is None else self.labels.pin_memory(),
         )
 
     @staticmethod
@@ -51,6 +53,7 @@ class Batch:
         for part in parts:
             add_counts(errors, part.errors)
         images = [part.images for part in parts if part.images is not None]
+        labels = [part.labels for part in parts if part.labels is not None]
         return Batch(
             step=parts[0].step,
             keys=[key for part in parts for key in part.keys],
@@ -61,6 +64,7 @@ class Batch:
             shards=_cat([part.shards for part in parts]),
             indices=_cat([part.indices for part in parts]),
             errors=errors,
+            labels=_cat(labels) if labels else None,
         )
 
 

@@ -1,0 +1,33 @@
+"""Run under the deepspeed launcher, or alone, by test_flexify.py: whole trainings, one launch.
+
+deepspeed --num_accelerators N tests/flexify_program.py JOB.json
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from contrastive import distributed
+from contrastive.config import from_dict
+from contrastive.flexify import flexify
+from contrastive.flexify_config import FlexifyConfig
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[-1]).read_text())
+    distributed.init_from_launcher()
+
+    def witness(step, tower):
+        if step == job.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"width": tower.embed_dim}
+
+    for config in job["configs"]:
+        flexify(from_dict(FlexifyConfig, config), [witness])
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()
