@@ -65,7 +65,7 @@ def config(out: Path, pictures: Path, name: str = "run", **changes) -> FlexifyCo
         steps=STEPS,
         log_every=1,
         eval_every=2,
-        val_samples=10,
+        val_samples=40,
         checkpoint_every=KEPT,
         keep_checkpoints=9,
     )
@@ -82,9 +82,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def relative(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest difference of any tensor, relative to how far training moved it or its norm."""
+    """The largest difference of any tensor, relative to how far training moved it."""
+    start = load_vision_tower(TINY_TOWER).state_dict()
     return max(
-        float((got[n] - expected[n]).norm() / expected[n].norm().clamp_min(1e-3)) for n in expected
+        float((got[n] - expected[n]).norm() / (expected[n] - start[n]).norm()) for n in expected
     )
 
 
@@ -250,13 +251,13 @@ def test_distillation_brings_other_patch_sizes_closer(pictures, tmp_path):
 
 
 def test_chunks_change_nothing(one):
-    assert relative(weights(one / "whole"), weights(one / "zero0")) <= 1e-5
+    assert relative(weights(one / "whole"), weights(one / "zero0")) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_zero_stage_equals_stage_0(stage, one):
-    assert relative(weights(one / f"zero{stage}"), weights(one / "zero0")) <= 1e-5
+    assert relative(weights(one / f"zero{stage}"), weights(one / "zero0")) <= 1e-4
 
 
 @pytest.mark.slow
@@ -271,9 +272,14 @@ def test_two_ranks_equal_one_process(stage, one, two):
     for size, row in tables[0]["patch_sizes"].items():
         assert row == pytest.approx(tables[1]["patch_sizes"][size], rel=1e-4, abs=1e-6)
     losses = [
-        [json.loads(x).get("loss") for x in (f / "metrics.jsonl").read_text().splitlines()]
+        [
+            x["loss"]
+            for x in map(json.loads, (f / "metrics.jsonl").read_text().split("\n")[:-1])
+            if "loss" in x
+        ]
         for f in (got, expected)
     ]
+    assert len(losses[0]) == STEPS
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -313,7 +319,7 @@ def test_the_saved_tower_loads_with_its_patch_sizes_and_table(one):
     assert tower.patch_sizes == (60, 48, 40)
     assert tower(torch.randn(1, 3, 240, 240), 40).shape == (1, 32)
     table = json.loads((one / "zero0/model/config.json").read_text())["validation"]
-    assert table["samples"] == 10  # of 10 asked, or 9 where the bad one was among them
+    assert table["samples"] == 28  # of 40 asked; one of the 29 is bad
     assert table["held_out"] is False
     assert set(table["patch_sizes"]) == {"60", "48", "40"}
     assert set(table["patch_sizes"]["48"]) == {"cosine", "kl", "agreement", "top1"}
@@ -388,9 +394,12 @@ def test_an_exported_tower_is_the_same_function_in_timm(spec, tmp_path, monkeypa
             "patch size 37 does not divide the image side of 240",
         ),
         ({"student": {"patch_sizes": ()}}, "--student.patch-sizes is empty"),
-        ({"student": {"image_size": 31}}, "--student.image-size 31: no patch size gives a grid"),
+        (
+            {"student": {"image_size": 31, "patch_sizes": None}},
+            "--student.image-size 31: no patch size gives a grid",
+        ),
         ({"student": {"grid": -1}}, "--student.grid -1: at least 0"),
-        ({"student": {"patch_sizes": (48,), "patch_weights": (1, 2)}}, "one for each"),
+        ({"student": {"patch_sizes": (48,), "patch_weights": (1.0, 2.0)}}, "one for each"),
         ({"student": {"trainable": ("nothing",)}}, "'nothing' finds no parameter"),
         ({"student": {"num_classes": 7}}, "teacher has 10, the student 7; allowed"),
         ({"student": {"tower": "wide"}, "loss": {"kl": 0.0}}, "have width 32 and the student's 48"),
@@ -401,7 +410,10 @@ def test_an_exported_tower_is_the_same_function_in_timm(spec, tmp_path, monkeypa
         ({"augment": {"crop": 2.0}}, "--augment.crop 2.0: allowed are shares"),
         ({"optim": {"name": "adafactor"}, "zero": {"stage": 2}}, "adafactor needs --zero.stage 0"),
         ({"optim": {"cooldown_steps": 3}}, "--optim.cooldown-steps needs --optim.schedule linear"),
-        ({"global_batch_size": 7}, "--augment.mixup needs pairs: --global-batch-size 7"),
+        (
+            {"global_batch_size": 7, "zero": {"text_chunk": 0}},
+            "--augment.mixup needs pairs: --global-batch-size 7",
+        ),
         ({"data": {"features": "cache"}}, "leave out the --augment flags, or the cache"),
         ({"val_shards": ("/no/such.tar",)}, "no shard matches"),
     ],
@@ -413,7 +425,8 @@ def test_what_cannot_work_is_one_sentence_before_training(changes, sentence, pic
         args = {"embed_dim": 48, "depth": 1, "num_heads": 2, "num_classes": 10}
         wide = TowerConfig("vit_tiny_patch16_224", args, image_size=224)
         save_vision_tower(build_vision_tower(wide), tmp_path / "wide")
-        changes = {**changes, "student": {"tower": str(tmp_path / "wide")}}
+        student = {"tower": str(tmp_path / "wide"), "patch_sizes": None}
+        changes = {**changes, "student": student}
     with pytest.raises(UsageError, match=sentence) as refused:  # noqa: PT012
         cfg = config(tmp_path, pictures)
         for name, value in changes.items():

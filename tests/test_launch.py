@@ -10,7 +10,7 @@ from conftest import TINY_TOWER
 from launcher import ROOT, deepspeed
 
 from contrastive.config import TrainConfig, check_resumable, load_config, save_config
-from contrastive.recipes import RECIPES, build_recipe
+from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from data.errors import UsageError
 
 LIT = ROOT / "launch" / "lit.py"
@@ -91,10 +91,16 @@ def test_the_launcher_passes_the_exit_status_on():
 
 
 def test_a_configuration_survives_its_json(tmp_path):
-    for name in RECIPES:
-        cfg = build_recipe(name)
+    for name, recipe in (RECIPES | FLEXIFY_RECIPES).items():
+        cfg = recipe()
         save_config(cfg, tmp_path / name)
-        assert load_config(tmp_path / name, TrainConfig) == cfg
+        assert load_config(tmp_path / name, type(cfg)) == cfg
+
+
+def test_a_run_of_another_kind_is_not_resumed(tmp_path):
+    save_config(FLEXIFY_RECIPES["dinov2s"](), tmp_path)
+    with pytest.raises(UsageError, match="is not a run folder"):
+        load_config(tmp_path, TrainConfig)
 
 
 def test_resume_may_change_workers_but_not_the_batch():

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from contrastive.optim import OptimConfig, build_optimizer, learning_rate
+from contrastive.vision import build_vision_tower
+from data.errors import UsageError
 
 
 def test_schedule_warms_up_linearly_then_follows_a_cosine():
@@ -39,3 +41,45 @@ def test_frozen_parameters_are_left_out():
     layer.weight.requires_grad_(False)
     groups = build_optimizer(OptimConfig(), layer).param_groups
     assert sum(len(g["params"]) for g in groups) == 1
+
+
+def test_a_linear_schedule_holds_and_then_cools_down():
+    cfg = OptimConfig(lr=1.0, min_lr=0.2, schedule="linear", warmup_steps=2, cooldown_steps=4)
+    rates = [learning_rate(cfg, step, 10) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    whole = OptimConfig(lr=1.0, schedule="linear", warmup_steps=2)
+    assert [learning_rate(whole, step, 6) for step in (2, 3, 4, 6)] == [1, 0.75, 0.5, 0]
+
+
+def test_the_head_may_have_a_decay_of_its_own(tiny_model):
+    cfg = OptimConfig(weight_decay=0.1, head_weight_decay=3.0)
+    for module, head in (
+        (tiny_model.text, tiny_model.text.encoder.projection),
+        (build_vision_tower(tiny_model.vision.config), None),
+    ):
+        weight = (head or module.net.head).weight
+        groups = build_optimizer(cfg, module).param_groups
+        decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+        assert decay[id(weight)] == 3.0
+        others = [p for p in module.parameters() if p.ndim >= 2 and p is not weight]
+        assert {decay[id(p)] for p in others} <= {0.1, 0.0}
+        assert len(decay) == sum(len(g["params"]) for g in groups) == len(list(module.parameters()))
+    with pytest.raises(UsageError, match=r"--optim\.head-weight-decay -1\.0: must be at least 0"):
+        OptimConfig(head_weight_decay=-1.0)
+
+
+def test_adafactor_trains_with_rows_and_columns_for_a_matrix():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 32)
+    optimizer = build_optimizer(OptimConfig(name="adafactor", lr=0.05), layer)
+    inputs, target = torch.randn(128, 64), torch.randn(128, 32)
+    losses = []
+    for _ in range(30):
+        loss = (layer(inputs) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    kept = sum(v.numel() for v in optimizer.state[layer.weight].values() if v.ndim)
+    assert kept == 64 + 32
