@@ -64,6 +64,8 @@ def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> No
         raise UsageError("--loss.labels needs a class head; say --student.num-classes N")
     if head is not None and not (cfg.loss.kl or cfg.loss.labels):
         head.requires_grad_(False)  # without a loss of its own it would only decay
+    if not any(p.requires_grad for p in tower.parameters()):
+        raise UsageError("--student.trainable leaves nothing that these losses could train")
 
 
 def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:

@@ -301,6 +301,16 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(pictures, tmp_path)
     assert [x["step"] for x in lines if "loss" in x] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize(("stage", "offload"), [(0, "none"), (3, "cpu")])
+def test_bfloat16_and_offload_train(stage, offload, pictures, tmp_path):
+    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", text_chunk=4)
+    teacher = TeacherConfig(tower=TINY_TOWER, patch_size=48, dtype="bfloat16")
+    cfg = config(tmp_path, pictures, zero=zero, teacher=teacher, optim=OptimConfig(), steps=2)
+    after, before = weights(flexify(cfg)), load_vision_tower(TINY_TOWER).state_dict()
+    assert all(value.dtype == torch.float32 for value in after.values())
+    assert not torch.equal(after["net.pos_embed"], before["net.pos_embed"])
+
+
 def test_another_teacher_is_refused_on_resume(pictures, tmp_path):
     cfg = config(tmp_path, pictures, steps=1)
     flexify(cfg)
@@ -383,6 +393,41 @@ def test_an_exported_tower_is_the_same_function_in_timm(spec, tmp_path, monkeypa
     assert tuple(net.pretrained_cfg["mean"]) == tower.mean
 
 
+def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, monkeypatch, capsys):
+    import runpy
+
+    program = str(ROOT / "launch" / "flexify.py")
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["flexify.py", *arguments])
+        runpy.run_path(program, run_name="__main__")
+        return capsys.readouterr().out
+
+    flags = [
+        "imagenet", "--name", "x", "--out", str(tmp_path), "--steps", "2",
+        "--data.shards", f"{pictures}/*.tar", "--data.num-workers", "0",
+        "--teacher.tower", GAP_TOWER, "--student.patch-sizes", "60", "48", "--zero.stage", "0",
+        "--student.grid", "16", "--global-batch-size", "4", "--val-samples", "8",
+        "--checkpoint-every", "1", "--optim.warmup-steps", "0",
+    ]  # fmt: skip
+    assert f"tower: {tmp_path / 'x' / 'model'}" in call(*flags)
+    tower = load_vision_tower(str(tmp_path / "x" / "model"))
+    assert tower.net.patch_embed.proj.weight.shape[-1] == 32
+    assert tower.patch_sizes == (60, 48)
+    call("--resume", str(tmp_path / "x"))
+    for wrong, sentence in (
+        (["--resume", str(tmp_path / "x"), "--student.pooling", "map"], "cannot change on resume"),
+        (["imagenet21k"], "unknown recipe 'imagenet21k'; allowed: dinov2s, imagenet"),
+        ([*flags, "--student.patch-sizes", "37"], "patch size 37 does not divide"),
+        ([*flags, "--student.patch-sizes"], "--student.patch-sizes is empty"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            call(*wrong)
+        assert stopped.value.code == 2
+        said = capsys.readouterr()
+        assert sentence in " ".join((said.err + said.out).split())
+
+
 # ---- what is refused -------------------------------------------------------------------------
 
 
@@ -404,6 +449,10 @@ def test_an_exported_tower_is_the_same_function_in_timm(spec, tmp_path, monkeypa
         ({"student": {"num_classes": 7}}, "teacher has 10, the student 7; allowed"),
         ({"student": {"tower": "wide"}, "loss": {"kl": 0.0}}, "have width 32 and the student's 48"),
         ({"student": {"pooling": "token", "tower": GAP_TOWER}}, "has no class token; allowed: own"),
+        (
+            {"student": {"trainable": ("head",)}, "loss": {"kl": 0.0, "labels": 0.0}},
+            "leaves nothing that these losses could train",
+        ),
         ({"teacher": {"patch_size": 37}}, "patch size 37 does not divide"),
         ({"loss": {"kl": 0.0, "features": 0.0, "labels": 0.0}}, "are all 0: weigh one"),
         ({"tokens": {"keep": 0.0}}, "--tokens.keep 0.0: allowed are shares above 0"),
