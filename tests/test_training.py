@@ -160,8 +160,8 @@ def test_a_step_on_one_process_equals_open_clip(loss, one, tiny_text):
     tower = load_vision_tower(TINY_TOWER)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)))
-    batch, features = global_batch(bad=False)
-    tokens = TokenGroups.of(encoder.tower, batch.captions)
+    batch, features = global_batch(False, encoder.tower.tokenizer)
+    tokens = TokenGroups.of(encoder.tower, batch.tokens)
     texts, images = encoder(tokens), model.embed_features(features)
     if loss == "sigmoid":
         value = SigLipLoss()(images, texts, model.text.scale(), model.text.logit_bias)
@@ -195,10 +195,10 @@ def test_bad_samples_leave_the_loss_of_the_good_ones(one, tiny_text):
     load_vision_tower(TINY_TOWER)  # draws from the same generator first, as the program does
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     side = TextSide(encoder, LossConfig(kind="softmax"))
-    batch, features = global_batch(bad=True)
+    batch, features = global_batch(True, encoder.tower.tokenizer)
     good = batch.valid.nonzero()[:, 0]
     assert len(good) == GLOBAL_BATCH - 5
-    tokens = TokenGroups.of(encoder.tower, [batch.captions[i] for i in good])
+    tokens = TokenGroups.of(encoder.tower, [batch.tokens[i] for i in good])
     images = torch.nn.functional.normalize(features[good], dim=-1)
     value = ClipLoss()(images, side(tokens), side.scale())
     got = load_file(one / "softmax-bad.safetensors")["loss"]
