@@ -56,6 +56,9 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
     model.text.train()
+    if cfg.compile:
+        tower.compile_blocks()
+        encoder.tower.net.compile(dynamic=True)
     pipeline = TrainPipeline(
         cfg.data,
         None if cfg.data.features else tower.transform,

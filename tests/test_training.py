@@ -302,3 +302,28 @@ def test_bfloat16_and_offload_train_and_old_checkpoints_go(
     after = weights(folder)
     assert all(value.dtype == torch.float32 for value in after.values())
     assert after["text.logit_scale"] != pytest.approx(cfg.loss.start_scale)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_towers_train_what_plain_ones_do(tiny_text, emoji_shards, tmp_path):
+    found = {}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        cfg = config(tmp_path, name, tiny_text, emoji_shards, 0, eval_every=0, steps=4)
+        cfg = dataclasses.replace(cfg, compile=compiled, checkpoint_every=0)
+        found[name] = weights(train(cfg))
+    assert set(found["compiled"]) == set(found["plain"])
+    a, b = flat(found["plain"], "text."), flat(found["compiled"], "text.")
+    assert relative(b, a) <= 1e-3
+
+
+def test_a_global_batch_above_a_chunk_needs_no_flag(tiny_text, emoji_shards, tmp_path):
+    """The chunk is found: 300 pairs are two chunks of 150, and train as one of 300 does."""
+    found = {}
+    for chunk in (0, 300):
+        cfg = config(tmp_path, f"run{chunk}", tiny_text, emoji_shards, 0, eval_every=0, steps=2)
+        zero = ZeroConfig(text_chunk=chunk)
+        cfg = dataclasses.replace(
+            cfg, zero=zero, global_batch_size=300, checkpoint_every=0, optim=OptimConfig(name="sgd")
+        )
+        found[chunk] = weights(train(cfg))
+    assert relative(flat(found[0], "text."), flat(found[300], "text.")) <= 1e-5
