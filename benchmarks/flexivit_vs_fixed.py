@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrastive.augment import AugmentConfig
 from contrastive.distill import DistillConfig
 from contrastive.flexify import flexify
 from contrastive.flexify_config import FlexifyConfig
@@ -57,11 +56,12 @@ def train(name: str, seed: int, steps: int, data: Path, start: Path) -> VisionTo
     cfg = FlexifyConfig(
         name=f"{name}-{seed}",
         out=str(out),
-        data=DataConfig(shards=(f"{data}/train/*.tar",), num_workers=1),
+        data=DataConfig(
+            shards=(f"{data}/train/*.tar",), views=1000, crop=0.5, flip=True, num_workers=1
+        ),
         teacher=TeacherConfig(tower=str(start)),
         student=StudentConfig(patch_sizes=CONTENDERS[name]),
         loss=DistillConfig(features=0.0, labels=1.0),
-        augment=AugmentConfig(flip=True, crop=0.5),
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_steps=min(100, steps)),
         global_batch_size=128,
         steps=steps,

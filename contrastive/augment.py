@@ -1,4 +1,4 @@
-"""Random views of pictures, the same for teacher and student.
+"""Random changes of pictures, the same for teacher and student.
 
 A teacher that sees exactly what its student sees teaches best (Beyer et al., arXiv:2106.05237).
 """
@@ -11,17 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.errors import UsageError
-from data.pictures import View
+from data.pictures import Change
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training pictures; nothing by default."""
+    """What is done to training pictures besides the crops and flips of `data`."""
 
-    flip: bool = False
-    """Mirror every other picture."""
-    crop: float = 1.0
-    """Smallest share of a picture's area that a random crop keeps; 1: the centre crop."""
     randaugment: int = 0
     """Magnitude, 1 to 30, of two random operations on each picture (arXiv:1909.13719); 0: none."""
     mixup: float = 0.0
@@ -29,34 +25,19 @@ class AugmentConfig:
     (arXiv:1710.09412); 0: none."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
-            raise UsageError(f"--augment.crop {self.crop}: allowed are shares above 0, up to 1")
         if not 0 <= self.randaugment <= 30:
             raise UsageError(f"--augment.randaugment {self.randaugment}: allowed are 0 to 30")
         if not self.mixup >= 0:
             raise UsageError(f"--augment.mixup {self.mixup}: must be at least 0")
 
-    @property
-    def changes_pictures(self) -> bool:
-        """Whether a picture looks different from step to step."""
-        return self != AugmentConfig()
 
-
-def build_view(cfg: AugmentConfig, image_size: int) -> View | None:
-    """What a loader does to each picture, None for nothing. `image_size`: pixels a side."""
+def build_change(cfg: AugmentConfig) -> Change | None:
+    """What a loader does to each picture, None for nothing."""
+    if not cfg.randaugment:
+        return None
     from torchvision.transforms import v2
 
-    bicubic = v2.InterpolationMode.BICUBIC
-    steps: list[View] = []
-    if cfg.crop < 1:
-        steps.append(v2.RandomResizedCrop(image_size, (cfg.crop, 1.0), interpolation=bicubic))
-    if cfg.flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if cfg.randaugment:
-        steps.append(
-            v2.RandAugment(2, cfg.randaugment, interpolation=v2.InterpolationMode.BILINEAR)
-        )
-    return v2.Compose(steps) if steps else None
+    return v2.RandAugment(2, cfg.randaugment, interpolation=v2.InterpolationMode.BILINEAR)
 
 
 def draw_mixup(alpha: float, num_images: int, seed: int, step: int) -> Float[Tensor, " b"]:

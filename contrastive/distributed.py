@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,21 @@ def resolve_dtype(name: str) -> torch.dtype:
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+@torch.no_grad()
+def start_all_gather(tensor: Shaped[Tensor, "b ..."]) -> Callable[[], Shaped[Tensor, "B ..."]]:
+    """`all_gather` that runs on while the caller does other things; call the result to wait."""
+    if world_size() == 1:
+        return lambda: tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    work = dist.all_gather(parts, tensor.contiguous(), async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return torch.cat(parts)
+
+    return wait
 
 
 @torch.no_grad()

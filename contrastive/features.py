@@ -1,23 +1,26 @@
 """Image features: computed from pixels in one pass, or read from the cache that the lock allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from contrastive import distributed
 from contrastive.vision import VisionTower
 from data.batch import Batch, EvalBatch
+from data.captions import Tokenizer
 from data.errors import UsageError
-from data.features import FeatureCache, write_manifest, write_shard_features
+from data.features import FeatureCache, Work
 from data.pipeline import DataConfig
 from data.reader import ShardReader
-from data.shards import expand_shards, load_summaries, shard_name
+from data.shards import expand_shards, load_summaries
+from data.texts import TextCache
 
 IMAGES_PER_FORWARD = 256  # bounds the tower's activations; a rank's share may be thousands
 
@@ -35,7 +38,7 @@ def compute_features(
 
 
 class FeatureSource:
-    """Gives a training batch its image features: from the cache if there is one, else computed."""
+    """Gives training batches their image features: from the cache, or computed."""
 
     def __init__(self, tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) -> None:
         self._tower = tower
@@ -62,9 +65,46 @@ class FeatureSource:
             done = [self._tower(p.to(device, non_blocking=True), patch_size) for p in parts]
             return torch.cat(done), batch.valid
         features, found = self._cache.lookup(
-            batch.shards.numpy(), batch.indices.numpy(), patch_size
+            batch.shards.numpy(), batch.indices.numpy(), patch_size, batch.views.numpy()
         )
         return torch.from_numpy(features), batch.valid & torch.from_numpy(found)
+
+    def ahead(
+        self, batches: Iterable[Batch], patch_size_of: Callable[[int], int]
+    ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
+        """Each batch with its features, at the patch size of its step.
+
+        The next batch's are asked for before a batch is handed over; on a GPU the tower has a
+        stream of its own, so that it reads pixels while the text tower trains.
+        """
+        on_gpu = distributed.device().type == "cuda"
+        side = torch.cuda.Stream() if on_gpu else None
+        waiting: tuple[Batch, Tensor, Tensor] | None = None
+        ready: torch.cuda.Event | None = None
+        for batch in batches:
+            with torch.cuda.stream(side):  # nothing, without a GPU
+                features, valid = self(batch, patch_size_of(batch.step))
+                computed = side.record_event() if side else None
+            if waiting is not None:
+                yield _arrived(waiting, ready)
+            waiting, ready = (batch, features, valid), computed
+        if waiting is not None:
+            yield _arrived(waiting, ready)
+
+
+def _arrived(
+    item: tuple[Batch, Tensor, Tensor], ready: "torch.cuda.Event | None"
+) -> tuple[Batch, Tensor, Tensor]:
+    """Features of another stream, safe to use on the current one."""
+    if ready is not None:
+        here = torch.cuda.current_stream()
+        here.wait_event(ready)
+        if item[1].is_cuda:
+            item[1].record_stream(here)
+    return item
+
+
+# ---- fill the cache ------------------------------------------------------------------------
 
 
 def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) -> FeatureCache:
@@ -72,75 +112,133 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
 
     Ranks share the shards; a shard's features appear whole or not at all, so an interrupted fill
     goes on where it stopped. Raises `UsageError` when the folder belongs to another tower,
-    transform or set of shards.
+    transform, augmentation or set of shards.
     """
     shards = expand_shards(cfg.shards, cfg.allow_pipe)
-    fingerprint = tower.fingerprint
-    folder = Path(cfg.features)
-    missing = FeatureCache.open(folder, fingerprint, shards, patch_sizes, cfg.index_dir).missing()
-    distributed.barrier()  # all ranks see the same work before one of them does any
+    cache = FeatureCache(
+        cfg.features,
+        tower.fingerprint,
+        shards,
+        patch_sizes,
+        views=cfg.views,
+        augment_fingerprint=cfg.augment.fingerprint(),
+        index_dir=cfg.index_dir,
+    )
+    missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
+    if distributed.is_main():
+        cache.claim(tower.embed_dim)
+    distributed.barrier()
+    cache.width = tower.embed_dim
     if missing:
-        if distributed.is_main():
-            write_manifest(folder, fingerprint, tower.embed_dim, shards, index_dir=cfg.index_dir)
-        distributed.barrier()
-        mine = missing[distributed.rank() :: distributed.world_size()]
+        mine = _own_share(missing)
+        sizes = sorted({size for _, work in missing for s in work.values() for size in s})
+        summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)
         with tqdm(
-            total=sum(s.num_samples for s in load_summaries([m[0] for m in mine], cfg.index_dir)),
+            total=sum(
+                s.num_samples * len(work) for s, (_, work) in zip(summaries, mine, strict=True)
+            ),
             unit="img",
-            desc=f"image features at patch {', '.join(map(str, patch_sizes))}",
+            desc=f"image features at patch {', '.join(map(str, sizes))}",
             disable=not distributed.is_main(),
         ) as bar:
-            for sizes, group in groupby(mine, key=lambda work: work[1]):
-                _cache_shards(tower, cfg, [shard for shard, _ in group], sizes, bar)
+            for work, group in groupby(mine, key=lambda item: item[1]):
+                _compute_shards(tower, cfg, cache, shards, [n for n, _ in group], work, bar)
         distributed.barrier()
-    return FeatureCache.open(folder, fingerprint, shards, patch_sizes, cfg.index_dir)
+    return cache
 
 
-def _cache_shards(
-    tower: VisionTower, cfg: DataConfig, shards: list[str], patch_sizes: Sequence[int], bar: tqdm
+def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
+    """Read and tokenise the captions that the cache in `cfg.features` lacks, by all ranks."""
+    shards = expand_shards(cfg.shards, cfg.allow_pipe)
+    cache = TextCache(cfg.features, shards, tokenizer, cfg.index_dir)
+    missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
+    jobs = DataLoader(
+        _TextJobs(cache, _own_share(missing)), batch_size=None, num_workers=cfg.num_workers
+    )
+    for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
+        if isinstance(done, UsageError):
+            raise done
+    distributed.barrier()
+
+
+class _TextJobs(torch.utils.data.Dataset):
+    """Shards whose texts are to be cached; an error is handed over, and raised by the caller."""
+
+    def __init__(self, cache: TextCache, shards: Sequence[int]) -> None:
+        self._cache, self._shards = cache, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: int) -> UsageError | None:
+        if number >= len(self):
+            raise IndexError
+        try:
+            self._cache.write(self._shards[number])
+        except UsageError as error:
+            return error
+        return None
+
+
+def _own_share(items: Sequence) -> list:
+    return list(items[distributed.rank() :: distributed.world_size()])
+
+
+def _gather_lists(own: list) -> list:
+    return [item for items in distributed.gather_objects(own) for item in items]
+
+
+def _compute_shards(
+    tower: VisionTower,
+    cfg: DataConfig,
+    cache: FeatureCache,
+    shards: list[str],
+    numbers: list[int],
+    work: Work,
+    bar: tqdm,
 ) -> None:
-    """Write the features of these shards, each as soon as its last sample is done."""
-    reader = _reader(tower, cfg, shards)
-    batches = compute_features(tower, reader, patch_sizes)
-    next_shard = 0
-    for number, group in groupby(batches, key=lambda item: item[0].shard):
-        for without_samples in shards[next_shard:number]:
-            _write(tower, cfg, without_samples, [], {size: [] for size in patch_sizes})
-        keys: list[str] = []
-        rows: dict[int, list[np.ndarray]] = {size: [] for size in patch_sizes}
-        for batch, features in group:
-            keys += batch.keys
-            for size in patch_sizes:
-                rows[size].append(features[size].numpy())
-            bar.update(len(batch.keys))
-        _write(tower, cfg, shards[number], keys, rows)
-        next_shard = number + 1
-    for without_samples in shards[next_shard:]:
-        _write(tower, cfg, without_samples, [], {size: [] for size in patch_sizes})
-    if reader.errors:
-        kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
-        tqdm.write(f"skipped while reading images: {kinds}")
+    """Compute the same work for some shards, each written as soon as its last sample is done."""
+    for view, sizes in work.items():
+        reader = _reader(tower, cfg, [shards[n] for n in numbers], view)
+        waiting = list(numbers)
+        batches = compute_features(tower, reader, sizes)
+        for position, group in groupby(batches, key=lambda item: item[0].shard):
+            while waiting[0] != numbers[position]:
+                _write(cache, tower, waiting.pop(0), view, sizes, [])
+            done = []
+            for batch, features in group:
+                done.append((batch.keys, features))
+                bar.update(len(batch.keys))
+            _write(cache, tower, waiting.pop(0), view, sizes, done)
+        for without_samples in waiting:
+            _write(cache, tower, without_samples, view, sizes, [])
+        if reader.errors:
+            kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
+            tqdm.write(f"skipped while reading images: {kinds}")
 
 
 def _write(
+    cache: FeatureCache,
     tower: VisionTower,
-    cfg: DataConfig,
-    shard: str,
-    keys: list[str],
-    rows: dict[int, list[np.ndarray]],
+    shard: int,
+    view: int,
+    sizes: Sequence[int],
+    done: list[tuple[list[str], dict[int, Tensor]]],
 ) -> None:
     none = np.zeros((0, tower.embed_dim), dtype=np.float32)
-    for size, parts in rows.items():
-        features = np.concatenate([none, *parts])
-        write_shard_features(cfg.features, shard_name(shard), size, keys, features)
+    keys = [key for keys, _ in done for key in keys]
+    for size in sizes:
+        features = np.concatenate([none, *(features[size].numpy() for _, features in done)])
+        cache.write(shard, size, view, keys, features)
 
 
-def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str]) -> ShardReader:
+def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str], view: int) -> ShardReader:
     return ShardReader(
         shards,
         tower.transform,
         batch_size=64,
         num_workers=cfg.num_workers,
+        augment=partial(cfg.augment, view=view) if view else None,
         on_error=cfg.on_error,
         max_pixels=cfg.max_pixels,
         allow_pipe=cfg.allow_pipe,

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 from contrastive import distributed
-from contrastive.augment import build_view
+from contrastive.augment import build_change
 from contrastive.checkpoint import load_checkpoint, needs_universal, save_checkpoint
 from contrastive.distill import Student
 from contrastive.distill_step import STANDARD_FILE, DistillStep, TeacherSource, solve_standard
 from contrastive.flexify_config import FlexifyConfig, check_labels, check_losses
 from contrastive.optim import learning_rate
 from contrastive.run import (
-    build_engine,
     claim_folder,
     draw_patch_size,
     find_checkpoint,
@@ -30,7 +29,7 @@ from contrastive.student import Teacher, build_student
 from contrastive.tokens import keep_share
 from contrastive.validation import Table, Validation
 from contrastive.vision import VisionTower, save_vision_tower
-from contrastive.zero import batch_shape, deepspeed_config
+from contrastive.zero import batch_shape, build_engine, deepspeed_config
 from data.errors import UsageError
 from data.images import ImageTransform
 from data.pictures import PicturePipeline
@@ -75,7 +74,7 @@ def flexify(
     pipeline = PicturePipeline(
         cfg.data,
         transform,
-        build_view(cfg.augment, size),
+        build_change(cfg.augment),
         labels=cfg.loss.labels > 0,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
@@ -95,7 +94,7 @@ def flexify(
     validation = Validation(cfg, teacher, transform, standard)
     exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
     student = Student(tower, cfg.loss, standard)
-    engine = build_engine(cfg.optim, student, ds_config)
+    engine = build_engine(student, cfg.optim, ds_config)
     _register_stem(student.tower, cfg.zero.stage)
     step = 0
     if checkpoint:

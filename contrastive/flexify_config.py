@@ -32,9 +32,9 @@ class FlexifyConfig(RunConfig):
         super().__post_init__()
         if self.val_samples < 1:
             raise UsageError(f"--val-samples {self.val_samples}: at least 1")
-        if self.data.features and self.augment.changes_pictures:
+        if self.data.features and self.augment != AugmentConfig():
             raise UsageError(
-                "--data.features keeps the teacher's features of unchanged pictures; leave out the "
+                "--data.features keeps what the teacher says of unchanged pictures; leave out the "
                 "--augment flags, or the cache"
             )
 

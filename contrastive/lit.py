@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,8 @@ from contrastive.vision import (
 )
 from data.errors import UsageError
 from data.images import ImageTransform
+
+Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,20 @@ class TextSide(nn.Module):
     def forward(
         self,
         tokens: TokenGroups,
-        image_embeds: Float[Tensor, "b d"] | None = None,
-        targets: Float[Tensor, "b m"] | None = None,
+        pairs: Pairs | None = None,
         reduce_lse: Reduce = lambda partial: partial,
     ) -> Tensor:
-        """The share of the global loss of these m texts, given all B images and the targets.
+        """The share of the global loss of these m texts.
 
-        Without targets, the softmax's partial logsumexps (b,); without images either, the text
-        embeddings (m, d). One entry for all three: ZeRO-3 gathers parameters around it.
+        pairs: gives all B images (b, d) and the targets (b, m); asked after the texts are read, so
+        that the images may still be on their way. Without targets, the softmax's partial
+        logsumexps (b,); without pairs, the text embeddings (m, d). One entry for all three: ZeRO-3
+        gathers parameters around it.
         """
         text_embeds = self.encoder(tokens)
-        if image_embeds is None:
+        if pairs is None:
             return text_embeds
+        image_embeds, targets = pairs()
         with torch.autocast(text_embeds.device.type, enabled=False):
             if targets is None:
                 return partial_lse(image_embeds, text_embeds, self.scale())
@@ -138,7 +142,8 @@ class LitModel(nn.Module):
 
     def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Unit-norm image embeddings from the tower's raw features."""
-        return F.normalize((features.float() - self.feature_mean) @ self.feature_whiten, dim=-1)
+        centred = features.to(self.feature_mean.dtype) - self.feature_mean
+        return F.normalize(centred @ self.feature_whiten, dim=-1)
 
     @torch.no_grad()
     def encode_image(
@@ -166,9 +171,10 @@ class LitModel(nn.Module):
         if isinstance(texts, str):
             raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
-            tokens = TokenGroups((Tokens(texts, (texts != tower.pad_id).long()),), len(texts))
+            mask = (texts != tower.tokenizer.pad_id).long()
+            tokens = TokenGroups((Tokens(texts, mask),), len(texts))
         else:
-            tokens = TokenGroups.of(tower, list(texts))
+            tokens = TokenGroups.of(tower, tower.tokenizer(texts))
         training = self.text.training
         self.text.eval()
         embeds = self.text(tokens.to(self.device))

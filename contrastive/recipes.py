@@ -97,10 +97,11 @@ def imagenet() -> FlexifyConfig:
     """
     return FlexifyConfig(
         name="imagenet",
+        data=DataConfig(views=1000, crop=0.2, flip=True),
         teacher=TeacherConfig(tower="timm:vit_small_patch16_224.augreg_in21k_ft_in1k"),
         student=StudentConfig(image_size=240, kernel_size=32, grid=15),
         loss=DistillConfig(kl=1.0, features=0.0),
-        augment=AugmentConfig(flip=True, crop=0.2, mixup=0.2),
+        augment=AugmentConfig(mixup=0.2),
         optim=OptimConfig(lr=1e-4, weight_decay=1e-5, beta2=0.999, warmup_steps=5000),
         zero=ZeroConfig(stage=1, precision="bfloat16"),
         global_batch_size=1024,

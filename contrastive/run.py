@@ -1,6 +1,5 @@
-"""Paragraphs that the training loops share: the run's folder, its engine, the step's patch size."""
+"""Paragraphs that the training loops share: the run's folder, the step's patch size."""
 
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from torch import nn
 from contrastive import distributed
 from contrastive.checkpoint import newest_checkpoint
 from contrastive.config import RunConfig, save_config
-from contrastive.optim import OptimConfig, build_optimizer
 from data.errors import UsageError
 
 
@@ -68,16 +66,6 @@ def claim_folder(
                 shutil.rmtree(cfg.folder / name, ignore_errors=True)
         save_config(cfg, cfg.folder)
     distributed.barrier()
-
-
-def build_engine(cfg: OptimConfig, module: nn.Module, ds_config: dict[str, Any]) -> Any:
-    """DeepSpeed's engine around what trains, with our optimiser."""
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    optimizer = build_optimizer(cfg, module)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
-    return engine
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def _collect(
             sums["x"] += x.sum(0)
             sums["xx"] += x.T @ x
             views.append(x)
-        texts = [batch.captions[i] for i in valid.nonzero()[:, 0]]
+        texts = [batch.tokens[i] for i in valid.nonzero()[:, 0]]
         if not texts:
             continue
         parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]

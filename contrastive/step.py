@@ -1,11 +1,12 @@
 """One optimiser step: gather the images' features, read the texts in chunks, step.
 
 The image tower is locked, so its features are constants of the loss: they are gathered once,
-without gradient, and the loss splits exactly over chunks of texts. No gradient crosses ranks but
-the parameters' own.
+without gradient and while the first texts are read, and the loss splits exactly over chunks of
+texts. No gradient crosses ranks but the parameters' own.
 """
 
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,51 @@ from data.errors import DataError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of this rank's texts, and at which row of the global batch their images stand."""
+    """Some of this rank's texts."""
 
     tokens: TokenGroups
-    rows: Int[Tensor, " m"]
+    slots: Int[Tensor, " m"]  # of this rank's batch
     empty: bool  # no good sample: the chunk reads one empty text and counts nothing
+
+
+class GlobalBatch:
+    """All ranks' images, on their way from the moment this is made; they carry no gradient."""
+
+    def __init__(
+        self,
+        model: LitModel,
+        batch: Batch,
+        features: Float[Tensor, "b d"],
+        valid: Bool[Tensor, " b"],
+    ) -> None:
+        device = model.device
+        self._step, self._size, self._by_caption = (
+            batch.step,
+            len(valid),
+            model.text.loss.positives == "caption",
+        )
+        self._valid = distributed.start_all_gather(valid.to(device))
+        self._images = distributed.start_all_gather(model.embed_features(features.to(device)))
+        self._concepts = distributed.start_all_gather(batch.concepts.to(device))
+
+    def pairs(self, chunk: Chunk) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
+        """All good images, and the targets of a chunk's texts. Raises `DataError` if none is."""
+        images, concepts, rows = self.arrived
+        own = rows[chunk.slots] if not chunk.empty else rows.new_zeros(1)
+        return images, pair_targets(len(images), own, concepts, images.dtype)
+
+    @cached_property
+    def arrived(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Good images, their concepts where those count, and the image row of each own slot."""
+        valid, images, concepts = self._valid(), self._images(), self._concepts()
+        if not valid.any():
+            raise DataError(f"step {self._step}: not one sample of the batch could be read")
+        rows = valid.long().cumsum(0) - 1
+        first = distributed.rank() * self._size
+        if not valid.all():
+            images, concepts = images[valid], concepts[valid]
+        own = rows[first : first + self._size]
+        return images, concepts if self._by_caption else None, own
 
 
 class TrainStep:
@@ -40,16 +81,13 @@ class TrainStep:
     def __call__(
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        images, own_rows, concepts = self._gather_images(batch, features, valid)
-        if self.model.text.loss.positives == "pair":
-            concepts = None
-        chunks = self._split_texts(batch, valid, own_rows)
-        reduce_lse = self._lse_over_texts(batch.step, chunks, images)
-        total = torch.zeros((), device=images.device)
+        everyone = GlobalBatch(self.model, batch, features, valid)
+        chunks = self._split_texts(batch, valid)
+        reduce_lse = self._lse_over_texts(batch.step, chunks, everyone)
+        total = torch.zeros((), device=self.model.device)
         for number, chunk in enumerate(chunks):
-            targets = pair_targets(len(images), chunk.rows, concepts, images.dtype)
             self._seed_dropout(batch.step, number)
-            share = self.engine(chunk.tokens, images, targets, reduce_lse)
+            share = self.engine(chunk.tokens, partial(everyone.pairs, chunk), reduce_lse)
             if chunk.empty:
                 share = share * 0.0
             # The engine averages over chunks and ranks; shares are to be summed.
@@ -58,59 +96,36 @@ class TrainStep:
             total += share.detach()
         return total
 
-    def _gather_images(
-        self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " b"], Int[Tensor, " n"] | None]:
-        """All ranks' good images, which of their rows each local sample is, and their concepts."""
-        device = self.model.device
-        everywhere = distributed.all_gather(valid.to(device))
-        if not everywhere.any():
-            raise DataError(f"step {batch.step}: not one sample of the batch could be read")
-        images = distributed.all_gather(self.model.embed_features(features.to(device)))
-        concepts = distributed.all_gather(batch.concepts.to(device))
-        rows = everywhere.long().cumsum(0) - 1
-        first = distributed.rank() * len(valid)
-        return images[everywhere], rows[first : first + len(valid)], concepts[everywhere]
-
-    def _split_texts(
-        self, batch: Batch, valid: Bool[Tensor, " b"], own_rows: Int[Tensor, " b"]
-    ) -> list[Chunk]:
+    def _split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[Chunk]:
         """The good texts in equally many chunks on every rank, short texts with short ones.
 
         Within a chunk too, texts of like length go together through the tower, so padding is
         cheap; which samples form the global batch does not change.
         """
+        tower, device = self.model.text.encoder.tower, self.model.device
         num_groups = max(1, min(4, self.shape.chunk // 32))
-        good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.captions[i]))
+        good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
         chunks = []
         for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):
-            texts = [batch.captions[i] for i in part] or [""]
-            tokens = TokenGroups.of(self.model.text.encoder.tower, texts, num_groups)
-            rows = own_rows[torch.from_numpy(part).to(own_rows.device)]
-            chunks.append(
-                Chunk(
-                    tokens.to(self.model.device),
-                    rows if len(part) else rows.new_zeros(1),
-                    not len(part),
-                )
-            )
+            ids = [batch.tokens[i] for i in part] or tower.tokenizer([""])
+            tokens = TokenGroups.of(tower, ids, num_groups).to(device)
+            chunks.append(Chunk(tokens, torch.from_numpy(part).to(device), not len(part)))
         return chunks
 
-    def _lse_over_texts(
-        self, step: int, chunks: list[Chunk], images: Float[Tensor, "n d"]
-    ) -> Reduce:
+    def _lse_over_texts(self, step: int, chunks: list[Chunk], everyone: GlobalBatch) -> Reduce:
         """What turns a chunk's partial logsumexps into those over all texts.
 
         One chunk: B numbers per rank are exchanged in the middle of its only forward. Several: a
         first pass over the texts, without gradient, collects them.
         """
         if len(chunks) == 1 or self.model.text.loss.kind != "softmax":
-            return lambda partial: sum_over_ranks(_unless(chunks[0].empty, partial))
+            return lambda own: sum_over_ranks(_unless(chunks[0].empty, own))
         partials = []
         with torch.no_grad():
             for number, chunk in enumerate(chunks):
                 self._seed_dropout(step, number)
-                partials.append(_unless(chunk.empty, self.engine(chunk.tokens, images)))
+                own = self.engine(chunk.tokens, lambda: (everyone.arrived[0], None))
+                partials.append(_unless(chunk.empty, own))
         total = sum_over_ranks(torch.stack(partials).logsumexp(0))
         return lambda _: total
 
@@ -120,10 +135,10 @@ class TrainStep:
         torch.manual_seed(int(mixed.generate_state(1)[0]))
 
 
-def sum_over_ranks(partial: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def sum_over_ranks(own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Logsumexp of all ranks' partial ones: B numbers per rank cross, not B x d."""
-    return distributed.all_gather(partial[None]).logsumexp(0)
+    return distributed.all_gather(own[None]).logsumexp(0)
 
 
-def _unless(empty: bool, partial: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return torch.full_like(partial, -torch.inf) if empty else partial
+def _unless(empty: bool, own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return torch.full_like(own, -torch.inf) if empty else own

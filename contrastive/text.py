@@ -1,7 +1,11 @@
 """Text towers: any transformers encoder, or open_clip's text transformer, with its tokenizer."""
 
+import hashlib
 import importlib.util
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -69,15 +73,75 @@ class TokenGroups:
     count: int
 
     @classmethod
-    def of(cls, tower: "TextTower", texts: list[str], num_groups: int = 1) -> "TokenGroups":
-        """Tokenize texts that are already sorted by length."""
-        filled = texts + [""] * (num_groups - len(texts))
+    def of(cls, tower: "TextTower", ids: list[list[int]], num_groups: int = 1) -> "TokenGroups":
+        """Pad the ids of texts that are already sorted by length."""
+        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
         bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
-        parts = [filled[a:b] for a, b in pairwise(bounds)]
-        return cls(tuple(tower.tokenize(part) for part in parts), len(texts))
+        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
 
     def to(self, device: torch.device | str) -> "TokenGroups":
         return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
+
+
+@dataclass(frozen=True)
+class HFTokenizer:
+    """A transformers tokenizer, cut at a length."""
+
+    hf: Any
+    context_length: int
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding."""
+        if not texts:
+            return []
+        return self.hf(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.hf.pad_token_id or 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal where equal texts give equal ids."""
+        facts = {"length": self.context_length, "class": type(self.hf).__name__}
+        if hasattr(self.hf, "backend_tokenizer"):  # its vocabulary, rules and special tokens
+            facts |= json.loads(self.hf.backend_tokenizer.to_str())
+            del facts["truncation"], facts["padding"]  # what the last call left there
+        else:
+            facts |= {"vocabulary": self.hf.get_vocab(), "special": self.hf.special_tokens_map}
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class OpenClipTokenizer:
+    """open_clip's tokenizer of an architecture."""
+
+    architecture: str
+    context_length: int
+    pad_id: int = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding."""
+        if not texts:
+            return []
+        ids = open_clip.get_tokenizer(self.architecture)(list(texts), self.context_length)
+        lengths = (ids != self.pad_id).sum(1)
+        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        named = f"open_clip/{self.architecture}/{self.context_length}"
+        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
+
+
+def _padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:
+    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(rows)
+    for row, tokens in enumerate(ids):
+        rows[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    return Tokens(rows, mask)
 
 
 class HFTextTower(nn.Module):
@@ -86,24 +150,17 @@ class HFTextTower(nn.Module):
     def __init__(self, net: Any, tokenizer: Any, pooling: Pooling, context_length: int) -> None:
         super().__init__()
         net.pooler = None  # a head for another task; here it would only be dead weight
-        self.net, self.tokenizer, self.pooling = net, tokenizer, pooling
-        self.context_length = context_length
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.net, self.pooling = net, pooling
+        self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Of token, position and type embeddings."""
         return [p for name, p in self.net.named_parameters() if "embeddings." in name]
 
-    def tokenize(self, texts: list[str]) -> Tokens:
-        out = self.tokenizer(
-            texts,
-            padding="longest",
-            truncation=True,
-            max_length=self.context_length,
-            return_tensors="pt",
-        )
-        return Tokens(out["input_ids"], out["attention_mask"])
+    def pad(self, ids: list[list[int]]) -> Tokens:
+        """Texts as one tensor, as wide as the longest."""
+        return _padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
         hidden = self.net(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -122,11 +179,11 @@ class HFTextTower(nn.Module):
             "kind": "hf",
             "net": self.net.config.to_diff_dict() | {"model_type": self.net.config.model_type},
             "pooling": self.pooling,
-            "context_length": self.context_length,
+            "context_length": self.tokenizer.context_length,
         }
 
     def save_tokenizer(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.hf.save_pretrained(folder)
 
 
 class OpenClipTextTower(nn.Module):
@@ -144,21 +201,19 @@ class OpenClipTextTower(nn.Module):
         for name in ("hf_tokenizer_name", "tokenizer_kwargs", "embed_cls", "output_tokens"):
             if sizes.pop(name, None):
                 raise UsageError(f"open_clip:{architecture} cannot be used: it has {name}")
-        self.architecture = architecture
-        self.pad_id = 0
         self.width = int(sizes["width"])
-        self.context_length = min(context_length, int(sizes.get("context_length", 77)))
-        sizes["context_length"] = self.context_length  # its mask fits no shorter text
+        length = min(context_length, int(sizes.get("context_length", 77)))
+        self.tokenizer = OpenClipTokenizer(architecture, length)
+        sizes["context_length"] = length
         self.net = TextTransformer(**sizes, output_dim=self.width)
-        self.tokenizer = open_clip.get_tokenizer(architecture)
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Of token and position embeddings."""
         return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
 
-    def tokenize(self, texts: list[str]) -> Tokens:
-        ids = self.tokenizer(texts, context_length=self.context_length)
-        return Tokens(ids, (ids != self.pad_id).long())
+    def pad(self, ids: list[list[int]]) -> Tokens:
+        """Texts as one tensor, as wide as the context: its mask fits no shorter text."""
+        return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 
     def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
         return self.net(ids)  # causal, pooled at the end-of-text token: padding is never read
@@ -166,8 +221,8 @@ class OpenClipTextTower(nn.Module):
     def config(self) -> dict[str, Any]:
         return {
             "kind": "open_clip",
-            "architecture": self.architecture,
-            "context_length": self.context_length,
+            "architecture": self.tokenizer.architecture,
+            "context_length": self.tokenizer.context_length,
         }
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -255,8 +310,10 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=tower.width**-0.5)
 
     def forward(self, tokens: TokenGroups) -> Float[Tensor, "m d"]:
-        """Unit-norm text embeddings, float32."""
-        return nn.functional.normalize(self.projection(self.pool(tokens)).float(), dim=-1)
+        """Unit-norm text embeddings, float32 at least."""
+        projected = self.projection(self.pool(tokens))
+        dtype = torch.promote_types(projected.dtype, torch.float32)
+        return nn.functional.normalize(projected.to(dtype), dim=-1)
 
     def pool(self, tokens: TokenGroups) -> Float[Tensor, "m w"]:
         """One vector per text, before the projection."""

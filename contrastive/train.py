@@ -7,12 +7,12 @@ import torch
 
 from contrastive import distributed
 from contrastive.checkpoint import load_checkpoint, needs_universal, save_checkpoint
+from contrastive.chunk import find_text_chunk
 from contrastive.config import TrainConfig
-from contrastive.features import FeatureSource
+from contrastive.features import FeatureSource, fill_texts
 from contrastive.lit import LitModel, TextSide
 from contrastive.optim import learning_rate
 from contrastive.run import (
-    build_engine,
     claim_folder,
     draw_patch_size,
     find_checkpoint,
@@ -23,7 +23,7 @@ from contrastive.start import START_FILE, solve_start
 from contrastive.step import TrainStep
 from contrastive.text import TextEncoder, load_text_tower
 from contrastive.vision import load_vision_tower
-from contrastive.zero import batch_shape, deepspeed_config
+from contrastive.zero import batch_shape, build_engine, deepspeed_config
 from data.pipeline import TrainPipeline
 from data.shards import expand_shards
 
@@ -39,11 +39,9 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     distributed.ensure_group()
     world_size = distributed.world_size()
     shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
-    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     checkpoint = find_checkpoint(cfg, resume)
-    if checkpoint and needs_universal(checkpoint[1]):
-        ds_config["checkpoint"] = {"load_universal": True}
 
     tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
     patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
@@ -53,9 +51,13 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
     model.text.train()
+    if cfg.compile:
+        tower.compile_blocks()
+        encoder.tower.net.compile(dynamic=True)
     pipeline = TrainPipeline(
         cfg.data,
         None if cfg.data.features else tower.transform,
+        tokenizer=encoder.tower.tokenizer,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
         rank=distributed.rank(),
@@ -68,10 +70,19 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     }
     claim_folder(cfg, checkpoint, identity, START_FILE)
     source = FeatureSource(tower, cfg.data, patch_sizes)
+    if cfg.data.features:
+        fill_texts(cfg.data, encoder.tower.tokenizer)
     skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
     if cfg.start_samples:
         solve_start(cfg, model, pipeline, source, patch_sizes)
-    engine = build_engine(cfg.optim, model.text, ds_config)
+    if not cfg.zero.text_chunk:
+        dtype = distributed.resolve_dtype(cfg.zero.precision)
+        chunk = find_text_chunk(model.text, cfg.global_batch_size, dtype)
+        shape = batch_shape(cfg.global_batch_size, chunk, world_size)
+    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    if checkpoint and needs_universal(checkpoint[1]):
+        ds_config["checkpoint"] = {"load_universal": True}
+    engine = build_engine(model.text, cfg.optim, ds_config)
     step = 0
     if checkpoint:
         load_checkpoint(engine, *checkpoint)
@@ -79,16 +90,18 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
 
     train_step = TrainStep(model, engine, shape, cfg.seed)
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
-    for batch in pipeline.batches(step, cfg.steps - step):
-        patch_size = draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+
+    def draw(step: int) -> int:
+        return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+
+    for batch, features, valid in source.ahead(pipeline.batches(step, cfg.steps - step), draw):
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
-        features, valid = source(batch, patch_size)
         loss = train_step(batch, features, valid)
         step += 1
         if log.step(step, loss, int(valid.sum()), batch.errors):
-            log.line(step, lr=lr, patch_size=patch_size)
+            log.line(step, lr=lr, patch_size=draw(batch.step))
         if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
             with log.paused():
                 for callback in callbacks:

@@ -56,7 +56,9 @@ class Validation:
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
         self._pipeline = PicturePipeline(
-            replace(cfg.data, shards=shards, weights=(), features=""),
+            replace(
+                cfg.data, shards=shards, weights=(), features="", views=1, crop=1.0, flip=False
+            ),
             transform,
             labels=cfg.loss.labels > 0,
             seed=cfg.seed,

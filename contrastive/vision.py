@@ -213,6 +213,10 @@ class VisionTower(nn.Module):
             prefix = prefix + net.pos_embed[:, :slots]
         return kernel, prefix, positions
 
+    def compile_blocks(self) -> None:
+        """torch.compile what costs; the compiled blocks serve every patch size."""
+        getattr(self.net, "blocks", self.net).compile(dynamic=True)
+
     # ---- facts -----------------------------------------------------------------------------
 
     @property

@@ -1,14 +1,16 @@
 """DeepSpeed's configuration, and the only place where batch arithmetic lives."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from contrastive.distributed import resolve_dtype
-from contrastive.optim import OptimConfig
+from contrastive.optim import OptimConfig, build_optimizer
 from data.errors import UsageError
 
 
@@ -24,8 +26,8 @@ class ZeroConfig:
     """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
     GPU or CPU computes in it."""
     text_chunk: int = 0
-    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: the rank's
-    whole share."""
+    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
+    fit and help (flexify: the rank's whole share)."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ def deepspeed_config(
             "lower_precision_safe_modules": ["torch.nn.Linear"],
         }
     return _merge_user_json(config, file) if file else config
+
+
+def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the trainable part of a model."""
+    import deepspeed  # slow to import
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    optimizer = build_optimizer(optim, module)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine
 
 
 def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:

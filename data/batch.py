@@ -22,10 +22,12 @@ class Batch:
     keys: list[str]
     images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
     captions: list[str]  # the caption drawn for this epoch, "" where bad
+    tokens: list[list[int]]  # its token ids; [] where bad, or where the pipeline has no tokenizer
     concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
     valid: Bool[Tensor, " b"]
     shards: Int[Tensor, " b"]  # number in the pipeline's shard list
     indices: Int[Tensor, " b"]  # number of the sample in its shard
+    views: Int[Tensor, " b"]  # which view of the picture was drawn, 0: the picture itself
     errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
     labels: Int[Tensor, " b"] | None = None  # KEY.cls, -1 where none; None where not read
 
@@ -41,6 +43,7 @@ class Batch:
             valid=self.valid.pin_memory(),
             shards=self.shards.pin_memory(),
             indices=self.indices.pin_memory(),
+            views=self.views.pin_memory(),
             labels=None if self.labels is None else self.labels.pin_memory(),
         )
 
@@ -59,10 +62,12 @@ class Batch:
             keys=[key for part in parts for key in part.keys],
             images=_cat(images) if images else None,
             captions=[caption for part in parts for caption in part.captions],
+            tokens=[tokens for part in parts for tokens in part.tokens],
             concepts=_cat([part.concepts for part in parts]),
             valid=_cat([part.valid for part in parts]),
             shards=_cat([part.shards for part in parts]),
             indices=_cat([part.indices for part in parts]),
+            views=_cat([part.views for part in parts]),
             errors=errors,
             labels=_cat(labels) if labels else None,
         )

@@ -3,8 +3,42 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from data.problems import BadSample
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """How a text tower reads."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal where equal texts give equal ids; a part of a file's name."""
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a short text up in a batch."""
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, cut at the tower's longest, without padding."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All captions of a sample."""
+
+    key: str
+    captions: tuple[str, ...]
+    concept: int  # equal where the lists of captions are equal
+    tokens: tuple[list[int], ...] = ()  # of each caption; () where they are not tokenised yet
+
+    @classmethod
+    def of(cls, key: str, members: Mapping[str, bytes]) -> "Texts":
+        """`members`: extension -> bytes. Raises `BadSample` where there is no usable caption."""
+        captions = read_captions(members)
+        return cls(key, captions, concept_id(captions))
 
 
 def read_captions(members: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -63,12 +97,15 @@ def read_label(members: Mapping[str, bytes]) -> int:
     return int(text)
 
 
-def draw_caption(captions: Sequence[str], seed: int, epoch: int, key: str) -> str:
-    """One caption, uniformly, as a pure function of its arguments."""
-    if len(captions) == 1:
-        return captions[0]
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest()
-    return captions[int.from_bytes(digest, "big") % len(captions)]
+def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
+    """A number below `count`, uniformly, as a pure function of its arguments.
+
+    what: "" for which caption; other words for other, independent draws.
+    """
+    if count == 1:
+        return 0
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}{what}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % count
 
 
 def concept_id(captions: Sequence[str]) -> int:

@@ -1,87 +1,29 @@
 """Cached image features on disk: what a locked tower said about every picture, once.
 
-DIR/manifest.json names the tower, its width and the shards; per shard and patch size
-SHARD.p28.npy holds (n, d) raw features in the shard's order, SHARD.keys.txt whose rows they are.
-Every file appears whole or not at all, so a run that was stopped goes on where it was.
+DIR/manifest.json names the tower, its width, the shards and how augmented views are made; per shard
+and patch size SHARD.p28.npy holds (n, d) raw features in the shard's order, SHARD.p28.view1.npy
+those of an augmented view, SHARD.keys.txt whose rows they are. Every file appears whole or not at
+all and its checksum is kept, so a run that was stopped goes on where it was, and a damaged file is
+made again.
 """
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
-from data.shards import is_local, load_index, load_summaries, shard_name, write_atomically
+from data.intact import IntactFiles
+from data.manifest import Manifest
+from data.shards import is_local, load_index, load_summaries, shard_name
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
 _KEEP_SHARDS = 128  # row tables and memory maps that stay open
 
-
-def write_shard_features(
-    dir: str | Path,
-    shard_name: str,
-    patch_size: int,
-    keys: Sequence[str],
-    features: Float[np.ndarray, "n d"],
-) -> None:
-    """The features of one shard's good samples, in the shard's order.
-
-    Raises `UsageError` when the folder holds features of other samples of this shard.
-    """
-    if len(keys) != len(features):
-        raise ValueError(f"{len(keys)} keys for {len(features)} rows of features")
-    folder = Path(dir)
-    text = "".join(f"{key}\n" for key in keys)
-    keys_path = _keys_path(folder, shard_name)
-    if keys_path.exists():
-        if keys_path.read_bytes() != text.encode():
-            raise UsageError(
-                f"the feature cache {str(folder)!r} holds other samples of shard {shard_name!r} "
-                "than were read now, delete the folder or name another"
-            )
-    else:
-        write_atomically(keys_path, lambda file: file.write(text.encode()))
-    path = _features_path(folder, shard_name, patch_size)
-    write_atomically(path, lambda file: np.save(file, features, allow_pickle=False))
-
-
-def write_manifest(
-    dir: str | Path,
-    image_fingerprint: str,
-    width: int,
-    shards: Sequence[str],
-    index_dir: str = "",
-) -> None:
-    """Names what the folder's features are of. Written before them; more shards can be added.
-
-    `image_fingerprint`: tower, transform and dtype, as the caller tells them. `width`: d.
-    `shards`: paths. Raises `UsageError` where the folder already belongs to something else.
-    """
-    folder = Path(dir)
-    entries = _describe(shards, index_dir)
-    old = _read_manifest(folder)
-    if old is not None:
-        _compare(folder, old, image_fingerprint, entries)
-        if old["width"] != width:
-            raise UsageError(
-                f"the feature cache {str(folder)!r} has width {old['width']}, the tower gives "
-                f"{width}, name another folder"
-            )
-        entries = old["shards"] | entries
-    manifest = {
-        "format": _FORMAT,
-        "image_fingerprint": image_fingerprint,
-        "width": width,
-        "shards": entries,
-    }
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_atomically(folder / _MANIFEST, lambda file: file.write(text.encode()))
+Work = dict[int, tuple[int, ...]]
+"""View -> patch sizes."""
 
 
 class FeatureCache:
@@ -89,63 +31,110 @@ class FeatureCache:
 
     def __init__(
         self,
-        folder: Path,
-        shards: Sequence[str],
-        patch_sizes: Sequence[int],
-        index_dir: str,
-        width: int,
-    ) -> None:
-        """`width`: d, 0 while the folder is new. See `open`."""
-        self._folder, self._shards, self._patch_sizes = folder, list(shards), tuple(patch_sizes)
-        self._index_dir, self.width = index_dir, width
-        self._rows = lru_cache(_KEEP_SHARDS)(self._read_rows)
-        self._features = lru_cache(_KEEP_SHARDS * max(1, len(patch_sizes)))(self._map_features)
-
-    @classmethod
-    def open(
-        cls,
         dir: str | Path,
         image_fingerprint: str,
         shards: Sequence[str],
         patch_sizes: Sequence[int],
+        *,
+        views: int = 1,
+        augment_fingerprint: str = "",
         index_dir: str = "",
-    ) -> "FeatureCache":
+    ) -> None:
         """A cache for these shards (paths, in the pipeline's order), complete or not.
 
+        image_fingerprint: tower, transform and dtype, as the caller tells them. views: the plain
+        one and augmented ones, of which augment_fingerprint tells how they are made.
         Raises `UsageError` with a sentence that says what differs when the folder's features are
-        of another tower, transform or state of a shard.
+        of another tower, transform, augmentation or state of a shard.
         """
-        folder = Path(dir)
-        manifest = _read_manifest(folder)
-        entries = _describe(shards, index_dir)
-        if manifest is not None:
-            _compare(folder, manifest, image_fingerprint, entries)
-        elif any(folder.glob("*.npy")):
-            raise UsageError(f"{str(folder)!r} holds features but no {_MANIFEST}, name another")
-        width = manifest["width"] if manifest else 0
-        return cls(folder, shards, patch_sizes, index_dir, width)
+        self.folder, self._shards = Path(dir), list(shards)
+        self._patch_sizes, self._views, self._index_dir = tuple(patch_sizes), views, index_dir
+        augment = augment_fingerprint if views > 1 else ""
+        self._wanted = Manifest(image_fingerprint, _describe(shards, index_dir), augment)
+        found = Manifest.read(self.folder)
+        if found is not None:
+            found.check(self.folder, self._wanted)
+        elif any(self.folder.glob("*.npy")):
+            raise UsageError(f"{str(self.folder)!r} holds features but no manifest, name another")
+        self.width = found.width if found else 0  # d, 0 while the folder is new
+        self._rows = lru_cache(_KEEP_SHARDS)(self._read_rows)
+        maps = _KEEP_SHARDS * max(1, len(patch_sizes)) * views
+        self._features = lru_cache(maps)(self._map_features)
 
-    def missing(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(shard path, patch sizes) still to be computed."""
-        found = []
-        for shard in self._shards:
-            name = shard_name(shard)
-            absent = tuple(
-                size
-                for size in self._patch_sizes
-                if not _features_path(self._folder, name, size).exists()
+    # ---- fill ------------------------------------------------------------------------------
+
+    def claim(self, width: int) -> None:
+        """Write the manifest, before any feature; the shards of earlier calls stay in it.
+
+        width: d. Raises `UsageError` where the folder already has another.
+        """
+        if self.width and self.width != width:
+            raise UsageError(
+                f"the feature cache {str(self.folder)!r} has width {self.width}, the tower gives "
+                f"{width}, name another folder"
             )
-            if absent:
-                found.append((shard, absent))
+        self.width = width
+        self._wanted.write(self.folder, width)
+
+    def missing(self, shards: Sequence[int] | None = None) -> list[tuple[int, Work]]:
+        """(shard number, what is still to be computed), damaged files included.
+
+        shards: numbers; all when not given.
+        """
+        found = []
+        for shard in range(len(self._shards)) if shards is None else shards:
+            name = shard_name(self._shards[shard])
+            files = IntactFiles(self.folder, name)
+            known = files.intact(f"{name}.keys.txt")
+            work = {}
+            for view in range(self._views):
+                absent = tuple(
+                    size
+                    for size in self._patch_sizes
+                    if not (known and files.intact(_file_name(name, size, view)))
+                )
+                if absent:
+                    work[view] = absent
+            if work:
+                found.append((shard, work))
         return found
+
+    def write(
+        self,
+        shard: int,
+        patch_size: int,
+        view: int,
+        keys: Sequence[str],
+        features: Float[np.ndarray, "n d"],
+    ) -> None:
+        """The features of one shard's good samples, in the shard's order.
+
+        Raises `UsageError` when the folder holds features of other samples of this shard, and
+        where the disk does not take them.
+        """
+        if len(keys) != len(features):
+            raise ValueError(f"{len(keys)} keys for {len(features)} rows of features")
+        name = shard_name(self._shards[shard])
+        files = IntactFiles(self.folder, name)
+        text = "".join(f"{key}\n" for key in keys).encode()
+        if not files.intact(f"{name}.keys.txt"):
+            files.write(f"{name}.keys.txt", lambda file: file.write(text))
+        elif (self.folder / f"{name}.keys.txt").read_bytes() != text:
+            raise UsageError(
+                f"the feature cache {str(self.folder)!r} holds other samples of shard {name!r} "
+                "than were read now, delete the folder or name another"
+            )
+        files.write(
+            _file_name(name, patch_size, view),
+            lambda file: np.save(file, features, allow_pickle=False),
+        )
+
+    # ---- use -------------------------------------------------------------------------------
 
     def num_missing_samples(self) -> int:
         """Samples of the shards whose image could not be read when the cache was filled."""
         summaries = load_summaries(self._shards, self._index_dir)
-        lines = (
-            _keys_path(self._folder, shard_name(shard)).read_bytes().count(b"\n")
-            for shard in self._shards
-        )
+        lines = (self._keys(shard).count(b"\n") for shard in range(len(self._shards)))
         return sum(summary.num_samples for summary in summaries) - sum(lines)
 
     def lookup(
@@ -153,27 +142,27 @@ class FeatureCache:
         shards: Int[np.ndarray, " b"],
         indices: Int[np.ndarray, " b"],
         patch_size: int,
+        views: Int[np.ndarray, " b"] | None = None,
     ) -> tuple[Float[np.ndarray, "b d"], Bool[np.ndarray, " b"]]:
         """float32 features of samples, and which of them have any; rows of the others are zero.
 
-        `shards`, `indices`: as in `Batch`. Raises `UsageError` for a patch size not computed and
-        for files that do not fit one another.
+        `shards`, `indices`, `views`: as in `Batch`; no views: the plain one. Raises `UsageError`
+        for a patch size not computed and for files that do not fit one another.
         """
-        parts = {int(shard): self._features(int(shard), patch_size) for shard in np.unique(shards)}
-        width = self.width or next((part.shape[1] for part in parts.values()), 0)
-        features = np.zeros((len(shards), width), dtype=np.float32)
+        views = np.zeros_like(shards) if views is None else views
+        features = np.zeros((len(shards), self.width), dtype=np.float32)
         valid = np.zeros(len(shards), dtype=np.bool_)
-        for shard, part in parts.items():
-            places = np.flatnonzero(shards == shard)
+        for shard, view in {*zip(shards.tolist(), views.tolist(), strict=True)}:
+            places = np.flatnonzero((shards == shard) & (views == view))
             rows = self._rows(shard)[indices[places]]
             places, rows = places[rows >= 0], rows[rows >= 0]
-            features[places] = part[rows]
+            features[places] = self._features(shard, patch_size, view)[rows]
             valid[places] = True
         return features, valid
 
-    def _map_features(self, shard: int, patch_size: int) -> np.ndarray:
+    def _map_features(self, shard: int, patch_size: int, view: int) -> np.ndarray:
         """All features of a shard, as a memory map, one row per line of its keys file."""
-        path = _features_path(self._folder, shard_name(self._shards[shard]), patch_size)
+        path = self.folder / _file_name(shard_name(self._shards[shard]), patch_size, view)
         try:
             features = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -181,24 +170,32 @@ class FeatureCache:
         except (ValueError, EOFError) as error:
             raise UsageError(f"{str(path)!r} is no array, delete it: {error}") from None
         rows = int(self._rows(shard).max(initial=-1)) + 1
-        width = self.width or features.shape[-1]
-        if features.ndim != 2 or features.shape[1] != width or len(features) != rows:
+        if features.shape != (rows, self.width):
             raise UsageError(
                 f"{str(path)!r} has shape {features.shape}, the cache's keys and manifest say "
-                f"({rows}, {width}), delete it"
+                f"({rows}, {self.width}), delete it"
             )
         return features
 
     def _read_rows(self, shard: int) -> np.ndarray:
         """Row of every sample of the shard, -1 for those that were bad."""
-        path = _keys_path(self._folder, shard_name(self._shards[shard]))
-        lines = path.read_bytes().decode().split("\n")[:-1]
+        lines = self._keys(shard).decode().split("\n")[:-1]
         row_of = {key: row for row, key in enumerate(lines)}
         keys = load_index(self._shards[shard], self._index_dir).keys
         rows = np.array([row_of.get(key, -1) for key in keys], dtype=np.int32)
         if int((rows >= 0).sum()) != len(lines):
-            raise UsageError(f"{str(path)!r} names samples that its shard does not have, delete it")
+            raise UsageError(
+                f"the feature cache {str(self.folder)!r} names samples that shard "
+                f"{self._shards[shard]!r} does not have, delete the folder or name another"
+            )
         return rows
+
+    def _keys(self, shard: int) -> bytes:
+        return (self.folder / f"{shard_name(self._shards[shard])}.keys.txt").read_bytes()
+
+
+def _file_name(shard: str, patch_size: int, view: int) -> str:
+    return f"{shard}.p{patch_size}.view{view}.npy" if view else f"{shard}.p{patch_size}.npy"
 
 
 def _describe(shards: Sequence[str], index_dir: str) -> dict[str, dict[str, int]]:
@@ -218,48 +215,3 @@ def _describe(shards: Sequence[str], index_dir: str) -> dict[str, dict[str, int]
         name: {"size": os.path.getsize(path), "samples": summary.num_samples}
         for (name, path), summary in zip(by_name.items(), summaries, strict=True)
     }
-
-
-def _compare(
-    folder: Path, manifest: Mapping[str, Any], image_fingerprint: str, entries: Mapping[str, Any]
-) -> None:
-    cache = f"the feature cache {str(folder)!r}"
-    if manifest["image_fingerprint"] != image_fingerprint:
-        raise UsageError(
-            f"{cache} was computed by {manifest['image_fingerprint']!r}, this run needs "
-            f"{image_fingerprint!r}, name another folder"
-        )
-    for name, entry in entries.items():
-        cached = manifest["shards"].get(name, entry)
-        for what, unit in (("size", "bytes"), ("samples", "samples")):
-            if cached[what] != entry[what]:
-                raise UsageError(
-                    f"{cache} was computed when shard {name!r} had {cached[what]} {unit}, it has "
-                    f"{entry[what]} now, name another folder"
-                )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / _MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UsageError(f"{str(path)!r} is not JSON: {error}") from None
-    names = {"image_fingerprint", "width", "shards"}
-    if not isinstance(manifest, dict) or not names <= manifest.keys():
-        raise UsageError(f"{str(path)!r} is no feature cache's manifest, name another folder")
-    if manifest.get("format") != _FORMAT:
-        raise UsageError(
-            f"{str(path)!r} has format {manifest.get('format')!r}, allowed is {_FORMAT}"
-        )
-    return manifest
-
-
-def _keys_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.keys.txt"
-
-
-def _features_path(folder: Path, name: str, patch_size: int) -> Path:
-    return folder / f"{name}.p{patch_size}.npy"

@@ -1,5 +1,6 @@
-"""Bytes to pixels: decoding that survives strangers' files, and the tower's transform."""
+"""Bytes to pixels: decoding that survives strangers' files, views, and the tower's transform."""
 
+import hashlib
 import io
 from dataclasses import dataclass
 
@@ -104,6 +105,37 @@ class ImageTransform:
         mean = ",".join(f"{value:.6g}" for value in self.mean)
         std = ",".join(f"{value:.6g}" for value in self.std)
         return f"shorter-side-{self.image_size}-bicubic-centre-crop/mean={mean}/std={std}"
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Augmented views of pictures: a random square, mirrored or not.
+
+    A view is a pure function of (key, number), the same in every epoch and run, so that what a
+    locked tower says of it can be kept. View 0 is the picture itself.
+    """
+
+    crop: float = 1.0  # smallest share of the area of the largest square, above 0
+    flip: bool = False  # mirror half of the views
+
+    def __call__(self, image: Image.Image, key: str, view: int) -> Image.Image:
+        if not view:
+            return image
+        digest = hashlib.blake2b(f"{view}/{key}".encode(), digest_size=8).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "big"))
+        share, across, down, mirror = rng.random(4)
+        side = min(image.size) * (self.crop + (1 - self.crop) * share) ** 0.5
+        side = max(1, round(side))
+        left = round(across * (image.width - side))
+        top = round(down * (image.height - side))
+        image = image.crop((left, top, left + side, top + side))
+        if self.flip and mirror < 0.5:
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def fingerprint(self) -> str:
+        """Equal where the views are equal."""
+        return f"square-crop-{self.crop:g}" + ("/mirrored" if self.flip else "")
 
 
 def _middle(image: Image.Image, longest: int) -> Image.Image:

@@ -1,7 +1,8 @@
 """Shards in, batches out: the same samples in the same order for any ranks and loader workers."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby, islice
 
 import numpy as np
@@ -9,21 +10,27 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch, EvalBatch
+from data.captions import Texts, Tokenizer
 from data.errors import UsageError
 from data.images import ImageTransform
 from data.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.reader import ShardReader
-from data.samples import DataConfig, OnError, SampleStore, Slots, check_loading
+from data.samples import DataConfig, OnError, SampleStore, Slots, check_loading, check_views
 from data.shards import expand_shards, is_local, load_summaries
 from data.streams import StreamParts
 from data.tar import Located
+from data.texts import TextCache
 
 __all__ = ["Batch", "DataConfig", "EvalBatch", "SampleError", "ShardReader", "TrainPipeline"]
 
 # Loader workers hand over parts of at most this many samples, which bounds what waits in memory:
 # 2 parts * 256 samples * 600 kB (224 px, float32) = 300 MB per worker.
 PART_SAMPLES = 256
+
+Sample = Located | Texts
+Read = Callable[[int, Sequence[int]], Iterator[Sample | Problem]]
+"""(shard, numbers) -> these samples of it, in turn."""
 
 
 class TrainPipeline:
@@ -40,17 +47,22 @@ class TrainPipeline:
         cfg: DataConfig,
         transform: ImageTransform | None,
         *,
+        tokenizer: Tokenizer | None = None,
         seed: int,
         global_batch_size: int,
         rank: int,
         world_size: int,
     ) -> None:
-        """`transform` None: pixels are not read. `global_batch_size`: samples, all ranks.
+        """`transform` None: pixels are not read. `tokenizer` None: captions stay strings.
+
+        With `cfg.features` and a tokenizer no shard is read, captions come from the `TextCache`
+        there. `global_batch_size`: samples, all ranks.
 
         Raises `UsageError` for impossible values, `SampleError` where `on_error` is "raise" and a
         shard's headers show a problem.
         """
         check_loading(cfg.num_workers, cfg.max_pixels)
+        check_views(cfg)
         if global_batch_size < 1 or global_batch_size % world_size:
             raise UsageError(
                 f"global_batch_size is {global_batch_size}, allowed are multiples of the number "
@@ -65,7 +77,7 @@ class TrainPipeline:
         if not 0 <= seed < 2**63:
             raise UsageError(f"the seed is {seed}, allowed are 0 to 2^63 - 1")
         self._cfg, self._seed = cfg, seed
-        self._slots = Slots(transform, cfg.max_pixels, seed)
+        self._slots = Slots(transform, tokenizer, cfg, seed)
         self._rank, self._world_size = rank, world_size
         self._global_batch_size = global_batch_size
         patterns = [(pattern,) for pattern in cfg.shards] if cfg.weights else [cfg.shards]
@@ -138,8 +150,14 @@ class TrainPipeline:
             )
         else:
             keep = 2 * cfg.block_shards * len(self._sources)
-            store = SampleStore(self.shards, cfg.index_dir, keep)
-            parts = _Parts(self._order, store, self._slots, self.shards, cfg.on_error)
+            read: Read
+            tokenizer = self._slots.tokenizer
+            if cfg.features and tokenizer is not None:
+                read = TextCache(cfg.features, self.shards, tokenizer, cfg.index_dir, keep).read
+            else:
+                store = SampleStore(self.shards, cfg.index_dir, keep)
+                read = partial(store.read, pixels=self._slots.transform is not None)
+            parts = _Parts(self._order, read, self._slots, self.shards, cfg.on_error)
             spans = self._spans(start_step, num_steps, bounds)
         return DataLoader(
             parts,
@@ -174,12 +192,12 @@ class _Parts(Dataset):
     def __init__(
         self,
         order: Order,
-        store: SampleStore,
+        read: Read,
         slots: Slots,
         shards: Sequence[str],
         on_error: OnError,
     ) -> None:
-        self._order, self._store, self._slots = order, store, slots
+        self._order, self._read, self._slots = order, read, slots
         self._shards, self._on_error = shards, on_error
 
     def __getitem__(self, span: tuple[int, int]) -> Batch | SampleError:
@@ -189,7 +207,7 @@ class _Parts(Dataset):
         forward = np.lexsort((indices, shards)).tolist()  # each shard is opened once
         for shard, group in groupby(forward, key=lambda row: int(shards[row])):
             rows = list(group)
-            found = self._store.read(shard, indices[rows].tolist(), pixels=part.images is not None)
+            found = self._read(shard, indices[rows].tolist())
             for row, sample in zip(rows, found, strict=True):
                 problem = self._fill(part, row, int(epochs[row]), sample)
                 if problem is None:
@@ -197,9 +215,10 @@ class _Parts(Dataset):
                 if self._on_error == "raise":  # handed over, and raised in the main process
                     return SampleError.at(self._shards[shard], problem)
                 add_counts(part.errors, {problem.kind: 1})
+        self._slots.tokenize(part)
         return part
 
-    def _fill(self, part: Batch, row: int, epoch: int, sample: Located | Problem) -> Problem | None:
+    def _fill(self, part: Batch, row: int, epoch: int, sample: Sample | Problem) -> Problem | None:
         if isinstance(sample, Problem):
             part.keys[row] = sample.key
             return sample

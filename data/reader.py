@@ -1,12 +1,13 @@
 """Shards read once, in order: what embedding, feature caching and evaluation are given."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,6 +40,7 @@ class ShardReader:
         batch_size: int = 64,
         num_workers: int = 2,
         need_captions: bool = False,
+        augment: Callable[[Image.Image, str], Image.Image] | None = None,
         on_error: OnError = "skip",
         max_pixels: int = 100_000_000,
         allow_pipe: bool = False,
@@ -47,6 +49,7 @@ class ShardReader:
         """`shards`: patterns. `transform` None: pixels are not read, images not checked.
 
         `need_captions`: a sample without a usable caption is bad; else it has no captions.
+        `augment`: (picture, key) -> the picture that is transformed.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
         check_loading(num_workers, max_pixels)
@@ -54,7 +57,7 @@ class ShardReader:
             raise UsageError(f"batch_size is {batch_size}, allowed are 1 and more")
         self.shards: list[str] = expand_shards(shards, allow_pipe)
         self.errors: dict[str, int] = {}  # bad samples met by the iteration so far, by kind
-        self._rules = _Rules(transform, need_captions, max_pixels)
+        self._rules = _Rules(transform, augment, need_captions, max_pixels)
         self._batch_size, self._num_workers = batch_size, num_workers
         self._raise = on_error == "raise"
         self._allow_pipe, self._index_dir = allow_pipe, index_dir
@@ -133,6 +136,7 @@ class _Rules:
     """What makes a sample good."""
 
     transform: ImageTransform | None
+    augment: Callable[[Image.Image, str], Image.Image] | None
     need_captions: bool
     max_pixels: int
 
@@ -144,6 +148,8 @@ class _Rules:
             pixels = None
             if self.transform is not None:
                 image = decode_image(found.payloads[found.image_ext], self.max_pixels)
+                if self.augment is not None:
+                    image = self.augment(image, found.key)
                 pixels = self.transform(image)
         except BadSample as bad:
             return None, Problem(bad.kind, found.key, bad.cause)

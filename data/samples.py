@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from data.batch import Batch
-from data.captions import concept_id, draw_caption, read_captions
+from data.captions import Texts, Tokenizer, draw
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
+from data.images import Augment, ImageTransform, decode_image
 from data.problems import Problem
 from data.shards import ShardIndex, load_index
 from data.tar import Located
@@ -27,7 +27,15 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One per entry of `shards`: its share of the samples. Empty: all shards are one source."""
     features: str = ""
-    """Folder of cached image features, written when missing. Empty: pixels are read each step."""
+    """Folder of cached image features and tokens, written where missing. Empty: pixels are read in
+    each step."""
+    views: int = 1
+    """Views of each image: the plain one, and views - 1 augmented ones that stay the same; one is
+    drawn per epoch."""
+    crop: float = 1.0
+    """Augmented views: smallest share of the largest square that a random square keeps."""
+    flip: bool = False
+    """Augmented views: mirror half of them."""
     num_workers: int = 2
     """Loader processes per rank; 0 loads in the training process."""
     on_error: OnError = "skip"
@@ -40,6 +48,25 @@ class DataConfig:
     """Images of more pixels are not decoded."""
     index_dir: str = ""
     """Folder for shard indices. Empty: beside each shard, or in the user's cache."""
+
+    @property
+    def augment(self) -> Augment:
+        """How augmented views are made."""
+        return Augment(self.crop, self.flip)
+
+
+def check_views(cfg: DataConfig) -> None:
+    """Raises `UsageError` for values that cannot work."""
+    if cfg.views < 1:
+        raise UsageError(f"--data.views {cfg.views}: at least 1, the plain view")
+    if not 0 < cfg.crop <= 1:
+        raise UsageError(f"--data.crop {cfg.crop}: above 0, at most 1")
+    augments = cfg.flip or cfg.crop < 1
+    if augments != (cfg.views > 1):
+        raise UsageError(
+            f"--data.views {cfg.views} with --data.crop {cfg.crop} and --data.flip {cfg.flip}: "
+            "augmented views need more than one view, and a crop below 1 or the flip"
+        )
 
 
 def check_loading(num_workers: int, max_pixels: int) -> None:
@@ -91,8 +118,9 @@ class Slots:
     """How samples become the slots of a training batch."""
 
     transform: ImageTransform | None  # None: pixels are not read
-    max_pixels: int
-    seed: int  # of the captions' draw
+    tokenizer: Tokenizer | None  # None: captions stay strings
+    cfg: DataConfig
+    seed: int  # of the draw of captions and views
 
     def empty(self, size: int) -> Batch:
         """All slots bad."""
@@ -104,19 +132,35 @@ class Slots:
             keys=[""] * size,
             images=images,
             captions=[""] * size,
+            tokens=[[] for _ in range(size)],
             concepts=torch.zeros(size, dtype=torch.int64),
             valid=torch.zeros(size, dtype=torch.bool),
             shards=torch.zeros(size, dtype=torch.int64),
             indices=torch.zeros(size, dtype=torch.int64),
+            views=torch.zeros(size, dtype=torch.int64),
         )
 
-    def fill(self, part: Batch, row: int, sample: Located, epoch: int) -> None:
+    def fill(self, part: Batch, row: int, sample: Located | Texts, epoch: int) -> None:
         """Make one slot good. Raises `BadSample`, and the slot has its key alone."""
         part.keys[row] = sample.key
-        captions = read_captions(sample.payloads)
+        texts = sample if isinstance(sample, Texts) else Texts.of(sample.key, sample.payloads)
+        view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
         if part.images is not None and self.transform is not None:
-            image = decode_image(sample.payloads[sample.image_ext], self.max_pixels)
-            part.images[row] = self.transform(image)
-        part.captions[row] = draw_caption(captions, self.seed, epoch, sample.key)
-        part.concepts[row] = concept_id(captions)
+            assert isinstance(sample, Located)
+            image = decode_image(sample.payloads[sample.image_ext], self.cfg.max_pixels)
+            part.images[row] = self.transform(self.cfg.augment(image, sample.key, view))
+        number = draw(len(texts.captions), self.seed, epoch, sample.key)
+        part.captions[row] = texts.captions[number]
+        if texts.tokens:
+            part.tokens[row] = texts.tokens[number]
+        part.concepts[row] = texts.concept
+        part.views[row] = view
         part.valid[row] = True
+
+    def tokenize(self, part: Batch) -> None:
+        """The token ids of the drawn captions, where the samples did not bring them."""
+        rows = [row for row, tokens in enumerate(part.tokens) if part.valid[row] and not tokens]
+        if self.tokenizer is not None and rows:
+            ids = self.tokenizer([part.captions[row] for row in rows])
+            for row, tokens in zip(rows, ids, strict=True):
+                part.tokens[row] = tokens

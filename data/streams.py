@@ -132,6 +132,7 @@ class StreamParts(IterableDataset):
             part.shards[row], part.indices[row] = met.shard, met.index
             row += 1
             refused = 0
+        self._slots.tokenize(part)
         part.errors.update(errors)
         errors.clear()
         return part

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from contrastive import distributed
 from contrastive.config import TrainConfig, from_dict
 from contrastive.lit import LitModel, LossConfig, TextSide
-from contrastive.optim import OptimConfig, build_optimizer
+from contrastive.optim import OptimConfig
 from contrastive.run import whole_parameters
 from contrastive.step import TrainStep
 from contrastive.text import TextConfig, TextEncoder, load_text_tower
 from contrastive.train import train
 from contrastive.vision import load_vision_tower
-from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
+from contrastive.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
 from data.batch import Batch
 
 GLOBAL_BATCH = 16
@@ -53,7 +53,7 @@ class GradientProbe:
         self.engine.step()
 
 
-def global_batch(bad: bool) -> tuple[Batch, torch.Tensor]:
+def global_batch(bad: bool, tokenizer) -> tuple[Batch, torch.Tensor]:
     """The same 16 samples for any number of ranks; with `bad`, 5 unreadable ones among them."""
     generator = torch.Generator().manual_seed(3)
     captions = [
@@ -67,14 +67,13 @@ def global_batch(bad: bool) -> tuple[Batch, torch.Tensor]:
         valid[[2, 12, 13, 14, 15]] = False
     zeros = torch.zeros(GLOBAL_BATCH, dtype=torch.int64)
     concepts = torch.arange(GLOBAL_BATCH) // 2
-    batch = Batch(0, captions, None, captions, concepts, valid, zeros, zeros)
+    tokens = tokenizer(captions)
+    batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
     return batch, torch.randn(GLOBAL_BATCH, 32, generator=generator)
 
 
 def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     """Loss, gradient and the weights after one SGD step of one configuration."""
-    import deepspeed
-
     torch.manual_seed(0)
     tower = load_vision_tower(case["tower"])
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
@@ -84,17 +83,13 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
     world_size = distributed.world_size()
     shape = batch_shape(GLOBAL_BATCH, case["chunk"], world_size)
-    engine, *_ = deepspeed.initialize(
-        model=model.text,
-        optimizer=build_optimizer(optim, model.text),
-        config=deepspeed_config(zero, optim, shape, world_size),
-    )
+    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
     probe = GradientProbe(engine)
-    batch, features = global_batch(case.get("bad", False))
+    batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
     mine = slice(distributed.rank() * shape.per_rank, (distributed.rank() + 1) * shape.per_rank)
     part = Batch(
-        0, batch.keys[mine], None, batch.captions[mine], batch.concepts[mine],
-        batch.valid[mine], batch.shards[mine], batch.indices[mine],
+        0, batch.keys[mine], None, batch.captions[mine], batch.tokens[mine], batch.concepts[mine],
+        batch.valid[mine], batch.shards[mine], batch.indices[mine], batch.views[mine],
     )  # fmt: skip
     share = TrainStep(model, probe, shape, seed=0)(part, features[mine], part.valid)
     out = {"loss": distributed.all_reduce_sum(share).reshape(1)}

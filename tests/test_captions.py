@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data.captions import concept_id, draw_caption, read_captions
+from data.captions import concept_id, draw, read_captions
 from data.problems import BadSample
 
 
@@ -50,13 +50,16 @@ def test_bad_captions_are_named_by_kind(members: dict[str, bytes], kind: str) ->
 
 
 def test_drawing_is_pure_and_even() -> None:
-    captions = ("a", "b", "c")
-    drawn = [draw_caption(captions, 0, epoch, "key") for epoch in range(3000)]
-    assert drawn == [draw_caption(captions, 0, epoch, "key") for epoch in range(3000)]
+    drawn = [draw(3, 0, epoch, "key") for epoch in range(3000)]
+    assert drawn == [draw(3, 0, epoch, "key") for epoch in range(3000)]
     assert min(Counter(drawn).values()) > 900
-    other_keys = [draw_caption(captions, 0, 0, f"key{i}") for i in range(3000)]
+    other_keys = [draw(3, 0, 0, f"key{i}") for i in range(3000)]
     assert min(Counter(other_keys).values()) > 900
-    assert drawn != [draw_caption(captions, 1, epoch, "key") for epoch in range(3000)]
+    assert drawn != [draw(3, 1, epoch, "key") for epoch in range(3000)]
+    views = [draw(3, 0, epoch, "key", "view") for epoch in range(3000)]
+    together = Counter(zip(drawn, views, strict=True))
+    assert len(together) == 9  # captions and views are drawn independently
+    assert min(together.values()) > 250
 
 
 def test_concepts_are_equal_where_the_lists_are() -> None:

@@ -112,3 +112,44 @@ def test_bad_images_are_left_out_of_cached_and_uncached_steps_alike(tmp_path):
     strict = dataclasses.replace(cfg, features=str(tmp_path / "cache"), on_error="raise")
     with pytest.raises(UsageError, match="1 images of these shards could not be read"):
         FeatureSource(tower, strict, (48,))
+
+
+def test_augmented_views_are_what_the_tower_says_of_them(data):
+    """Cached and uncached, and with files of their own that the plain ones survive."""
+    tower = load_vision_tower(TINY_TOWER)
+    FeatureSource(tower, data, (48,))
+    viewed = dataclasses.replace(data, views=3, crop=0.4, flip=True)
+    cached = FeatureSource(tower, viewed, (48,))
+    plain_cfg = dataclasses.replace(viewed, features="")
+    plain = FeatureSource(tower, plain_cfg, (48,))
+    seen = set()
+    both = zip(
+        batches(viewed, tower.transform, 30), batches(plain_cfg, tower.transform, 30), strict=True
+    )
+    for without_pixels, with_pixels in both:
+        got, valid = cached(without_pixels, 48)
+        expected, _ = plain(with_pixels, 48)
+        assert valid.all()
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        seen |= set(without_pixels.views.tolist())
+    assert seen == {0, 1, 2}
+
+
+def test_features_come_ahead_and_in_order(data):
+    tower = load_vision_tower(TINY_TOWER)
+    source = FeatureSource(tower, dataclasses.replace(data, features=""), SIZES)
+    cfg = dataclasses.replace(data, features="")
+    asked = []
+
+    def noted(steps):
+        for batch in batches(cfg, tower.transform, steps):
+            asked.append(batch.step)
+            yield batch
+
+    ahead = source.ahead(noted(3), lambda step: SIZES[step % 2])
+    for step, (batch, features, valid) in enumerate(ahead):
+        assert batch.step == step
+        assert asked == list(range(min(step + 2, 3)))  # the next batch was asked for too
+        expected, _ = source(batch, SIZES[step % 2])
+        assert torch.equal(features, expected)
+        assert valid.all()

@@ -53,12 +53,19 @@ def config(out: Path, pictures: Path, name: str = "run", **changes) -> FlexifyCo
     cfg = FlexifyConfig(
         name=name,
         out=str(out),
-        data=DataConfig(shards=(f"{pictures}/*.tar",), num_workers=0, block_shards=4),
+        data=DataConfig(
+            shards=(f"{pictures}/*.tar",),
+            views=3,
+            crop=0.5,
+            flip=True,
+            num_workers=0,
+            block_shards=4,
+        ),
         teacher=TeacherConfig(tower=TINY_TOWER, patch_size=48),
         student=StudentConfig(patch_sizes=(60, 48, 40)),
         loss=DistillConfig(kl=1.0, features=1.0, labels=0.5, standard_samples=16),
         tokens=TokenConfig(keep=0.8, keep_end=0.5, schedule="linear"),
-        augment=AugmentConfig(flip=True, crop=0.5, mixup=0.3),
+        augment=AugmentConfig(mixup=0.3),
         optim=OptimConfig(name="sgd", lr=0.05, clip_norm=1.0, warmup_steps=1),
         zero=ZeroConfig(text_chunk=2),
         global_batch_size=8,
@@ -408,7 +415,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
         "--data.shards", f"{pictures}/*.tar", "--data.num-workers", "0",
         "--teacher.tower", GAP_TOWER, "--student.patch-sizes", "60", "48", "--zero.stage", "0",
         "--student.grid", "16", "--global-batch-size", "4", "--val-samples", "8",
-        "--checkpoint-every", "1", "--optim.warmup-steps", "0",
+        "--data.views", "3", "--checkpoint-every", "1", "--optim.warmup-steps", "0",
     ]  # fmt: skip
     assert f"tower: {tmp_path / 'x' / 'model'}" in call(*flags)
     tower = load_vision_tower(str(tmp_path / "x" / "model"))
@@ -456,7 +463,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
         ({"teacher": {"patch_size": 37}}, "patch size 37 does not divide"),
         ({"loss": {"kl": 0.0, "features": 0.0, "labels": 0.0}}, "are all 0: weigh one"),
         ({"tokens": {"keep": 0.0}}, "--tokens.keep 0.0: allowed are shares above 0"),
-        ({"augment": {"crop": 2.0}}, "--augment.crop 2.0: allowed are shares"),
+        ({"augment": {"randaugment": 31}}, "--augment.randaugment 31: allowed are 0 to 30"),
         ({"optim": {"name": "adafactor"}, "zero": {"stage": 2}}, "adafactor needs --zero.stage 0"),
         ({"optim": {"cooldown_steps": 3}}, "--optim.cooldown-steps needs --optim.schedule linear"),
         (

@@ -9,6 +9,7 @@ from conftest import TINY_TOWER
 from test_training import config, weights
 
 from contrastive import LitModel, load_vision_tower
+from contrastive.chunk import find_text_chunk
 from contrastive.train import train
 from contrastive.zero import ZeroConfig
 
@@ -22,6 +23,13 @@ def test_a_tower_gives_the_same_on_both_devices(patch_size):
     expected = tower(images, patch_size)
     got = tower.cuda()(images.cuda(), patch_size).cpu()
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_chunk_that_is_found_fits(tiny_model):
+    side = tiny_model.text.cuda().train()
+    chunk = find_text_chunk(side, 1024, torch.bfloat16)
+    assert 1024 % chunk == 0
+    assert chunk > 64
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

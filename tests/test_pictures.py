@@ -4,7 +4,7 @@ import pytest
 import torch
 from shard_maker import TRANSFORM, png, sample, write_tar
 
-from contrastive.augment import AugmentConfig, build_view, draw_mixup, mix_pairs
+from contrastive.augment import AugmentConfig, build_change, draw_mixup, mix_pairs
 from data.errors import UsageError
 from data.pictures import PicturePipeline
 from data.pipeline import DataConfig
@@ -17,14 +17,14 @@ def shards(tmp_path) -> tuple[str, ...]:
     return (write_tar(tmp_path / "a.tar", members + sample("k9", 9)),)
 
 
-def batches(shards, steps=5, ranks=1, workers=0, augment=None, labels=True) -> list[dict]:
+def batches(shards, steps=5, ranks=1, workers=0, augment=None, labels=True, **data) -> list[dict]:
     """Per step: key -> (pixels, label, valid), of all ranks."""
     out: list[dict] = [{} for _ in range(steps)]
-    cfg = DataConfig(shards=shards, num_workers=workers)
-    view = build_view(augment, 16) if augment else None
+    cfg = DataConfig(shards=shards, num_workers=workers, **data)
+    change = build_change(augment or AugmentConfig())
     for rank in range(ranks):
         pipeline = PicturePipeline(
-            cfg, TRANSFORM, view, labels=labels,
+            cfg, TRANSFORM, change, labels=labels,
             seed=3, global_batch_size=4, rank=rank, world_size=ranks,
         )  # fmt: skip
         for step, batch in enumerate(pipeline.batches(0, steps)):
@@ -54,47 +54,35 @@ def test_a_bad_label_is_no_matter_where_labels_are_not_read(shards):
 
 
 @pytest.mark.parametrize(
-    "augment",
-    [AugmentConfig(flip=True), AugmentConfig(crop=0.3), AugmentConfig(randaugment=20)],
+    "options",
+    [{"views": 9, "flip": True}, {"views": 9, "crop": 0.3}, {"augment": AugmentConfig(20)}],
 )
-def test_views_are_the_same_for_any_ranks_and_workers(augment, shards):
+def test_changes_are_the_same_for_any_ranks_and_workers(options, shards):
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
-    expected = batches(shards, augment=augment)
+    expected = batches(shards, **options)
     assert torch.equal(torch.random.get_rng_state(), state)  # training's own randomness is left
     torch.manual_seed(1)
-    for other in (
-        batches(shards, ranks=2, augment=augment),
-        batches(shards, workers=2, augment=augment),
-    ):
+    plain = batches(shards)
+    for other in (batches(shards, ranks=2, **options), batches(shards, workers=2, **options)):
         for a, b in zip(expected, other, strict=True):
             assert a.keys() == b.keys()
             assert all(torch.equal(a[key][0], b[key][0]) for key in a)
+    changed = [
+        not torch.equal(a[k][0], b[k][0]) for a, b in zip(plain, expected, strict=True) for k in a
+    ]
+    assert any(changed)
 
 
-def test_a_view_changes_from_epoch_to_epoch(shards):
-    steps = batches(shards, steps=10, augment=AugmentConfig(crop=0.3))
-    views: dict = {}
-    for step in steps:  # 40 samples: four epochs
+@pytest.mark.parametrize("options", [{"views": 99, "crop": 0.3}, {"augment": AugmentConfig(20)}])
+def test_a_picture_changes_from_epoch_to_epoch(options, shards):
+    seen: dict = {}
+    for step in batches(shards, steps=10, **options):  # 40 samples: four epochs
         for key, (pixels, _, valid) in step.items():
             if valid:
-                views.setdefault(key, []).append(pixels)
-    assert any(len(v) > 2 for v in views.values())
-    assert all(not torch.equal(v[0], v[1]) for v in views.values() if len(v) > 1)
-
-
-def test_a_flip_mirrors_some_pictures_and_leaves_the_others(shards):
-    assert build_view(AugmentConfig(mixup=0.5), 16) is None  # mixing is not the loader's
-    plain, mirrored = (
-        batches(shards, steps=10),
-        batches(shards, 10, augment=AugmentConfig(flip=True)),
-    )
-    flipped = []
-    for a, b in zip(plain, mirrored, strict=True):
-        for key in a.keys() & {"k7", "k9"}:  # square ones: centre crops of others may shift
-            flipped.append(not torch.equal(a[key][0], b[key][0]))
-            assert torch.equal(b[key][0], a[key][0].flip(-1) if flipped[-1] else a[key][0])
-    assert {True, False} == set(flipped)
+                seen.setdefault(key, []).append(pixels)
+    again = [not torch.equal(v[0], v[-1]) for v in seen.values() if len(v) > 1]
+    assert sum(again) >= 0.7 * len(again) > 0  # some of RandAugment's operations do nothing
 
 
 def test_mixed_pairs_hold_the_sum_and_share_one_draw():
@@ -113,7 +101,6 @@ def test_mixed_pairs_hold_the_sum_and_share_one_draw():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"crop": 0.0}, "--augment.crop 0.0"),
         ({"randaugment": 31}, "--augment.randaugment 31: allowed are 0 to 30"),
         ({"mixup": -0.1}, "--augment.mixup -0.1: must be at least 0"),
     ],

@@ -160,8 +160,8 @@ def test_a_step_on_one_process_equals_open_clip(loss, one, tiny_text):
     tower = load_vision_tower(TINY_TOWER)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)))
-    batch, features = global_batch(bad=False)
-    tokens = TokenGroups.of(encoder.tower, batch.captions)
+    batch, features = global_batch(False, encoder.tower.tokenizer)
+    tokens = TokenGroups.of(encoder.tower, batch.tokens)
     texts, images = encoder(tokens), model.embed_features(features)
     if loss == "sigmoid":
         value = SigLipLoss()(images, texts, model.text.scale(), model.text.logit_bias)
@@ -195,10 +195,10 @@ def test_bad_samples_leave_the_loss_of_the_good_ones(one, tiny_text):
     load_vision_tower(TINY_TOWER)  # draws from the same generator first, as the program does
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     side = TextSide(encoder, LossConfig(kind="softmax"))
-    batch, features = global_batch(bad=True)
+    batch, features = global_batch(True, encoder.tower.tokenizer)
     good = batch.valid.nonzero()[:, 0]
     assert len(good) == GLOBAL_BATCH - 5
-    tokens = TokenGroups.of(encoder.tower, [batch.captions[i] for i in good])
+    tokens = TokenGroups.of(encoder.tower, [batch.tokens[i] for i in good])
     images = torch.nn.functional.normalize(features[good], dim=-1)
     value = ClipLoss()(images, side(tokens), side.scale())
     got = load_file(one / "softmax-bad.safetensors")["loss"]
@@ -302,3 +302,28 @@ def test_bfloat16_and_offload_train_and_old_checkpoints_go(
     after = weights(folder)
     assert all(value.dtype == torch.float32 for value in after.values())
     assert after["text.logit_scale"] != pytest.approx(cfg.loss.start_scale)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_towers_train_what_plain_ones_do(tiny_text, emoji_shards, tmp_path):
+    found = {}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        cfg = config(tmp_path, name, tiny_text, emoji_shards, 0, eval_every=0, steps=4)
+        cfg = dataclasses.replace(cfg, compile=compiled, checkpoint_every=0)
+        found[name] = weights(train(cfg))
+    assert set(found["compiled"]) == set(found["plain"])
+    a, b = flat(found["plain"], "text."), flat(found["compiled"], "text.")
+    assert relative(b, a) <= 1e-3
+
+
+def test_a_global_batch_above_a_chunk_needs_no_flag(tiny_text, emoji_shards, tmp_path):
+    """The chunk is found: 300 pairs are two chunks of 150, and train as one of 300 does."""
+    found = {}
+    for chunk in (0, 300):
+        cfg = config(tmp_path, f"run{chunk}", tiny_text, emoji_shards, 0, eval_every=0, steps=2)
+        zero = ZeroConfig(text_chunk=chunk)
+        cfg = dataclasses.replace(
+            cfg, zero=zero, global_batch_size=300, checkpoint_every=0, optim=OptimConfig(name="sgd")
+        )
+        found[chunk] = weights(train(cfg))
+    assert relative(flat(found[0], "text."), flat(found[300], "text.")) <= 1e-5

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from contrastive.chunk import CPU_CHUNK, largest_divisor
 from contrastive.optim import OptimConfig
 from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
 from data.errors import UsageError
@@ -60,3 +61,8 @@ def test_a_contradicting_user_json_is_refused(user, sentence, tmp_path):
     file.write_text(json.dumps(user))
     with pytest.raises(UsageError, match=sentence):
         deepspeed_config(ZeroConfig(), OptimConfig(), batch_shape(8, 0, 1), 1, str(file))
+
+
+@pytest.mark.parametrize(("share", "chunk"), [(100, 100), (512, 256), (1000, 250), (257, 1)])
+def test_a_found_chunk_divides_a_ranks_share(share, chunk):
+    assert largest_divisor(share, CPU_CHUNK) == chunk

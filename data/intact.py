@@ -1,0 +1,77 @@
+"""Files that are known to be whole: their size and checksum are kept beside them.
+
+A rename makes a file appear whole or not at all to other processes, but not after a power cut, a
+full disk of another kind, or a careless copy. So each shard's files in a cache are noted in
+SHARD.sums.json, and a file that differs from its note counts as missing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.errors import UsageError
+from data.shards import write_atomically
+
+
+class IntactFiles:
+    """The files of one shard in a cache's folder. One process at a time writes a shard's files."""
+
+    def __init__(self, folder: Path, shard_name: str) -> None:
+        self._folder = folder
+        self._sums = folder / f"{shard_name}.sums.json"
+
+    def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Write a file and note it. Raises `UsageError` where the disk does not take it."""
+        write_or_explain(self._folder / name, write)
+        self._note(name, _digest(self._folder / name))
+
+    def intact(self, name: str) -> bool:
+        """Whether the file is as it was written.
+
+        Read through only where its time of modification says that somebody touched it, or copied
+        it without its time.
+        """
+        path, noted = self._folder / name, self._read().get(name)
+        if noted is None or not path.is_file() or path.stat().st_size != noted["size"]:
+            return False
+        if path.stat().st_mtime_ns == noted["mtime_ns"]:
+            return True
+        if _digest(path) != noted["blake2b"]:
+            return False
+        with suppress(UsageError):  # a folder that only others may write is read again next time
+            self._note(name, noted["blake2b"])
+        return True
+
+    def _note(self, name: str, digest: str) -> None:
+        status = (self._folder / name).stat()
+        entry = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "blake2b": digest}
+        text = json.dumps(self._read() | {name: entry}, indent=1) + "\n"
+        write_or_explain(self._sums, lambda file: file.write(text.encode()))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._sums.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # then nothing counts as known
+            return {}
+
+
+def write_or_explain(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write_atomically`; `UsageError` where the disk does not take it."""
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise UsageError(
+            f"{str(path)!r} cannot be written ({error.strerror}); what is complete stays and is "
+            "used again, so mend that and start again"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
