@@ -56,9 +56,9 @@ def flexify(
             f"of {world_size} ranks {shape.per_rank} pictures; allowed are even numbers"
         )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    for patterns in (cfg.data.shards, cfg.val_shards):
-        if patterns or patterns is cfg.data.shards:
-            expand_shards(patterns, cfg.data.allow_pipe)
+    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    if cfg.val_shards:
+        expand_shards(cfg.val_shards, cfg.data.allow_pipe)
     checkpoint = find_checkpoint(cfg, resume)
     if checkpoint and needs_universal(checkpoint[1]):
         ds_config["checkpoint"] = {"load_universal": True}
@@ -70,10 +70,9 @@ def flexify(
     check_losses(cfg, teacher, tower)
     tower.to(distributed.device())
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
-    transform = ImageTransform(size, tower.mean, tower.std)
     pipeline = PicturePipeline(
         cfg.data,
-        transform,
+        ImageTransform(size, tower.mean, tower.std),
         build_change(cfg.augment),
         labels=cfg.loss.labels > 0,
         seed=cfg.seed,
@@ -91,7 +90,7 @@ def flexify(
     claim_folder(cfg, checkpoint, identity, STANDARD_FILE)
     source = TeacherSource(cfg, teacher, tower)
     standard = solve_standard(cfg, pipeline, source) if cfg.loss.features else None
-    validation = Validation(cfg, teacher, transform, standard)
+    validation = Validation(cfg, teacher, tower.transform, standard)
     exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
     student = Student(tower, cfg.loss, standard)
     engine = build_engine(student, cfg.optim, ds_config)

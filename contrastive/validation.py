@@ -52,6 +52,7 @@ class Validation:
         transform: ImageTransform,
         standard: Standard | None,
     ) -> None:
+        """transform: the student's; pictures come as large as the larger of the two towers'."""
         self._cfg, self._teacher, self._standard = cfg, teacher, standard
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
@@ -59,7 +60,7 @@ class Validation:
             replace(
                 cfg.data, shards=shards, weights=(), features="", views=1, crop=1.0, flip=False
             ),
-            transform,
+            replace(transform, image_size=max(transform.image_size, teacher.tower.image_size)),
             labels=cfg.loss.labels > 0,
             seed=cfg.seed,
             global_batch_size=self._batch,
