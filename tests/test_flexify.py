@@ -89,10 +89,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def relative(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest difference of any tensor, relative to how far training moved it."""
+    """The largest difference of any tensor, beyond what float32 rounds, relative to how far
+    training moved it."""
     start = load_vision_tower(TINY_TOWER).state_dict()
+    rounding = torch.finfo(torch.float32).eps
     return max(
-        float((got[n] - expected[n]).norm() / (expected[n] - start[n]).norm()) for n in expected
+        float(
+            ((got[n] - expected[n]).norm() - rounding * expected[n].norm()).clamp_min(0)
+            / (expected[n] - start[n]).norm()
+        )
+        for n in expected
     )
 
 
@@ -258,13 +264,13 @@ def test_distillation_brings_other_patch_sizes_closer(pictures, tmp_path):
 
 
 def test_chunks_change_nothing(one):
-    assert relative(weights(one / "whole"), weights(one / "zero0")) <= 1e-4
+    assert relative(weights(one / "whole"), weights(one / "zero0")) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_zero_stage_equals_stage_0(stage, one):
-    assert relative(weights(one / f"zero{stage}"), weights(one / "zero0")) <= 1e-4
+    assert relative(weights(one / f"zero{stage}"), weights(one / "zero0")) <= 1e-5
 
 
 @pytest.mark.slow
@@ -404,6 +410,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
     import runpy
 
     program = str(ROOT / "launch" / "flexify.py")
+    monkeypatch.setattr("contrastive.distributed.shutdown", lambda: None)  # other tests go on
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["flexify.py", *arguments])
