@@ -32,7 +32,6 @@ TRAINED_AT: dict[str, tuple[int, ...]] = {
     "56": (56,),
     "28": (28,),
     "14": (14,),
-    "random of 56, 32, 28": (56, 32, 28),
     "random of all": SIZES,
 }
 
@@ -109,7 +108,7 @@ def plot(table: dict, sizes: tuple[int, ...], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=240, help="of 128 pairs each")
+    parser.add_argument("--steps", type=int, default=160, help="of 128 pairs each")
     args = parser.parse_args()
 
     data = build_emoji(default_data())
