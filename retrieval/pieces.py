@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from retrieval.partitions import METADATA_SCHEMA, metadata_file, open_vectors
 BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
 
 
+@runtime_checkable
 class Piece(Protocol):
     """Rows with an id each, ascending, and a vector per patch size."""
 

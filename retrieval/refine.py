@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ MAX_PIXELS = 100_000_000
 _READERS = 4  # threads that read and decode
 
 
+@runtime_checkable
 class Located(Protocol):
     """Where an image's bytes lie."""
 

@@ -73,11 +73,16 @@ def test_too_few_vectors_to_train_on_are_held_flat(
     build_index(few, tmp_path / "index", kind=kind, device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
     assert snapshot.segments[0].kind in ("flat", "flat16")
-    assert snapshot.nearest(all_vectors(few)[0], 1, PATCH)[1][:, 0].tolist() == list(range(0, 60, 2))
+    assert snapshot.nearest(all_vectors(few)[0], 1, PATCH)[1][:, 0].tolist() == list(
+        range(0, 60, 2)
+    )
 
 
 def test_parameters_of_a_call_change_that_call_alone(embeddings: Path, tmp_path: Path) -> None:
-    for kind, few, many in (("ivf", {"nprobe": 1}, {"nprobe": 10_000}), ("hnsw", {"ef": 1}, {"ef": 500})):
+    for kind, few, many in (
+        ("ivf", {"nprobe": 1}, {"nprobe": 10_000}),
+        ("hnsw", {"ef": 1}, {"ef": 500}),
+    ):
         build_index(embeddings, tmp_path / kind, kind=kind, device="cpu")
         snapshot = Snapshot.open(tmp_path / kind)
         vectors, ids = all_vectors(embeddings)
@@ -120,7 +125,7 @@ def test_index_folder_is_all_that_a_searcher_needs(embeddings: Path, tmp_path: P
     assert (moved / f"patch_{PATCH}" / "image.index").is_file()
 
 
-def test_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_why() -> None:
     million, gib = 1_000_000, 2**30
     assert choose_kind(1_000, 384, False)[0] == "flat"
     kind, reason = choose_kind(million, 384, False, 8 * gib)
@@ -131,8 +136,8 @@ def test_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_kind(million, 384, True, 8 * gib)[0] == "flat"
     assert choose_kind(100_000, 384, False, 8 * gib)[0] == "flat16"
     assert choose_kind(million, 384, False, gib)[0] == "ivfpq"  # 1.5 GiB of float32
-    assert choose_kind(million, 384, False, 8 * gib, latency_ms=2)[0] == "hnsw"
-    for latency_ms in (0.01, 1, 100):  # FAISS cannot copy a graph to a GPU
+    assert choose_kind(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
+    for latency_ms in (0.01, 1.0, 100.0):  # FAISS cannot copy a graph to a GPU
         for count in (1_000, million, 1000 * million):
             assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in kinds.GPU_KINDS
 
@@ -176,7 +181,7 @@ def test_damage_is_told_in_one_sentence(kind, embeddings: Path, tmp_path: Path) 
     for file in files:
         whole = file.read_bytes()
         for damaged in (None, b"", whole[: len(whole) // 2], b"\0" * len(whole)):
-            file.unlink()
+            file.unlink(missing_ok=True)
             if damaged is not None:
                 file.write_bytes(damaged)
             with pytest.raises(UsageError) as error:
