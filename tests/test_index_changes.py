@@ -53,7 +53,7 @@ def rows(count: int, width: int, seed: int):
 
     def add(first_id: int) -> list[Rows]:
         names = [f"{seed}-{row}" for row in range(count)]
-        columns = {name: names for name in ("key", "caption", "shard")}
+        columns = dict.fromkeys(("key", "caption", "shard"), names)
         numbers = np.zeros(count, np.int64)
         ids = first_id + np.arange(count)
         table = {"id": ids, **columns, "offset": numbers, "size": numbers}
