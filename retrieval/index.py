@@ -10,36 +10,30 @@ Additions become small exact segments, deletions tombstones; `compact_index` mer
 works beside any number of readers and one writer at a time. Ids are given once.
 """
 
-import fcntl
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from tqdm import tqdm
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
-from retrieval.devices import Device, gpu_memory, num_gpus
-from retrieval.kinds import (
-    KINDS,
-    IndexKind,
-    Kind,
-    bytes_per_vector,
-    choose_kind,
-    default_memory,
-    delta_kind,
+from retrieval.devices import Device, num_gpus
+from retrieval.kinds import IndexKind, Kind, bytes_per_vector, choose_kind, delta_kind
+from retrieval.manifest import (
+    LATENCY_MS,
+    commit,
+    new_folder,
+    new_manifest,
+    read_index_manifest,
+    writing,
 )
-from retrieval.partitions import read_manifest, write_json
+from retrieval.partitions import read_manifest
 from retrieval.pieces import EmbeddedShard, Piece
-from retrieval.segments import Living, Segment, index_file, rows_file, write_segment
-from retrieval.snapshot import Snapshot, deleted_file, read_index_manifest
+from retrieval.segments import Living, Segment, write_segment
+from retrieval.snapshot import Snapshot
 from retrieval.tune import tune
-
-LATENCY_MS = 10.0
 
 
 def build_index(
@@ -62,21 +56,22 @@ def build_index(
     embeddings, out = Path(embeddings_dir), Path(out)
     source = read_manifest(embeddings)
     model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
-    manifest = new_manifest(source, kind, device, latency_ms, memory_gib)
-    with _new_folder(out, model) as partial:
+    described = source | {"images": ""}
+    manifest = new_manifest(described, kind, device, latency_ms, memory_gib)
+    with new_folder(out, model) as partial:
         pieces = _embedded(embeddings, source)
-        manifest = _commit(partial, manifest, _write_base(partial, manifest, pieces, device))
+        manifest = commit(partial, manifest, _write_base(partial, manifest, pieces, device))
     return manifest["reason"]
 
 
 def create_index(
     out: Path, model_dir: Path, described: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """An index without a vector, to be added to. described: width, patch_sizes and fingerprints;
-    options: kind, device, latency_ms, memory_gib, as for `build_index`."""
+    """An index without a vector, to be added to. described: width, patch_sizes, fingerprints, and
+    `images`, the folder that its pictures come from; options: as for `build_index`."""
     manifest = new_manifest(described, **options)
-    with _new_folder(out, model_dir) as partial:
-        _commit(partial, manifest, [])
+    with new_folder(out, model_dir) as partial:
+        commit(partial, manifest, [])
 
 
 def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
@@ -114,7 +109,7 @@ def change_index(
     added and deleted. Raises `UsageError` while another program changes the index.
     """
     folder = Path(folder)
-    with _writing(folder):
+    with writing(folder):
         snapshot = Snapshot.open(folder)
         manifest = snapshot.manifest
         gone = np.intersect1d(np.array(sorted(set(delete)), np.int64), snapshot.ids())
@@ -148,7 +143,7 @@ def change_index(
             entries.append(entry | {"delta": True})
         elif not len(gone):
             return 0, 0
-        _commit(folder, manifest, entries)
+        commit(folder, manifest, entries)
     return count, len(gone)
 
 
@@ -158,82 +153,14 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
     Raises `UsageError` while another program changes the index.
     """
     folder = Path(folder)
-    with _writing(folder):
+    with writing(folder):
         snapshot = Snapshot.open(folder)
         manifest = snapshot.manifest
         changed = len(snapshot.deleted) or any(entry["delta"] for entry in manifest["segments"])
         if changed:
             pieces = [Living(segment) for segment in snapshot.segments]
-            manifest = _commit(folder, manifest, _write_base(folder, manifest, pieces, device))
+            manifest = commit(folder, manifest, _write_base(folder, manifest, pieces, device))
     return manifest["reason"]
-
-
-# ---- the manifest --------------------------------------------------------------------------
-
-
-def new_manifest(
-    described: dict[str, Any],
-    kind: IndexKind,
-    device: Device,
-    latency_ms: float = LATENCY_MS,
-    memory_gib: float = 0.0,
-) -> dict[str, Any]:
-    """Of an index that holds nothing. Raises `UsageError` for values that cannot work."""
-    if kind not in ("auto", *KINDS):
-        raise UsageError(f"kind {kind!r}: allowed are auto, {', '.join(KINDS)}")
-    if not latency_ms > 0 or not memory_gib >= 0:
-        raise UsageError(f"latency_ms {latency_ms:g} and memory_gib {memory_gib:g}: above 0")
-    cuda = num_gpus(device) > 0
-    default = gpu_memory() if cuda else default_memory()
-    keep = ("image_fingerprint", "text_fingerprint", "width", "patch_sizes")
-    return {
-        "format": 1,
-        **{name: described[name] for name in keep},
-        "count": 0,
-        "asked_kind": kind,
-        "kind": "flat" if kind == "auto" else kind,
-        "reason": f"{kind}: as asked",
-        "latency_ms": latency_ms,
-        "memory_bytes": int(memory_gib * 2**30) or default,
-        "generation": 0,
-        "next_id": 0,
-        "next_segment": 0,
-        "deleted": "",
-        "segments": [],
-    }
-
-
-def _commit(
-    folder: Path, manifest: dict[str, Any], entries: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Make `entries` the index; then remove the files that no manifest names any more."""
-    manifest = dict(manifest)
-    generation = manifest["generation"] + 1
-    deleted: Int[np.ndarray, " t"] = manifest.pop("deleted_ids", np.zeros(0, np.int64))
-    manifest["deleted"] = ""
-    if len(deleted):
-        np.save(deleted_file(folder, generation), deleted, allow_pickle=False)
-        manifest["deleted"] = deleted_file(folder, generation).name
-    manifest["generation"] = generation
-    manifest["segments"] = list(entries)
-    manifest["count"] = sum(entry["count"] for entry in entries) - len(deleted)
-    numbers = [entry["number"] + 1 for entry in entries]
-    manifest["next_segment"] = max([manifest["next_segment"], *numbers])
-    manifest["next_id"] = max([manifest["next_id"], *(entry["last_id"] + 1 for entry in entries)])
-    write_json(folder / "manifest.json", manifest)
-    _sweep(folder, manifest)
-    return manifest
-
-
-def _sweep(folder: Path, manifest: dict[str, Any]) -> None:
-    """Readers that have opened a file keep it."""
-    numbers = [entry["number"] for entry in manifest["segments"]]
-    kept = {folder / manifest["deleted"]} | {rows_file(folder, n) for n in numbers}
-    kept |= {index_file(folder, size, n) for size in manifest["patch_sizes"] for n in numbers}
-    for pattern in ("patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy"):
-        for file in folder.glob(pattern):
-            if file not in kept:
-                file.unlink(missing_ok=True)
 
 
 # ---- segments ------------------------------------------------------------------------------
@@ -289,35 +216,6 @@ def _embedded(embeddings: Path, source: dict[str, Any], first_id: int = 0) -> li
         EmbeddedShard(embeddings, number, partition["count"], first_id)
         for number, partition in enumerate(source["partitions"])
     ]
-
-
-# ---- folders -------------------------------------------------------------------------------
-
-
-@contextmanager
-def _new_folder(out: Path, model: Path) -> Iterator[Path]:
-    """A folder that gets its name when everything is in it."""
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists already; give another name, or remove it first")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    # Copied, not linked: a model folder that is written again in place must not change the index.
-    shutil.copytree(model, partial / "model")
-    partial.rename(out)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with its process."""
-    read_index_manifest(folder)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another program is changing {folder}; try again later") from error
-        yield
 
 
 def _find_model(name: str, image_fingerprint: str) -> Path:

@@ -19,9 +19,10 @@ from data.shards import open_shard
 from retrieval.budget import PatchSize, Profile
 from retrieval.devices import Device
 from retrieval.filters import Where
+from retrieval.manifest import read_index_manifest
 from retrieval.partitions import METADATA_SCHEMA
 from retrieval.refine import FineVectors
-from retrieval.snapshot import Snapshot, read_index_manifest
+from retrieval.snapshot import Snapshot
 
 MAX_K = 2048  # what FAISS searches on a GPU
 CANDIDATES = 200

@@ -16,28 +16,12 @@ from data.errors import UsageError
 from retrieval.devices import Device, to_gpus
 from retrieval.filters import Selection, Where, matching
 from retrieval.kinds import MAX_GPU, bytes_per_vector, exact_search, search_params
+from retrieval.manifest import read_index_manifest
 from retrieval.segments import Segment
 from retrieval.tune import Tuning
 
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
 ATTEMPTS = 5  # at opening, while a writer replaces files
-
-
-def read_index_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index folder. Raises `UsageError` if it has none."""
-    file = folder / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise UsageError(f"{file} is damaged ({error}); build the index again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != 1 or "segments" not in manifest:
-        raise UsageError(f"{folder} holds no index of format 1; launch/index.py makes one")
-    return manifest
-
-
-def deleted_file(folder: Path, generation: int) -> Path:
-    """Where the tombstones lie that change number `generation` wrote: ids, ascending."""
-    return folder / f"deleted_{generation:04d}.npy"
 
 
 class Snapshot:

@@ -281,6 +281,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import retrieval.index as index
+import retrieval.manifest as manifest
 folder, embeddings, step, after = sys.argv[1:]
 left = [int(after)]
 def dying(function):
@@ -291,8 +292,8 @@ def dying(function):
         return function(*arguments, **options)
     return call
 index.write_segment = dying(index.write_segment)
-index.write_json = dying(index.write_json)
-index._sweep = dying(index._sweep)
+manifest.write_json = dying(manifest.write_json)
+manifest._sweep = dying(manifest._sweep)
 if step == "add":
     index.add_embeddings(folder, embeddings)
 else:
