@@ -56,10 +56,18 @@ class Profile:
         self.file = (folder or _cache_folder()) / f"{name}.json"
         self._lock = threading.Lock()
         self._ms: dict[int, float] = {}
+        self._gflops: dict[int, float] = {}
 
     def gflops(self, patch_size: int) -> float:
         """10^9 floating-point operations of one image."""
-        return self._model.vision.gflops(patch_size)
+        with self._lock:
+            if patch_size not in self._gflops:
+                side = self._model.image_size
+                pixels = torch.zeros(1, 3, side, side, device=self._model.device)
+                # Resizes the kernel now, so that it is not counted as part of the image's cost.
+                self._model.encode_image(pixels, patch_size=patch_size)
+                self._gflops[patch_size] = self._model.vision.gflops(patch_size)
+            return self._gflops[patch_size]
 
     def ms(self, patch_sizes: Sequence[int]) -> dict[int, float]:
         """Milliseconds of one image alone, per patch size; measured where they are not known."""

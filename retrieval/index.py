@@ -53,25 +53,31 @@ def build_index(
     what does not fit is built in several segments. Embeddings are read in blocks.
     Raises `UsageError` when `out` exists already, or when embeddings or model are missing.
     """
-    embeddings, out = Path(embeddings_dir), Path(out)
+    embeddings = Path(embeddings_dir)
     source = read_manifest(embeddings)
     model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
-    described = source | {"images": ""}
+    return index_pieces(
+        out, model, source | {"images": ""}, _embedded(embeddings, source), kind, device,
+        latency_ms, memory_gib,
+    )  # fmt: skip
+
+
+def index_pieces(
+    out: str | Path,
+    model_dir: Path,
+    described: dict[str, Any],
+    pieces: Sequence[Piece],
+    kind: IndexKind = "auto",
+    device: Device = "auto",
+    latency_ms: float = LATENCY_MS,
+    memory_gib: float = 0.0,
+) -> str:
+    """`build_index` from rows anywhere, perhaps none. described: width, patch_sizes, fingerprints,
+    and `images`, the folder that the pictures come from. Returns why this kind."""
     manifest = new_manifest(described, kind, device, latency_ms, memory_gib)
-    with new_folder(out, model) as partial:
-        pieces = _embedded(embeddings, source)
+    with new_folder(Path(out), model_dir) as partial:
         manifest = commit(partial, manifest, _write_base(partial, manifest, pieces, device))
     return manifest["reason"]
-
-
-def create_index(
-    out: Path, model_dir: Path, described: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """An index without a vector, to be added to. described: width, patch_sizes, fingerprints, and
-    `images`, the folder that its pictures come from; options: as for `build_index`."""
-    manifest = new_manifest(described, **options)
-    with new_folder(out, model_dir) as partial:
-        commit(partial, manifest, [])
 
 
 def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:

@@ -27,7 +27,7 @@ from data.samples import OnError
 from data.tar import IMAGE_EXTS
 from retrieval.devices import Device
 from retrieval.embed import check_patch_sizes
-from retrieval.index import change_index, compact_index, create_index
+from retrieval.index import change_index, compact_index, index_pieces
 from retrieval.kinds import IndexKind
 from retrieval.manifest import LATENCY_MS
 from retrieval.partitions import METADATA_SCHEMA
@@ -97,13 +97,7 @@ def index_photos(
             "patch_sizes": list(check_patch_sizes(model, patch_sizes)),
             "images": str(images),
         }
-        options = {
-            "kind": kind,
-            "device": device,
-            "latency_ms": latency_ms,
-            "memory_gib": memory_gib,
-        }
-        create_index(out, Path(model_dir), described, options)
+        index_pieces(out, Path(model_dir), described, [], kind, device, latency_ms, memory_gib)
     snapshot = Snapshot.open(out)
     _check_same(out, snapshot, model, images, patch_sizes)
 

@@ -5,6 +5,7 @@ What was computed lies in a small SQLite file, so that the next search, thread o
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -74,7 +75,8 @@ class FineVectors:
         self._width = model.embed_dim
         self._lock = threading.Lock()
         self._encoding = threading.Lock()
-        self._database = _open(file, model.image_fingerprint)
+        self._file = file
+        self._opened: sqlite3.Connection | None = None  # most searches need none
         self.num_encoded = 0  # images, since this object was made
 
     def get(
@@ -120,6 +122,14 @@ class FineVectors:
 
     # ---- the cache -------------------------------------------------------------------------
 
+    @property
+    def _database(self) -> sqlite3.Connection:
+        """Within the lock."""
+        if self._opened is None:
+            self._opened = _open(self._file, self._model.image_fingerprint)
+            weakref.finalize(self, self._opened.close)
+        return self._opened
+
     def _look_up(self, ids: Sequence[int], patch_size: int) -> dict[int, np.ndarray]:
         found = {}
         with self._lock:
@@ -139,10 +149,6 @@ class FineVectors:
             newest = "SELECT max(rowid) - ? FROM fine"
             self._database.execute(f"DELETE FROM fine WHERE rowid <= ({newest})", (self._max_kept,))
             self._database.commit()
-
-    def close(self) -> None:
-        with self._lock:
-            self._database.close()
 
 
 def _open(file: Path | None, image_fingerprint: str) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
@@ -76,10 +77,8 @@ def test_a_profile_that_cannot_be_kept_is_still_measured(tiny_model, tmp_path: P
 
 
 def test_classifying_within_a_budget(tiny_model: LitModel) -> None:
-    import torch
-
     images = torch.randn(2, 3, tiny_model.image_size, tiny_model.image_size)
     classifier = ZeroShotClassifier(tiny_model, ["cat", "dog"])
-    budget = Budget(max_gflops=tiny_model.vision.gflops(24))
+    budget = Budget(max_gflops=classifier.profile.gflops(24))
     found, expected = classifier.predict(images, budget), classifier.predict(images, 24)
     assert (found[1] == expected[1]).all()

@@ -24,8 +24,8 @@ def indexes(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
     """`coarse` and `fine` over the same drawings, which lie in shards of their own."""
     folder = tmp_path_factory.mktemp("refine")
     tiny_model.save_pretrained(folder / "model")
-    shutil.copytree(emoji_shards / "heldout_captions", folder / "shards")
-    shards = expand_shards([f"{folder}/shards/*.tar"])
+    shutil.copytree(emoji_shards, folder / "shards")
+    shards = expand_shards([f"{folder}/shards/*/*.tar"])
     for name, size in (("coarse", COARSE), ("fine", FINE)):
         embeddings = folder / f"{name} embeddings"
         embed_shards(
@@ -89,7 +89,7 @@ def test_fine_vectors_are_computed_once_and_kept(
 def test_a_patch_size_that_the_index_holds_needs_no_pictures(
     indexes: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
-    shards = expand_shards([f"{indexes}/shards/*.tar"])
+    shards = expand_shards([f"{indexes}/shards/*/*.tar"])
     embed_shards(
         tiny_model, shards, [COARSE, FINE], tmp_path / "both", num_workers=0,
         model_dir=indexes / "model",
@@ -149,20 +149,17 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     assert len(expected) == 30
     count = sqlite3.connect(file).execute("SELECT count(*) FROM fine").fetchone()[0]
     assert count == 10
-    vectors.close()
 
+    del vectors
     file.write_bytes(b"nonsense" * 1000)
     vectors = FineVectors(tiny_model, file)
     for id, vector in vectors.get(hits, FINE).items():
         np.testing.assert_allclose(vector, expected[id], atol=1e-6)
-    vectors.close()
 
     tiny_model.save_pretrained(tmp_path / "model")
     other = LitModel.from_pretrained(tmp_path / "model")
     other.feature_mean += 0.1
     changed = FineVectors(other, file)  # another tower's are not taken for its own
     assert abs(changed.get(hits[:1], FINE)[hits[0].id] - expected[hits[0].id]).max() > 1e-3
-    changed.close()
     nowhere = FineVectors(tiny_model, tmp_path / "no folder" / "fine.sqlite")
     assert len(nowhere.get(hits[:3], FINE)) == 3
-    nowhere.close()

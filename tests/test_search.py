@@ -108,11 +108,11 @@ def test_a_query_picture_has_a_patch_size_of_its_own(
         searcher.search(["a cat"], query_patch_size=fine)
 
 
-def test_a_budget_stands_for_a_patch_size(searcher: Searcher, tiny_model: LitModel) -> None:
+def test_a_budget_stands_for_a_patch_size(searcher: Searcher) -> None:
     (hits,) = searcher.search(["anything"], k=2)
     pictures = [hit.image() for hit in hits]
     coarse, fine = searcher.patch_sizes
-    budget = Budget(max_gflops=tiny_model.vision.gflops(coarse))
+    budget = Budget(max_gflops=searcher.profile.gflops(coarse))
     assert searcher.search(["a cat"], patch_size=budget) == searcher.search(
         ["a cat"], patch_size=coarse
     )
