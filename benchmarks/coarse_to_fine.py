@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--data", default=str(ROOT / "runs" / "data" / "emoji"))
     parser.add_argument("--folder", default=str(ROOT / "runs" / "coarse_to_fine"))
     args = parser.parse_args()
-    if not Path(args.model).is_dir():
+    if args.model == parser.get_default("model") and not Path(args.model).is_dir():
         subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
     data, folder = Path(args.data), Path(args.folder)
     model = LitModel.from_pretrained(args.model)
