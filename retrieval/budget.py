@@ -62,10 +62,6 @@ class Profile:
         """10^9 floating-point operations of one image."""
         with self._lock:
             if patch_size not in self._gflops:
-                side = self._model.image_size
-                pixels = torch.zeros(1, 3, side, side, device=self._model.device)
-                # Resizes the kernel now, so that it is not counted as part of the image's cost.
-                self._model.encode_image(pixels, patch_size=patch_size)
                 self._gflops[patch_size] = self._model.vision.gflops(patch_size)
             return self._gflops[patch_size]
 
