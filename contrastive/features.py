@@ -125,11 +125,11 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         index_dir=cfg.index_dir,
     )
     missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
-    if distributed.is_main():
-        cache.claim(tower.embed_dim)
-    distributed.barrier()
-    cache.width = tower.embed_dim
     if missing:
+        if distributed.is_main():
+            cache.claim(tower.embed_dim)
+        distributed.barrier()
+        cache.width = tower.embed_dim
         mine = _own_share(missing)
         sizes = sorted({size for _, work in missing for s in work.values() for size in s})
         summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)

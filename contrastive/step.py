@@ -43,11 +43,8 @@ class GlobalBatch:
         valid: Bool[Tensor, " b"],
     ) -> None:
         device = model.device
-        self._step, self._size, self._by_caption = (
-            batch.step,
-            len(valid),
-            model.text.loss.positives == "caption",
-        )
+        self._step, self._size = batch.step, len(valid)
+        self._by_caption = model.text.loss.positives == "caption"
         self._valid = distributed.start_all_gather(valid.to(device))
         self._images = distributed.start_all_gather(model.embed_features(features.to(device)))
         self._concepts = distributed.start_all_gather(batch.concepts.to(device))

@@ -162,8 +162,16 @@ class HFTextTower(nn.Module):
         """Texts as one tensor, as wide as the longest."""
         return _padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
-        hidden = self.net(input_ids=ids, attention_mask=mask).last_hidden_state
+    def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
+        """One vector per text, group after group."""
+        # All words are looked up at once: the gradient of a lookup is as large as the vocabulary.
+        ids = torch.cat([group.ids.flatten() for group in groups])
+        words = self.net.get_input_embeddings()(ids).split([g.ids.numel() for g in groups])
+        shaped = [w.view(*g.ids.shape, -1) for w, g in zip(words, groups, strict=True)]
+        return torch.cat([self._pool(w, g.mask) for w, g in zip(shaped, groups, strict=True)])
+
+    def _pool(self, words: Float[Tensor, "b n w"], mask: Int[Tensor, "b n"]) -> Tensor:
+        hidden = self.net(inputs_embeds=words, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         if self.pooling == "eos":
@@ -215,8 +223,9 @@ class OpenClipTextTower(nn.Module):
         """Texts as one tensor, as wide as the context: its mask fits no shorter text."""
         return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 
-    def forward(self, ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b w"]:
-        return self.net(ids)  # causal, pooled at the end-of-text token: padding is never read
+    def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
+        """One vector per text: causal, pooled at its end token, so padding is never read."""
+        return self.net(torch.cat([group.ids for group in groups]))
 
     def config(self) -> dict[str, Any]:
         return {
@@ -317,5 +326,4 @@ class TextEncoder(nn.Module):
 
     def pool(self, tokens: TokenGroups) -> Float[Tensor, "m w"]:
         """One vector per text, before the projection."""
-        pooled = [self.tower(group.ids, group.mask) for group in tokens.groups]
-        return torch.cat(pooled)[: tokens.count]
+        return self.tower(tokens.groups)[: tokens.count]

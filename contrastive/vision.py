@@ -239,6 +239,8 @@ class VisionTower(nn.Module):
         """10^9 floating-point operations per image (2 x multiply-adds), counted by torch."""
         weight = next(self.net.parameters())
         image = weight.new_zeros(1, 3, self.image_size, self.image_size)
+        with torch.no_grad():
+            self(image, patch_size)  # resizes kernel and positions, once, which is not counted
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self(image, patch_size)
         return counter.get_total_flops() / 1e9

@@ -1,17 +1,23 @@
 """Zero-shot classification: search in an index of class embeddings."""
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from contrastive.lit import LitModel
 from data.classes import SIMPLE_TEMPLATES, fill
 from data.errors import UsageError
+from retrieval.budget import PatchSize, Profile
+from retrieval.partitions import write_json
 
 
 def embed_classes(
@@ -24,7 +30,8 @@ def embed_classes(
     """
     per_chunk = max(1, batch_size // len(templates))
     rows = []
-    for start in range(0, len(class_names), per_chunk):
+    starts = range(0, len(class_names), per_chunk)
+    for start in tqdm(starts, "embedding class names", unit="batch", delay=5, leave=False):
         names = class_names[start : start + per_chunk]
         prompts = [fill(template, name) for name in names for template in templates]
         with torch.no_grad():
@@ -39,6 +46,13 @@ def embed_classes(
     return np.concatenate(rows)
 
 
+def close_calls(scores: Float[np.ndarray, "n k"], margin: float) -> Bool[np.ndarray, " n"]:
+    """Which images' first two classes lie less than `margin` (a cosine) apart."""
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores), bool)
+    return scores[:, 0] - scores[:, 1] < margin
+
+
 class ZeroShotClassifier:
     """Names the class of an image among any number of classes, at any patch size.
 
@@ -51,7 +65,9 @@ class ZeroShotClassifier:
         model: LitModel,
         class_names: Sequence[str],
         templates: Sequence[str] = SIMPLE_TEMPLATES,
+        class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
+        """class_embeds: of these names and templates, where they were computed before."""
         if not class_names or not templates:
             raise UsageError(
                 f"{len(class_names)} class names and {len(templates)} templates; "
@@ -61,9 +77,14 @@ class ZeroShotClassifier:
             if "{c}" not in template:
                 raise UsageError(f"template {template!r} has no {{c}} where the class name goes")
         self.model = model
-        self.class_names = list(class_names)
+        self.class_names, self.templates = list(class_names), list(templates)
+        self.profile = Profile(model)
+        if class_embeds is None:
+            class_embeds = embed_classes(model, class_names, templates)
         self.index = faiss.IndexFlatIP(model.embed_dim)
-        self.index.add(embed_classes(model, class_names, templates))
+        self.index.add(class_embeds)
+
+    # ---- classify --------------------------------------------------------------------------
 
     def classify_embeddings(
         self, image_embeds: Float[np.ndarray, "n d"], k: int = 5
@@ -80,13 +101,76 @@ class ZeroShotClassifier:
     def predict(
         self,
         images: Float[Tensor, "b 3 s s"] | list[Image.Image],
-        patch_size: int | None = None,
+        patch_size: PatchSize = None,
         k: int = 5,
+        *,
+        refine_patch_size: PatchSize = None,
+        margin: float = 0.02,
     ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
 
-        images: normalised pixels, or pictures. patch_size: None takes the model's finest.
+        images: normalised pixels, or pictures. patch_size: None takes the model's finest; a
+        `Budget` may stand for either size. refine_patch_size: images whose first two classes lie
+        less than `margin` apart at `patch_size` are encoded again at this one.
         """
-        with torch.no_grad():
-            embeds = self.model.encode_image(images, patch_size=patch_size)
-        return self.classify_embeddings(embeds.float().cpu().numpy(), k)
+        sizes = self.model.patch_sizes
+        coarse = self.profile.choose(patch_size, sizes)
+        labels, scores = self.classify_embeddings(self._encode(images, coarse), max(k, 2))
+        if refine_patch_size is not None:
+            close = close_calls(scores, margin)
+            if close.any():
+                chosen = np.flatnonzero(close)
+                again = (
+                    images[torch.from_numpy(chosen)]
+                    if isinstance(images, Tensor)
+                    else [images[i] for i in chosen]
+                )
+                fine = self._encode(again, self.profile.choose(refine_patch_size, sizes))
+                labels[close], scores[close] = self.classify_embeddings(fine, max(k, 2))
+        return labels[:, :k], scores[:, :k]
+
+    def _encode(
+        self, images: Float[Tensor, "b 3 s s"] | list[Image.Image], patch_size: int
+    ) -> Float[np.ndarray, "b d"]:
+        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
+
+    # ---- files -----------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the class set, so that its names need not be embedded again."""
+        folder = Path(folder)
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        vectors = self.index.reconstruct_n(0, self.index.ntotal)
+        np.save(part / "classes.npy", vectors, allow_pickle=False)
+        manifest = {
+            "format": 1,
+            "text_fingerprint": self.model.text_fingerprint,
+            "class_names": self.class_names,
+            "templates": self.templates,
+        }
+        write_json(part / "manifest.json", manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: LitModel) -> "ZeroShotClassifier":
+        """Read what `save` wrote. Raises `UsageError` for anything else, or where another text
+        tower embedded the names."""
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            vectors = np.load(folder / "classes.npy", allow_pickle=False)
+            names, templates = manifest["class_names"], manifest["templates"]
+            fits = manifest["format"] == 1 and vectors.shape == (len(names), model.embed_dim)
+            text_fingerprint = manifest["text_fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UsageError(f"{folder} holds no class set of format 1 ({error})") from error
+        if not fits:
+            raise UsageError(f"{folder} holds no class set of this model's width")
+        if text_fingerprint != model.text_fingerprint:
+            raise UsageError(
+                f"the class names of {folder} were embedded by another text tower; embed them again"
+            )
+        return cls(model, names, templates, vectors.astype(np.float32))

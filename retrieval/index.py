@@ -1,65 +1,39 @@
-"""A FAISS index per patch size over embedded shards, in a folder that is all a searcher needs.
+"""A FAISS index per patch size, in a folder that is all a searcher needs, and its changes.
 
-NAME/patch_28/image.index       inner product on unit-norm vectors, int64 ids
-NAME/metadata/metadata_*.arrow  id, key, caption, shard, offset, size; sorted by id
+NAME/patch_28/image.index       inner product on unit-norm vectors, int64 ids; see segments.py
+NAME/metadata/metadata_*.arrow  id, key, caption, shard, offset, size; found by id
+NAME/deleted_*.npy              tombstones: ids that are no longer there
 NAME/model/                     what `LitModel.from_pretrained` reads (a copy)
-NAME/manifest.json              written last, before the folder gets its name
+NAME/manifest.json              written last, replaced by every change
+
+Additions become small exact segments, deletions tombstones; `compact_index` merges both. All of it
+works beside any number of readers and one writer at a time. Ids are given once.
 """
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
-from retrieval.partitions import (
-    METADATA_SCHEMA,
-    metadata_file,
-    open_vectors,
-    read_manifest,
-    write_json,
+from retrieval.devices import Device, num_gpus
+from retrieval.kinds import IndexKind, Kind, bytes_per_vector, choose_kind, delta_kind
+from retrieval.manifest import (
+    LATENCY_MS,
+    commit,
+    new_folder,
+    new_manifest,
+    read_index_manifest,
+    writing,
 )
-
-IndexKind = Literal["auto", "flat", "ivf"]
-Device = Literal["auto", "cpu", "cuda"]
-
-BLOCK_ROWS = 65_536  # vectors added at a time: 100 MB at width 384
-# Above this an exact scan of float32 vectors leaves interactive latency: two CPU cores read about
-# 10 GB/s (50 ms), one GPU about 1 TB/s (16 ms).
-FLAT_BYTES = {"cpu": 512 * 2**20, "cuda": 16 * 2**30}
-NPROBE_SHARE = 1 / 16  # of the cells looked into per query
-
-
-def use_cuda(device: Device) -> bool:
-    """Whether FAISS works on GPUs. Raises `UsageError` when they are asked for and missing."""
-    gpus = faiss.get_num_gpus()
-    if device == "cuda" and not gpus:
-        raise UsageError("device cuda: FAISS sees no GPU here; allowed: auto, cpu")
-    return device != "cpu" and gpus > 0
-
-
-def to_device(index: faiss.Index, cuda: bool) -> faiss.Index:
-    """`index` itself, or its copy on all GPUs (replicated)."""
-    return faiss.index_cpu_to_all_gpus(index) if cuda else index
-
-
-def choose_kind(count: int, width: int, cuda: bool) -> tuple[Literal["flat", "ivf"], str]:
-    """What `auto` means for `count` vectors, and why in one line."""
-    size, limit = count * width * 4, FLAT_BYTES["cuda" if cuda else "cpu"]
-    where = "GPU" if cuda else "CPU"
-    have = f"{count:,} vectors of width {width} take {size / 2**20:,.1f} MiB"
-    allowed = f"{limit / 2**20:,.0f} MiB that a {where} scans exactly in interactive time"
-    if size <= limit:
-        return "flat", f"flat: {have}, within the {allowed}"
-    return "ivf", f"ivf: {have}, more than the {allowed}"
+from retrieval.partitions import read_manifest
+from retrieval.pieces import EmbeddedShard, Piece
+from retrieval.segments import Living, Segment, write_segment
+from retrieval.snapshot import Snapshot
+from retrieval.tune import tune
 
 
 def build_index(
@@ -68,48 +42,186 @@ def build_index(
     model_dir: str | Path = "",
     kind: IndexKind = "auto",
     device: Device = "auto",
+    latency_ms: float = LATENCY_MS,
+    memory_gib: float = 0.0,
 ) -> str:
     """Index every patch size of a folder written by `embed_shards`. Returns why this kind.
 
     model_dir: the model the embeddings come from; "" takes the one their manifest names.
-    kind: `flat` is exact; `ivf` looks into some of about 4 sqrt(n) cells. Beyond the index itself
-    memory is bounded: embeddings are memory-mapped and added in blocks.
+    kind, latency_ms: see `retrieval.kinds`; latency_ms is what one query may take. memory_gib: what
+    the index may take while it is built and searched, 0 for half of the memory of CPU or GPUs;
+    what does not fit is built in several segments. Embeddings are read in blocks.
     Raises `UsageError` when `out` exists already, or when embeddings or model are missing.
     """
-    embeddings, out = Path(embeddings_dir), Path(out)
-    manifest = read_manifest(embeddings)
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists already; give another name, or remove it first")
-    cuda = use_cuda(device)
-    model = _find_model(str(model_dir or manifest["model"]), manifest["image_fingerprint"])
-    if kind == "auto":
-        kind, reason = choose_kind(manifest["count"], manifest["width"], cuda)
-    else:
-        reason = f"{kind}: as asked"
+    embeddings = Path(embeddings_dir)
+    source = read_manifest(embeddings)
+    model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
+    return index_pieces(
+        out, model, source | {"images": ""}, _embedded(embeddings, source), kind, device,
+        latency_ms, memory_gib,
+    )  # fmt: skip
 
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    nlist = 0
-    for patch_size in manifest["patch_sizes"]:
-        index, nlist = _build_one(embeddings, patch_size, manifest, kind, cuda)
-        folder = partial / f"patch_{patch_size}"
-        folder.mkdir()
-        faiss.write_index(index, str(folder / "image.index"))
-    _write_metadata(embeddings, partial / "metadata", len(manifest["partitions"]))
-    # Copied, not linked: a model folder that is written again in place must not change the index.
-    shutil.copytree(model, partial / "model")
-    keep = ("image_fingerprint", "text_fingerprint", "count", "width", "patch_sizes")
-    written = {
-        "format": 1,
-        **{name: manifest[name] for name in keep},
-        "kind": kind,
-        "reason": reason,
-        "nprobe": max(1, round(nlist * NPROBE_SHARE)),
-    }
-    write_json(partial / "manifest.json", written)
-    partial.rename(out)
-    return reason
+
+def index_pieces(
+    out: str | Path,
+    model_dir: Path,
+    described: dict[str, Any],
+    pieces: Sequence[Piece],
+    kind: IndexKind = "auto",
+    device: Device = "auto",
+    latency_ms: float = LATENCY_MS,
+    memory_gib: float = 0.0,
+) -> str:
+    """`build_index` from rows anywhere, perhaps none. described: width, patch_sizes, fingerprints,
+    and `images`, the folder that the pictures come from. Returns why this kind."""
+    manifest = new_manifest(described, kind, device, latency_ms, memory_gib)
+    with new_folder(Path(out), model_dir) as partial:
+        manifest = commit(partial, manifest, _write_base(partial, manifest, pieces, device))
+    return manifest["reason"]
+
+
+def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
+    """Add a folder written by `embed_shards` to an index, under new ids. Returns how many images.
+
+    Raises `UsageError` where it is of another image tower or misses a patch size of the index.
+    """
+    folder, embeddings = Path(folder), Path(embeddings_dir)
+    source, manifest = read_manifest(embeddings), read_index_manifest(folder)
+    if source["image_fingerprint"] != manifest["image_fingerprint"]:
+        raise UsageError(f"{embeddings} was made with another image tower than {folder}")
+    missing = set(manifest["patch_sizes"]) - set(source["patch_sizes"])
+    if missing:
+        raise UsageError(
+            f"{embeddings} lacks patch size {max(missing)}, which {folder} has; embed at "
+            f"{', '.join(map(str, manifest['patch_sizes']))}"
+        )
+    return change_index(folder, add=lambda first_id: _embedded(embeddings, source, first_id))[0]
+
+
+def delete_ids(folder: str | Path, ids: Sequence[int]) -> int:
+    """Take ids out of an index. Returns how many of them were there."""
+    return change_index(folder, delete=ids)[1]
+
+
+def change_index(
+    folder: str | Path,
+    delete: Sequence[int] = (),
+    add: Callable[[int], Sequence[Piece]] | None = None,
+) -> tuple[int, int]:
+    """Delete ids and add rows, in one step that readers see whole.
+
+    add: is given the first free id and returns the rows, with ids from there on. Additions of like
+    size are merged, so that n of them make about log2(n) segments. Returns how many images were
+    added and deleted. Raises `UsageError` while another program changes the index.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        snapshot = Snapshot.open(folder)
+        manifest = snapshot.manifest
+        gone = np.intersect1d(np.array(sorted(set(delete)), np.int64), snapshot.ids())
+        manifest = manifest | {"deleted_ids": np.union1d(snapshot.deleted, gone)}
+        pieces = [piece for piece in add(manifest["next_id"]) if piece.count] if add else []
+        count = sum(piece.count for piece in pieces)
+        entries = list(manifest["segments"])
+        if count:
+            merged: list[Piece] = []
+            total, limit = count, _rows_in_memory(delta_kind(manifest["kind"]), manifest)
+            for segment in reversed(snapshot.segments):
+                entry = entries[-1]
+                if not entry["delta"] or entry["count"] > min(2 * total, limit - total):
+                    break
+                entries.pop()
+                segment.alive &= ~np.isin(segment.ids, gone)
+                merged.insert(0, Living(segment))
+                total += merged[0].count
+                manifest["deleted_ids"] = np.setdiff1d(manifest["deleted_ids"], segment.ids)
+            schema = snapshot.columns
+            entry, _ = write_segment(
+                folder,
+                manifest["next_segment"],
+                delta_kind(manifest["kind"]),
+                [*merged, *pieces],
+                (0, total),
+                manifest["patch_sizes"],
+                manifest["width"],
+                schema,
+            )
+            entries.append(entry | {"delta": True})
+        elif not len(gone):
+            return 0, 0
+        commit(folder, manifest, entries)
+    return count, len(gone)
+
+
+def compact_index(folder: str | Path, device: Device = "auto") -> str:
+    """Merge additions and deletions into an index as a build would make it. Returns why its kind.
+
+    Raises `UsageError` while another program changes the index.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        snapshot = Snapshot.open(folder)
+        manifest = snapshot.manifest
+        changed = len(snapshot.deleted) or any(entry["delta"] for entry in manifest["segments"])
+        if changed:
+            pieces = [Living(segment) for segment in snapshot.segments]
+            manifest = commit(folder, manifest, _write_base(folder, manifest, pieces, device))
+    return manifest["reason"]
+
+
+# ---- segments ------------------------------------------------------------------------------
+
+
+def _write_base(
+    folder: Path, manifest: dict[str, Any], pieces: Sequence[Piece], device: Device
+) -> list[dict[str, Any]]:
+    """All rows of `pieces` as large segments, as many as memory demands; names the kind in
+    `manifest`."""
+    count, width = sum(piece.count for piece in pieces), manifest["width"]
+    gpus = num_gpus(device)
+    if manifest["asked_kind"] == "auto":
+        manifest["kind"], manifest["reason"] = choose_kind(
+            count, width, gpus > 0, manifest["memory_bytes"], manifest["latency_ms"]
+        )
+    rows = _rows_in_memory(manifest["kind"], manifest)
+    num_segments = -(-count // rows)
+    entries = []
+    sizes = manifest["patch_sizes"]
+    bar = tqdm(
+        total=count * len(sizes), desc=f"indexing ({manifest['kind']})", unit="vec", leave=False
+    )
+    schema = None
+    with bar:
+        for part in range(num_segments):
+            span = count * part // num_segments, count * (part + 1) // num_segments
+            number = manifest["next_segment"] + part
+            entry, samples = write_segment(
+                folder, number, manifest["kind"], pieces, span, sizes, width, schema, gpus,
+                bar.update,
+            )  # fmt: skip
+            opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))
+            schema = opened.table.schema
+            latency_ms = manifest["latency_ms"] / num_segments
+            entry["tuning"] = {
+                str(size): tune(opened.inner[size], samples[size], latency_ms).to_json()
+                for size in sizes
+            }
+            entries.append(entry | {"delta": False})
+    return entries
+
+
+def _rows_in_memory(kind: Kind, manifest: dict[str, Any]) -> int:
+    """Vectors of one segment: what is built fits the memory allowed."""
+    width = manifest["width"]
+    stored = bytes_per_vector(kind, width) + (2 * width if kind == "ivfpq" else 0)
+    return max(1024, manifest["memory_bytes"] // stored)
+
+
+def _embedded(embeddings: Path, source: dict[str, Any], first_id: int = 0) -> list[Piece]:
+    return [
+        EmbeddedShard(embeddings, number, partition["count"], first_id)
+        for number, partition in enumerate(source["partitions"])
+    ]
 
 
 def _find_model(name: str, image_fingerprint: str) -> Path:
@@ -125,69 +237,3 @@ def _find_model(name: str, image_fingerprint: str) -> Path:
             "with; name that one, or embed again"
         )
     return Path(name)
-
-
-def _build_one(
-    embeddings: Path, patch_size: int, manifest: dict, kind: str, cuda: bool
-) -> tuple[faiss.Index, int]:
-    """The index of one patch size, on the CPU, and its number of cells (0 for flat)."""
-    count, width = manifest["count"], manifest["width"]
-    partitions = len(manifest["partitions"])
-    inner: faiss.Index = faiss.IndexFlatIP(width)
-    nlist = 0
-    if kind == "ivf":
-        # 4 sqrt(n) cells as FAISS's guidelines say; at least 39 training vectors each.
-        nlist = max(1, min(round(4 * count**0.5), count // 39))
-        inner = faiss.IndexIVFFlat(inner, width, nlist, faiss.METRIC_INNER_PRODUCT)
-        sample = _sample(embeddings, patch_size, partitions, share=min(1.0, 128 * nlist / count))
-        trained = to_device(inner, cuda)
-        trained.train(sample)
-        inner = faiss.index_gpu_to_cpu(trained) if cuda else trained
-    index = faiss.IndexIDMap2(inner)
-    description = f"indexing patch {patch_size} ({kind})"
-    with tqdm(total=count, desc=description, unit="vec", leave=False) as bar:
-        for vectors, ids in _blocks(embeddings, patch_size, partitions):
-            index.add_with_ids(vectors, ids)
-            bar.update(len(ids))
-    return index, nlist
-
-
-def _blocks(
-    embeddings: Path, patch_size: int, partitions: int
-) -> Iterator[tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]]:
-    """Vectors and their ids, at most BLOCK_ROWS at a time."""
-    for number in range(partitions):
-        vectors = open_vectors(embeddings, patch_size, number)
-        metadata = metadata_file(embeddings, number)
-        ids = pq.read_table(metadata, columns=["id"])["id"].to_numpy()
-        if len(ids) != len(vectors):
-            raise UsageError(
-                f"{metadata} has {len(ids)} rows for {len(vectors)} vectors of patch size "
-                f"{patch_size}; embed these shards again"
-            )
-        for start in range(0, len(ids), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            yield np.ascontiguousarray(vectors[block], np.float32), ids[block]
-
-
-def _sample(
-    embeddings: Path, patch_size: int, partitions: int, share: float
-) -> Float[np.ndarray, "n d"]:
-    """About `share` of all vectors, the same ones every time."""
-    draw = np.random.default_rng(0)
-    chosen = [
-        vectors[draw.random(len(vectors)) < share]
-        for vectors, _ in _blocks(embeddings, patch_size, partitions)
-    ]
-    return np.concatenate(chosen)
-
-
-def _write_metadata(embeddings: Path, out: Path, partitions: int) -> None:
-    """One Arrow file, a record batch per row group: memory-mapped and searched by id later."""
-    out.mkdir()
-    with pa.OSFile(str(out / "metadata_0000.arrow"), "wb") as sink:  # noqa: SIM117
-        with pa.ipc.new_file(sink, METADATA_SCHEMA) as writer:
-            for number in range(partitions):
-                file = pq.ParquetFile(metadata_file(embeddings, number))
-                for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-                    writer.write_batch(batch.cast(METADATA_SCHEMA))

@@ -1,15 +1,12 @@
-"""Search an index by words or by pictures, at any patch size that it holds."""
+"""Search an index by words, pictures or vectors, at any patch size that it holds."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -19,14 +16,21 @@ from contrastive.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
 from data.shards import open_shard
-from retrieval.index import Device, to_device, use_cuda
+from retrieval.budget import PatchSize, Profile
+from retrieval.devices import Device
+from retrieval.filters import Where
+from retrieval.manifest import read_index_manifest
+from retrieval.partitions import METADATA_SCHEMA
+from retrieval.refine import FineVectors
+from retrieval.snapshot import Snapshot
 
 MAX_K = 2048  # what FAISS searches on a GPU
+CANDIDATES = 200
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One image found: its place in a shard, and its cosine similarity to the query."""
+    """One image found: its place in a shard (or a file of its own), and its cosine similarity."""
 
     id: int
     similarity: float
@@ -35,6 +39,14 @@ class Hit:
     shard: str
     offset: int
     size: int
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the index's others
+
+    @classmethod
+    def of(cls, similarity: float, row: Mapping[str, Any]) -> "Hit":
+        """From a row of metadata."""
+        own = {name: row[name] for name in METADATA_SCHEMA.names}
+        others = {name: value for name, value in row.items() if name not in own}
+        return cls(similarity=similarity, **own, columns=others)
 
     def image_bytes(self) -> bytes:
         """The image's file as it lies in its shard. Raises OSError where the shard is gone,
@@ -48,48 +60,18 @@ class Hit:
         return decode_image(self.image_bytes(), max_pixels)
 
 
-class Metadata:
-    """Rows by id from the memory-mapped Arrow files of an index. Reading costs no RAM ahead."""
-
-    def __init__(self, folder: Path) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        for file in sorted(folder.glob("metadata_*.arrow")):
-            reader = pa.ipc.open_file(pa.memory_map(str(file)))
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            self._batches += [batch for batch in batches if len(batch)]
-        self._batches.sort(key=lambda batch: batch["id"][0].as_py())
-        self._first = np.array([batch["id"][0].as_py() for batch in self._batches], np.int64)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._batches))
-
-    def row(self, id: int) -> dict[str, Any]:
-        """The columns of one id. Raises KeyError when it is not there."""
-        number = int(np.searchsorted(self._first, id, side="right")) - 1
-        if number >= 0:
-            batch = self._batches[number]
-            ids = batch["id"].to_numpy(zero_copy_only=True)
-            at = int(np.searchsorted(ids, id))
-            if at < len(ids) and ids[at] == id:
-                return {name: batch[name][at].as_py() for name in batch.schema.names}
-        raise KeyError(id)
-
-
 class Searcher:
-    """An index folder opened for search. Make one with `Searcher.load`."""
+    """An index folder opened for search. Make one with `Searcher.load`. Safe for threads."""
 
     def __init__(self, folder: Path, model: LitModel, device: Device = "auto") -> None:
         self.folder = folder
         self.model = model
-        self.manifest = read_index_manifest(folder)
-        if model.image_fingerprint != self.manifest["image_fingerprint"]:
-            raise UsageError(
-                f"{folder} was built with another image tower ({self.manifest['image_fingerprint']}"
-                f") than the model's ({model.image_fingerprint}); embed and index again"
-            )
-        self.patch_sizes: tuple[int, ...] = tuple(self.manifest["patch_sizes"])
-        self.cuda = use_cuda(device)
-        self._indexes: dict[int, faiss.Index] = {}
+        self._device: Device = device
+        self._image_fingerprint = model.image_fingerprint
+        self._reload_lock = threading.Lock()
+        self.snapshot = self._open()
+        self.profile = Profile(model)
+        self.fine = FineVectors(model, folder / "fine.sqlite")
 
     @classmethod
     def load(
@@ -99,8 +81,9 @@ class Searcher:
 
         model: a model, its folder, or None for the one kept in the index; it must have the image
         tower of the index, its text tower may be another.
-        device: `auto` searches and encodes on GPUs where there are some.
-        Raises `UsageError` for a folder that is no index, or a model that does not fit it.
+        device: see `retrieval.devices`; `auto` searches and encodes on GPUs where there are some.
+        Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
+        that does not fit it.
         """
         folder = Path(folder)
         read_index_manifest(folder)  # before a model is built
@@ -109,72 +92,185 @@ class Searcher:
             model = LitModel.from_pretrained(model or folder / "model", device=encode_on)
         return cls(folder, model, device)
 
-    @cached_property
-    def metadata(self) -> Metadata:
-        return Metadata(self.folder / "metadata")
-
-    def index(self, patch_size: int) -> faiss.Index:
-        """The FAISS index of one patch size: memory-mapped, or copied to the GPUs once."""
-        if patch_size not in self.patch_sizes:
+    def _open(self) -> Snapshot:
+        snapshot = Snapshot.open(self.folder, self._device)
+        found = snapshot.manifest["image_fingerprint"]
+        if self._image_fingerprint != found:
             raise UsageError(
-                f"patch size {patch_size} is not in {self.folder}; "
-                f"allowed: {', '.join(map(str, self.patch_sizes))}"
+                f"{self.folder} was built with another image tower ({found}) than the model's "
+                f"({self._image_fingerprint}); embed and index again"
             )
-        if patch_size not in self._indexes:
-            file = self.folder / f"patch_{patch_size}" / "image.index"
-            try:
-                index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-            except RuntimeError as error:
-                raise UsageError(f"{file} is missing or damaged; build the index again") from error
-            self._indexes[patch_size] = to_device(index, self.cuda)
-        return self._indexes[patch_size]
+        return snapshot
+
+    def reload(self) -> bool:
+        """Take up what was added to or deleted from the folder meanwhile; whether there was any.
+
+        Searches that are under way end on the state they began with. Raises `UsageError`, and
+        stays as it is, when the folder is no longer an index for this model.
+        """
+        with self._reload_lock:
+            if read_index_manifest(self.folder) == self.snapshot.manifest:
+                return False
+            self.snapshot = self._open()
+            return True
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Those of the index."""
+        return self.snapshot.patch_sizes
+
+    # ---- search ----------------------------------------------------------------------------
 
     def search(
         self,
         queries: Sequence[str] | Sequence[Image.Image] | Float[Tensor, "q 3 s s"],
         k: int = 10,
-        patch_size: int | None = None,
+        patch_size: PatchSize = None,
+        *,
+        query_patch_size: PatchSize = None,
+        refine_patch_size: PatchSize = None,
+        candidates: int = CANDIDATES,
+        where: Where | None = None,
+        nprobe: int | None = None,
+        ef: int | None = None,
     ) -> list[list[Hit]]:
-        """Per query, the k most similar images, best first (fewer where the index holds fewer).
+        """Per query, the k most similar images, best first (fewer where fewer match).
 
-        queries: texts, pictures, or normalised pixels. patch_size: which index answers, and how
-        query pictures are encoded; None takes the finest of the index. k: 1 to 2,048.
+        queries: texts, pictures, or normalised pixels. k: 1 to 2,048.
+        patch_size: which index answers; None takes its finest. query_patch_size: how query pictures
+        are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
+        refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
+        from their files, and ranked by that; their fine vectors are kept for the next search.
+        where: a filter, see `retrieval.filters`. nprobe, ef: how far an ivf or hnsw index looks.
+        Raises `UsageError` for values that cannot work.
         """
-        if not 1 <= k <= MAX_K:
-            raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
+        check_k(k)
         if len(queries) == 0:
             return []
-        patch_size = min(self.patch_sizes) if patch_size is None else patch_size
-        index = self.index(patch_size)
-        if not isinstance(queries, Tensor) and isinstance(queries[0], str):
-            embeds = self.model.encode_text(queries)  # type: ignore[arg-type]
+        texts = not isinstance(queries, Tensor) and isinstance(queries[0], str)
+        if texts and query_patch_size is not None:
+            raise UsageError("query_patch_size is for pictures; a text is not cut into patches")
+        size = self._index_patch_size(patch_size)
+        if texts:
+            embeds = fine = self._encode_texts(queries)  # type: ignore[arg-type]
         else:
-            embeds = self.model.encode_image(queries, patch_size=patch_size)  # type: ignore[arg-type]
-        similarities, ids = self.nearest(embeds.float().cpu().numpy(), k, index)
+            coarse = self.profile.choose(query_patch_size, self.model.patch_sizes)
+            coarse = size if query_patch_size is None else coarse
+            embeds = fine = self._encode_images(queries, coarse)  # type: ignore[arg-type]
+            if refine_patch_size is not None:
+                refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+                fine = embeds if refined == coarse else self._encode_images(queries, refined)  # type: ignore[arg-type]
+        return self.search_embeds(
+            embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
+            candidates=candidates, where=where, nprobe=nprobe, ef=ef,
+        )  # fmt: skip
+
+    def search_embeds(
+        self,
+        embeds: Float[np.ndarray, "q d"],
+        k: int = 10,
+        patch_size: PatchSize = None,
+        *,
+        refine_patch_size: PatchSize = None,
+        refine_embeds: Float[np.ndarray, "q d"] | None = None,
+        candidates: int = CANDIDATES,
+        where: Where | None = None,
+        nprobe: int | None = None,
+        ef: int | None = None,
+    ) -> list[list[Hit]]:
+        """`search` by unit-norm vectors. refine_embeds: the queries as the refinement sees them;
+        the same ones when not given."""
+        check_k(k)
+        for name, value in (("nprobe", nprobe), ("ef", ef)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is out of range; allowed: 1 and more")
+        if embeds.shape[1] != self.snapshot.width:
+            raise UsageError(
+                f"a vector of width {embeds.shape[1]} does not fit {self.folder}; allowed: "
+                f"{self.snapshot.width}"
+            )
+        if not np.isfinite(embeds).all():
+            raise UsageError("a query vector has numbers that are not finite")
+        snapshot = self.snapshot  # one state of the index, whatever is reloaded meanwhile
+        size = self._index_patch_size(patch_size)
+        depth = k
+        if refine_patch_size is not None:
+            if not k <= candidates <= MAX_K:
+                raise UsageError(f"candidates {candidates}: allowed are k ({k}) to {MAX_K}")
+            depth = candidates
+        similarities, ids = snapshot.nearest(embeds, depth, size, where, nprobe, ef)
+        if refine_patch_size is not None:
+            refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+            queries = embeds if refine_embeds is None else refine_embeds
+            similarities, ids = self._refine(snapshot, queries, similarities, ids, refined, k)
         return [
-            [
-                Hit(similarity=float(similarity), **self.metadata.row(int(id)))
-                for similarity, id in zip(*row, strict=True)
-                if id >= 0  # FAISS fills missing places with -1
-            ]
-            for row in zip(similarities, ids, strict=True)
+            [Hit.of(float(s), row) for s, row in zip(line, snapshot.rows(found), strict=False)]
+            for line, found in zip(similarities, (_present(row) for row in ids), strict=True)
         ]
 
-    def nearest(
-        self, embeds: Float[np.ndarray, "q d"], k: int, index: faiss.Index
+    def _refine(
+        self,
+        snapshot: Snapshot,
+        queries: Float[np.ndarray, "q d"],
+        similarities: Float[np.ndarray, "q c"],
+        ids: Int[np.ndarray, "q c"],
+        patch_size: int,
+        k: int,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """(similarities, ids) from one of this searcher's indexes."""
-        params = None
-        if self.manifest["kind"] == "ivf":  # per call: the index is shared and never changed
-            nprobe = min(self.manifest["nprobe"], MAX_K)
-            params = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
-        return index.search(np.ascontiguousarray(embeds, np.float32), k, params=params)
+        """Candidates ranked by their fine vectors. Those whose picture cannot be read any more come
+        last, by their coarse similarity."""
+        self.model.vision.check_patch_size(patch_size)
+        distinct = np.unique(ids[ids >= 0]).tolist()
+        if patch_size in snapshot.patch_sizes:
+            vectors = dict(zip(distinct, snapshot.vectors(distinct, patch_size), strict=True))
+        else:
+            hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
+            vectors = self.fine.get(hits, patch_size)
+        similarities, ids = similarities.copy(), ids.copy()
+        for query, line, found in zip(queries, similarities, ids, strict=True):
+            count = int((found >= 0).sum())
+            known = np.array([id in vectors for id in found[:count].tolist()], bool)
+            if known.any():
+                rows = np.stack([vectors[id] for id in found[:count][known].tolist()])
+                line[:count][known] = rows @ query
+            order = np.lexsort((found[:count], -line[:count], ~known))
+            line[:count], found[:count] = line[:count][order], found[:count][order]
+        return similarities[:, :k], ids[:, :k]
+
+    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+        """What the index holds of ids, as precise as its kind. KeyError for an unknown one."""
+        return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
+
+    def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The metadata of ids, in turn. Raises KeyError for one that is not there."""
+        return self.snapshot.rows(ids)
+
+    def _index_patch_size(self, patch_size: PatchSize) -> int:
+        size = self.profile.choose(patch_size, self.patch_sizes)
+        if size not in self.patch_sizes:
+            raise UsageError(
+                f"patch size {size} is not in {self.folder}; "
+                f"allowed: {', '.join(map(str, self.patch_sizes))}"
+            )
+        return size
+
+    def _encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "q d"]:
+        return self.model.encode_text(texts).float().cpu().numpy()
+
+    def _encode_images(
+        self, images: Sequence[Image.Image] | Float[Tensor, "q 3 s s"], patch_size: int
+    ) -> Float[np.ndarray, "q d"]:
+        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
 
 
-def read_index_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index folder. Raises `UsageError` if it has none."""
-    file = folder / "manifest.json"
-    manifest = json.loads(file.read_text()) if file.is_file() else {}
-    if manifest.get("format") != 1 or "kind" not in manifest:
-        raise UsageError(f"{folder} holds no index of format 1; launch/index.py makes one")
-    return manifest
+def check_k(k: int) -> None:
+    """Raises `UsageError` for a number of hits that cannot be asked for."""
+    if not 1 <= k <= MAX_K:
+        raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
+
+
+def _present(ids: Int[np.ndarray, " k"]) -> list[int]:
+    return ids[ids >= 0].tolist()

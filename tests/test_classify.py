@@ -1,11 +1,15 @@
 """Zero-shot classification is search in an index of classes."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
-from retrieval.classify import ZeroShotClassifier, embed_classes
+from retrieval.classify import ZeroShotClassifier, close_calls, embed_classes
 
 NAMES = ["cat", "red bicycle", "rain {c}", "ship", "piano", "pizza", "owl"]
 TEMPLATES = ["{c}", "a photo of a {c}.", "a drawing of a {c}"]
@@ -52,3 +56,79 @@ def test_what_cannot_classify_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ZeroShotClassifier(tiny_model, names, templates)
+
+
+def test_only_close_calls_are_encoded_again(
+    tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(12, 3, tiny_model.image_size, tiny_model.image_size)
+    classifier = ZeroShotClassifier(tiny_model, NAMES, TEMPLATES)
+    coarse, fine = tiny_model.patch_sizes[0], tiny_model.patch_sizes[3]
+    labels, scores = classifier.predict(images, coarse, k=3)
+    fine_labels, fine_scores = classifier.predict(images, fine, k=3)
+    margins = np.sort(scores[:, 0] - scores[:, 1])
+    margin = float(margins[4:6].mean())  # five of twelve are closer
+    close = close_calls(scores, margin)
+    assert close.sum() == 5
+
+    encoded = []
+    encode = tiny_model.encode_image
+    monkeypatch.setattr(
+        tiny_model,
+        "encode_image",
+        lambda x, patch_size: encoded.append((patch_size, len(x))) or encode(x, patch_size),
+    )
+    pictures = [Image.fromarray(np.uint8(255 * p.numpy().clip(0, 1)).T) for p in images]
+    for given in (images, pictures):
+        encoded.clear()
+        mixed, mixed_scores = classifier.predict(
+            given, coarse, k=3, refine_patch_size=fine, margin=margin
+        )
+        if given is images:
+            assert encoded == [(coarse, 12), (fine, 5)]
+            np.testing.assert_array_equal(mixed, np.where(close[:, None], fine_labels, labels))
+            np.testing.assert_allclose(
+                mixed_scores, np.where(close[:, None], fine_scores, scores), atol=1e-5
+            )
+    everything = classifier.predict(images, coarse, k=3, refine_patch_size=fine, margin=9.0)
+    np.testing.assert_array_equal(everything[0], fine_labels)
+
+
+def test_one_class_is_never_a_close_call(tiny_model: LitModel) -> None:
+    images = torch.randn(2, 3, tiny_model.image_size, tiny_model.image_size)
+    classifier = ZeroShotClassifier(tiny_model, NAMES[:1])
+    labels, _ = classifier.predict(images, k=1, refine_patch_size=tiny_model.patch_sizes[0])
+    assert labels.tolist() == [[0], [0]]
+
+
+def test_a_saved_class_set_classifies_alike(tiny_model: LitModel, tmp_path: Path) -> None:
+    classifier = ZeroShotClassifier(tiny_model, NAMES, TEMPLATES)
+    classifier.save(tmp_path / "classes")
+    loaded = ZeroShotClassifier.load(tmp_path / "classes", tiny_model)
+    assert (loaded.class_names, loaded.templates) == (NAMES, TEMPLATES)
+    queries = tiny_model.encode_text(["cat", "a ship"]).numpy()
+    for got, expected in zip(
+        loaded.classify_embeddings(queries), classifier.classify_embeddings(queries), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+    tiny_model.save_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(tmp_path / "model")
+    other.text.logit_scale.data += 1
+    with pytest.raises(UsageError, match="another text tower"):
+        ZeroShotClassifier.load(tmp_path / "classes", other)
+    (tmp_path / "classes" / "classes.npy").write_bytes(b"")
+    with pytest.raises(UsageError, match="no class set"):
+        ZeroShotClassifier.load(tmp_path / "classes", tiny_model)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_classes_each_find_themselves(tiny_model: LitModel) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((100_000, tiny_model.embed_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"class {number}" for number in range(len(vectors))]
+    classifier = ZeroShotClassifier(tiny_model, names, ["{c}"], vectors)
+    chosen = rng.integers(0, len(names), 200)
+    labels, scores = classifier.classify_embeddings(vectors[chosen], k=5)
+    np.testing.assert_array_equal(labels[:, 0], chosen)
+    assert (np.diff(scores, axis=1) <= 0).all()

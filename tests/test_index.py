@@ -5,17 +5,18 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import build_index, choose_kind
-from retrieval.partitions import METADATA_SCHEMA, vector_file
-from retrieval.search import Metadata, Searcher
+from retrieval import kinds, pieces
+from retrieval.index import build_index
+from retrieval.kinds import KINDS, bytes_per_vector, choose_kind
+from retrieval.search import Searcher
+from retrieval.snapshot import Snapshot
 
-PATCH = 28
+EXACT = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}
 
 
 @pytest.fixture
@@ -26,76 +27,88 @@ def model_dir(tiny_model: LitModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
-    """3,000 clustered unit vectors in partitions of 2,000, none and 1,000; ids with gaps."""
-    rng = np.random.default_rng(0)
-    width, folder = tiny_model.embed_dim, tmp_path / "embeddings"
-    centres = rng.standard_normal((40, width))
-    counts = (2000, 0, 1000)
-    for number, count in enumerate(counts):
-        vectors = centres[rng.integers(0, 40, count)] + 0.7 * rng.standard_normal((count, width))
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        file = vector_file(folder, PATCH, number)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, vectors.astype(np.float32))
-        ids = (number << 32) + 2 * np.arange(count)
-        names = [f"{number}-{row}" for row in range(count)]
-        columns = {
-            "id": ids,
-            "key": names,
-            "caption": names,
-            "shard": ["gone.tar"] * count,
-            "offset": ids,
-            "size": ids,
-        }
-        (folder / "metadata").mkdir(exist_ok=True)
-        table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
-        pq.write_table(table, folder / "metadata" / f"metadata_{number:04d}.parquet")
-    manifest = {
-        "format": 1,
-        "image_fingerprint": tiny_model.image_fingerprint,
-        "text_fingerprint": tiny_model.text_fingerprint,
-        "model": str(model_dir),
-        "width": width,
-        "patch_sizes": [PATCH],
-        "count": sum(counts),
-        "partitions": [{"shard": "gone.tar", "count": count} for count in counts],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+    return write_embeddings(tmp_path / "embeddings", tiny_model, model_dir, (2000, 0, 1000))
 
 
-def all_vectors(embeddings: Path) -> tuple[np.ndarray, np.ndarray]:
-    vectors = [np.load(vector_file(embeddings, PATCH, n)) for n in range(3)]
-    ids = [pq.read_table(f)["id"].to_numpy() for f in sorted(embeddings.rglob("*.parquet"))]
-    return np.concatenate(vectors), np.concatenate(ids)
-
-
-@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_index_finds_what_an_exact_scan_finds(
-    kind, tiny_model: LitModel, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrieval.index.BLOCK_ROWS", 700)  # several blocks a partition
+    monkeypatch.setattr(pieces, "BLOCK_ROWS", 700)  # several blocks a partition
     build_index(embeddings, tmp_path / "index", kind=kind, device="cpu")
-    searcher = Searcher.load(tmp_path / "index", tiny_model)
+    snapshot = Snapshot.open(tmp_path / "index")
+    assert [segment.kind for segment in snapshot.segments] == [kind]
     vectors, ids = all_vectors(embeddings)
     queries = vectors[::60]
-    best = ids[np.argsort(-(queries @ vectors.T), axis=1)[:, :10]]
-    similarities, found = searcher.nearest(queries, 10, searcher.index(PATCH))
-    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)])
-    assert overlap >= (1.0 if kind == "flat" else 0.9)
-    assert (found[:, 0] == ids[::60]).all()
-    np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
+    similarities, found = snapshot.nearest(queries, 10, PATCH)
+    assert recall(found, nearest(queries, vectors, ids, 10)) >= EXACT[kind]
+    np.testing.assert_array_equal(found[:, 0], ids[::60])
+    np.testing.assert_allclose(similarities[:, 0], 1, atol=2e-3)
+    assert (np.diff(similarities, axis=1) <= 0).all()
+    everything = snapshot.nearest(queries[:2], 10, PATCH, exact=True)[1]
+    assert recall(everything, nearest(queries[:2], vectors, ids, 10)) >= 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_does_not_fit_the_memory_is_built_in_several_segments(
+    kind, embeddings: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    width = tiny_model.embed_dim
+    stored = bytes_per_vector(kind, width) + (2 * width if kind == "ivfpq" else 0)
+    gib = 1100 * stored / 2**30  # 3,000 vectors: three segments
+    build_index(embeddings, tmp_path / "index", kind=kind, device="cpu", memory_gib=gib)
+    snapshot = Snapshot.open(tmp_path / "index")
+    assert [segment.count for segment in snapshot.segments] == [1000, 1000, 1000]
+    vectors, ids = all_vectors(embeddings)
+    np.testing.assert_array_equal(snapshot.ids(), ids)
+    found = snapshot.nearest(vectors[::60], 10, PATCH)[1]
+    assert recall(found, nearest(vectors[::60], vectors, ids, 10)) >= EXACT[kind]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_too_few_vectors_to_train_on_are_held_flat(
+    kind, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
+    few = write_embeddings(tmp_path / "few", tiny_model, model_dir, (30,))
+    build_index(few, tmp_path / "index", kind=kind, device="cpu")
+    snapshot = Snapshot.open(tmp_path / "index")
+    assert snapshot.segments[0].kind in ("flat", "flat16")
+    assert snapshot.nearest(all_vectors(few)[0], 1, PATCH)[1][:, 0].tolist() == list(
+        range(0, 60, 2)
+    )
+
+
+def test_parameters_of_a_call_change_that_call_alone(embeddings: Path, tmp_path: Path) -> None:
+    for kind, few, many in (
+        ("ivf", {"nprobe": 1}, {"nprobe": 10_000}),
+        ("hnsw", {"ef": 1}, {"ef": 500}),
+    ):
+        build_index(embeddings, tmp_path / kind, kind=kind, device="cpu")
+        snapshot = Snapshot.open(tmp_path / kind)
+        vectors, ids = all_vectors(embeddings)
+        queries = vectors[::60] + 0.2 * vectors[::-60]
+        best = nearest(queries, vectors, ids, 10)
+        before = snapshot.nearest(queries, 10, PATCH)[1]
+        scores = [recall(snapshot.nearest(queries, 10, PATCH, **p)[1], best) for p in (few, many)]
+        assert scores[0] < scores[1]
+        assert scores[1] >= 0.99
+        np.testing.assert_array_equal(snapshot.nearest(queries, 10, PATCH)[1], before)
 
 
 def test_metadata_is_found_by_id_and_only_by_id(embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index", device="cpu")
-    metadata = Metadata(tmp_path / "index" / "metadata")
-    assert len(metadata) == 3000
-    for id, key in ((0, "0-0"), (3998, "0-1999"), (2 << 32, "2-0"), ((2 << 32) + 1998, "2-999")):
-        assert metadata.row(id)["key"] == key
+    snapshot = Snapshot.open(tmp_path / "index")
+    assert len(snapshot) == 3000
+    ids = (3998, 0, 2 << 32, (2 << 32) + 1998)
+    keys = ["0-0-1999", "0-0-0", "0-2-0", "0-2-999"]
+    assert [row["key"] for row in snapshot.rows(ids)] == keys
+    vectors, all_ids = all_vectors(embeddings)
+    np.testing.assert_array_equal(
+        snapshot.vectors(ids, PATCH), vectors[[list(all_ids).index(id) for id in ids]]
+    )
     for id in (-1, 1, 3999, 4000, 1 << 32, (2 << 32) + 2000):
-        with pytest.raises(KeyError):
-            metadata.row(id)
+        with pytest.raises(KeyError, match=str(id)):
+            snapshot.rows([0, id])
 
 
 def test_index_folder_is_all_that_a_searcher_needs(embeddings: Path, tmp_path: Path) -> None:
@@ -107,23 +120,35 @@ def test_index_folder_is_all_that_a_searcher_needs(embeddings: Path, tmp_path: P
     (hits,) = Searcher.load(moved).search(["a cat"], k=3)
     assert len(hits) == 3
     assert [h.similarity for h in hits] == sorted((h.similarity for h in hits), reverse=True)
+    assert hits[0].columns.keys() == {"even"}
     assert json.loads((moved / "manifest.json").read_text())["format"] == 1
+    assert (moved / f"patch_{PATCH}" / "image.index").is_file()
 
 
 def test_auto_says_why() -> None:
+    million, gib = 1_000_000, 2**30
     assert choose_kind(1_000, 384, False)[0] == "flat"
-    kind, reason = choose_kind(1_000_000, 384, False)
+    kind, reason = choose_kind(million, 384, False, 8 * gib)
     assert kind == "ivf"
     assert "1,000,000 vectors" in reason
-    assert choose_kind(1_000_000, 384, True)[0] == "flat"
+    assert "10 ms" in reason
     assert "\n" not in reason
+    assert choose_kind(million, 384, True, 8 * gib)[0] == "flat"
+    assert choose_kind(100_000, 384, False, 8 * gib)[0] == "flat16"
+    assert choose_kind(million, 384, False, gib)[0] == "ivfpq"  # 1.5 GiB of float32
+    assert choose_kind(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
+    for latency_ms in (0.01, 1.0, 100.0):  # FAISS cannot copy a graph to a GPU
+        for count in (1_000, million, 1000 * million):
+            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in kinds.GPU_KINDS
 
 
-@pytest.mark.parametrize("what", ["out exists", "no embeddings", "no model", "another model"])
+@pytest.mark.parametrize(
+    "what", ["out exists", "no embeddings", "no model", "another model", "kind", "latency"]
+)
 def test_what_cannot_be_indexed_is_refused(
-    what: str, tiny_model: LitModel, embeddings: Path, model_dir: Path, tmp_path: Path
+    what: str, embeddings: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    source, out, model, message = embeddings, tmp_path / "index", model_dir, ""
+    source, out, model, message, options = embeddings, tmp_path / "index", model_dir, "", {}
     if what == "out exists":
         (out / "something").mkdir(parents=True)
         message = "exists already"
@@ -131,33 +156,68 @@ def test_what_cannot_be_indexed_is_refused(
         source, message = tmp_path / "nothing", "holds no embeddings"
     elif what == "no model":
         model, message = tmp_path / "nothing", "no model at"
+    elif what == "latency":
+        options, message = {"latency_ms": 0.0}, "latency_ms 0"
+    elif what == "kind":  # rows that do not belong to the vectors
+        file = next(source.glob(f"patch_{PATCH}/img_emb/*0000.npy"))
+        np.save(file, np.load(file)[1:])
+        message = "embed these shards again"
     else:
         manifest = json.loads((source / "manifest.json").read_text())
         manifest["image_fingerprint"] = "another"
         (source / "manifest.json").write_text(json.dumps(manifest))
         message = "another image tower"
     with pytest.raises(UsageError, match=message):
-        build_index(source, out, model)
+        build_index(source, out, model, **options)
     assert not (out / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_told_in_one_sentence(kind, embeddings: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(embeddings, index, kind=kind, device="cpu")
+    files = [index / "manifest.json", *index.glob("metadata/*.arrow"), *index.glob("patch_*/*")]
+    assert len(files) == 3
+    for file in files:
+        whole = file.read_bytes()
+        for damaged in (None, b"", whole[: len(whole) // 2], b"\0" * len(whole)):
+            file.unlink(missing_ok=True)
+            if damaged is not None:
+                file.write_bytes(damaged)
+            with pytest.raises(UsageError) as error:
+                Snapshot.open(index)
+            assert "\n" not in str(error.value)
+            assert str(index) in str(error.value)
+        file.write_bytes(whole)
+    assert len(Snapshot.open(index)) == 3000
+
+
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="this machine has a GPU")
-def test_asking_for_a_gpu_that_is_not_there_is_an_error(embeddings: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cuda", "shards", "replicas"])
+def test_asking_for_a_gpu_that_is_not_there_is_an_error(
+    device, embeddings: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="no GPU"):
-        build_index(embeddings, tmp_path / "index", device="cuda")
+        build_index(embeddings, tmp_path / "index", device=device)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_gpu_search_agrees_with_the_cpu(
-    kind, tiny_model: LitModel, embeddings: Path, tmp_path: Path
-) -> None:
-    if not faiss.get_num_gpus():
-        pytest.skip("needs a GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda", "shards", "replicas"])
+@pytest.mark.parametrize("kind", kinds.GPU_KINDS)
+def test_gpu_search_agrees_with_the_cpu(kind, device, embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index", kind=kind)
     queries = all_vectors(embeddings)[0][::60]
-    found = {}
-    for device in ("cpu", "cuda"):
-        searcher = Searcher(tmp_path / "index", tiny_model, device)
-        found[device] = searcher.nearest(queries, 10, searcher.index(PATCH))
-    np.testing.assert_allclose(found["cpu"][0], found["cuda"][0], atol=1e-3)
+    cpu, gpu = (Snapshot.open(tmp_path / "index", where) for where in ("cpu", device))
+    for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-2-5"]}}):
+        expected = cpu.nearest(queries, 10, PATCH, where)
+        found = gpu.nearest(queries, 10, PATCH, where)
+        assert recall(found[1], expected[1]) >= 0.97
+        np.testing.assert_allclose(found[0], expected[0], atol=5e-3)
+
+
+@pytest.mark.gpu
+def test_a_graph_stays_on_the_cpu(embeddings: Path, tmp_path: Path) -> None:
+    build_index(embeddings, tmp_path / "index", kind="hnsw")
+    assert len(Snapshot.open(tmp_path / "index", "auto")) == 3000
+    with pytest.raises(UsageError, match="no hnsw on GPUs"):
+        Snapshot.open(tmp_path / "index", "cuda")

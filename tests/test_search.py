@@ -5,12 +5,14 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFont
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
 from data.shards import expand_shards
+from retrieval.budget import Budget
 from retrieval.embed import embed_shards
 from retrieval.search import Hit, Searcher
 from retrieval.sheet import contact_sheet, wrap
@@ -56,7 +58,7 @@ def test_hits_are_the_most_similar_images_to_the_text(
     searcher: Searcher, tiny_model: LitModel
 ) -> None:
     everything = searcher.search(["a cat"], k=2048)[0]
-    assert len(everything) == len(searcher.metadata)  # fewer than k: what there is
+    assert len(everything) == len(searcher)  # fewer than k: what there is
     text = tiny_model.encode_text(["a cat"])
     finest = min(searcher.patch_sizes)
     images = tiny_model.encode_image([hit.image() for hit in everything], patch_size=finest)
@@ -79,6 +81,55 @@ def test_impossible_requests_say_what_is_allowed(searcher: Searcher) -> None:
     sizes = ", ".join(map(str, searcher.patch_sizes))
     with pytest.raises(UsageError, match=f"allowed: {sizes}"):
         searcher.search(["a cat"], patch_size=7)
+    with pytest.raises(UsageError, match="candidates 5: allowed are k"):
+        searcher.search(["a cat"], k=6, candidates=5, refine_patch_size=24)
+    with pytest.raises(UsageError, match="patch size 7 does not divide"):
+        searcher.search(["a cat"], refine_patch_size=7)
+    with pytest.raises(UsageError, match="nprobe 0"):
+        searcher.search(["a cat"], nprobe=0)
+    with pytest.raises(UsageError, match="width 3"):
+        searcher.search_embeds(np.zeros((1, 3), np.float32))
+    with pytest.raises(UsageError, match="not finite"):
+        searcher.search_embeds(np.full((1, searcher.model.embed_dim), np.nan, np.float32))
+
+
+def test_a_query_picture_has_a_patch_size_of_its_own(
+    searcher: Searcher, tiny_model: LitModel
+) -> None:
+    (hits,) = searcher.search(["anything"], k=3)
+    pictures = [hit.image() for hit in hits]
+    coarse, fine = searcher.patch_sizes
+    found = searcher.search(pictures, k=4, patch_size=fine, query_patch_size=coarse)
+    embeds = tiny_model.encode_image(pictures, patch_size=coarse).numpy()
+    assert found == searcher.search_embeds(embeds, k=4, patch_size=fine)
+    same = searcher.search(pictures, k=4, patch_size=fine, query_patch_size=fine)
+    assert same == searcher.search(pictures, k=4, patch_size=fine) != found
+    other = min(set(tiny_model.patch_sizes) - set(searcher.patch_sizes))  # needs no index
+    assert len(searcher.search(pictures, k=4, patch_size=fine, query_patch_size=other)) == 3
+    with pytest.raises(UsageError, match="a text is not cut into patches"):
+        searcher.search(["a cat"], query_patch_size=fine)
+
+
+def test_a_budget_stands_for_a_patch_size(searcher: Searcher) -> None:
+    (hits,) = searcher.search(["anything"], k=2)
+    pictures = [hit.image() for hit in hits]
+    coarse, fine = searcher.patch_sizes
+    budget = Budget(max_gflops=searcher.profile.gflops(coarse))
+    assert searcher.search(["a cat"], patch_size=budget) == searcher.search(
+        ["a cat"], patch_size=coarse
+    )
+    assert searcher.search(pictures, patch_size=fine, query_patch_size=budget) == searcher.search(
+        pictures, patch_size=fine, query_patch_size=coarse
+    )
+
+
+def test_a_filter_narrows_the_hits(searcher: Searcher) -> None:
+    (everything,) = searcher.search(["a cat"], k=2048)
+    shard = everything[0].shard
+    (hits,) = searcher.search(["a cat"], k=2048, where={"shard": shard, "size": {">": 1500}})
+    expected = [hit for hit in everything if hit.shard == shard and hit.size > 1500]
+    assert hits == expected
+    assert 0 < len(hits) < len(everything)
 
 
 def test_index_of_another_tower_is_refused_but_another_text_tower_is_not(
@@ -143,6 +194,36 @@ def test_command_line_prints_json_and_draws(
     assert [len(row["hits"]) for row in found] == [3, 3]
     assert {"id", "key", "caption", "similarity", "shard"} <= set(found[0]["hits"][0])
     assert picture.is_file()
+
+
+def test_command_line_takes_pictures_filters_and_patch_sizes(
+    index: Path,
+    searcher: Searcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (hits,) = searcher.search(["anything"], k=1)
+    hits[0].image().save(tmp_path / "query.png")
+    coarse, fine = searcher.patch_sizes
+    arguments = ["a cat", str(tmp_path / "query.png"), "--index", str(index), "-k", "3", "--json"]
+    arguments += ["--patch-size", str(coarse), "--refine-patch-size", str(fine)]
+    arguments += ["--candidates", "20", "--where", '{"size": {">": 0}}']
+    launch(monkeypatch, *arguments)
+    found = json.loads(capsys.readouterr().out)
+    assert [len(row["hits"]) for row in found] == [3, 3]
+    assert found[1]["hits"][0]["id"] == hits[0].id
+    assert found[1]["hits"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+    for wrong in (
+        ["--where", "size > 3"],
+        ["--max-gflops", "1", "--patch-size", "48"],
+        ["--max-gflops", "0.0001"],
+        ["--refine-patch-size", "7"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            launch(monkeypatch, "a cat", "--index", str(index), *wrong)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_command_line_refuses_in_one_sentence(

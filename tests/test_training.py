@@ -100,10 +100,13 @@ def one(tmp_path_factory, tiny_text, emoji_shards) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_text, emoji_shards) -> Path:
-    """Two ranks: all gradient cases, and the main job at small size, ZeRO 2."""
+    """Two ranks: all gradient cases, the main job at small size, ZeRO 2, and again from a cache."""
     folder = tmp_path_factory.mktemp("launch") / "two"
     cfg = config(folder, "zero2", tiny_text, emoji_shards, 2)
-    return run(folder, 2, tiny_text, CASES, [training(cfg, folder / "zero2.seen")])
+    data = dataclasses.replace(cfg.data, features=str(folder / "cache"))
+    cached = dataclasses.replace(cfg, name="cached", data=data)
+    runs = [training(c, folder / f"{c.name}.seen") for c in (cfg, cached)]
+    return run(folder, 2, tiny_text, CASES, runs)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +228,17 @@ def test_the_locked_tower_is_bit_identical_after_training(two):
     before = load_vision_tower(TINY_TOWER).state_dict()
     after = weights(two / "zero2")
     assert all(torch.equal(value, after[f"vision.{name}"]) for name, value in before.items())
+
+
+def test_two_ranks_fill_a_cache_and_train_the_same_from_it(two, emoji_shards):
+    names = {file.name for file in (two / "cache").iterdir()}
+    for shard in (emoji_shards / "train").glob("*.tar"):
+        wanted = {f"{shard.stem}.{end}" for end in ("p48.npy", "p30.npy", "keys.txt", "sums.json")}
+        assert wanted <= names
+        assert any(name.startswith(f"{shard.stem}.texts.") for name in names)
+    assert seen_keys(two / "cached.seen", 2) == seen_keys(two / "zero2.seen", 2)
+    a, b = weights(two / "zero2"), weights(two / "cached")
+    assert relative(flat(b, "text."), flat(a, "text.")) <= 1e-3
 
 
 @pytest.mark.parametrize("stage", [2])

@@ -1,0 +1,227 @@
+"""A folder of pictures becomes an index, and follows the folder from then on."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_maker import png
+
+from contrastive.lit import LitModel
+from data.errors import UsageError
+from data.problems import SampleError
+from retrieval import photos
+from retrieval.photos import index_photos
+from retrieval.search import Searcher
+from retrieval.snapshot import Snapshot
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+@pytest.fixture
+def model_dir(tiny_model: LitModel, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures in two folders, one with a caption; a broken one, and what is no picture."""
+    images = tmp_path / "photos"
+    (images / "trip").mkdir(parents=True)
+    for number in range(8):
+        (images / f"{number}.png").write_bytes(png(number, (32, 32)))
+    for number in range(8, 12):
+        (images / "trip" / f"{number}.PNG").write_bytes(png(number, (32, 32)))
+    (images / "3.txt").write_text("a red bicycle")
+    (images / "broken.jpg").write_bytes(b"no picture")
+    (images / ".hidden.png").write_bytes(png(99))
+    (images / "notes.md").write_text("nothing")
+    return images
+
+
+def take_in(folder: Path, model_dir: Path, out: Path, **options):
+    return index_photos(folder, model_dir, out, num_workers=0, batch_size=4, **options)
+
+
+def ids_by_key(snapshot: Snapshot) -> dict[str, int]:
+    return {row["key"]: row["id"] for row in snapshot.rows(snapshot.ids().tolist())}
+
+
+def keys(out: Path) -> list[str]:
+    return sorted(ids_by_key(Snapshot.open(out)))
+
+
+def test_one_command_makes_a_folder_searchable(
+    folder: Path,
+    model_dir: Path,
+    tiny_model: LitModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "index"
+    arguments = ["--images", str(folder), "--model", str(model_dir), "--out", str(out)]
+    arguments += ["--patch-sizes", "48", "24", "--num-workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["index.py", *arguments])
+    runpy.run_path(str(LAUNCH / "index.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "12 new" in printed
+    assert "not_an_image 1" in printed
+    searcher = Searcher.load(out, device="cpu")
+    assert searcher.patch_sizes == (48, 24)
+    (hits,) = searcher.search(["a red bicycle"], k=20)
+    assert sorted(hit.key for hit in hits) == sorted(
+        [f"{n}.png" for n in range(8)] + [f"trip/{n}.PNG" for n in range(8, 12)]
+    )
+    assert {hit.key: hit.caption for hit in hits}["3.png"] == "a red bicycle"
+    pictures = [hit.image() for hit in hits]  # each where its row says
+    for size in (48, 24):
+        found = searcher.search(pictures, k=1, patch_size=size)
+        assert [row[0].id for row in found] == [hit.id for hit in hits]
+    assert hits[0].columns["modified"] == os.stat(hits[0].shard).st_mtime_ns
+
+
+def test_run_again_takes_in_only_what_changed(
+    folder: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    report = take_in(folder, model_dir, out, patch_sizes=(48,))
+    assert (report.added, report.errors) == (12, {"not_an_image": 1})
+    before = ids_by_key(Snapshot.open(out))
+
+    read = []
+    getitem = photos._Pictures.__getitem__
+    monkeypatch.setattr(
+        photos._Pictures,
+        "__getitem__",
+        lambda self, n: read.append(self._photos[n].key) or getitem(self, n),
+    )
+    monkeypatch.setattr(photos, "COMPACT_ABOVE", 0.5)
+    monkeypatch.setattr(photos, "compact_index", lambda *_: pytest.fail("little has changed"))
+    again = take_in(folder, model_dir, out)
+    assert (again.added, again.changed, again.gone, again.unchanged) == (0, 0, 0, 12)
+    assert read == ["broken.jpg"]  # tried again
+
+    read.clear()
+    (folder / "new.png").write_bytes(png(50, (32, 32)))
+    (folder / "5.png").write_bytes(png(51, (40, 32)))
+    report = take_in(folder, model_dir, out)
+    assert (report.added, report.changed, report.gone, report.unchanged) == (1, 1, 0, 11)
+    assert sorted(read) == ["5.png", "broken.jpg", "new.png"]
+    monkeypatch.undo()
+
+    (folder / "0.png").unlink()
+    (folder / "1.png").rename(folder / "trip" / "1.png")
+    (folder / "2.png").write_bytes(b"broken now")
+    report = take_in(folder, model_dir, out)
+    assert (report.added, report.changed, report.gone) == (1, 0, 2)
+    expected = {f"{n}.png" for n in range(3, 8)} | {f"trip/{n}.PNG" for n in range(8, 12)}
+    assert keys(out) == sorted(expected | {"new.png", "trip/1.png"})
+    snapshot = Snapshot.open(out)
+    after = ids_by_key(snapshot)
+    assert all(after[key] == before[key] for key in expected - {"5.png"})
+    assert min(after["5.png"], after["new.png"], after["trip/1.png"]) > max(before.values())
+    assert len(snapshot.segments) == 1  # much has changed: merged
+
+    fresh = tmp_path / "fresh"
+    take_in(folder, model_dir, fresh, patch_sizes=(48,))
+    other = Snapshot.open(fresh)
+    rows = ids_by_key(other)
+    for key, id in after.items():
+        np.testing.assert_allclose(
+            snapshot.vectors([id], 48), other.vectors([rows[key]], 48), atol=1e-5
+        )
+
+
+def test_a_folder_that_became_empty_leaves_an_empty_index(
+    folder: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    take_in(folder, model_dir, out, patch_sizes=(48,))
+    for path in [*folder.rglob("*.png"), *folder.rglob("*.PNG"), folder / "broken.jpg"]:
+        path.unlink()
+    assert take_in(folder, model_dir, out).gone == 12
+    assert Searcher.load(out, device="cpu").search(["a cat"], k=3) == [[]]
+    (folder / "back.png").write_bytes(png(1))
+    take_in(folder, model_dir, out)
+    assert keys(out) == ["back.png"]
+
+
+@pytest.mark.parametrize("what", ["empty", "no folder", "shards", "other folder", "sizes", "model"])
+def test_what_cannot_be_taken_in_is_refused(
+    what: str, folder: Path, model_dir: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    out, images, options = tmp_path / "index", folder, {}
+    if what in ("other folder", "sizes", "model"):
+        take_in(folder, model_dir, out, patch_sizes=(48,))
+    if what in ("empty", "other folder"):
+        images = tmp_path / "elsewhere"
+        images.mkdir()
+        message = {"empty": "holds no picture", "other folder": f"made from {folder}"}[what]
+    elif what == "no folder":
+        images, message = tmp_path / "nowhere", "no folder of pictures"
+    elif what == "sizes":
+        options, message = {"patch_sizes": (24,)}, "has patch sizes 48, not 24"
+    elif what == "model":
+        other = LitModel.from_pretrained(model_dir)
+        other.feature_mean += 1
+        other.save_pretrained(model_dir)
+        message = "another image tower"
+    else:
+        from index_maker import write_embeddings
+
+        from retrieval.index import build_index
+
+        build_index(write_embeddings(tmp_path / "e", tiny_model, model_dir, (9,)), out)
+        message = "was made from shards"
+    with pytest.raises(UsageError, match=message):
+        take_in(images, model_dir, out, **options)
+
+
+def test_the_first_bad_picture_can_end_the_run(
+    folder: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SampleError, match=r"broken\.jpg"):
+        take_in(folder, model_dir, tmp_path / "index", patch_sizes=(48,), on_error="raise")
+
+
+PROGRAM = """
+import sys, time
+from retrieval import photos
+photos.CHUNK = 4
+getitem = photos._Pictures.__getitem__
+def slow(self, number):
+    if number == 6:
+        print("reading", flush=True)
+        time.sleep(60)
+    return getitem(self, number)
+photos._Pictures.__getitem__ = slow
+photos.index_photos(*sys.argv[1:4], patch_sizes=(48,), num_workers=0, batch_size=2, device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_what_it_did_and_goes_on(
+    folder: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    arguments = [str(folder), str(model_dir), str(out)]
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "reading\n"
+    time.sleep(0.1)
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    program.stdout.close()
+    assert len(Snapshot.open(out)) == 4
+    report = take_in(folder, model_dir, out)
+    assert (report.added, report.unchanged) == (8, 4)
+    assert len(keys(out)) == 12

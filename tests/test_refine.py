@@ -1,0 +1,165 @@
+"""Coarse to fine: what the fine index would say, for the price of the candidates."""
+
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contrastive.lit import LitModel
+from data.shards import expand_shards
+from retrieval.embed import embed_shards
+from retrieval.index import build_index
+from retrieval.refine import FineVectors
+from retrieval.search import Searcher
+
+COARSE, FINE = 48, 16
+QUERIES = ["a cat", "rain", "a musical instrument", "something to eat"]
+
+
+@pytest.fixture(scope="module")
+def indexes(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
+    """`coarse` and `fine` over the same drawings, which lie in shards of their own."""
+    folder = tmp_path_factory.mktemp("refine")
+    tiny_model.save_pretrained(folder / "model")
+    shutil.copytree(emoji_shards, folder / "shards")
+    shards = expand_shards([f"{folder}/shards/*/*.tar"])
+    for name, size in (("coarse", COARSE), ("fine", FINE)):
+        embeddings = folder / f"{name} embeddings"
+        embed_shards(
+            tiny_model, shards, [size], embeddings, num_workers=0, model_dir=folder / "model"
+        )
+        build_index(embeddings, folder / name, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def coarse(indexes: Path, tiny_model: LitModel, tmp_path: Path) -> Searcher:
+    """With nothing kept yet."""
+    shutil.copytree(indexes / "coarse", tmp_path / "coarse")
+    return Searcher.load(tmp_path / "coarse", tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fine(indexes: Path, tiny_model: LitModel) -> Searcher:
+    return Searcher.load(indexes / "fine", tiny_model, device="cpu")
+
+
+def same(found, expected) -> None:
+    assert [[h.id for h in row] for row in found] == [[h.id for h in row] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        for hit, wanted in zip(row, other, strict=True):
+            assert hit.similarity == pytest.approx(wanted.similarity, abs=1e-5)
+
+
+def test_all_candidates_give_what_the_fine_index_gives(coarse: Searcher, fine: Searcher) -> None:
+    options = {"refine_patch_size": FINE, "candidates": len(coarse)}
+    assert len(coarse) > 50
+    same(coarse.search(QUERIES, k=20, **options), fine.search(QUERIES, k=20))
+    pictures = [hit.image() for hit in fine.search(QUERIES[:1], k=3)[0]]
+    same(coarse.search(pictures, k=5, **options), fine.search(pictures, k=5))
+    both = coarse.search(pictures, k=1, query_patch_size=8, **options)  # ranked at the fine patch
+    assert [row[0].similarity for row in both] == pytest.approx([1, 1, 1], abs=1e-4)
+
+
+def test_few_candidates_are_ranked_finely(coarse: Searcher, fine: Searcher) -> None:
+    everything = {h.id: h.similarity for h in fine.search(["a cat"], k=2048)[0]}
+    candidates = {h.id for h in coarse.search(["a cat"], k=10)[0]}
+    (hits,) = coarse.search(["a cat"], k=4, refine_patch_size=FINE, candidates=10)
+    best = sorted(candidates, key=lambda id: -everything[id])[:4]
+    assert [h.id for h in hits] == best
+
+
+def test_fine_vectors_are_computed_once_and_kept(
+    coarse: Searcher, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    options = {"k": 5, "refine_patch_size": FINE, "candidates": 12}
+    first = coarse.search(QUERIES, **options)
+    encoded = coarse.fine.num_encoded
+    assert 12 <= encoded <= 48
+    assert coarse.search(QUERIES, **options) == first
+    assert coarse.fine.num_encoded == encoded
+    again = Searcher.load(tmp_path / "coarse", tiny_model, device="cpu")  # another program
+    same(again.search(QUERIES, **options), first)
+    assert again.fine.num_encoded == 0
+
+
+def test_a_patch_size_that_the_index_holds_needs_no_pictures(
+    indexes: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    shards = expand_shards([f"{indexes}/shards/*/*.tar"])
+    embed_shards(
+        tiny_model, shards, [COARSE, FINE], tmp_path / "both", num_workers=0,
+        model_dir=indexes / "model",
+    )  # fmt: skip
+    build_index(tmp_path / "both", tmp_path / "index", kind="flat", device="cpu")
+    searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
+    found = searcher.search(
+        QUERIES, k=9, patch_size=COARSE, refine_patch_size=FINE, candidates=len(searcher)
+    )
+    same(found, searcher.search(QUERIES, k=9, patch_size=FINE))
+    assert searcher.fine.num_encoded == 0
+
+
+def test_threads_that_ask_at_once_share_the_work(coarse: Searcher) -> None:
+    options = {"k": 5, "refine_patch_size": FINE, "candidates": 30}
+    results: list = [None] * 8
+
+    def ask(number: int) -> None:
+        results[number] = coarse.search(QUERIES[:1], **options)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(result == results[0] for result in results)
+    assert results[0] is not None
+    assert coarse.fine.num_encoded == 30
+
+
+def test_pictures_that_are_gone_come_last(
+    coarse: Searcher, indexes: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    (before,) = coarse.search(["a cat"], k=20)
+    lost = {before[0].shard}
+    moved = indexes / "moved.tar"
+    Path(before[0].shard).rename(moved)
+    try:
+        (hits,) = coarse.search(["a cat"], k=20, refine_patch_size=FINE, candidates=20)
+    finally:
+        moved.rename(before[0].shard)
+    assert {h.id for h in hits} == {h.id for h in before}
+    gone = [h.shard in lost for h in hits]
+    assert gone == sorted(gone)
+    assert any(gone)
+    kept = [h for h in before if h.shard in lost]
+    assert [h.id for h in hits if h.shard in lost] == [h.id for h in kept]
+
+
+def test_what_is_kept_is_bounded_and_survives_damage(
+    coarse: Searcher, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    hits = coarse.search(["a cat"], k=30)[0]
+    file = tmp_path / "fine.sqlite"
+    vectors = FineVectors(tiny_model, file, max_kept=10)
+    expected = vectors.get(hits, FINE)
+    assert len(expected) == 30
+    count = sqlite3.connect(file).execute("SELECT count(*) FROM fine").fetchone()[0]
+    assert count == 10
+
+    del vectors
+    file.write_bytes(b"nonsense" * 1000)
+    vectors = FineVectors(tiny_model, file)
+    for id, vector in vectors.get(hits, FINE).items():
+        np.testing.assert_allclose(vector, expected[id], atol=1e-6)
+
+    tiny_model.save_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(tmp_path / "model")
+    other.feature_mean += 0.1
+    changed = FineVectors(other, file)  # another tower's are not taken for its own
+    assert abs(changed.get(hits[:1], FINE)[hits[0].id] - expected[hits[0].id]).max() > 1e-3
+    nowhere = FineVectors(tiny_model, tmp_path / "no folder" / "fine.sqlite")
+    assert len(nowhere.get(hits[:3], FINE)) == 3
