@@ -432,8 +432,8 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
     for wrong, sentence in (
         (["--resume", str(tmp_path / "x"), "--student.pooling", "map"], "cannot change on resume"),
         (["imagenet21k"], "unknown recipe 'imagenet21k'; allowed: dinov2s, imagenet"),
-        ([*flags, "--student.patch-sizes", "37"], "patch size 37 does not divide"),
-        ([*flags, "--student.patch-sizes"], "--student.patch-sizes is empty"),
+        ([*flags, "--name", "y", "--student.patch-sizes", "37"], "patch size 37 does not divide"),
+        ([*flags, "--name", "y", "--student.patch-sizes"], "--student.patch-sizes is empty"),
     ):
         with pytest.raises(SystemExit) as stopped:
             call(*wrong)
