@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -217,13 +217,14 @@ def count(step: Callable[[], object]) -> dict[str, Any]:
             step()
     distributed.barrier()
     after = loopback_bytes()
-    kinds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     calls = [call for own in distributed.gather_objects(counted.calls) for call in own]
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
     for call in calls:
-        row = kinds[kind_of(call)]
-        row["calls"] += 1 / STEPS / RANKS
-        row["handed_in"] += call.payload_bytes / STEPS / RANKS
-        row["sent"] += call.sent_bytes / STEPS / RANKS
+        sums[kind_of(call)].update(calls=1, handed_in=call.payload_bytes, sent=call.sent_bytes)
+    kinds = {
+        kind: {name: total / (STEPS * RANKS) for name, total in counts.items()}
+        for kind, counts in sums.items()
+    }
     found = {"kinds": kinds, "sent": sum(row["sent"] for row in kinds.values())}
     if before is not None and after is not None:
         found["loopback_over_counted"] = (after - before) / sum(call.gloo_bytes for call in calls)
