@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from lit_setup import CONTEXT, build_tower, size_here, text_folder
 
 from contrastive import distributed
 from contrastive.text import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
 from harness import interleave, write_result
+from lit_setup import CONTEXT, build_tower, size_here, text_folder
 
 SIZE = size_here()
 PATCH_SIZES = (56, 28, 16) if SIZE.image_size == 224 else (48, 30, 16)

@@ -79,6 +79,28 @@ def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
     return tower.to(distributed.device(), dtype).lock()
 
 
+def build_model(tower: VisionTower, text: str, loss: str = "sigmoid") -> LitModel:
+    """FlexiLiT's model around a tower, its text side ready to train."""
+    torch.manual_seed(0)
+    cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
+    encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss))).to(distributed.device())
+    model.text.train()
+    return model
+
+
+def build_step(
+    model: LitModel, zero: ZeroConfig, batch_size: int, optim: OptimConfig | None = None
+) -> TrainStep:
+    """A training step of FlexiLiT, under DeepSpeed. batch_size: pairs, all ranks."""
+    optim = optim or OptimConfig(lr=1e-5)
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(batch_size, zero.text_chunk, world_size)
+    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
+    return TrainStep(model, engine, shape, seed=0)
+
+
 def build_ours(
     tower: VisionTower,
     text: str,
@@ -88,18 +110,8 @@ def build_ours(
     batch_size: int = 256,
     optim: OptimConfig | None = None,
 ) -> TrainStep:
-    """A training step of FlexiLiT, under DeepSpeed."""
-    zero, optim = zero or ZeroConfig(), optim or OptimConfig(lr=1e-5)
-    distributed.ensure_group()
-    torch.manual_seed(0)
-    cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
-    encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss))).to(distributed.device())
-    model.text.train()
-    world_size = distributed.world_size()
-    shape = batch_shape(batch_size, zero.text_chunk, world_size)
-    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
-    return TrainStep(model, engine, shape, seed=0)
+    """FlexiLiT's model and its training step."""
+    return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size, optim)
 
 
 def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> torch.nn.Module:
@@ -131,10 +143,10 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return build_optimizer(OptimConfig(lr=1e-5), module)
 
 
-def ready_batch(size: Size, captions: list[list[int]], step: int = 0) -> Batch:
-    """Random pixels and given token ids, in memory."""
+def ready_batch(size: Size | None, captions: list[list[int]], step: int = 0) -> Batch:
+    """Random pixels (none without a size) and given token ids, in memory."""
     n = len(captions)
-    pixels = torch.rand(n, 3, size.image_size, size.image_size)
+    pixels = torch.rand(n, 3, size.image_size, size.image_size) if size else None
     zeros = torch.zeros(n, dtype=torch.int64)
     keys = [str(i) for i in range(n)]
     good = torch.ones(n, dtype=torch.bool)

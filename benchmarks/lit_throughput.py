@@ -16,6 +16,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from open_clip.loss import SigLipLoss
+
+from contrastive import distributed
+from contrastive.features import FeatureSource, fill_texts
+from contrastive.step import TrainStep
+from contrastive.text import TokenGroups, Tokens
+from contrastive.zero import ZeroConfig
+from data.batch import Batch
+from data.pipeline import DataConfig, TrainPipeline
+from harness import Target, Timings, interleave, write_result
 from lit_setup import (
     CONTEXT,
     adamw,
@@ -27,16 +37,6 @@ from lit_setup import (
     size_here,
     text_folder,
 )
-from open_clip.loss import SigLipLoss
-
-from contrastive import distributed
-from contrastive.features import FeatureSource, fill_texts
-from contrastive.step import TrainStep
-from contrastive.text import TokenGroups, Tokens
-from contrastive.zero import ZeroConfig
-from data.batch import Batch
-from data.pipeline import DataConfig, TrainPipeline
-from harness import Target, Timings, interleave, write_result
 
 SIZE = size_here()
 RANDOM_SIZES = (56, 32, 28, 16, 14) if SIZE.image_size == 224 else (48, 40, 30, 24, 20, 16, 15)

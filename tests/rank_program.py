@@ -17,40 +17,16 @@ from safetensors.torch import save_file
 from contrastive import distributed
 from contrastive.config import TrainConfig, from_dict
 from contrastive.lit import LitModel, LossConfig, TextSide
-from contrastive.optim import OptimConfig
 from contrastive.run import whole_parameters
-from contrastive.step import TrainStep
 from contrastive.text import TextConfig, TextEncoder, load_text_tower
 from contrastive.train import train
 from contrastive.vision import load_vision_tower
-from contrastive.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
+from contrastive.zero import ZeroConfig
 from data.batch import Batch
+from lit_gradients import step_gradients
 
 GLOBAL_BATCH = 16
 WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
-
-
-class GradientProbe:
-    """An engine that keeps the full float32 gradient just before the optimiser."""
-
-    def __init__(self, engine):
-        self.engine, self.gradients = engine, {}
-
-    def __call__(self, *args):
-        return self.engine(*args)
-
-    def backward(self, loss):
-        self.engine.backward(loss)
-
-    def step(self):
-        from deepspeed.utils import safe_get_full_grad
-
-        if self.engine.is_gradient_accumulation_boundary():
-            for name, parameter in self.engine.module.named_parameters():
-                gradient = safe_get_full_grad(parameter)
-                if gradient is not None:
-                    self.gradients[name] = gradient.float().cpu().clone().reshape(-1)
-        self.engine.step()
 
 
 def global_batch(bad: bool, tokenizer) -> tuple[Batch, torch.Tensor]:
@@ -80,24 +56,13 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
     model = LitModel(tower, TextSide(encoder, loss))
     zero = ZeroConfig(stage=case["stage"], text_chunk=case["chunk"])
-    optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
-    world_size = distributed.world_size()
-    shape = batch_shape(GLOBAL_BATCH, case["chunk"], world_size)
-    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
-    probe = GradientProbe(engine)
     batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
-    mine = slice(distributed.rank() * shape.per_rank, (distributed.rank() + 1) * shape.per_rank)
-    part = Batch(
-        0, batch.keys[mine], None, batch.captions[mine], batch.tokens[mine], batch.concepts[mine],
-        batch.valid[mine], batch.shards[mine], batch.indices[mine], batch.views[mine],
-    )  # fmt: skip
-    share = TrainStep(model, probe, shape, seed=0)(part, features[mine], part.valid)
-    out = {"loss": distributed.all_reduce_sum(share).reshape(1)}
+    out = step_gradients(model, zero, batch, features)
     with whole_parameters(model.text):
         out |= {
             f"weight.{n}": p.detach().clone().reshape(-1) for n, p in model.text.named_parameters()
         }
-    return out | {f"gradient.{n}": g for n, g in probe.gradients.items()}
+    return out
 
 
 def train_case(case: dict) -> None:

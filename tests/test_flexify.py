@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 from conftest import PARITY, TINY_TOWER
-from launcher import ROOT, deepspeed
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
 
@@ -26,6 +25,7 @@ from contrastive.vision import TowerConfig, build_vision_tower
 from contrastive.zero import ZeroConfig
 from data.errors import UsageError
 from data.pipeline import DataConfig
+from launcher import ROOT, deepspeed
 
 PROGRAM = Path(__file__).parent / "flexify_program.py"
 GAP_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_gap_p16_g15.npz'}"  # patch 16 divides 240 px

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
-from launcher import ROOT, deepspeed
 
 from contrastive.config import TrainConfig, check_resumable, load_config, save_config
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from data.errors import UsageError
+from launcher import ROOT, deepspeed
 
 LIT = ROOT / "launch" / "lit.py"
 

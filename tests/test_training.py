@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
-from launcher import deepspeed
 from open_clip.loss import ClipLoss, SigLipLoss
 from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from contrastive.train import train
 from contrastive.zero import ZeroConfig
 from data.errors import UsageError
 from data.pipeline import DataConfig
+from launcher import deepspeed
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "rank_program.py"

@@ -1,4 +1,7 @@
-"""Start programs the way users do: under the deepspeed launcher, in processes of their own."""
+"""Start programs the way users do: under the deepspeed launcher, in processes of their own.
+
+They can import this project and the benchmarks' modules.
+"""
 
 import os
 import socket
@@ -16,6 +19,8 @@ def deepspeed(num_ranks: int, program: Path, *arguments: str, timeout_s: int = 4
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators"]
     command += [str(num_ranks), "--master_port", str(port), str(program), *arguments]
+    path = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, env=dict(os.environ)
+        command, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, env=env
     )

@@ -1,0 +1,170 @@
+"""Gradients of one training step, in one shot by open_clip's losses, or in chunks by ranks.
+
+    deepspeed --num_accelerators N benchmarks/lit_gradients.py JOB.json
+
+The job names the cases; rank 0 writes what each gives to a safetensors file beside the job.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.loss import ClipLoss, SigLipLoss
+from safetensors.torch import save_file
+from torch import Tensor
+
+from contrastive import LitModel, distributed, load_vision_tower
+from contrastive.lit import LossConfig, TextSide
+from contrastive.optim import OptimConfig
+from contrastive.step import TrainStep
+from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
+from data.batch import Batch
+from lit_setup import ready_batch
+
+WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
+
+
+class GradientProbe:
+    """An engine that keeps the full float32 gradient just before the optimiser."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.gradients = engine, {}
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        from deepspeed.utils import safe_get_full_grad
+
+        if self.engine.is_gradient_accumulation_boundary():
+            for name, parameter in self.engine.module.named_parameters():
+                gradient = safe_get_full_grad(parameter)
+                if gradient is not None:
+                    self.gradients[name] = gradient.float().cpu().clone().reshape(-1)
+        self.engine.step()
+
+
+class PlainEngine:
+    """Stands in for DeepSpeed's engine in float64, of which that one reduces no gradients.
+
+    It averages over chunks and ranks as DeepSpeed does, and has no optimiser.
+    """
+
+    def __init__(self, module: torch.nn.Module, chunks: int) -> None:
+        self.module, self.chunks, self.gradients = module, chunks, {}
+        self._done = 0
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.chunks).backward()
+
+    def step(self) -> None:
+        self._done += 1
+        if self._done % self.chunks == 0:
+            for name, parameter in self.module.named_parameters():
+                total = distributed.all_reduce_sum(parameter.grad)
+                self.gradients[name] = (total / distributed.world_size()).reshape(-1)
+
+
+def build_model(tower: str, text: str, loss: LossConfig, dtype: torch.dtype) -> LitModel:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    vision = load_vision_tower(tower)
+    torch.manual_seed(0)
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), vision.embed_dim)
+    return LitModel(vision, TextSide(encoder, loss)).to(dtype)
+
+
+def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d"]]:
+    """The same captions of one to eight words, and image features, in every process."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 9, (pairs,), generator=generator).tolist()
+    drawn = [torch.randint(len(WORDS), (n,), generator=generator).tolist() for n in lengths]
+    captions = [" ".join(WORDS[i] for i in words) for words in drawn]
+    batch = ready_batch(None, model.text.encoder.tower.tokenizer(captions))
+    return batch, torch.randn(pairs, model.embed_dim, generator=generator)
+
+
+def share_of_rank(batch: Batch) -> tuple[Batch, slice]:
+    """This rank's part of a global batch without pixels, and which part that is."""
+    size = len(batch) // distributed.world_size()
+    mine = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    names = ("keys", "captions", "tokens", "concepts", "valid", "shards", "indices", "views")
+    return replace(batch, **{name: getattr(batch, name)[mine] for name in names}), mine
+
+
+def step_gradients(
+    model: LitModel, zero: ZeroConfig, batch: Batch, features: Float[Tensor, "b d"]
+) -> dict[str, Tensor]:
+    """Loss and gradients of a training step over all ranks, then one SGD step (not in float64)."""
+    optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
+    world_size = distributed.world_size()
+    shape = batch_shape(len(batch), zero.text_chunk, world_size)
+    engine: GradientProbe | PlainEngine
+    if model.feature_mean.dtype == torch.float64:
+        engine = PlainEngine(model.text, shape.chunks)
+    else:
+        config = deepspeed_config(zero, optim, shape, world_size)
+        engine = GradientProbe(build_engine(model.text, optim, config))
+    part, mine = share_of_rank(batch)
+    share = TrainStep(model, engine, shape, seed=0)(part, features[mine], part.valid)
+    gradients = {f"gradient.{name}": g for name, g in engine.gradients.items()}
+    return {"loss": distributed.all_reduce_sum(share).reshape(1), **gradients}
+
+
+def one_shot_gradients(
+    model: LitModel, batch: Batch, features: Float[Tensor, "b d"]
+) -> dict[str, Tensor]:
+    """The same by open_clip's loss: all texts in one forward, padded to the longest."""
+    side = model.text
+    texts = side.encoder(TokenGroups.of(side.encoder.tower, batch.tokens))
+    images = model.embed_features(features)
+    if side.loss.kind == "sigmoid":
+        loss = SigLipLoss()(images, texts, side.scale(), side.logit_bias)
+    else:
+        loss = ClipLoss()(images, texts, side.scale())
+    loss.backward()
+    named = {n: p.grad.reshape(-1) for n, p in side.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach().reshape(1), **{f"gradient.{n}": g for n, g in named.items()}}
+
+
+def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Norm of the gradients' difference over that of the expected ones: of the encoder, or of the
+    temperature and bias, whichever is larger."""
+    assert set(got) == set(expected)
+    names = [name for name in sorted(expected) if name.startswith("gradient.")]
+    scalars = [name for name in names if "logit_" in name]
+    errors = []
+    for group in (scalars, sorted(set(names) - set(scalars))):
+        a, b = (torch.cat([values[n].double() for n in group]) for values in (got, expected))
+        errors.append(float((a - b).norm() / b.norm()))
+    return max(errors)
+
+
+def main() -> None:
+    job_file = Path(sys.argv[-1])
+    distributed.init_from_launcher()
+    job = json.loads(job_file.read_text())
+    for name, case in job["cases"].items():
+        dtype = getattr(torch, case["dtype"])
+        model = build_model(job["tower"], job["text"], LossConfig(kind=case["loss"]), dtype)
+        zero = ZeroConfig(stage=case["stage"], text_chunk=job["chunk"])
+        result = step_gradients(model, zero, *random_pairs(model, job["pairs"]))
+        if distributed.is_main():
+            save_file(result, job_file.parent / f"{name}.safetensors")
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()
