@@ -42,7 +42,7 @@ async def classify(service: Service, asked: ClassifyRequest) -> dict[str, Any]:
         rows, similarities = await classes.rank(service, encoded)
     shares: list[float | None] = [None] * len(rows)
     if len(classes.names) <= MAX_SHARED:
-        logits = float(model.text.scale()) * similarities
+        logits = model.text.scale().item() * similarities
         powers = np.exp(logits - logits.max())
         shares = (powers / powers.sum()).tolist()
     ranked = zip(rows.tolist(), similarities.tolist(), shares, strict=True)

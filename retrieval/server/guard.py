@@ -69,7 +69,7 @@ class Guard:
             log.exception("%s %s failed", request.scope["method"], request.scope["path"])
             response = refusal(500, "the server failed; its log says why")
         if not request.status:
-            await response(request.scope, request.receive, request.send)
+            await response(request.scope, request.replay, request.send)
 
     def _check(self, request: "_Request") -> None:
         """Raises `RequestError` for what is refused before it is read."""
@@ -90,7 +90,7 @@ class Guard:
         return RequestError(413, f"the body is too large; allowed are {allowed}")
 
     async def _read(self, request: "_Request") -> None:
-        """The whole body. Raises `RequestError` when it, or all together, outgrow what is allowed."""
+        """The whole body. Raises `RequestError` when it, or all together, outgrow what they may."""
         while not request.ended:
             chunk = await request.receive()
             request.body += chunk

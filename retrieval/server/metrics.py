@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus. Steps are named as in clip-retrieval: its dashboards read them."""
+"""What /metrics tells Prometheus. Steps have clip-retrieval's names, for its dashboards."""
 
 import time
 from collections.abc import Iterator

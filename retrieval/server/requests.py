@@ -28,11 +28,18 @@ class Query(Strict):
 
     text: str | None = Field(default=None, min_length=1, description="Words.")
     image: str | bytes | None = Field(
-        default=None, min_length=1, description="An image file in base64; in a form, the file itself."
+        default=None,
+        min_length=1,
+        description="A file in base64; in a form, the file itself.",
     )
-    image_url: str | None = Field(default=None, min_length=1, description="Where the server allows it.")
+    image_url: str | None = Field(
+        default=None, min_length=1, description="If the server allows it."
+    )
     vector: list[float] | None = Field(
-        default=None, min_length=1, max_length=65536, description="Of the index's width, any length."
+        default=None,
+        min_length=1,
+        max_length=65536,
+        description="As wide as the index.",
     )
     id: int | None = Field(default=None, ge=0, le=MAX_ID, description="An image of the index.")
 
@@ -55,10 +62,12 @@ class Term(Query):
 class Sizes(Strict):
     """Patch sizes, or what encoding one image may cost."""
 
-    index: str | None = Field(default=None, description="Name of the index; the first when not given.")
+    index: str | None = Field(default=None, description="The first when not given.")
     patch_size: int | None = Size
     max_gflops: float | None = Field(
-        default=None, gt=0, description="Instead of a patch size: the finest grid that one image pays for."
+        default=None,
+        gt=0,
+        description="Instead of a patch size: the finest that costs less an image.",
     )
     max_ms: float | None = Field(default=None, gt=0, description="The same, in ms on the server.")
     refine_patch_size: int | None = Size
@@ -90,9 +99,11 @@ class SearchRequest(Query, Sizes):
     where: dict[str, Any] | None = Field(
         default=None, description='Filter on metadata: {"caption": {"contains": "cat"}}.'
     )
-    deduplicate: bool = Field(default=False, description="Leave out near-duplicates of better hits.")
-    nprobe: int | None = Field(default=None, ge=1, le=1 << 20, description="Cells that an ivf looks into.")
-    ef: int | None = Field(default=None, ge=1, le=1 << 16, description="Candidates on an hnsw's walk.")
+    deduplicate: bool = Field(default=False, description="Leave out hits much like better ones.")
+    nprobe: int | None = Field(
+        default=None, ge=1, le=1 << 20, description="Cells that an ivf visits."
+    )
+    ef: int | None = Field(default=None, ge=1, le=1 << 16, description="Candidates of an hnsw.")
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
@@ -111,11 +122,16 @@ class ClassifyRequest(Sizes):
     """An image, and labels or the name of a class set."""
 
     image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
-    image_url: str | None = Field(default=None, min_length=1, description="Where the server allows it.")
+    image_url: str | None = Field(
+        default=None, min_length=1, description="If the server allows it."
+    )
     labels: list[str] | None = Field(default=None, min_length=1)
-    class_set: str | None = Field(default=None, description="One of those that /v1/indices names.")
+    class_set: str | None = Field(default=None, description="One that /v1/indices names.")
     templates: list[str] | None = Field(
-        default=None, min_length=1, max_length=16, description="Prompts with {c} where the label goes."
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="With {c} where the label goes.",
     )
     k: int = Field(default=20, ge=1, description="Labels, best first.")
     margin: float = Field(

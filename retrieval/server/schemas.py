@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from retrieval.server.requests import ClassifyRequest, SearchRequest
 
@@ -116,7 +117,7 @@ INDICES = _route("Indexes, what their patch sizes cost, class sets, limits", Ind
 SAMPLE = _route("Images at random", SampleAnswer)
 IMAGE: dict[str, Any] = {
     "summary": "A thumbnail, JPEG",
-    "response_class": None,
+    "response_class": Response,
     "responses": {200: {"content": {"image/jpeg": {}}}, "4XX": {"model": Refusal}},
 }
 

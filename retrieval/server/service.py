@@ -128,7 +128,7 @@ class Service:
         return await self.encoding.submit(EncodeKey("text", self._number(model)), texts)
 
     async def prepare(self, model: LitModel, data: bytes, field: str) -> torch.Tensor:
-        """The pixels of an image file as the model takes them; if there are none, blames `field`."""
+        """The pixels of an image file as the model takes them; else blames `field`."""
 
         def decode() -> torch.Tensor:
             with self.metrics.timed("image_prepro_time"):

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from retrieval.search import Hit, Searcher
-from retrieval.server.answers import columns_of, json_response
+from retrieval.server.answers import json_response
 from retrieval.server.classes import classify
 from retrieval.server.images import MAX_SIDE, Place
 from retrieval.server.limits import RequestError
