@@ -1,7 +1,6 @@
 """The web application: clip-retrieval's endpoints, our own, the page, and their guard."""
 
 import asyncio
-import importlib.resources
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,23 +16,9 @@ from retrieval.server import clip_retrieval, v1
 from retrieval.server.answers import json_response, refusal
 from retrieval.server.guard import Guard
 from retrieval.server.limits import RequestError
+from retrieval.server.page import PAGE, PAGE_HEADERS
 from retrieval.server.schemas import describe
 from retrieval.server.service import Service
-
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-PAGE_HEADERS = {
-    # Nothing from elsewhere: captions are strangers' texts.
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 def build_app(service: Service, token: str = "", cors: Sequence[str] = ()) -> FastAPI:
@@ -110,14 +95,11 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    folder = importlib.resources.files("retrieval") / "web"
-    for path, (name, media_type) in PAGE.items():
-        app.add_api_route(
-            path, _file(folder.joinpath(name).read_bytes(), media_type), include_in_schema=False
-        )
+    for path, (media_type, data) in PAGE.items():
+        app.add_api_route(path, _file(media_type, data), include_in_schema=False)
 
 
-def _file(data: bytes, media_type: str) -> Any:
+def _file(media_type: str, data: bytes) -> Any:
     async def answer() -> Response:
         return Response(data, headers=PAGE_HEADERS, media_type=media_type)
 

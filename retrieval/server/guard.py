@@ -9,10 +9,11 @@ import anyio
 
 from retrieval.server.answers import refusal
 from retrieval.server.limits import RequestError
+from retrieval.server.page import PAGE
 from retrieval.server.service import Service
 
-OPEN_PATHS = ("/", "/app.js", "/style.css", "/icon.svg", "/healthz", "/readyz")
-"""Need no token: the page without data, and what a load balancer asks."""
+# These need no token: the page without data, and what a load balancer asks.
+OPEN_PATHS = frozenset({*PAGE, "/healthz", "/readyz"})
 HELD_BODIES = 32  # bodies of the largest size that may be held at once
 DRAINED_BODIES = 4  # of the largest size, read to the end so that the refusal is heard
 
