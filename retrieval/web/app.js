@@ -4,30 +4,17 @@ import { get, pictureBlob, pictureURL, post, Refused, toBase64 } from "./api.js"
 import { classify, drawBars } from "./classify.js";
 import { blanks, drawHits, walk } from "./hits.js";
 import { drawSizes, explain, finest, format } from "./sizes.js";
+import { another, asked, byPicture, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
 const IDEAS = ["a happy cat", "something to eat", "a red vehicle", "bad weather", "making music", "time to celebrate"];
 const LABELS = "animal\nfood\nvehicle\nbuilding\nplant\nperson\nsport\nclothing\nweather";
 
-const state = {
-  view: "search",
-  index: null, // as /v1/indices describes it
-  text: "",
-  picture: null, // {blob, url} of a file, or {hit, url} of the index
-  named: null, // {blob, url}: the picture of the playground
-  size: 0,
-  other: 0, // 0: not compared
-  measured: {}, // ms by patch size, of the picture at hand
-};
 let indices = [];
 let running = new AbortController();
 
 // ---- what is asked --------------------------------------------------------------------------
-
-const byPicture = () => (state.view === "classify" ? true : Boolean(state.picture?.blob));
-const asked = () => Boolean(state.text || state.picture);
-const sizes = () => (state.other ? [state.size, state.other] : [state.size]);
 
 async function query(size, offset) {
   const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;
@@ -57,7 +44,7 @@ async function run({ remember = true } = {}) {
   running = new AbortController();
   const { signal } = running;
   hideNotice();
-  if (remember) writeAddress();
+  if (remember) writeAddress(indices[0]);
   drawControls();
   try {
     if (state.view === "classify") await runClassify(signal);
@@ -176,6 +163,7 @@ async function pick(hit) {
   if (state.view === "classify") {
     const blob = await pictureBlob(`${hit.image}?size=640`);
     setNamed(blob);
+    window.scrollTo({ top: 0, behavior: "smooth" });
     return run();
   }
   forget();
@@ -210,12 +198,6 @@ async function runClassify(signal) {
   $("status").textContent = `Patch ${size}: picture read in ${format(ms.image)}, answered in ${format(ms.total)}`
     + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
   drawControls();
-}
-
-function setNamed(blob) {
-  if (state.named) URL.revokeObjectURL(state.named.url);
-  state.named = { blob, url: URL.createObjectURL(blob) };
-  state.measured = {};
 }
 
 // ---- drawing --------------------------------------------------------------------------------
@@ -262,15 +244,6 @@ function show(frame, url, grid) {
   frame.style.setProperty("--n", grid);
 }
 
-// The next coarser size, or the next finer one where there is none.
-function another() {
-  const known = state.index.patch_sizes
-    .filter((option) => (option.in_index || byPicture()) && option.patch_size !== state.size)
-    .map((option) => option.patch_size);
-  const coarser = known.filter((size) => size > state.size);
-  return coarser.length ? Math.min(...coarser) : Math.max(0, ...known);
-}
-
 function stale() {
   const lists = $("results").querySelectorAll(".hits");
   if ($("results").querySelector(".try") || !lists.length) $("results").replaceChildren(blanks(12));
@@ -305,12 +278,6 @@ function hideNotice() {
 
 // ---- what the visitor does ------------------------------------------------------------------
 
-function forget() {
-  if (state.picture?.blob) URL.revokeObjectURL(state.picture.url);
-  state.picture = null;
-  state.measured = {};
-}
-
 function take(file) {
   if (!file) return;
   if (!file.type.startsWith("image/")) {
@@ -334,34 +301,10 @@ function setView(view) {
   run();
 }
 
-function writeAddress() {
-  const words = new URLSearchParams();
-  if (state.view !== "search") words.set("view", state.view);
-  if (state.index !== indices[0]) words.set("index", state.index.name);
-  if (state.text) words.set("q", state.text);
-  if (state.picture?.hit) words.set("like", state.picture.hit.image.split("/").pop());
-  if (state.size !== finest(state.index)) words.set("patch", state.size);
-  if (state.other) words.set("beside", state.other);
-  const address = `${location.pathname}${words.size ? "?" : ""}${words}`;
-  if (address !== location.pathname + location.search) history.pushState(null, "", address);
-}
-
-async function readAddress() {
-  const words = new URLSearchParams(location.search);
-  state.view = words.get("view") === "classify" ? "classify" : "search";
-  state.index = indices.find((index) => index.name === words.get("index")) ?? indices[0];
+async function openAddress() {
+  await readAddress(indices);
   $("index").value = state.index.name;
-  state.text = $("text").value = words.get("q") ?? "";
-  const known = (size) => state.index.patch_sizes.some((option) => option.patch_size === size);
-  const size = Number(words.get("patch"));
-  state.size = known(size) ? size : finest(state.index);
-  state.other = known(Number(words.get("beside"))) ? Number(words.get("beside")) : 0;
-  forget();
-  const like = words.get("like");
-  if (like && /^\d+$/.test(like)) {
-    const image = `/v1/images/${encodeURIComponent(state.index.name)}/${like}`;
-    state.picture = { hit: { image }, url: await pictureURL(`${image}?size=96`) };
-  }
+  $("text").value = state.text;
 }
 
 let typing = 0;
@@ -434,7 +377,7 @@ function listen() {
     $("veil").hidden = true;
     take(event.dataTransfer.files[0]);
   });
-  window.addEventListener("popstate", async () => { await readAddress(); run({ remember: false }); });
+  window.addEventListener("popstate", async () => { await openAddress(); run({ remember: false }); });
 }
 
 async function start() {
@@ -447,7 +390,7 @@ async function start() {
       new Option(`${set.name} (${set.count.toLocaleString("en")})`, set.name)));
     $("sets").hidden = !found.class_sets.length;
     $("labels").value = LABELS;
-    await readAddress();
+    await openAddress();
     listen();
     await run({ remember: false });
   } catch (error) {

@@ -9,28 +9,25 @@ export function drawSizes(fieldset, index, { chosen, byPicture, measured, onChan
   const box = fieldset.querySelector(".options");
   const had = box.contains(document.activeElement);
   box.replaceChildren();
-  for (const option of index.patch_sizes) {
+  for (const option of index.patch_sizes.filter((one) => byPicture || one.in_index)) {
     const label = document.createElement("label");
     const input = document.createElement("input");
     input.type = "radio";
     input.name = fieldset.id;
     input.value = option.patch_size;
     input.checked = option.patch_size === chosen;
-    input.disabled = !byPicture && !option.in_index;
     input.addEventListener("change", () => onChange(option.patch_size));
     const cells = document.createElement("span");
     cells.className = "cells";
-    cells.style.setProperty("--n", Math.min(12, index.image_size / option.patch_size));
+    cells.style.setProperty("--n", Math.min(10, index.image_size / option.patch_size));
     const name = document.createElement("b");
     name.textContent = option.patch_size;
     const time = document.createElement("small");
     const one = measured[option.patch_size] ?? option.ms;
     time.textContent = byPicture ? format(one) : `${format(1000 * option.ms)} / 1,000`;
-    label.title = input.disabled
-      ? "not in this index"
-      : byPicture
-        ? `${option.gflops} GFLOPs to encode the picture`
-        : `${format(1000 * option.ms)} to index 1,000 pictures`;
+    label.title = byPicture
+      ? `${option.gflops} GFLOPs to encode the picture`
+      : `${format(1000 * option.ms)} to index 1,000 pictures`;
     label.append(input, cells, name, time);
     box.append(label);
     if (had && input.checked) input.focus();
