@@ -61,7 +61,7 @@ def emoji_index(tiny_model, emoji_shards, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("emoji-index")
     tiny_model.save_pretrained(folder / "model")
-    shards = sorted(str(file) for file in emoji_shards.glob("heldout_captions/*.tar"))
+    shards = sorted(str(file) for file in emoji_shards.glob("*/*.tar"))
     sizes = tiny_model.patch_sizes[:2]
     embed_shards(
         tiny_model, shards, sizes, folder / "emb", num_workers=0, model_dir=folder / "model"
