@@ -67,11 +67,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
         found = [host] if answers is None else answers.pop(0) if len(answers) > 1 else answers[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
 
-    connect = socket.create_connection
-
     def to_this_machine(address: tuple[str, int], timeout: float) -> socket.socket:
         assert address[0] == "198.51.100.7"  # the address that was checked, no name
-        return connect(("127.0.0.1", address[1]), timeout)
+        sock = socket.socket()
+        sock.settimeout(timeout)
+        sock.connect(("127.0.0.1", address[1]))
+        return sock
 
     monkeypatch.setattr(module.socket, "getaddrinfo", look_up)
     monkeypatch.setattr(module.socket, "create_connection", to_this_machine)
@@ -110,11 +111,11 @@ def test_a_public_picture_is_fetched_through_redirects(
     url = f"http://a.example:{site}/to/http://b.example:{site}/to/ok"
     # the second redirect is relative: /ok of b.example
     url = url.replace("/to/ok", "/to//ok")
-    assert fetch(url, 1000, 5) == b"picture"
+    assert fetch(url, 1000, 5.0) == b"picture"
     assert Site.seen[-1] == f"b.example:{site}/ok"
 
 
-def refused(url: str, words: str, max_bytes: int = 1000, timeout_s: float = 5) -> None:
+def refused(url: str, words: str, max_bytes: int = 1000, timeout_s: float = 5.0) -> None:
     with pytest.raises(RequestError, match=words) as error:
         fetch(url, max_bytes, timeout_s)
     assert error.value.status == 400
@@ -157,7 +158,7 @@ def test_a_name_is_resolved_once_per_hop_and_that_address_is_used(
 ) -> None:
     # A second look-up would give a private address: the connection does not ask again.
     names["rebinding.example"] = [["198.51.100.7"], ["127.0.0.1"]]
-    assert fetch(f"http://rebinding.example:{site}/ok", 1000, 5) == b"picture"
+    assert fetch(f"http://rebinding.example:{site}/ok", 1000, 5.0) == b"picture"
     # The next hop asks again, and is refused.
     refused(f"http://rebinding.example:{site}/ok", "no public address")
     names["rebinding.example"] = [["198.51.100.7"], ["127.0.0.1"]]
@@ -168,7 +169,8 @@ def test_other_schemes_and_broken_addresses_are_refused() -> None:
     for url in ("file:///etc/passwd", "ftp://a.example/x", "gopher://a.example/x"):
         refused(url, "allowed: http, https|is no URL")
     for url in ("", "http://", "nothing", "http://a b/", "http://user@a.example/", "http://[::1",
-                "http://a.example:99999/", "http://a.example/\r\nX: y", "http://[fe80::1%25eth0]/"):  # fmt: skip
+                "http://a.example:99999/", "http://a.example/\r\nX: y",
+                "http://[fe80::1%25eth0]/"):  # fmt: skip
         refused(url, "is no URL|allowed: http")
 
 
@@ -181,11 +183,7 @@ def test_large_slow_missing_and_endless_answers_are_refused(
     loop = f"http://a.example:{site}/to/" * 6 + "ok"
     refused(loop, "redirects")
     start = time.monotonic()
-    try:
-        body = fetch(f"http://a.example:{site}/dripping", 1000, 0.5)
-    except RequestError:
-        body = b""
-    assert len(body) < 40
+    refused(f"http://a.example:{site}/dripping", "cannot be fetched", timeout_s=0.5)
     assert time.monotonic() - start < 3
     with socket.socket() as silent:  # takes no connection
         silent.bind(("127.0.0.1", 0))

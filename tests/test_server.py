@@ -95,8 +95,9 @@ def test_vectors_of_any_length_and_stored_images_are_queries(
     vector = searcher.vectors([hit.id], size)[0]
     (hits,) = searcher.search_embeds(vector[None], k=4)
     assert hits[0].id == hit.id
-    for query in ({"vector": vector.tolist()}, {"vector": (1e200 * vector.astype(np.float64)).tolist()},
-                  {"id": hit.id}, {"id": str(hit.id)}):  # fmt: skip
+    long = 1e200 * vector.astype(np.float64)
+    queries = [{"vector": vector.tolist()}, {"vector": long.tolist()}, {"id": hit.id}]
+    for query in (*queries, {"id": str(hit.id)}):
         assert_same(search(served, k=4, **query)["hits"], hits)
 
 

@@ -21,13 +21,14 @@ from PIL import Image
 from server_thread import Answer, Served, serving
 
 from contrastive.lit import LitModel
+from data.errors import UsageError
 from retrieval.search import Searcher
 from retrieval.server import Limits, ServeConfig, load_service
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 LIMITS = Limits(
     max_body_mib=0.25, max_pixels=40_000, max_k=50, max_text=60, max_labels=5, max_candidates=20,
-    timeout_s=15,
+    timeout_s=15.0,
 )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def test_a_bad_search_is_refused_with_a_sentence(
         ({"image": SMALL, "labels": ["a" * 61]}, ["labels", "at most 60"]),
         ({"image": SMALL, "labels": ["a"], "templates": ["photo"]}, ["templates", "{c}"]),
         ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
-        ({"image": SMALL, "labels": "a"}, ["labels", "list"]),
+        ({"image": SMALL, "labels": "a"}, ["labels", "array"]),
     ],
 )
 def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[str]) -> None:
@@ -227,7 +228,7 @@ def test_a_request_that_takes_too_long_is_ended(
         return encode(texts)
 
     monkeypatch.setattr(searcher.model, "encode_text", slow)
-    with serving({"drawings": searcher}, limits=Limits(timeout_s=1)) as served:
+    with serving({"drawings": searcher}, limits=Limits(timeout_s=1.0)) as served:
         assert_refused(served.post("/v1/search", {"text": "slow"}), 408, "1 s")
         held.set()
         assert served.post("/v1/search", {"text": "quick"}).status == 200
@@ -364,8 +365,6 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
             ([*good, str(emoji_index)], "two folders of one name"),
             ([*good, "--token-file", str(tmp_path / "empty")], "one word of ASCII"),
             ([*good, "--classes", str(tmp_path / "empty")], "is empty"),
-            ([*good, "--limits.max-k", "5000"], "at most 2048"),
-            ([*good, "--limits.timeout-s", "0"], "--limits.timeout-s 0"),
             (["--index", str(emoji_index), "--port", port], f"port {port}"),
             (["--index", str(emoji_index), "--port", "70000"], "0 to 65535"),
         ):
@@ -375,6 +374,13 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
             assert error.startswith("error: "), error
             assert words in error
             assert "\n" not in error
+
+
+def test_limits_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--limits\.max-k 5000: at most 2048"):
+        Limits(max_k=5000)
+    with pytest.raises(UsageError, match=r"--limits\.timeout-s 0: allowed are numbers above 0"):
+        Limits(timeout_s=0.0)
 
 
 def test_indexes_of_one_model_share_it(emoji_index: Path, tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def _one_hop(url: str, max_bytes: int, deadline: float) -> tuple[int, str, bytes
         connection.request("GET", target, headers={"User-Agent": "flexilit", "Accept": "image/*"})
         answer = connection.getresponse()
         body = answer.read(max_bytes + 1) if answer.status == 200 else b""
+        if time.monotonic() >= deadline:  # what was cut off looks whole where no length was told
+            raise TimeoutError
         if len(body) > max_bytes:
             raise RequestError(400, f"image_url: more than the {max_bytes} bytes that are allowed")
         return answer.status, answer.getheader("Location") or "", body
@@ -71,12 +73,12 @@ def _parse(url: str) -> tuple[str, str, int, str]:
             raise ValueError
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
+        if parts.scheme not in ("http", "https"):
+            raise RequestError(400, f"image_url: {parts.scheme[:20]!r}; allowed: http, https")
         if not host or "%" in host or "@" in parts.netloc:
             raise ValueError
     except ValueError:
         raise RequestError(400, f"image_url: {url[:80]!r} is no URL") from None
-    if parts.scheme not in ("http", "https"):
-        raise RequestError(400, f"image_url: {parts.scheme[:20]!r}; allowed: http, https")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80), target
 
@@ -116,6 +118,7 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, timeout_s: float, tls: bool) -> None:
         super().__init__(host, port, timeout=timeout_s)
         self._address, self._tls = address, tls
+        self._opened: socket.socket | None = None  # http.client forgets it while it reads
         if tls:
             self.default_port = 443
 
@@ -124,9 +127,10 @@ class _Pinned(http.client.HTTPConnection):
         if self._tls:
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        self._opened = self.sock
 
     def cut(self) -> None:
         """End whatever is being waited for."""
-        if self.sock is not None:
+        if self._opened is not None:
             with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self._opened.shutdown(socket.SHUT_RDWR)
