@@ -1,7 +1,6 @@
 """Where an index's vectors come from: pieces of rows that are read a block at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -35,6 +34,7 @@ class EmbeddedShard:
     def __init__(self, folder: Path, number: int, count: int, first_id: int = 0) -> None:
         """first_id: is added to the ids that the folder gives."""
         self.folder, self.number, self.count, self.first_id = folder, number, count, first_id
+        self._table: pa.Table | None = None
 
     def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         vectors = open_vectors(self.folder, patch_size, self.number)
@@ -46,10 +46,12 @@ class EmbeddedShard:
         return np.ascontiguousarray(vectors[start:stop], np.float32)
 
     def metadata(self, start: int, stop: int) -> pa.Table:
-        return self._table.slice(start, stop - start)
+        table = self._table if self._table is not None else self._read()
+        # Forgotten after its last rows: there may be thousands of shards.
+        self._table = table if stop < self.count else None
+        return table.slice(start, stop - start)
 
-    @cached_property
-    def _table(self) -> pa.Table:
+    def _read(self) -> pa.Table:
         file = metadata_file(self.folder, self.number)
         table = pq.read_table(file)
         if len(table) != self.count:

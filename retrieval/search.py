@@ -192,6 +192,8 @@ class Searcher:
                 f"a vector of width {embeds.shape[1]} does not fit {self.folder}; allowed: "
                 f"{self.snapshot.width}"
             )
+        if not np.isfinite(embeds).all():
+            raise UsageError("a query vector has numbers that are not finite")
         snapshot = self.snapshot  # one state of the index, whatever is reloaded meanwhile
         size = self._index_patch_size(patch_size)
         depth = k

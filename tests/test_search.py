@@ -89,6 +89,8 @@ def test_impossible_requests_say_what_is_allowed(searcher: Searcher) -> None:
         searcher.search(["a cat"], nprobe=0)
     with pytest.raises(UsageError, match="width 3"):
         searcher.search_embeds(np.zeros((1, 3), np.float32))
+    with pytest.raises(UsageError, match="not finite"):
+        searcher.search_embeds(np.full((1, searcher.model.embed_dim), np.nan, np.float32))
 
 
 def test_a_query_picture_has_a_patch_size_of_its_own(

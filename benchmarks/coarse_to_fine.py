@@ -1,0 +1,255 @@
+"""Coarse to fine: how much of the fine patch size's quality, for how much of its compute.
+
+    python benchmarks/coarse_to_fine.py [--coarse 56] [--fine 14]
+
+On the default data (`make demo` is run where it has not been): every drawing is a document, 1,000
+captions are queries, and a caption counts as found where one of its drawings is among the first
+ten. Compute is GFLOPs: all drawings coarse, and every distinct drawing that 1,000 queries refine,
+over all drawings fine. Fine is the best patch size on 1,000 other captions unless it is given.
+Classification: the held-out sets, each picture once, refined where its margin is small.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contrastive import LitModel
+from data.shards import expand_shards
+from harness import Target, write_result
+from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
+from retrieval.budget import Profile
+from retrieval.classify import close_calls
+from retrieval.partitions import metadata_file, open_vectors
+
+ROOT = Path(__file__).resolve().parent.parent
+QUERIES = 1000
+K = 10
+CANDIDATES = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
+MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
+KEPT = 0.99  # of the fine quality
+COMPUTE = 0.35  # of the fine compute
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Every drawing: vectors per patch size, and which caption is whose."""
+
+    vectors: dict[int, np.ndarray]
+    table: pa.Table  # id, key, caption, shard
+
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        numbers = range(len(manifest["partitions"]))
+        return cls(
+            {
+                size: np.concatenate([open_vectors(folder, size, n) for n in numbers])
+                for size in manifest["patch_sizes"]
+            },
+            pa.concat_tables([pq.read_table(metadata_file(folder, n)) for n in numbers]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def first_ten(similarities: np.ndarray) -> np.ndarray:
+    """Columns of the best, best first."""
+    return np.argsort(-similarities, axis=1, kind="stable")[:, :K]
+
+
+class Retrieval:
+    """Queries asked of a corpus."""
+
+    def __init__(self, corpus: Corpus, model: LitModel, texts: list[str]) -> None:
+        self.corpus, self.texts = corpus, texts
+        blocks = [model.encode_text(texts[i : i + 256]).numpy() for i in range(0, len(texts), 256)]
+        self.queries = np.concatenate(blocks)
+        captions = np.array(corpus.table["caption"].to_pylist())
+        self.right = [set(np.flatnonzero(captions == text)) for text in texts]
+
+    def recall(self, found: np.ndarray) -> float:
+        """Share of queries with a right drawing among the rows found."""
+        pairs = zip(found.tolist(), self.right, strict=True)
+        return float(np.mean([not right.isdisjoint(row) for row, right in pairs]))
+
+    def recall_at(self, patch_size: int) -> float:
+        return self.recall(first_ten(self.queries @ self.corpus.vectors[patch_size].T))
+
+    def refined(self, coarse: int, fine: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ten found by coarse to fine, and the distinct drawings that were refined."""
+        rough = self.queries @ self.corpus.vectors[coarse].T
+        rows = np.argsort(-rough, axis=1, kind="stable")[:, :candidates]
+        exact = np.einsum("qd,qcd->qc", self.queries, self.corpus.vectors[fine][rows])
+        return np.take_along_axis(rows, first_ten(exact), axis=1), np.unique(rows)
+
+
+def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
+    """A held-out set's classifier, and the corpus rows and classes of its pictures."""
+    dataset = load_dataset("shards", root)
+    places = zip(corpus.table["shard"].to_pylist(), corpus.table["key"].to_pylist(), strict=True)
+    row_of = {place: row for row, place in enumerate(places)}
+    reader = dataset.reader(None, num_workers=0)
+    rows, labels = [], []
+    for batch in reader:
+        shard = str(Path(reader.shards[batch.shard]).absolute())
+        rows += [row_of[shard, key] for key in batch.keys]
+        labels += batch.labels.tolist()
+    classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)
+    return {"classifier": classifier, "rows": np.array(rows), "labels": np.array(labels)}
+
+
+def retrieval_curve(
+    retrieval: Retrieval, coarse: int, fine: int, gflops: dict[int, float]
+) -> list[dict]:
+    whole = retrieval.recall_at(fine)
+    count = len(retrieval.corpus)
+    curve = []
+    for candidates in (c for c in CANDIDATES if c <= count):
+        found, distinct = retrieval.refined(coarse, fine, candidates)
+        compute = (count * gflops[coarse] + len(distinct) * gflops[fine]) / (count * gflops[fine])
+        curve.append(
+            {
+                "candidates": candidates,
+                "refined": len(distinct),
+                "recall_at_10": retrieval.recall(found),
+                "of_fine": retrieval.recall(found) / whole,
+                "compute": compute,
+            }
+        )
+    return curve
+
+
+def classification_curve(
+    corpus: Corpus, sets: list[dict], coarse: int, fine: int, gflops: dict[int, float]
+) -> tuple[dict[str, float], list[dict]]:
+    """Top-1 over all sets' pictures: of both patch sizes alone, and per margin."""
+    parts = []
+    for one in sets:
+        found = {}
+        for size in (coarse, fine):
+            vectors = corpus.vectors[size][one["rows"]]
+            labels, scores = one["classifier"].classify_embeddings(vectors, k=2)
+            found[size] = labels[:, 0] == one["labels"], scores
+        parts.append(found)
+    right = {size: np.concatenate([part[size][0] for part in parts]) for size in (coarse, fine)}
+    scores = np.concatenate([part[coarse][1] for part in parts])
+    alone = {"coarse": float(right[coarse].mean()), "fine": float(right[fine].mean())}
+    curve = []
+    for margin in MARGINS:
+        close = close_calls(scores, margin)
+        top1 = float(np.where(close, right[fine], right[coarse]).mean())
+        curve.append(
+            {
+                "margin": margin,
+                "refined": float(close.mean()),
+                "top1": top1,
+                "of_fine": top1 / alone["fine"],
+                "compute": gflops[coarse] / gflops[fine] + float(close.mean()),
+            }
+        )
+    return alone, curve
+
+
+def cheapest(curve: list[dict], everything: float) -> float:
+    """Compute of the cheapest point that keeps the quality, `everything` where none does."""
+    return min((p["compute"] for p in curve if p["of_fine"] >= KEPT), default=everything)
+
+
+def check_searcher(retrieval: Retrieval, embeddings: Path, folder: Path, coarse: int, fine: int):
+    """That `Searcher` finds what the curve counts on, for 20 of the queries."""
+    if not (folder / "index").is_dir():
+        build_index(embeddings, folder / "index", kind="flat", device="cpu")
+    searcher = Searcher.load(folder / "index", device="cpu")
+    found, _ = retrieval.refined(coarse, fine, 50)
+    ids = retrieval.corpus.table["id"].to_numpy()
+    hits = searcher.search(retrieval.texts[:20], K, coarse, refine_patch_size=fine, candidates=50)
+    same = [{h.id for h in row} == set(ids[rows]) for row, rows in zip(hits, found, strict=False)]
+    assert np.mean(same) >= 0.9, "the searcher finds other drawings than the curve"
+
+
+def plot(file: Path, curves: dict[str, list[dict]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, curve in curves.items():
+        points = sorted((p["compute"], p["of_fine"]) for p in curve)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.axhline(KEPT, color="grey", linewidth=0.8)
+    axes.axvline(COMPUTE, color="grey", linewidth=0.8)
+    axes.set_xlabel("compute, of all pictures fine")
+    axes.set_ylabel("quality, of all pictures fine")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--coarse", type=int, default=56, help="pixels")
+    parser.add_argument("--fine", type=int, help="pixels; the best on validation when not given")
+    parser.add_argument("--model", default=str(ROOT / "runs" / "demo" / "model"))
+    parser.add_argument("--data", default=str(ROOT / "runs" / "data" / "emoji"))
+    parser.add_argument("--folder", default=str(ROOT / "runs" / "coarse_to_fine"))
+    args = parser.parse_args()
+    if args.model == parser.get_default("model") and not Path(args.model).is_dir():
+        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+    data, folder = Path(args.data), Path(args.folder)
+    model = LitModel.from_pretrained(args.model)
+    sizes = model.patch_sizes if args.fine is None else (args.coarse, args.fine)
+    embeddings = folder / f"embeddings_{'_'.join(map(str, sizes))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = expand_shards([f"{data}/*/*.tar"])
+    embed_shards(model, shards, sizes, embeddings, model_dir=args.model)
+    corpus = Corpus.open(embeddings)
+    profile = Profile(model)
+    gflops = {size: profile.gflops(size) for size in sizes}
+
+    texts = sorted({text for text in corpus.table["caption"].to_pylist() if text})
+    np.random.default_rng(0).shuffle(texts)
+    half = min(QUERIES, len(texts) // 2)
+    validation = Retrieval(corpus, model, texts[half : 2 * half])
+    on_validation = {size: validation.recall_at(size) for size in sizes}
+    others = {size: value for size, value in on_validation.items() if size != args.coarse}
+    fine = args.fine or max(others, key=lambda size: others[size])
+
+    retrieval = Retrieval(corpus, model, texts[:half])
+    check_searcher(retrieval, embeddings, folder, args.coarse, fine)
+    alone = {"coarse": retrieval.recall_at(args.coarse), "fine": retrieval.recall_at(fine)}
+    curve = retrieval_curve(retrieval, args.coarse, fine, gflops)
+    sets = [labelled(corpus, data / name, model) for name in ("heldout_captions", "heldout_style")]
+    top1, margins = classification_curve(corpus, sets, args.coarse, fine, gflops)
+    figures = {
+        "model": args.model,
+        "coarse": args.coarse,
+        "fine": fine,
+        "images": len(corpus),
+        "queries": half,
+        "gflops": gflops,
+        "validation_recall_at_10": on_validation,
+        "recall_at_10": alone,
+        "top1": top1,
+        "by_candidates": curve,
+        "by_margin": margins,
+    }
+    everything = 1 + gflops[args.coarse] / gflops[fine]
+    targets = [
+        Target("coarse recall@10, of fine", f"<= {KEPT}", alone["coarse"] / alone["fine"]),
+        Target(
+            f"compute for {KEPT} of fine recall@10", f"<= {COMPUTE}", cheapest(curve, everything)
+        ),
+        Target(f"compute for {KEPT} of fine top-1", f"<= {COMPUTE}", cheapest(margins, everything)),
+    ]
+    curves = {"recall@10, by candidates": curve, "top-1, by margin": margins}
+    write_result("coarse_to_fine", figures, targets, plot=lambda file: plot(file, curves))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Every kind of index: recall, speed, memory and build time.
+
+    python benchmarks/search.py [--counts 100000 1000000] [--rounds 200]
+
+Vectors of width 384: clustered synthetic ones, and the default data's drawings with its captions as
+queries (`make demo` is run where it has not been). Recall@10 is against an exact scan. Single
+queries run in turn, one of each kind per round, one thread each; queries/s are for batches of 64 on
+all cores. Memory, mapped files included, is what a fresh process holds more than before: after 256
+queries, and at most while it builds. `auto` is asked for 10 ms.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from harness import Target, interleave, write_result
+from retrieval.kinds import KINDS
+from retrieval.partitions import METADATA_SCHEMA, read_manifest
+from retrieval.pieces import BLOCK_ROWS, EmbeddedShard, Rows
+from retrieval.snapshot import Snapshot
+from retrieval.tune import overlap
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 384
+PATCH = 28
+K = 10
+QUERIES = 1000
+BATCH = 64
+LATENCY_MS = 10.0
+PER_CLUSTER = 200  # vectors around one centre
+SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
+
+
+def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
+    """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
+    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
+    draw = np.random.default_rng(seed)
+    out = np.empty((count, WIDTH), np.float32)
+    for start in range(0, count, BLOCK_ROWS):
+        part = out[start : start + BLOCK_ROWS]
+        own = draw.standard_normal(part.shape, np.float32)
+        part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return out
+
+
+def write_vectors(folder: Path, count: int) -> None:
+    """`vectors.npy` and `queries.npy`."""
+    folder.mkdir()
+    clusters = max(1, count // PER_CLUSTER)
+    np.save(folder / "vectors.npy", synthetic(count, 1, clusters))
+    np.save(folder / "queries.npy", synthetic(QUERIES, 2, clusters))
+
+
+def write_default_data(folder: Path) -> None:
+    """The demo's drawings, and its captions as queries."""
+    from contrastive import LitModel
+
+    index, embeddings = ROOT / "runs" / "index", ROOT / "runs" / "embeddings"
+    if not index.is_dir():
+        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+    folder.mkdir()
+    source = read_manifest(embeddings)
+    shards = [
+        EmbeddedShard(embeddings, number, partition["count"])
+        for number, partition in enumerate(source["partitions"])
+    ]
+    np.save(folder / "vectors.npy", np.concatenate([s.vectors(PATCH, 0, s.count) for s in shards]))
+    captions = [c for s in shards for c in s.metadata(0, s.count)["caption"].to_pylist()]
+    texts = list(dict.fromkeys(c for c in captions if c))[:QUERIES]
+    model = LitModel.from_pretrained(index / "model")
+    blocks = [model.encode_text(texts[i : i + 256]).numpy() for i in range(0, len(texts), 256)]
+    np.save(folder / "queries.npy", np.concatenate(blocks))
+
+
+# ---- one kind, in a process of its own -------------------------------------------------------
+
+
+def build_one(folder: Path, kind: str) -> None:
+    """Build an index of `vectors.npy`; prints build time, peak memory and what auto said."""
+    from retrieval.index import index_pieces
+
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    count = len(vectors)
+    empty = [""] * count
+    numbers = np.arange(count)
+    columns = {"id": numbers, "offset": numbers, "size": numbers}
+    columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
+    rows = Rows({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
+    described = {
+        "image_fingerprint": "", "text_fingerprint": "", "width": WIDTH, "patch_sizes": [PATCH],
+        "images": "",
+    }  # fmt: skip
+    (folder / "no model").mkdir(exist_ok=True)
+    before = _resident_mib()
+    start = time.perf_counter()
+    reason = index_pieces(
+        folder / kind, folder / "no model", described, [rows], kind, latency_ms=LATENCY_MS
+    )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (entry,) = json.loads((folder / kind / "manifest.json").read_text())["segments"]
+    print(
+        json.dumps(
+            {
+                "reason": reason,
+                "kind": entry["kind"],
+                "build_s": round(seconds, 1),
+                "build_peak_mib": round(peak - before),
+                "file_mib": round(entry["bytes"][f"patch_{PATCH}"] / 2**20, 1),
+                "tuning": entry["tuning"][str(PATCH)],
+            }
+        )
+    )
+
+
+def hold_one(folder: Path, kind: str) -> None:
+    """Search a built index 256 times; prints the memory that it took."""
+    queries = np.load(folder / "queries.npy")
+    before = _resident_mib()
+    snapshot = Snapshot.open(folder / kind)
+    for row in range(256):
+        snapshot.nearest(queries[row % len(queries)][None], K, PATCH)
+    print(json.dumps({"resident_mib": round(_resident_mib() - before, 1)}))
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def _in_own_process(step: str, folder: Path, kind: str) -> dict:
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--kind", kind]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+# ---- all kinds, side by side -----------------------------------------------------------------
+
+
+def measure(folder: Path, kinds: list[str], rounds: int) -> dict[str, dict]:
+    """The table of one set of vectors."""
+    figures: dict[str, dict] = {}
+    for kind in kinds:
+        figures[kind] = _in_own_process("build", folder, kind)
+        figures[kind] |= _in_own_process("hold", folder, kind)
+        print(folder.name, kind, figures[kind], flush=True)
+    queries = np.load(folder / "queries.npy")
+    snapshots = {kind: Snapshot.open(folder / kind) for kind in kinds}
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    exact = faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    turn = dict.fromkeys(kinds, 0)
+
+    def one(kind: str) -> None:
+        row = turn[kind] = (turn[kind] + 1) % len(queries)
+        snapshots[kind].nearest(queries[row : row + 1], K, PATCH)
+
+    def many(kind: str) -> None:
+        snapshots[kind].nearest(queries[:BATCH], K, PATCH)
+
+    single = interleave({k: lambda k=k: one(k) for k in kinds}, rounds, warmup=10)
+    batch = interleave({k: lambda k=k: many(k) for k in kinds}, max(5, rounds // 20), warmup=1)
+    for kind in kinds:
+        found = snapshots[kind].nearest(queries, K, PATCH)[1]
+        ms = 1e3 * np.array(single.seconds[kind])
+        figures[kind] |= {
+            "recall_at_10": round(overlap(found, exact), 4),
+            "query_p50_ms": round(float(np.median(ms)), 3),
+            "query_p99_ms": round(float(np.percentile(ms, 99)), 3),
+            "rounds": rounds,
+            "queries_per_s": round(min(BATCH, len(queries)) / batch.median(kind), 1),
+        }
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--kinds", nargs="+", default=[*KINDS, "auto"], help="auto among them")
+    parser.add_argument("--rounds", type=int, default=200, help="single queries per kind")
+    parser.add_argument("--no-default-data", action="store_true", help="synthetic vectors alone")
+    parser.add_argument("--folder", help="where vectors and indexes lie (10 GB); a temporary one")
+    parser.add_argument("--step", choices=["build", "hold"], help=argparse.SUPPRESS)
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        {"build": build_one, "hold": hold_one}[args.step](Path(args.folder), args.kind)
+        return
+
+    kinds = args.kinds
+    figures, targets = {}, []
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        for count in args.counts:
+            folder = Path(temporary) / f"{count}"
+            write_vectors(folder, count)
+            figures[f"{count:,} synthetic"] = measure(folder, kinds, args.rounds)
+        if not args.no_default_data:
+            folder = Path(temporary) / "default"
+            write_default_data(folder)
+            figures["default data"] = measure(folder, kinds, args.rounds)
+    largest = max(args.counts)
+    auto = figures[f"{largest:,} synthetic"]["auto"]
+    targets.append(Target(f"auto at {largest:,}: recall@10", ">= 0.97", auto["recall_at_10"]))
+    what = f"auto at {largest:,}: one query, p50 ms"
+    targets.append(Target(what, f"<= {LATENCY_MS:g}", auto["query_p50_ms"]))
+    write_result("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()
