@@ -71,7 +71,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
         assert address[0] == "198.51.100.7"  # the address that was checked, no name
         sock = socket.socket()
         sock.settimeout(timeout)
-        sock.connect(("127.0.0.1", address[1]))
+        try:
+            sock.connect(("127.0.0.1", address[1]))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     monkeypatch.setattr(module.socket, "getaddrinfo", look_up)

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
 from retrieval.server.limits import RequestError
@@ -52,8 +52,8 @@ def _one_hop(url: str, max_bytes: int, deadline: float) -> tuple[int, str, bytes
     timer.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "flexilit", "Accept": "image/*"})
-        answer = connection.getresponse()
-        body = answer.read(max_bytes + 1) if answer.status == 200 else b""
+        with closing(connection.getresponse()) as answer:
+            body = answer.read(max_bytes + 1) if answer.status == 200 else b""
         if time.monotonic() >= deadline:  # what was cut off looks whole where no length was told
             raise TimeoutError
         if len(body) > max_bytes:
