@@ -44,10 +44,10 @@ format: venv
 	$(IN_VENV) ruff check --fix .
 
 # Other people's programs that read our files, each in an environment of its own.
-interop: venv .venv-interop/autofaiss/stamp
+interop: venv $(patsubst tests/interop-%.txt,.venv-interop/%/stamp,$(wildcard tests/interop-*.txt))
 	$(IN_TEST) python -m pytest -m interop $(ARGS)
 
-.venv-interop/autofaiss/stamp: tests/interop-autofaiss.txt
+.venv-interop/%/stamp: tests/interop-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --no-deps -r $<
 	@touch $@

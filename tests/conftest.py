@@ -54,6 +54,22 @@ def tiny_model(tiny_text):
     return LitModel(tower, TextSide(encoder, LossConfig())).eval()
 
 
+@pytest.fixture(scope="session")
+def emoji_index(tiny_model, emoji_shards, tmp_path_factory) -> Path:
+    """An index of some drawings at patch sizes 48 and 40, built from shards."""
+    from retrieval import build_index, embed_shards
+
+    folder = tmp_path_factory.mktemp("emoji-index")
+    tiny_model.save_pretrained(folder / "model")
+    shards = sorted(str(file) for file in emoji_shards.glob("*/*.tar"))
+    sizes = tiny_model.patch_sizes[:2]
+    embed_shards(
+        tiny_model, shards, sizes, folder / "emb", num_workers=0, model_dir=folder / "model"
+    )
+    build_index(folder / "emb", folder / "drawings", kind="flat", device="cpu")
+    return folder / "drawings"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` skip where there is none."""
     if not torch.cuda.is_available():

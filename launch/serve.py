@@ -1,0 +1,23 @@
+"""Serve indexes over HTTP: a page, an API, and clip-retrieval's endpoints.
+
+    python launch/serve.py --index index [--port 1234]          # then open http://127.0.0.1:1234
+    python launch/serve.py --index photos emoji --host 0.0.0.0 --token-file token.txt
+
+Changes of an index folder are taken up while it is served. SIGTERM and Ctrl-C answer the requests
+under way and end the server.
+"""
+
+import tyro
+
+from data.errors import exit_on_usage_error
+from retrieval.server import ServeConfig, serve
+
+
+def main() -> None:
+    cfg = tyro.cli(ServeConfig, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    with exit_on_usage_error():
+        serve(cfg)
+
+
+if __name__ == "__main__":
+    main()

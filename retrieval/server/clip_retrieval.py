@@ -1,0 +1,114 @@
+"""clip-retrieval's HTTP endpoints, so that its client and its page work unchanged.
+
+Bodies are JSON whatever content type they claim. Aesthetic scores, safety models and M-CLIP are
+that project's own models: the fields are accepted and change nothing.
+"""
+
+import base64
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from retrieval.search import Hit
+from retrieval.server.answers import columns_of, json_response
+from retrieval.server.images import Place
+from retrieval.server.limits import RequestError
+from retrieval.server.patches import Patches
+from retrieval.server.queries import encode
+from retrieval.server.requests import MAX_ID, Term, read
+from retrieval.server.service import SearchKey, Service
+
+SIDE = 224  # pixels of an image in an answer
+MAX_IMAGES = 200  # of one answer
+
+
+class KnnRequest(BaseModel):
+    """The first that is given of text, image, image_url and embedding_input counts."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    text: str | None = None
+    image: str | None = None
+    image_url: str | None = None
+    embedding_input: list[float] | None = Field(default=None, max_length=65536)
+    modality: str = "image"
+    num_images: int = Field(default=100, ge=0)
+    num_result_ids: int | None = Field(default=None, ge=1)
+    indice_name: str | None = None
+    deduplicate: bool = False
+
+
+class MetadataRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    ids: list[int]
+    indice_name: str | None = None
+
+
+def routes(service: Service) -> APIRouter:
+    """/knn-service, /metadata, /indices-list and /metrics of a service."""
+    router = APIRouter()
+
+    @router.post("/knn-service", summary="clip-retrieval's search")
+    async def knn_service(request: Request) -> Response:
+        asked = await read(request, KnnRequest)
+        with service.metrics.timed("full_knn_request_time"):
+            return json_response(await _search(service, asked))
+
+    @router.post("/metadata", summary="clip-retrieval's metadata by id")
+    async def metadata(request: Request) -> Response:
+        asked = await read(request, MetadataRequest)
+        name, _ = service.searcher(asked.indice_name, "indice_name")
+        if len(asked.ids) > service.limits.max_k:
+            raise RequestError(400, f"ids: at most {service.limits.max_k}")
+        if not all(0 <= id <= MAX_ID for id in asked.ids):
+            raise RequestError(400, f"ids: allowed are 0 to {MAX_ID}")
+        hits = [(id, Hit.of(0.0, row)) for id, row in await service.rows_of(name, asked.ids)]
+        return json_response([{"id": id, "metadata": columns_of(hit)} for id, hit in hits])
+
+    @router.get("/indices-list", summary="Names of the indexes")
+    async def indices_list() -> Response:
+        return json_response(list(service.searchers))
+
+    @router.get("/metrics", summary="Prometheus")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+def term_of(asked: KnnRequest) -> Term:
+    """What a request looks for. Raises `RequestError` when it is nothing."""
+    if asked.text:
+        return Term(text=asked.text)
+    if asked.image:
+        return Term(image=asked.image)
+    if asked.image_url:
+        return Term(image_url=asked.image_url)
+    if asked.embedding_input:
+        return Term(vector=asked.embedding_input)
+    raise RequestError(400, "one of text, image, image_url and embedding_input is needed")
+
+
+async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
+    name, searcher = service.searcher(asked.indice_name, "indice_name")
+    if asked.modality != "image":
+        raise RequestError(400, f"modality: {asked.modality[:20]!r}; allowed: image")
+    size = min(searcher.patch_sizes)
+    term = term_of(asked)
+    # clip-retrieval's page asks for thousands of ids; it gets as many as a search may give
+    wanted = asked.num_result_ids or max(1, asked.num_images)
+    k = min(wanted, service.limits.max_k)
+    encoding = await encode(service, name, [term], Patches(size, size))
+    key = SearchKey(name, size, k, deduplicate=asked.deduplicate)
+    found: list[dict[str, Any]] = []
+    for number, hit in enumerate(await service.search(key, encoding.vector)):
+        entry: dict[str, Any] = {}
+        if number < asked.num_images:
+            entry |= columns_of(hit)
+            if number < MAX_IMAGES:
+                jpeg = await service.thumbnail(Place(hit.shard, hit.offset, hit.size), SIDE)
+                if jpeg is not None:
+                    entry["image"] = base64.b64encode(jpeg).decode()
+        found.append(entry | {"id": hit.id, "similarity": hit.similarity})
+    return found

@@ -1,0 +1,143 @@
+"""What every request passes first: the token, the size of its body, the time that it may take."""
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import anyio
+
+from retrieval.server.answers import refusal
+from retrieval.server.limits import RequestError
+from retrieval.server.page import PAGE
+from retrieval.server.service import Service
+
+# These need no token: the page without data, and what a load balancer asks.
+OPEN_PATHS = frozenset({*PAGE, "/healthz", "/readyz"})
+HELD_BODIES = 32  # bodies of the largest size that may be held at once
+DRAINED_BODIES = 4  # of the largest size, read to the end so that the refusal is heard
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class Guard:
+    """ASGI middleware around the whole service. Bodies are read here, so that what lies within
+    meets neither slow nor vanishing senders."""
+
+    def __init__(self, app: Any, service: Service, token: str = "") -> None:
+        self.app, self._service, self._limits = app, service, service.limits
+        self._expected = f"Bearer {token}".encode() if token else b""
+        self._held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = _Request(scope, receive, send)
+        self._service.num_in_flight += 1
+        try:
+            await self._answer(request)
+        except _Gone:
+            pass
+        finally:
+            self._service.num_in_flight -= 1
+            self._held_bytes -= len(request.body)
+            path = getattr(scope.get("route"), "path", "other")
+            self._service.metrics.requests.labels(path, str(request.status)).inc()
+
+    async def _answer(self, request: "_Request") -> None:
+        sentence = f"the request took longer than the {self._limits.timeout_s:g} s that are allowed"
+        try:
+            with anyio.fail_after(self._limits.timeout_s):
+                try:
+                    self._check(request)
+                    await self._read(request)
+                    await self.app(request.scope, request.replay, request.send)
+                    return
+                except RequestError as error:
+                    await request.drain(DRAINED_BODIES * self._limits.max_body_bytes)
+                    response = refusal(error.status, error.sentence)
+        except TimeoutError:
+            response = refusal(408, sentence)
+        except _Gone:
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.scope["method"], request.scope["path"])
+            response = refusal(500, "the server failed; its log says why")
+        if not request.status:
+            await response(request.scope, request.replay, request.send)
+
+    def _check(self, request: "_Request") -> None:
+        """Raises `RequestError` for what is refused before it is read."""
+        if request.scope["path"] in OPEN_PATHS:
+            return
+        headers = dict(request.scope["headers"])
+        given = headers.get(b"authorization", b"")
+        if self._expected and not hmac.compare_digest(given, self._expected):
+            raise RequestError(401, "authorization: a bearer token is needed, and this is not it")
+        if self._service.num_in_flight > self._limits.max_queue:
+            raise RequestError(429, "too many requests are waiting; try again in a second")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestError:
+        allowed = f"{self._limits.max_body_mib:g} MiB"
+        return RequestError(413, f"the body is too large; allowed are {allowed}")
+
+    async def _read(self, request: "_Request") -> None:
+        """The whole body. Raises `RequestError` when it, or all together, outgrow what they may."""
+        while not request.ended:
+            chunk = await request.receive()
+            request.body += chunk
+            self._held_bytes += len(chunk)
+            if len(request.body) > self._limits.max_body_bytes:
+                raise self._too_large()
+            if self._held_bytes > HELD_BODIES * self._limits.max_body_bytes:
+                raise RequestError(429, "too many large requests at once; try again in a second")
+
+
+class _Gone(Exception):  # noqa: N818
+    """The client hung up before its request was whole."""
+
+
+class _Request:
+    """One request's channels, watched."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.status = 0  # of the answer, 0 before it begins
+        self.body = bytearray()
+        self.ended = False  # the body
+        self._receive, self._send = receive, send
+        self._replayed = False
+
+    async def receive(self) -> bytes:
+        """The next part of the body."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        self.ended = not message.get("more_body", False)
+        return message.get("body", b"")
+
+    async def replay(self) -> Message:
+        """The body in one piece, then what comes after it."""
+        if self._replayed:
+            return await self._receive()
+        self._replayed = True
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    async def drain(self, max_bytes: int) -> None:
+        """Read what is still coming: a client that is sending does not hear a refusal."""
+        while not self.ended and max_bytes > 0:
+            max_bytes -= len(await self.receive())

@@ -1,0 +1,192 @@
+"""The bodies of /v1: JSON, or a form whose part `image` is a file."""
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from retrieval.search import CANDIDATES
+from retrieval.server.limits import RequestError, explain
+
+MAX_ID = 2**63 - 1
+QUERIES = ("text", "image", "image_url", "vector", "id")
+FORM_JSON = ("where", "vector", "mix", "labels", "templates")  # fields of a form that are JSON
+MAX_FIELD_BYTES = 1 << 20  # of a form's part that is no file
+
+Size = Field(default=None, ge=1, le=4096)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Query(Strict):
+    """One thing to look for: exactly one of text, image, image_url, vector and id."""
+
+    text: str | None = Field(default=None, min_length=1, description="Words.")
+    image: str | bytes | None = Field(
+        default=None,
+        min_length=1,
+        description="A file in base64; in a form, the file itself.",
+    )
+    image_url: str | None = Field(
+        default=None, min_length=1, description="If the server allows it."
+    )
+    vector: list[float] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=65536,
+        description="As wide as the index.",
+    )
+    id: int | None = Field(default=None, ge=0, le=MAX_ID, description="An image of the index.")
+
+    def given(self) -> list[str]:
+        return [name for name in QUERIES if getattr(self, name) is not None]
+
+
+class Term(Query):
+    """A part of a mixed query."""
+
+    weight: float = Field(default=1.0, ge=-100, le=100, description="Below 0: less of this.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Term":
+        if len(self.given()) != 1:
+            raise ValueError(f"exactly one of {', '.join(QUERIES)} is needed")
+        return self
+
+
+class Sizes(Strict):
+    """Patch sizes, or what encoding one image may cost."""
+
+    index: str | None = Field(default=None, description="The first when not given.")
+    patch_size: int | None = Size
+    max_gflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="Instead of a patch size: the finest that costs less an image.",
+    )
+    max_ms: float | None = Field(default=None, gt=0, description="The same, in ms on the server.")
+    refine_patch_size: int | None = Size
+
+    @model_validator(mode="after")
+    def _patch_size_or_budget(self) -> "Sizes":
+        sizes = (self.patch_size, getattr(self, "query_patch_size", None))
+        if self.has_budget() and any(size is not None for size in sizes):
+            raise ValueError(
+                "max_gflops and max_ms stand instead of a patch size; give one or other"
+            )
+        return self
+
+    def has_budget(self) -> bool:
+        return self.max_gflops is not None or self.max_ms is not None
+
+
+class SearchRequest(Query, Sizes):
+    """What to look for, and how. Give one of text, image, image_url, vector, id, or a mix."""
+
+    mix: list[Term] | None = Field(
+        default=None, min_length=1, max_length=16, description="Weighted parts of one query."
+    )
+    k: int = Field(default=20, ge=1, description="Hits of this page.")
+    offset: int = Field(default=0, ge=0, description="Hits of the pages before.")
+    query_patch_size: int | None = Size
+    index_patch_size: int | None = Size
+    candidates: int = Field(default=CANDIDATES, ge=1, description="Hits that are refined.")
+    where: dict[str, Any] | None = Field(
+        default=None, description='Filter on metadata: {"caption": {"contains": "cat"}}.'
+    )
+    deduplicate: bool = Field(default=False, description="Leave out hits much like better ones.")
+    nprobe: int | None = Field(
+        default=None, ge=1, le=1 << 20, description="Cells that an ivf visits."
+    )
+    ef: int | None = Field(default=None, ge=1, le=1 << 16, description="Candidates of an hnsw.")
+
+    @model_validator(mode="after")
+    def _one_query(self) -> "SearchRequest":
+        if len(self.given()) + (self.mix is not None) != 1:
+            raise ValueError(f"exactly one of {', '.join(QUERIES)} and mix is needed")
+        return self
+
+    def terms(self) -> list[Term]:
+        """The query as a mix."""
+        if self.mix is not None:
+            return self.mix
+        return [Term(**{name: getattr(self, name) for name in self.given()})]
+
+
+class ClassifyRequest(Sizes):
+    """An image, and labels or the name of a class set."""
+
+    image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
+    image_url: str | None = Field(
+        default=None, min_length=1, description="If the server allows it."
+    )
+    labels: list[str] | None = Field(default=None, min_length=1)
+    class_set: str | None = Field(default=None, description="One that /v1/indices names.")
+    templates: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="With {c} where the label goes.",
+    )
+    k: int = Field(default=20, ge=1, description="Labels, best first.")
+    margin: float = Field(
+        default=0.02, ge=0, le=2, description="Refine where the first two lie closer than this."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "ClassifyRequest":
+        if (self.image is None) == (self.image_url is None):
+            raise ValueError("exactly one of image and image_url is needed")
+        if (self.labels is None) == (self.class_set is None):
+            raise ValueError("exactly one of labels and class_set is needed")
+        if self.class_set is not None and self.templates is not None:
+            raise ValueError("templates: a class set has its own; give them with labels")
+        if any("{c}" not in template for template in self.templates or ()):
+            raise ValueError("templates: each needs {c} where the label goes")
+        return self
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read(request: Request, model: type[Model]) -> Model:
+    """The body as `model`, whatever content type it claims unless that is a form. Raises
+    `RequestError`."""
+    try:
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            return model.model_validate(await _read_form(request, model))
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise explain(error, list(model.model_fields)) from None
+
+
+async def _read_form(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    try:
+        async with request.form(
+            max_files=1, max_fields=len(model.model_fields), max_part_size=MAX_FIELD_BYTES
+        ) as form:
+            for name, value in form.multi_items():
+                if name in fields:
+                    raise RequestError(400, f"{name[:80]}: is there more than once")
+                if isinstance(value, UploadFile):
+                    if name != "image":
+                        raise RequestError(400, f"{name[:80]}: is a file; allowed: image")
+                    fields[name] = await value.read()
+                else:
+                    fields[name] = _from_json(name, value) if name in FORM_JSON else value
+    except HTTPException as error:
+        raise RequestError(400, f"the form cannot be read: {error.detail}") from None
+    return fields
+
+
+def _from_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestError(400, f"{name}: is not JSON") from None

@@ -1,0 +1,397 @@
+"""Every bad request is refused with one sentence; nothing that a client sends is a 5xx."""
+
+import base64
+import io
+import json
+import random
+import runpy
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from server_thread import Answer, Served, serving
+
+from contrastive.lit import LitModel
+from data.errors import UsageError
+from retrieval.search import Searcher
+from retrieval.server import Limits, ServeConfig, load_service
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+LIMITS = Limits(
+    max_body_mib=0.25, max_pixels=40_000, max_k=50, max_text=60, max_labels=5, max_candidates=20,
+    timeout_s=15.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searcher(emoji_index: Path, tiny_model: LitModel) -> Searcher:
+    return Searcher.load(emoji_index, tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def served(searcher: Searcher) -> Iterator[Served]:
+    with serving({"drawings": searcher}, limits=LIMITS) as one:
+        yield one
+
+
+def png(*size: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+SMALL = b64(png(30, 20))
+DEEP = b'{"text": "a", "where": ' + b'{"not": ' * 5000 + b"{}" + b"}" * 5000 + b"}"
+WIDE = {"any": [{"key": "x"}] * 70}
+NAN = b'{"vector": [' + b",".join([b"NaN"] * 32) + b"]}"
+
+
+def assert_refused(answer: Answer, status: int, *words: str) -> None:
+    assert answer.status == status, answer.body
+    assert list(answer.json) == ["error"]
+    sentence = answer.json["error"]
+    assert "\n" not in sentence
+    assert len(sentence) < 500
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", ["not JSON"]),
+        (b"\xff\xfe{", ["not JSON"]),
+        (b'{"text": "a"', ["not JSON"]),
+        (b'{"text": "\\ud800"}', ["not JSON"]),
+        (b"[1]", ["no JSON object"]),
+        (DEEP, ["not JSON"]),
+        (NAN, ["vector[0]", "finite"]),
+        ({}, ["exactly one of", "text", "mix"]),
+        ({"text": ""}, ["text", "at least 1"]),
+        ({"text": 5}, ["text", "string"]),
+        ({"text": "a", "id": 3}, ["exactly one of"]),
+        ({"text": "a" * 61}, ["text", "at most 60"]),
+        ({"text": "a", "number": 3}, ["number", "no such field", "offset"]),
+        ({"text": "a", "k": 0}, ["k", "greater than or equal to 1"]),
+        ({"text": "a", "k": 51}, ["k", "at most 50"]),
+        ({"text": "a", "k": 10, "offset": 41}, ["k and offset", "50"]),
+        ({"text": "a", "k": 10**30}, ["k"]),
+        ({"text": "a", "k": 1.5}, ["k", "integer"]),
+        ({"text": "a", "offset": -1}, ["offset"]),
+        ({"text": "a", "patch_size": 7}, ["patch_size: 7", "allowed: 48, 40"]),
+        ({"text": "a", "index_patch_size": 8}, ["index_patch_size: 8", "allowed: 48, 40"]),
+        ({"text": "a", "query_patch_size": 48}, ["query_patch_size", "pictures"]),
+        ({"image": SMALL, "query_patch_size": 2}, ["query_patch_size: 2", "allowed: 48, 40, 30"]),
+        ({"text": "a", "refine_patch_size": 1}, ["refine_patch_size: 1", "allowed: 48, 40, 30"]),
+        ({"text": "a", "refine_patch_size": 8, "candidates": 21}, ["candidates", "at most 20"]),
+        (
+            {"text": "a", "refine_patch_size": 8, "candidates": 5, "k": 6},
+            ["candidates", "at least k and offset together (6)"],
+        ),
+        ({"text": "a", "patch_size": 48, "max_ms": 3}, ["instead of a patch size"]),
+        ({"text": "a", "max_ms": -1}, ["max_ms", "greater than 0"]),
+        ({"text": "a", "max_gflops": 1e-9}, ["max_gflops", "too little"]),
+        ({"text": "a", "where": {"colour": "red"}}, ["where", "colour", "allowed: id, key"]),
+        ({"text": "a", "where": {"size": {"~": 3}}}, ["where", "no operator"]),
+        ({"text": "a", "where": {"size": "red"}}, ["where", "size"]),
+        ({"text": "a", "where": {"size": {"<": 10**40}}}, ["where", "size"]),
+        ({"text": "a", "where": WIDE}, ["where", "64 comparisons"]),
+        ({"text": "a", "where": [1]}, ["where"]),
+        ({"text": "a", "nprobe": 0}, ["nprobe"]),
+        ({"text": "a", "deduplicate": "perhaps"}, ["deduplicate"]),
+        ({"vector": [1.0, 2.0]}, ["vector", "2 numbers", "allowed: 32"]),
+        ({"vector": [0.0] * 32}, ["vector", "zero"]),
+        ({"vector": ["a"] * 32}, ["vector[0]"]),
+        ({"image": "not base64!"}, ["image", "base64"]),
+        ({"image": b64(b"no picture")}, ["image", "not an image", "JPEG"]),
+        ({"image": b64(png(30, 20)[:60])}, ["image", "allowed"]),
+        ({"image": b64(png(300, 300))}, ["image", "too large", "40,000 pixels"]),
+        ({"image_url": "http://example.org/a.png"}, ["image_url", "fetches nothing"]),
+        ({"mix": []}, ["mix"]),
+        ({"mix": [{"weight": 1}]}, ["mix[0]", "exactly one of"]),
+        ({"mix": [{"text": "a", "weight": 1e9}]}, ["mix[0].weight"]),
+        ({"mix": [{"text": "a"}, {"text": "a", "weight": -1}]}, ["mix", "zero"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_bad_search_is_refused_with_a_sentence(
+    served: Served, body: Any, words: list[str]
+) -> None:
+    assert_refused(served.post("/v1/search", body), 400, *words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"labels": ["a"]}, ["exactly one of image and image_url"]),
+        ({"image": SMALL}, ["exactly one of labels and class_set"]),
+        ({"image": SMALL, "labels": ["a"] * 6}, ["labels", "at most 5"]),
+        ({"image": SMALL, "labels": ["a", " "]}, ["labels", "empty"]),
+        ({"image": SMALL, "labels": ["a" * 61]}, ["labels", "at most 60"]),
+        ({"image": SMALL, "labels": ["a"], "templates": ["photo"]}, ["templates", "{c}"]),
+        ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
+        ({"image": SMALL, "labels": "a"}, ["labels", "array"]),
+    ],
+)
+def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[str]) -> None:
+    assert_refused(served.post("/v1/classify", body), 400, *words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, ["one of text, image"]),
+        ({"text": "a", "modality": "text"}, ["modality", "allowed: image"]),
+        ({"embedding_input": [1.0]}, ["vector", "1 numbers"]),
+        ({"image_url": "http://127.0.0.1/"}, ["image_url", "fetches nothing"]),
+        ({"text": "a", "num_images": "many"}, ["num_images"]),
+    ],
+)
+def test_a_bad_knn_request_is_refused(served: Served, body: Any, words: list[str]) -> None:
+    assert_refused(served.post("/knn-service", body), 400, *words)
+
+
+def test_what_is_not_there_is_404_and_says_what_is(served: Served) -> None:
+    assert_refused(served.post("/v1/search", {"text": "a", "index": "x"}), 404, "allowed: drawings")
+    assert_refused(served.post("/v1/search", {"id": 99}), 404, "id: 99")
+    body = {"image": SMALL, "class_set": "x"}
+    assert_refused(served.post("/v1/classify", body), 404, "class_set")
+    body = {"text": "a", "indice_name": "x"}
+    assert_refused(served.post("/knn-service", body), 404, "indice_name", "allowed: drawings")
+    for path in ("/v1/images/drawings/99", "/v1/images/x/0", "/v1/indices/x/sample", "/v1", "/x"):
+        assert_refused(served.get(path), 404)
+    assert_refused(served.get("/v1/search"), 405, "POST")
+    for path in ("drawings/0?size=4", "drawings/0?size=a", f"drawings/{10**30}", "drawings/-1"):
+        assert_refused(served.get(f"/v1/images/{path}"), 400)
+    assert_refused(served.post("/metadata", {"ids": [-1]}), 400, "ids")
+    assert_refused(served.post("/metadata", {"ids": list(range(51))}), 400, "ids: at most 50")
+
+
+def test_bad_forms_are_refused(served: Served) -> None:
+    assert_refused(served.form("/v1/search", image=b"x", k=3), 400, "image")
+    assert_refused(served.form("/v1/search", picture=png(9, 9)), 400, "picture", "allowed: image")
+    assert_refused(served.form("/v1/search", image=png(9, 9), where="{"), 400, "where", "JSON")
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (
+        b"",
+        b"--x",
+        b"--x\r\n\r\n--x--",
+        b"garbage",
+        b"--x\r\nContent-Disposition: form-data",
+    ):
+        assert_refused(served.post("/v1/search", body, form), 400)
+    assert_refused(served.post("/v1/search", b"", {"Content-Type": "multipart/form-data"}), 400)
+
+
+def test_a_body_that_is_too_large_is_refused_however_it_comes(served: Served) -> None:
+    large = json.dumps({"text": "a" * (1 << 20)}).encode()
+    assert_refused(served.post("/v1/search", large), 413, "0.25 MiB")
+    with socket.create_connection(("127.0.0.1", served.port)) as sock:  # chunked: no length
+        sock.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(10):
+            sock.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+        sock.sendall(b"0\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_sender_that_dawdles_is_told_so(searcher: Searcher) -> None:
+    with (
+        serving({"drawings": searcher}, limits=Limits(timeout_s=0.5)) as served,
+        socket.create_connection(("127.0.0.1", served.port)) as sock,
+    ):
+        sock.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{")
+        assert sock.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_request_that_takes_too_long_is_ended(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = searcher.model.encode_text
+    held = threading.Event()
+
+    def slow(texts: Any) -> Any:
+        if "slow" in texts:
+            held.wait(20)
+        return encode(texts)
+
+    monkeypatch.setattr(searcher.model, "encode_text", slow)
+    with serving({"drawings": searcher}, limits=Limits(timeout_s=1.0)) as served:
+        assert_refused(served.post("/v1/search", {"text": "slow"}), 408, "1 s")
+        held.set()
+        assert served.post("/v1/search", {"text": "quick"}).status == 200
+
+
+def test_above_the_queue_requests_are_told_to_come_back(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = searcher.model.encode_text
+    go_on = threading.Event()
+
+    def slow(texts: Any) -> Any:
+        go_on.wait(20)
+        return encode(texts)
+
+    monkeypatch.setattr(searcher.model, "encode_text", slow)
+    with serving({"drawings": searcher}, limits=Limits(max_queue=4)) as served:
+        with ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(served.post, "/v1/search", {"text": "a"}) for _ in range(12)]
+            while sum(one.done() for one in asked) < 8:
+                time.sleep(0.01)
+            go_on.set()
+            answers = [one.result() for one in asked]
+        refused = [answer for answer in answers if answer.status != 200]
+        assert len(refused) == 8
+        for answer in refused:
+            assert_refused(answer, 429, "try again")
+            assert answer.headers["retry-after"] == "1"
+        assert served.get("/healthz").status == 200
+
+
+def test_cut_connections_do_no_harm(served: Served) -> None:
+    for sent in (
+        b"",
+        b"POST",
+        b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{",
+    ):
+        with socket.create_connection(("127.0.0.1", served.port)) as sock:
+            sock.sendall(sent)
+    body = json.dumps({"text": "rain"}).encode()
+    head = f"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", served.port)) as sock:
+            sock.sendall(head.encode() + body)
+    assert served.post("/v1/search", {"text": "rain"}).status == 200
+    for _ in range(200):
+        if served.service.num_in_flight == 0:
+            break
+        time.sleep(0.01)
+    assert served.service.num_in_flight == 0
+
+
+def test_no_mangled_request_is_a_server_error(served: Served) -> None:
+    draw = random.Random(0)
+    good = json.dumps(
+        {"mix": [{"text": "rain", "weight": 0.5}, {"image": SMALL}], "k": 3, "index": "drawings",
+         "where": {"size": {">": 10}, "any": [{"key": {"in": ["a"]}}]}, "offset": 1}
+    ).encode()  # fmt: skip
+    odd = [None, True, -1, 1e308, 2**70, "", "\u0000", [], {}, [[]], {"a": {}}, "NaN"]
+    fields = ["text", "image", "vector", "id", "k", "offset", "where", "index", "mix", "ef",
+              "patch_size", "max_ms", "candidates", "labels", "templates", "image_url"]  # fmt: skip
+    for turn in range(150):
+        mangled = bytearray(good)
+        for _ in range(draw.randint(1, 4)):
+            mangled[draw.randrange(len(mangled))] = draw.randrange(256)
+        body = {draw.choice(fields): draw.choice(odd) for _ in range(3)} if turn % 2 else mangled
+        data = bytes(body) if isinstance(body, bytearray) else json.dumps(body).encode()
+        for path in ("/v1/search", "/v1/classify", "/knn-service", "/metadata"):
+            answer = served.post(path, data)
+            assert answer.status < 500, (path, data, answer.body)
+            if answer.status >= 400:
+                assert_refused(answer, answer.status)
+
+
+# ---- who may ask ---------------------------------------------------------------------------
+
+
+def test_without_the_token_only_the_page_and_health_are_shown(searcher: Searcher) -> None:
+    with serving({"drawings": searcher}, token="secret") as served:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            for path in ("/v1/indices", "/indices-list", "/metrics", "/openapi.json", "/x"):
+                assert_refused(served.get(path, headers), 401, "token")
+            answer = served.post("/v1/search", {"text": "rain"}, headers)
+            assert_refused(answer, 401, "token")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        token = {"Authorization": "Bearer secret"}
+        assert served.post("/v1/search", {"text": "rain"}, token).status == 200
+        assert [served.get(path).status for path in ("/", "/app.js", "/healthz", "/readyz")] == [
+            200
+        ] * 4
+
+
+def test_only_origins_of_the_list_may_read_answers(searcher: Searcher) -> None:
+    with serving({"drawings": searcher}, cors=["http://friend.example"], token="x") as served:
+        for origin, allowed in (("http://friend.example", True), ("http://other.example", False)):
+            answer = served.get("/indices-list", {"Origin": origin, "Authorization": "Bearer x"})
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+    with serving({"drawings": searcher}) as served:
+        answer = served.get("/indices-list", {"Origin": "http://friend.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+# ---- starting ------------------------------------------------------------------------------
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(LAUNCH / "serve.py"), run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+def test_what_cannot_be_served_stops_the_start_with_one_sentence(
+    emoji_index: Path, tiny_model: LitModel, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    other = LitModel.from_pretrained(emoji_index / "model")
+    other.feature_mean += 1
+    other.save_pretrained(tmp_path / "other-model")
+    for name, file in (("damaged", "patch_40/image.index"), ("missing", "patch_40/image.index")):
+        shutil.copytree(emoji_index, tmp_path / name)
+        (tmp_path / name / file).write_bytes(b"nothing") if name == "damaged" else (
+            tmp_path / name / file
+        ).unlink()
+    (tmp_path / "empty").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        good = ["--port", "0", "--index", str(emoji_index)]
+        for arguments, words in (
+            (["--index", str(tmp_path)], "holds no index"),
+            (["--index", str(tmp_path / "damaged")], "damaged"),
+            (["--index", str(tmp_path / "missing")], "missing"),
+            ([*good, "--model", str(tmp_path / "other-model")], "another image tower"),
+            ([*good, str(emoji_index)], "two folders of one name"),
+            ([*good, "--token-file", str(tmp_path / "empty")], "one word of ASCII"),
+            ([*good, "--classes", str(tmp_path / "empty")], "is empty"),
+            (["--index", str(emoji_index), "--port", port], f"port {port}"),
+            (["--index", str(emoji_index), "--port", "70000"], "0 to 65535"),
+        ):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            assert start(monkeypatch, *arguments) == 2
+            error = capsys.readouterr().err.strip()
+            assert error.startswith("error: "), error
+            assert words in error
+            assert "\n" not in error
+
+
+def test_limits_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--limits\.max-k 5000: at most 2048"):
+        Limits(max_k=5000)
+    with pytest.raises(UsageError, match=r"--limits\.timeout-s 0: allowed are numbers above 0"):
+        Limits(timeout_s=0.0)
+
+
+def test_indexes_of_one_model_share_it(emoji_index: Path, tmp_path: Path) -> None:
+    shutil.copytree(emoji_index, tmp_path / "copy")
+    classes = tmp_path / "kinds.txt"
+    classes.write_text("a cat\na dog\n")
+    config = ServeConfig((str(emoji_index), str(tmp_path / "copy")), classes=(str(classes),))
+    service = load_service(config)
+    one, other = service.searchers.values()
+    assert one.model is other.model
+    assert list(service.searchers) == ["drawings", "copy"]
+    assert service.class_sets["kinds"].class_names == ["a cat", "a dog"]
+    np.testing.assert_array_equal(one.snapshot.ids(), other.snapshot.ids())
+    service.close()
