@@ -63,6 +63,7 @@ def serve(cfg: ServeConfig) -> None:
     with contextlib.closing(listening):
         service = load_service(cfg)
         app = build_app(service, token, cfg.cors)
+        listening.listen(2048)  # who comes before the first accept waits
         host, port = listening.getsockname()[:2]
         for name, searcher in service.searchers.items():
             sizes = ", ".join(map(str, searcher.patch_sizes))
