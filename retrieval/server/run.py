@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -58,6 +59,7 @@ def serve(cfg: ServeConfig) -> None:
     Raises `UsageError` for a port that is taken, and for an index that is damaged, of another model
     or missing files.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # every broken form warns
     token = _read_token(cfg)
     listening = _listen(cfg.host, cfg.port)
     with contextlib.closing(listening):
