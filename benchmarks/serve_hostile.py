@@ -146,10 +146,7 @@ class Stranger:
     async def _ask_badly(self, client: Client, seen: Seen) -> None:
         path, body, kind = self._draw.choice(self._bad)()
         if self._draw.random() < 0.15:
-            head = f"POST {path} HTTP/1.1
-Content-Length: 900
-
-"
+            head = f"POST {path} HTTP/1.1\r\nContent-Length: 900\r\n\r\n"
             await client.cut(head.encode() + body[:50])
             seen.cut += 1
             return
@@ -190,10 +187,7 @@ def _malformed(draw: random.Random, picture: bytes) -> list[Callable[[], tuple[s
     raw = [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, deep, b'{"vector": [NaN, Infinity]}',
            b'{"text": "\\ud800"}', b'{"k": ' + b"9" * 10_000 + b"}"]  # fmt: skip
     form = "Content-Type: multipart/form-data; boundary=x\r\n"
-    forms = [b"", b"--x", b"garbage", b"--x
-Content-Disposition: form-data
-
---x--"]
+    forms = [b"", b"--x", b"garbage", b"--x\r\nContent-Disposition: form-data\r\n\r\n--x--"]
     makers: list[Callable[[], tuple[str, bytes, str]]] = [
         lambda: (search, json.dumps(draw.choice(wrong)).encode(), ""),
         lambda: (search, json.dumps(draw.choice(wrong)).encode(), ""),
