@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -58,11 +59,13 @@ def serve(cfg: ServeConfig) -> None:
     Raises `UsageError` for a port that is taken, and for an index that is damaged, of another model
     or missing files.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # every broken form warns
     token = _read_token(cfg)
     listening = _listen(cfg.host, cfg.port)
     with contextlib.closing(listening):
         service = load_service(cfg)
         app = build_app(service, token, cfg.cors)
+        listening.listen(2048)  # who comes before the first accept waits
         host, port = listening.getsockname()[:2]
         for name, searcher in service.searchers.items():
             sizes = ", ".join(map(str, searcher.patch_sizes))

@@ -2,8 +2,10 @@
 
 import { get, pictureBlob, pictureURL, post, Refused, toBase64 } from "./api.js";
 import { classify, drawBars } from "./classify.js";
-import { blanks, drawHits, walk } from "./hits.js";
-import { drawSizes, explain, finest, format } from "./sizes.js";
+import { listenToDrops, listenToKeys } from "./gestures.js";
+import { blanks, drawHits } from "./hits.js";
+import { button, drawControls, empty, stale } from "./look.js";
+import { format } from "./sizes.js";
 import { another, asked, byPicture, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -45,7 +47,7 @@ async function run({ remember = true } = {}) {
   const { signal } = running;
   hideNotice();
   if (remember) writeAddress(indices[0]);
-  drawControls();
+  drawControls(run);
   try {
     if (state.view === "classify") await runClassify(signal);
     else if (asked()) await runSearch(signal);
@@ -66,7 +68,7 @@ async function runSearch(signal) {
   if (!answers[0].hits.length) empty("Nothing found. The index may be empty.");
   setMore(answers);
   say(answers);
-  drawControls();
+  drawControls(run);
 }
 
 function list(answer, elsewhere = null) {
@@ -197,73 +199,10 @@ async function runClassify(signal) {
   const [{ ms, patch_size: size }, other] = answers;
   $("status").textContent = `Patch ${size}: picture read in ${format(ms.image)}, answered in ${format(ms.total)}`
     + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
-  drawControls();
+  drawControls(run);
 }
 
 // ---- drawing --------------------------------------------------------------------------------
-
-function drawControls() {
-  const { index, measured } = state;
-  const held = index.patch_sizes.filter((option) => option.in_index || byPicture());
-  const offered = (size) => held.some((option) => option.patch_size === size);
-  if (!offered(state.size)) state.size = finest(index);
-  if (state.other && (!offered(state.other) || state.other === state.size)) state.other = another();
-  const choose = (which) => (size) => {
-    const before = state[which];
-    state[which] = size;
-    if (state.size === state.other) state[which === "size" ? "other" : "size"] = before;
-    run();
-  };
-  const common = { byPicture: byPicture(), measured };
-  drawSizes($("sizes"), index, { ...common, chosen: state.size, onChange: choose("size") });
-  $("sizes-other").hidden = !state.other;
-  if (state.other) drawSizes($("sizes-other"), index, { ...common, chosen: state.other, onChange: choose("other") });
-  $("compare").checked = Boolean(state.other);
-  $("compare").disabled = held.length < 2;
-  $("cost").textContent = explain(index, state.size, byPicture(), measured);
-  const grid = index.image_size / state.size;
-  const { picture, named } = state;
-  $("chip").hidden = !picture;
-  show($("chip-picture"), picture?.url, grid);
-  $("classify-picture").hidden = !named;
-  $("drop-prompt").hidden = Boolean(named);
-  $("drop").classList.toggle("filled", Boolean(named));
-  show($("classify-picture"), named?.url, grid);
-  $("text").placeholder = picture ? "Add words: like this, but …" : "Describe a picture, or drop one here";
-  for (const view of ["search", "classify"]) {
-    $(`view-${view}`).hidden = view !== state.view;
-    $(`tab-${view}`).setAttribute("aria-selected", view === state.view);
-    $(`tab-${view}`).tabIndex = view === state.view ? 0 : -1;
-  }
-}
-
-function show(frame, url, grid) {
-  const picture = frame.querySelector("img");
-  if (!url) picture.removeAttribute("src");
-  else if (picture.src !== new URL(url, location).href) picture.src = url;
-  frame.style.setProperty("--n", grid);
-}
-
-function stale() {
-  const lists = $("results").querySelectorAll(".hits");
-  if ($("results").querySelector(".try") || !lists.length) $("results").replaceChildren(blanks(12));
-  else lists.forEach((old) => old.classList.add("stale"));
-}
-
-function button(text, onClick) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.textContent = text;
-  made.addEventListener("click", onClick);
-  return made;
-}
-
-function empty(text) {
-  const made = document.createElement("p");
-  made.className = "empty";
-  made.textContent = text;
-  $("results").replaceChildren(made);
-}
 
 function showNotice(text) {
   $("notice").replaceChildren(text, button("Try again", () => run({ remember: false })));
@@ -349,34 +288,8 @@ function listen() {
     setView("search");
   });
   for (const view of ["search", "classify"]) $(`tab-${view}`).addEventListener("click", () => setView(view));
-  document.querySelector("nav").addEventListener("keydown", (event) => {
-    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-    setView(state.view === "search" ? "classify" : "search");
-    $(`tab-${state.view}`).focus();
-  });
-  document.addEventListener("keydown", (event) => {
-    const writing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName);
-    if (event.key === "/" && !writing && state.view === "search") { event.preventDefault(); $("text").focus(); }
-    if (event.key === "ArrowDown" && document.activeElement === $("text")) {
-      event.preventDefault();
-      document.querySelector("button.hit")?.focus();
-      return;
-    }
-    walk(event);
-  });
-  document.addEventListener("paste", (event) => take([...(event.clipboardData?.files ?? [])][0]));
-  let depth = 0;
-  const dragged = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  document.addEventListener("dragenter", (event) => { if (dragged(event)) { depth++; $("veil").hidden = false; } });
-  document.addEventListener("dragleave", (event) => { if (dragged(event) && --depth <= 0) $("veil").hidden = true; });
-  document.addEventListener("dragover", (event) => { if (dragged(event)) event.preventDefault(); });
-  document.addEventListener("drop", (event) => {
-    if (!dragged(event)) return;
-    event.preventDefault();
-    depth = 0;
-    $("veil").hidden = true;
-    take(event.dataTransfer.files[0]);
-  });
+  listenToKeys(setView);
+  listenToDrops(take);
   window.addEventListener("popstate", async () => { await openAddress(); run({ remember: false }); });
 }
 
