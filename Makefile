@@ -8,7 +8,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" TOKENIZERS_PARALLELISM=false
 # Tests never ask a hub, and never open a window.
 IN_TEST := $(IN_VENV) HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
-.PHONY: help venv demo test check format interop clean
+.PHONY: help venv demo test check format interop chromium clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,8 +44,13 @@ format: venv
 	$(IN_VENV) ruff check --fix .
 
 # Other people's programs that read our files, each in an environment of its own.
-interop: venv $(patsubst tests/interop-%.txt,.venv-interop/%/stamp,$(wildcard tests/interop-*.txt))
+interop: venv chromium $(patsubst tests/interop-%.txt,.venv-interop/%/stamp,$(wildcard tests/interop-*.txt))
 	$(IN_TEST) python -m pytest -m interop $(ARGS)
+
+# Drives the page as a visitor would.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; } || \
+	  { echo "make interop needs chromium; install your system's package" >&2; exit 1; }
 
 .venv-interop/%/stamp: tests/interop-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
