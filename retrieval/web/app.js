@@ -97,7 +97,12 @@ function columns(answers) {
     const detail = document.createElement("small");
     const read = answer.ms.image ? `read in ${format(answer.ms.image)}, ` : "";
     detail.textContent = `${read}${shared} of ${answer.hits.length} in both`;
-    title.append(detail);
+    const legend = document.createElement("small");
+    const dot = document.createElement("span");
+    dot.className = "only";
+    dot.textContent = "●";
+    legend.append(dot, " only here");
+    title.append(detail, legend);
     column.append(title, list(answer, ids[1 - n]));
     box.append(column);
   });
