@@ -50,8 +50,9 @@ def _backend() -> str:
 
 
 def shutdown() -> None:
-    """Leave the group of ranks, if there is one."""
-    if dist.is_initialized():
+    """Leave the group of ranks that a launcher made; DeepSpeed knows one group per process, so that
+    of a single process stays."""
+    if dist.is_initialized() and "RANK" in os.environ:
         dist.destroy_process_group()
 
 

@@ -37,9 +37,10 @@ async def encode(service: Service, name: str, terms: Sequence[Term], patches: Pa
         raise RequestError(400, "mix: vectors of different widths")
     vector = sum(w * part.vector.astype(np.float64) for w, part in zip(weights, parts, strict=True))
     fine = sum(w * part.fine.astype(np.float64) for w, part in zip(weights, parts, strict=True))
+    rounding = 1e-4 * sum(map(abs, weights))  # equal texts of two forwards differ by less
     return Encoding(
-        unit(np.asarray(vector), "mix"),
-        unit(np.asarray(fine), "mix"),
+        unit(np.asarray(vector), "mix", rounding),
+        unit(np.asarray(fine), "mix", rounding),
         sum(part.text_ms for part in parts),
         sum(part.image_ms for part in parts),
     )
@@ -100,10 +101,15 @@ def check_text(service: Service, text: str, field: str) -> None:
         raise RequestError(400, sentence)
 
 
-def unit(vector: Float[np.ndarray, " d"], field: str) -> Float[np.ndarray, " d"]:
-    """The direction of a float64 vector, float32. Raises `RequestError` where it has none."""
+def unit(
+    vector: Float[np.ndarray, " d"], field: str, rounding: float = 0.0
+) -> Float[np.ndarray, " d"]:
+    """The direction of a float64 vector, float32. Raises `RequestError` where it has none.
+
+    rounding: up to which numbers count as zero.
+    """
     largest = float(np.abs(vector).max())
-    if not largest > 0:
+    if not largest > rounding:
         raise RequestError(400, f"{field}: is zero, which points nowhere")
     scaled = vector / largest  # squares of large numbers would be infinite
     return (scaled / np.linalg.norm(scaled)).astype(np.float32)
