@@ -1,5 +1,6 @@
 """Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
     model.text.train()
     if cfg.compile:
+        # torch.compile looks at the gradient of the words' vectors, and warns of its own look
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         tower.compile_blocks()
         encoder.tower.net.compile(dynamic=True)
     pipeline = TrainPipeline(
