@@ -165,9 +165,13 @@ class VisionTower(nn.Module):
         """Tokens with positions, prefix tokens (class, registers) first."""
         net = self.net
         kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
-        # a matrix product: a convolution's backward pass with kernels this large is slow on a CPU
-        rows = cut_patches(images, patch_size)
-        tokens = F.linear(rows, kernel.flatten(1), net.patch_embed.proj.bias)
+        bias = net.patch_embed.proj.bias
+        if images.dtype == torch.bfloat16 or torch.is_autocast_enabled(images.device.type):
+            # On a CPU a bfloat16 convolution with kernels this large is slow. Not so in float32,
+            # where a product with rows this long may differ in its last bit from run to run.
+            tokens = F.linear(cut_patches(images, patch_size), kernel.flatten(1), bias)
+        else:
+            tokens = F.conv2d(images, kernel, bias, stride=patch_size).flatten(2).transpose(1, 2)
         tokens = net.patch_embed.norm(tokens) + positions
         if isinstance(keep, Tensor) or keep < 1:
             tokens = keep_patches(tokens, keep)
