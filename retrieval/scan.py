@@ -15,13 +15,11 @@ BLOCK = 4096  # vectors: their float32 copies and scores stay in a core's cache
 
 def stored_vectors(index: faiss.Index) -> Float[np.ndarray, "n d"] | None:
     """What a flat (float32) or flat16 (float16) index holds, not copied; None for other kinds."""
+    float16 = faiss.ScalarQuantizer.QT_fp16
     if isinstance(index, faiss.IndexFlat):
-        dtype = np.float32
-    elif (
-        isinstance(index, faiss.IndexScalarQuantizer)
-        and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
-    ):
-        dtype = np.float16
+        dtype = "f4"
+    elif isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == float16:
+        dtype = "f2"
     else:
         return None
     codes = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.code_size)
