@@ -6,9 +6,9 @@ What a patch size costs on this machine is measured once, one image at a time, a
 
 import hashlib
 import json
+import math
 import os
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from contrastive.lit import LitModel
 from data.errors import UsageError
 from retrieval.partitions import write_json
 
-REPEATS = 7
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,20 @@ class Profile:
 
 
 def measure_ms(model: LitModel, patch_sizes: Sequence[int]) -> dict[int, float]:
-    """Milliseconds of one image alone, per patch size: medians of interleaved repeats."""
+    """Milliseconds of one image alone, per patch size: the least of interleaved rounds, which other
+    programs' load reaches last."""
     pixels = torch.randn(1, 3, model.image_size, model.image_size, device=model.device)
-    seconds: dict[int, list[float]] = {size: [] for size in patch_sizes}
-    for turn in range(REPEATS + 1):
+    least = dict.fromkeys(patch_sizes, math.inf)
+    for _ in range(ROUNDS):
         for size in patch_sizes:
             start = time.perf_counter()
             model.encode_image(pixels, patch_size=size).cpu()  # waits for a GPU
-            if turn:  # the first warms up
-                seconds[size].append(time.perf_counter() - start)
-    return {size: 1e3 * statistics.median(values) for size, values in seconds.items()}
+            least[size] = min(least[size], 1e3 * (time.perf_counter() - start))
+    return least
 
 
 def _machine(model: LitModel) -> dict[str, Any]:
-    """What the time depends on."""
+    """What the time depends on, and how it is measured."""
     cuda = model.device.type == "cuda"
     config = {**model.vision.describe(), "patch_sizes": None}
     return {
@@ -134,6 +134,7 @@ def _machine(model: LitModel) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(model.device) if cuda else platform.machine(),
         "host": platform.node(),
         "threads": torch.get_num_threads(),
+        "least_of": ROUNDS,
     }
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from data.errors import UsageError
 from retrieval.devices import Device, to_gpus
 from retrieval.filters import Selection, Where, matching
-from retrieval.kinds import MAX_GPU, bytes_per_vector, exact_search, search_params
+from retrieval.kinds import MAX_GPU, bytes_per_vector, exact_search, search, search_params
 from retrieval.manifest import read_index_manifest
 from retrieval.segments import Segment
 from retrieval.tune import Tuning
@@ -167,8 +167,8 @@ class Snapshot:
                     similarities, rows = _drop(similarities, rows, chosen, wanted)
                 else:
                     walk = max(ef or tuning.ef, wanted)
-                    params = search_params(index, nprobe or tuning.nprobe, walk, packed)
-                    similarities, rows = index.search(queries, wanted, params=params)
+                    cells = nprobe or tuning.nprobe
+                    similarities, rows = search(index, queries, wanted, cells, walk, packed)
                 short = (rows < 0).any(axis=1)
                 if short.any():  # an approximate search lost its way among what matches
                     again = exact_search(index, queries[short], wanted, packed)

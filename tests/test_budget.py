@@ -1,6 +1,8 @@
 """What an image may cost instead of a patch size, by what this machine measured once."""
 
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,20 @@ def test_a_machine_is_measured_once(
     file.write_text("{")
     Profile(tiny_model, tmp_path).ms((48,))
     assert measured[-1] == [48]
+
+
+def test_load_during_most_of_a_measurement_changes_nothing(
+    tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, calls, load_s = tiny_model.encode_image, itertools.count(), 0.05
+
+    def under_load(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+        if next(calls) % 20 < 14:  # in seven rounds of ten
+            time.sleep(load_s)
+        return encode(pixels, patch_size=patch_size)
+
+    monkeypatch.setattr(tiny_model, "encode_image", under_load)
+    assert all(ms < 1e3 * load_s for ms in budget.measure_ms(tiny_model, (48, 24)).values())
 
 
 def test_a_profile_that_cannot_be_kept_is_still_measured(tiny_model, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Bodies are JSON whatever content type they claim. Aesthetic scores, safety model
 that project's own models: the fields are accepted and change nothing.
 """
 
+import asyncio
 import base64
 from typing import Any
 
@@ -101,14 +102,15 @@ async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
     k = min(wanted, service.limits.max_k)
     encoding = await encode(service, name, [term], Patches(size, size))
     key = SearchKey(name, size, k, deduplicate=asked.deduplicate)
+    hits = await service.search(key, encoding.vector)
+    shown = hits[: min(asked.num_images, MAX_IMAGES)]
+    places = [Place(hit.shard, hit.offset, hit.size) for hit in shown]
+    jpegs = await asyncio.gather(*(service.thumbnail(place, SIDE) for place in places))
     found: list[dict[str, Any]] = []
-    for number, hit in enumerate(await service.search(key, encoding.vector)):
-        entry: dict[str, Any] = {}
-        if number < asked.num_images:
-            entry |= columns_of(hit)
-            if number < MAX_IMAGES:
-                jpeg = await service.thumbnail(Place(hit.shard, hit.offset, hit.size), SIDE)
-                if jpeg is not None:
-                    entry["image"] = base64.b64encode(jpeg).decode()
+    for number, hit in enumerate(hits):
+        entry = columns_of(hit) if number < asked.num_images else {}
+        jpeg = jpegs[number] if number < len(jpegs) else None
+        if jpeg is not None:
+            entry["image"] = base64.b64encode(jpeg).decode()
         found.append(entry | {"id": hit.id, "similarity": hit.similarity})
     return found

@@ -4,7 +4,9 @@ import base64
 import binascii
 import io
 import threading
+import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import Image
@@ -17,6 +19,8 @@ from retrieval.server.limits import RequestError
 
 MAX_SIDE = 1024  # pixels of a thumbnail
 MAX_STORED_PIXELS = 100_000_000
+LOST_S = 10.0  # a shard that cannot be opened is not tried again for so long
+MAX_LOST = 10_000  # shards remembered
 
 
 def from_base64(text: str, field: str) -> bytes:
@@ -57,17 +61,26 @@ class Thumbnails:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Place, int], bytes] = OrderedDict()
+        self._lost: dict[str, float] = {}  # shard -> until when
         self.num_bytes = 0  # of what is kept
 
     def get(self, place: Place, side: int) -> bytes | None:
         """A JPEG that fits a square of `side` pixels, None where the image cannot be read."""
-        if (kept := self.kept(place, side)) is not None:
-            return kept
+        with suppress(KeyError):
+            return self.kept(place, side)
         try:
-            with open_shard(place.shard) as file:
+            file = open_shard(place.shard)
+        except (OSError, ValueError, UsageError):
+            with self._lock:
+                if len(self._lost) >= MAX_LOST:
+                    self._lost.clear()
+                self._lost[place.shard] = time.monotonic() + LOST_S
+            return None
+        try:
+            with file:
                 file.seek(place.offset)
                 image = decode_image(file.read(place.size), MAX_STORED_PIXELS)
-        except (OSError, ValueError, UsageError, BadSample):
+        except (OSError, ValueError, BadSample):
             return None
         image.thumbnail((side, side), Image.Resampling.BICUBIC)
         out = io.BytesIO()
@@ -82,9 +95,13 @@ class Thumbnails:
         return data
 
     def kept(self, place: Place, side: int) -> bytes | None:
-        """A thumbnail made before, None where it was not, or is no longer kept."""
+        """What `get` gives, where that costs nothing. Raises KeyError where it must be read."""
         with self._lock:
             if (place, side) in self._kept:
                 self._kept.move_to_end((place, side))
                 return self._kept[place, side]
-        return None
+            until = self._lost[place.shard]
+            if time.monotonic() < until:
+                return None
+            del self._lost[place.shard]
+        raise KeyError(place)

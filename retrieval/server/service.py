@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -230,9 +231,8 @@ class Service:
 
     async def thumbnail(self, place: Place, side: int) -> bytes | None:
         """A small JPEG of a stored image, None where it cannot be read."""
-        kept = self.thumbnails.kept(place, side)
-        if kept is not None:
-            return kept
+        with suppress(KeyError):
+            return self.thumbnails.kept(place, side)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.pool, self.thumbnails.get, place, side)
 
