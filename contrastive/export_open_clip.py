@@ -72,7 +72,7 @@ def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) 
     (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
-def read_open_clip(folder: Path) -> tuple[Any, Any]:
+def read_open_clip(model: LitModel, folder: Path) -> tuple[Any, Any]:
     """(encode_image, encode_text) of the folder, as open_clip loads it."""
     config = json.loads((folder / "open_clip_config.json").read_text())
     written = config["model_cfg"]["text_cfg"]

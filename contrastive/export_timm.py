@@ -13,13 +13,19 @@ from contrastive.vision import VisionTower
 from data.errors import UsageError
 
 
+def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
+    """What `timm.create_model` needs beside the name."""
+    sizes = {"patch_size": patch_size, "img_size": tower.image_size} if tower.flexible else {}
+    return {**tower.config.timm_args, **sizes}
+
+
 @torch.no_grad()
 def timm_net(tower: VisionTower, patch_size: int) -> Any:
     """A plain timm model that computes what the tower does at `patch_size` and its image size."""
     tower.check_patch_size(patch_size)
     if not tower.flexible:
         return copy.deepcopy(tower.net).float().eval()
-    args = tower.config.timm_args | {"patch_size": patch_size, "img_size": tower.image_size}
+    args = timm_args(tower, patch_size)
     net: Any = timm.create_model(tower.config.timm_name, pretrained=False, **args)
     own, weights = tower.net, {k: v.float() for k, v in tower.net.state_dict().items()}
     kernel = "patch_embed.proj.weight"
@@ -40,7 +46,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
     if not tower.flexible:
         raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
     net = timm_net(tower, patch_size)
-    args = {**tower.config.timm_args, "patch_size": patch_size, "img_size": tower.image_size}
+    args = timm_args(tower, patch_size)
     data = {
         "input_size": (3, tower.image_size, tower.image_size),
         "mean": tower.mean,
