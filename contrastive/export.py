@@ -41,7 +41,8 @@ processor = VisionTextDualEncoderProcessor.from_pretrained("THIS_FOLDER")
 ```
 
 The sigmoid loss's bias has no place in this class; it changes no ranking. timm must be installed.
-A text tower that is pooled by the mean of its tokens ends in one more layer that does it.""",
+Where an odd number of pixels is cropped, transformers' square lies one pixel before ours. A text
+tower that is pooled by the mean of its tokens ends in one more layer that does it.""",
     "onnx": """`config.json` tells files, inputs, opset and what pixels are expected: shorter side
 to `image_size` (bicubic), centre crop, (pixel / 255 - mean) / std. `tokenizer.json` makes the token
 ids, cut at `context_length`; embeddings have unit norm.""",
@@ -67,8 +68,9 @@ def export_model(model: LitModel, to: str, patch_size: int, folder: Path) -> tup
         least = _compare(model, patch_size, *read(model, part))
         if min(least) < MIN_COSINE:
             raise UsageError(
-                f"{to} computes this model differently: cosine {least[0]:.5f} of image, "
-                f"{least[1]:.5f} of text embeddings; at least {MIN_COSINE} is wanted"
+                f"--to {to} cannot express this model: cosine to ours {least[0]:.5f} of image, "
+                f"{least[1]:.5f} of text embeddings, {MIN_COSINE} is the least; try --to "
+                f"{', '.join(other for other in FORMATS if other != to)}"
             )
         part.rename(folder)
     finally:

@@ -8,9 +8,12 @@ for the BERT family is tanh of a linear map of the first token:
 - A mean over tokens is one more layer: no queries and keys, so that attention is uniform, and an
   output so large that the layer's residual is nothing beside it. That layer's norm removes the
   mean over dimensions and the length. The length does not matter; the mean is where a reflection
-  has put the direction that the text projection reads least.
+  has put the direction that the text projection reads least. A projection to fewer dimensions
+  does not read it at all; a trained square one next to nothing; else the check after writing tells.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from transformers import (
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
 )
+from transformers.utils import logging as transformers_logging
 
 from contrastive.export_timm import timm_args, timm_net
 from contrastive.lit import LitModel
@@ -41,6 +45,16 @@ SMALL = 1e-3  # times entries of a norm's output, below 10: tanh differs by less
 LARGE = 1e4  # times the mean token: the residual turns it by 1e-4, and a cosine by 1e-8
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+@_no_bars()
 def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
     """Write a folder that `VisionTextDualEncoderModel.from_pretrained` loads, with processor."""
     tower = model.text.encoder.tower
@@ -75,6 +89,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
     tokenizer.model_max_length = length
 
 
+@_no_bars()
 def read_transformers(model: LitModel, folder: Path) -> tuple[Any, Any]:
     """(encode_image, encode_text) of the folder, as transformers loads it."""
     net: Any = VisionTextDualEncoderModel.from_pretrained(folder).eval()
