@@ -78,16 +78,22 @@ def _export(net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], fil
     with warnings.catch_warnings():
         # torch's other exporter needs onnxscript; a trace of constant shapes warns of each
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            net.eval(),
-            tuple(inputs.values()),
-            file,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=[output],
-            dynamic_axes=dict.fromkeys(inputs, axes) | {output: {0: "batch"}},
-        )
+        try:
+            torch.onnx.export(
+                net.eval(),
+                tuple(inputs.values()),
+                file,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_axes=dict.fromkeys(inputs, axes) | {output: {0: "batch"}},
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"onnx cannot express what gives {output}: {reason}; try --to transformers"
+            ) from error
 
 
 def read_onnx(model: LitModel, folder: Path) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models import VisionTransformer, save_for_hf
 
 from contrastive.flexi import resample_patch_embed, resample_position_grid
 from contrastive.vision import VisionTower
@@ -21,13 +21,23 @@ def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def timm_net(tower: VisionTower, patch_size: int) -> Any:
-    """A plain timm model that computes what the tower does at `patch_size` and its image size."""
+    """A plain timm model that computes what the tower does at `patch_size` and its image size.
+
+    Raises `UsageError` for what timm has not.
+    """
     tower.check_patch_size(patch_size)
+    own, name = tower.net, tower.config.timm_name
+    of_timm = type(own).__module__.startswith("timm.")
+    alone = all(key.startswith("net.") for key in tower.state_dict())  # nothing after timm's part
+    if not of_timm or not alone or (tower.flexible and not isinstance(own, VisionTransformer)):
+        raise UsageError(
+            f"{name} cannot be handed over; allowed: timm's own models, of those with flexible "
+            "patch sizes the plain ViTs, without a projection behind"
+        )
     if not tower.flexible:
-        return copy.deepcopy(tower.net).float().eval()
-    args = timm_args(tower, patch_size)
-    net: Any = timm.create_model(tower.config.timm_name, pretrained=False, **args)
-    own, weights = tower.net, {k: v.float() for k, v in tower.net.state_dict().items()}
+        return copy.deepcopy(own).float().eval()
+    net: Any = timm.create_model(name, pretrained=False, **timm_args(tower, patch_size))
+    weights = {k: v.float() for k, v in own.state_dict().items()}
     kernel = "patch_embed.proj.weight"
     weights[kernel] = resample_patch_embed(weights[kernel], (patch_size, patch_size))
     if own.pos_embed is not None:

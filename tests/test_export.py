@@ -151,6 +151,19 @@ def test_a_tower_that_is_no_vit_goes_to_open_clip_as_a_timm_trunk(tiny_text, tmp
         assert min(export_model(model, to, tower.patch_sizes[0], tmp_path / to)) >= MIN_COSINE
 
 
+class Foreign(timm.models.ConvNeXt):
+    """No network of timm's, though it looks like one."""
+
+
+@pytest.mark.parametrize("to", ["open_clip", "transformers", "onnx"])
+def test_a_network_that_is_not_timms_is_refused(to, tiny_text, tmp_path):
+    net = Foreign(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=0)
+    model = with_text(VisionTower(net, TowerConfig("foreign", image_size=64)), tiny_text)
+    with pytest.raises(UsageError, match="foreign cannot be handed over; allowed: timm's own"):
+        export_model(model, to, 32, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_other_library_computes_differently_is_refused(tiny_text, tmp_path):
     # transformers' mean pooling loses one direction, and this projection reads all alike
     model = with_text(tiny_vit(embed_dim=48), tiny_text)
