@@ -1,23 +1,22 @@
 """Text towers: any transformers encoder, or open_clip's text transformer, with its tokenizer."""
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
 from jaxtyping import Float, Int
-from open_clip.transformer import TextTransformer
+from open_clip.model import _build_text_tower
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config, read_open_clip
+from contrastive.tokenizers import HFTokenizer, OpenClipTokenizer
+from contrastive.weights import load_weights
 from data.errors import UsageError
 
 Pooling = Literal["cls", "mean", "eos"]
@@ -28,7 +27,10 @@ class TextConfig:
     """Which text tower, and how it reads."""
 
     tower: str = "minilm"
-    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, or open_clip:ARCHITECTURE."""
+    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
+    open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
+    own pooling, and its projection where the image tower is as wide; with --start-samples 0,
+    training starts from its space."""
     pooling: Pooling = "mean"
     """Of a transformers encoder: first token, mean of the tokens, or last token."""
     context_length: int = 32
@@ -83,58 +85,6 @@ class TokenGroups:
         return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
 
 
-@dataclass(frozen=True)
-class HFTokenizer:
-    """A transformers tokenizer, cut at a length."""
-
-    hf: Any
-    context_length: int
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding."""
-        if not texts:
-            return []
-        return self.hf(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
-
-    @property
-    def pad_id(self) -> int:
-        return int(self.hf.pad_token_id or 0)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Equal where equal texts give equal ids."""
-        facts = {"length": self.context_length, "class": type(self.hf).__name__}
-        if hasattr(self.hf, "backend_tokenizer"):  # its vocabulary, rules and special tokens
-            facts |= json.loads(self.hf.backend_tokenizer.to_str())
-            del facts["truncation"], facts["padding"]  # what the last call left there
-        else:
-            facts |= {"vocabulary": self.hf.get_vocab(), "special": self.hf.special_tokens_map}
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@dataclass(frozen=True)
-class OpenClipTokenizer:
-    """open_clip's tokenizer of an architecture."""
-
-    architecture: str
-    context_length: int
-    pad_id: int = 0
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding."""
-        if not texts:
-            return []
-        ids = open_clip.get_tokenizer(self.architecture)(list(texts), self.context_length)
-        lengths = (ids != self.pad_id).sum(1)
-        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
-
-    @property
-    def fingerprint(self) -> str:
-        named = f"open_clip/{self.architecture}/{self.context_length}"
-        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
-
-
 def _padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:
     rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
     mask = torch.zeros_like(rows)
@@ -153,6 +103,7 @@ class HFTextTower(nn.Module):
         self.net, self.pooling = net, pooling
         self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
+        self.projection_start: Tensor | None = None  # (d, width), of a checkpoint that has one
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Of token, position and type embeddings."""
@@ -194,26 +145,63 @@ class HFTextTower(nn.Module):
         self.tokenizer.hf.save_pretrained(folder)
 
 
-class OpenClipTextTower(nn.Module):
-    """open_clip's text transformer; pooling and projection to its width are its own."""
+class ClipTextTower(HFTextTower):
+    """CLIP's or SigLIP's text model of transformers; its pooling is its own."""
 
-    def __init__(self, architecture: str, context_length: int) -> None:
+    def __init__(self, net: Any, tokenizer: Any, context_length: int) -> None:
+        super().__init__(net, tokenizer, "eos", context_length)
+        if net.config.model_type == "siglip_text_model":
+            self.width = int(net.config.projection_size)
+
+    def pad(self, ids: list[list[int]]) -> Tokens:
+        """SigLIP was trained on texts as long as its context, padding read as text."""
+        if self.net.config.model_type != "siglip_text_model":
+            return super().pad(ids)
+        return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+
+    def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
+        """One vector per text; what follows CLIP's end token is never read."""
+        return torch.cat([self.net(input_ids=group.ids).pooler_output for group in groups])
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"kind": "clip"}
+
+
+class OpenClipTextTower(nn.Module):
+    """open_clip's text transformer up to its own pooling."""
+
+    def __init__(
+        self, architecture: str, context_length: int, model: dict[str, Any] | None = None
+    ) -> None:
+        """model: what open_clip builds it from; not given: as it knows the architecture."""
         super().__init__()
-        facts = open_clip.get_model_config(architecture)
-        if facts is None or "hf_model_name" in facts["text_cfg"]:
-            raise UsageError(
-                f"unknown open_clip text tower {architecture!r}; allowed: an architecture of "
-                "open_clip.list_models() with a text transformer of its own, e.g. ViT-B-32"
-            )
-        sizes = dict(facts["text_cfg"])
-        for name in ("hf_tokenizer_name", "tokenizer_kwargs", "embed_cls", "output_tokens"):
-            if sizes.pop(name, None):
-                raise UsageError(f"open_clip:{architecture} cannot be used: it has {name}")
-        self.width = int(sizes["width"])
-        length = min(context_length, int(sizes.get("context_length", 77)))
+        self.model = architecture_config(architecture) if model is None else model
+        facts = dict(self.model.get("text_cfg", {}))
+        for name in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "embed_cls"):
+            if facts.get(name):
+                raise UsageError(
+                    f"open_clip:{architecture} cannot be used as text tower: it has {name}; "
+                    "allowed: one with open_clip's own tokenizer and transformer, e.g. ViT-B-32"
+                )
+        length = min(context_length, int(facts.get("context_length", 77)))
         self.tokenizer = OpenClipTokenizer(architecture, length)
-        sizes["context_length"] = length
-        self.net = TextTransformer(**sizes, output_dim=self.width)
+        facts |= {"context_length": length, "proj_type": "none", "output_tokens": False}
+        self.net: Any = _build_text_tower(0, facts, self.model.get("quick_gelu", False))
+        self.width = int(self.net.width)
+        self.projection_start: Tensor | None = None
+
+    @classmethod
+    def of(cls, checkpoint: OpenClipCheckpoint, context_length: int) -> "OpenClipTextTower":
+        """The text tower of an open_clip model, with its weights."""
+        tower = cls(checkpoint.name, context_length, checkpoint.model)
+        weights = checkpoint.part("text")
+        own = weights.pop("text_projection", None)
+        if "positional_embedding" in weights:
+            length = tower.tokenizer.context_length
+            weights["positional_embedding"] = weights["positional_embedding"][:length]
+        load_weights(tower.net, weights, f"open_clip:{checkpoint.name}")
+        tower.projection_start = None if own is None else own.T
+        return tower
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Of token and position embeddings."""
@@ -232,6 +220,7 @@ class OpenClipTextTower(nn.Module):
             "kind": "open_clip",
             "architecture": self.tokenizer.architecture,
             "context_length": self.tokenizer.context_length,
+            "model": self.model,
         }
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -252,7 +241,7 @@ def _minilm_folder() -> str:
 
 
 def load_text_tower(cfg: TextConfig) -> TextTower:
-    """Load a text tower with its published weights (open_clip's start from random ones)."""
+    """Load a text tower with its published weights (open_clip:ARCHITECTURE has random ones)."""
     tower = _load_text_tower(cfg)
     for parameter in tower.embedding_parameters() if cfg.freeze_embeddings else ():
         parameter.requires_grad_(False)
@@ -262,6 +251,8 @@ def load_text_tower(cfg: TextConfig) -> TextTower:
 def _load_text_tower(cfg: TextConfig) -> TextTower:
     kind, _, rest = cfg.tower.partition(":")
     if kind == "open_clip" and rest:
+        if "@" in rest or rest.startswith("local-dir:"):
+            return OpenClipTextTower.of(read_open_clip(rest), cfg.context_length)
         return OpenClipTextTower(rest, cfg.context_length)
     if cfg.tower == "minilm":
         name = _minilm_folder()
@@ -270,7 +261,7 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
     else:
         raise UsageError(
             f"unknown text tower {cfg.tower!r}; allowed: minilm, hf:FOLDER_OR_HUB_NAME, "
-            "open_clip:ARCHITECTURE"
+            "open_clip:ARCHITECTURE[@FILE], open_clip:local-dir:FOLDER"
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -295,17 +286,34 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {reason}") from error
     finally:
         transformers_logging.enable_progress_bar()
+    if config.model_type in ("clip", "siglip"):
+        return _clip_text(net, tokenizer, cfg.context_length)
     limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
     return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
+
+
+def _clip_text(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
+    """The text half of a CLIP or SigLIP model, and the start of a projection that it brings."""
+    limit = net.text_model.config.max_position_embeddings
+    siglip = net.config.model_type == "siglip"
+    tower = ClipTextTower(
+        net.text_model, tokenizer, limit if siglip else min(context_length, limit)
+    )
+    tower.projection_start = torch.eye(tower.width) if siglip else net.text_projection.weight
+    return tower
 
 
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
-        return OpenClipTextTower(config["architecture"], config["context_length"])
+        return OpenClipTextTower(
+            config["architecture"], config["context_length"], config.get("model")
+        )
     facts = dict(config["net"])
     net = AutoModel.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if config["kind"] == "clip":
+        return ClipTextTower(net, tokenizer, config["context_length"])
     return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])
 
 
@@ -317,6 +325,9 @@ class TextEncoder(nn.Module):
         self.tower = tower
         self.projection = nn.Linear(tower.width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=tower.width**-0.5)
+        start = tower.projection_start
+        if start is not None and start.shape == self.projection.weight.shape:
+            self.projection.weight.data.copy_(start)
 
     def forward(self, tokens: TokenGroups) -> Float[Tensor, "m d"]:
         """Unit-norm text embeddings, float32 at least."""

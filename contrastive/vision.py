@@ -1,4 +1,4 @@
-"""The image tower: any timm model; a plain ViT among them runs at any patch size.
+"""The image tower: any of `families.FAMILIES`, the flexible ones at any patch size.
 
 A tower gives one pooled vector per image, before any class head. Locked, it has no gradients,
 stays in eval mode whatever its parents do, and keeps its resized kernels and positions, so a
@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from contrastive.families import PlainViT, build_net, family_of
 from contrastive.flexi import (
     PositionResize,
     default_patch_sizes,
@@ -30,6 +27,7 @@ from contrastive.flexi import (
     resample_position_grid,
 )
 from contrastive.tokens import check_keep, keep_patches
+from contrastive.weights import load_weights, read_config, read_weights
 from data.errors import UsageError
 from data.images import ImageTransform
 
@@ -38,13 +36,15 @@ from data.images import ImageTransform
 class TowerConfig:
     """What is needed to rebuild a tower before its weights are read (JSON-able)."""
 
-    timm_name: str
+    timm_name: str  # what `library` calls it
     timm_args: dict[str, Any] = field(default_factory=dict)
     image_size: int = 224  # pixels a side
     patch_sizes: tuple[int, ...] = ()  # coarsest first
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     positions: PositionResize = field(default_factory=PositionResize)
+    library: Literal["timm", "transformers", "open_clip", "vit_pytorch"] = "timm"
+    projection: int = 0  # width of a bias-free linear map after the pooling, as CLIP has; 0: none
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TowerConfig":
@@ -52,29 +52,6 @@ class TowerConfig:
         for name in ("patch_sizes", "mean", "std"):
             values[name] = tuple(values[name])
         return cls(**{**values, "positions": PositionResize(**values["positions"])})
-
-
-def is_flexible(net: Any) -> bool:
-    """Whether `net` has the plain ViT's stem and positions, so that its patch size can change."""
-    plain = VisionTransformer
-    return (
-        isinstance(net, plain)
-        and isinstance(net.patch_embed, PatchEmbed)
-        and all(
-            getattr(type(net), name) is getattr(plain, name)
-            for name in ("forward_features", "forward_head", "_pos_embed")
-        )
-        and net.patch_embed.proj.kernel_size == net.patch_embed.proj.stride
-        and len(set(net.patch_embed.proj.kernel_size)) == 1
-    )
-
-
-def native_patch_size(net: Any, image_size: int) -> int:
-    """The patch size of a ViT, else the total stride of the network (pixels per feature cell)."""
-    if isinstance(getattr(net, "patch_embed", None), PatchEmbed):
-        return int(net.patch_embed.proj.kernel_size[0])
-    info = getattr(net, "feature_info", None)
-    return int(info[-1]["reduction"]) if info else image_size
 
 
 class VisionTower(nn.Module):
@@ -87,16 +64,28 @@ class VisionTower(nn.Module):
         super().__init__()
         self.net: Any = net
         self.config = config
-        self.flexible = is_flexible(net)
+        self.family: Any = family_of(net)
+        self.flexible = self.family.flexible
         self.locked = False
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
-        own = native_patch_size(net, config.image_size)
+        self.native_patch_size = self.family.patch_size(net, config.image_size)
         if not self.flexible:
-            self.patch_sizes: tuple[int, ...] = (own,)
+            self.patch_sizes: tuple[int, ...] = (self.native_patch_size,)
         else:
-            self.patch_sizes = config.patch_sizes or default_patch_sizes(config.image_size, own)
-        self.embed_dim = int(getattr(net, "head_hidden_size", None) or net.num_features)
+            offered = default_patch_sizes(config.image_size, self.native_patch_size)
+            self.patch_sizes = config.patch_sizes or offered
+        width = self.family.width(net)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection:
+            self.projection = nn.Linear(width, config.projection, bias=False)
+        self.embed_dim = config.projection or width
         self._stems: dict[tuple, tuple[Tensor, ...]] = {}
+        self._rotary: dict[tuple, Tensor | None] = {}
+
+    @property
+    def is_plain_vit(self) -> bool:
+        """Whether the network is timm's VisionTransformer with nothing added to it."""
+        return type(self.family) is PlainViT
 
     # ---- lock ------------------------------------------------------------------------------
 
@@ -143,10 +132,10 @@ class VisionTower(nn.Module):
         self._check_keep(keep)
         images = images.to(next(self.net.parameters()).dtype)
         if not self.flexible:
-            features = self.net.forward_features(images)
-            return self.net.forward_head(features, pre_logits=True).float()
+            return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
-        return self.pool(self.net.norm(self.net.blocks(self.net.norm_pre(tokens)))).float()
+        rotary = self._angles(images.shape[-1] // patch_size, keep, len(images))
+        return self.pool(self.family.body(self.net, tokens, rotary)).float()
 
     def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
         if not isinstance(keep, Tensor):
@@ -163,19 +152,17 @@ class VisionTower(nn.Module):
         keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
-        net = self.net
         kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
-        tokens = F.conv2d(images, kernel, net.patch_embed.proj.bias, stride=patch_size)
-        tokens = net.patch_embed.norm(tokens.flatten(2).transpose(1, 2)) + positions
+        tokens = self.family.patches(self.net, images, kernel) + positions
         if isinstance(keep, Tensor) or keep < 1:
             tokens = keep_patches(tokens, keep)
         if prefix.shape[1]:
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        return net.pos_drop(tokens)
+        return tokens
 
-    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """The tower's own pooling (class token, mean, or attention) and what follows it."""
-        return self.net.forward_head(tokens, pre_logits=True)
+        return self.projection(self.family.pool(self.net, tokens))
 
     def _stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
         """(kernel, prefix tokens with their positions, grid positions) at one patch size.
@@ -183,13 +170,11 @@ class VisionTower(nn.Module):
         Kept until a stored weight changes, so nothing is resized per call; computed anew, and
         differentiable, while the tower trains.
         """
-        net = self.net
-        stored = [net.patch_embed.proj.weight, net.pos_embed, net.cls_token, net.reg_token]
-        if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in stored):
+        stored = self.family.stored(self.net)
+        if torch.is_grad_enabled() and any(w.requires_grad for w in stored):
             return self._resize_stem(patch_size, side)
-        weight = stored[0]
-        state = tuple(None if w is None else (w.data_ptr(), w._version) for w in stored)
-        key = (patch_size, side, weight.dtype, weight.device, state)
+        state = tuple((w.data_ptr(), w._version) for w in stored)
+        key = (patch_size, side, stored[0].dtype, stored[0].device, state)
         if key not in self._stems:
             if any(other[2:] != key[2:] for other in self._stems):
                 self._stems.clear()
@@ -200,22 +185,36 @@ class VisionTower(nn.Module):
         return self._stems[key]
 
     def _resize_stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
-        net = self.net
-        kernel = resample_patch_embed(net.patch_embed.proj.weight, (patch_size, patch_size))
+        kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
         width = kernel.shape[0]
-        tokens = [t for t in (net.cls_token, net.reg_token) if t is not None]
+        tokens = self.family.prefix(self.net)
         prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
-        if net.pos_embed is None:
+        slots, grid = self.family.places(self.net)
+        if slots is not None:
+            prefix = prefix + slots
+        if grid is None:
             return kernel, prefix, kernel.new_zeros(1, 1, width)
-        slots = 0 if net.no_embed_class else prefix.shape[1]
-        positions = resample_position_grid(net.pos_embed[:, slots:], side, self.config.positions)
-        if slots:
-            prefix = prefix + net.pos_embed[:, :slots]
-        return kernel, prefix, positions
+        return kernel, prefix, resample_position_grid(grid, side, self.config.positions)
+
+    def _angles(
+        self, side: int, keep: float | Int[Tensor, "b k"], num_images: int
+    ) -> Tensor | None:
+        """Rotary positions of the patches that are read, if the tower has such; kept too."""
+        weight = self.family.kernel(self.net)
+        key = (side, weight.device)
+        if key not in self._rotary:
+            with torch.inference_mode(False), torch.no_grad():
+                self._rotary[key] = self.family.rotary(self.net, side)
+        rotary = self._rotary[key]
+        if rotary is None or not (isinstance(keep, Tensor) or keep < 1):
+            return rotary
+        return keep_patches(rotary.expand(num_images, -1, -1), keep)[:, None]
 
     def compile_blocks(self) -> None:
         """torch.compile what costs; the compiled blocks serve every patch size."""
-        getattr(self.net, "blocks", self.net).compile(dynamic=True)
+        blocks = getattr(self.net, "blocks", self.net)
+        for part in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
+            part.compile(dynamic=True)
 
     # ---- facts -----------------------------------------------------------------------------
 
@@ -231,8 +230,8 @@ class VisionTower(nn.Module):
     def num_tokens(self, patch_size: int) -> int:
         """Sequence length of the transformer (grid cells and prefix tokens) at `image_size`."""
         self.check_patch_size(patch_size)
-        prefix = getattr(self.net, "num_prefix_tokens", 0) if self.flexible else 0
-        return (self.image_size // patch_size) ** 2 + int(prefix)
+        prefix = self.family.prefix(self.net) if self.flexible else []
+        return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
     def gflops(self, patch_size: int) -> float:
@@ -250,6 +249,8 @@ class VisionTower(nn.Module):
         """Changes when the weights, their dtype, the resize rule or the transform change."""
         digest = hashlib.blake2b(digest_size=16)
         config = {**asdict(self.config), "patch_sizes": None}  # a list of offers, not numerics
+        for name in ("library", "projection"):  # said by the names of the weights
+            del config[name]
         digest.update(json.dumps(config, sort_keys=True).encode())
         digest.update(self.transform.fingerprint().encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -263,11 +264,7 @@ class VisionTower(nn.Module):
 
 def build_vision_tower(config: TowerConfig) -> VisionTower:
     """An untrained tower of this architecture."""
-    try:
-        net = timm.create_model(config.timm_name, pretrained=False, **config.timm_args)
-    except RuntimeError as error:
-        raise UsageError(f"unknown tower {config.timm_name!r}: {error}") from error
-    return VisionTower(net, config)
+    return VisionTower(build_net(config.library, config.timm_name, config.timm_args), config)
 
 
 def save_vision_tower(
@@ -284,40 +281,6 @@ def save_vision_tower(
     save_file(
         {k: v.contiguous() for k, v in tower.state_dict().items()}, folder / "model.safetensors"
     )
-
-
-def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A folder's config.json of format 1 that describes `part`, else `UsageError`."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a model folder: config.json: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != 1 or part not in config:
-        raise UsageError(f"{folder}/config.json does not describe a model of format 1")
-    return config
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a state dict without pickled code; `UsageError` else."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
-        return weights.get("state_dict", weights)
-    except Exception as error:  # a stranger's file fails in many ways
-        raise UsageError(
-            f"{file} cannot be read as weights ({type(error).__name__}); allowed: safetensors, or "
-            "a state dict of tensors alone"
-        ) from error
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: object) -> None:
-    """`load_state_dict`, strict; `UsageError` where the weights are of another model."""
-    try:
-        module.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{source} holds the weights of another model: {reason}") from error
 
 
 def _load_folder(folder: Path) -> VisionTower:
@@ -337,24 +300,33 @@ def load_vision_tower(
     """Load an image tower.
 
     spec: `timm:NAME` (weights from the hub), `timm:NAME@FILE` (a safetensors or state-dict file),
-    `bigvision:FILE.npz` or `bigvision:FILE.npz@SIZE`, `dinov2s` (the offline default), or a folder
-    that was saved by this project. Raises `UsageError` for anything else.
+    `timm:local-dir:FOLDER`, `bigvision:FILE.npz` or `bigvision:FILE.npz@SIZE`,
+    `open_clip:ARCHITECTURE@FILE` or `open_clip:local-dir:FOLDER`,
+    `transformers:FOLDER_OR_HUB_NAME`, `vit_pytorch:NAME@FILE`, `dinov2s` (the offline default), or
+    a folder that was saved by this project. Raises `UsageError` for anything else.
     """
-    from contrastive import vision_sources  # the foreign formats
+    from contrastive import vision_foreign, vision_sources  # the foreign formats
 
+    loaders = {
+        "timm": vision_sources.load_timm,
+        "bigvision": vision_sources.load_bigvision,
+        "open_clip": vision_foreign.load_open_clip,
+        "transformers": vision_foreign.load_transformers,
+        "vit_pytorch": vision_foreign.load_vit_pytorch,
+    }
     kind, _, rest = spec.partition(":")
     if spec == "dinov2s":
         tower = vision_sources.load_dinov2s()
-    elif kind == "timm" and rest:
-        tower = vision_sources.load_timm(rest)
-    elif kind == "bigvision" and rest:
-        tower = vision_sources.load_bigvision(rest)
+    elif kind in loaders and rest:
+        tower = loaders[kind](rest)
     elif (Path(spec) / "config.json").is_file():
         tower = _load_folder(Path(spec))
     else:
         raise UsageError(
             f"unknown image tower {spec!r}; allowed: timm:NAME, timm:NAME@FILE, "
-            "bigvision:FILE.npz[@SIZE], dinov2s, or a folder with config.json"
+            "timm:local-dir:FOLDER, bigvision:FILE.npz[@SIZE], open_clip:ARCHITECTURE@FILE, "
+            "open_clip:local-dir:FOLDER, transformers:FOLDER_OR_HUB_NAME, vit_pytorch:NAME@FILE, "
+            "dinov2s, or a folder with config.json"
         )
     tower.to(dtype)
     return tower.lock() if locked else tower

@@ -1,0 +1,62 @@
+"""Tokenizers of transformers and of open_clip, cut at a length and without padding."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import open_clip
+
+
+@dataclass(frozen=True)
+class HFTokenizer:
+    """A transformers tokenizer, cut at a length."""
+
+    hf: Any
+    context_length: int
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding."""
+        if not texts:
+            return []
+        return self.hf(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.hf.pad_token_id or 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal where equal texts give equal ids."""
+        facts = {"length": self.context_length, "class": type(self.hf).__name__}
+        if hasattr(self.hf, "backend_tokenizer"):  # its vocabulary, rules and special tokens
+            facts |= json.loads(self.hf.backend_tokenizer.to_str())
+            del facts["truncation"], facts["padding"]  # what the last call left there
+        else:
+            facts |= {"vocabulary": self.hf.get_vocab(), "special": self.hf.special_tokens_map}
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class OpenClipTokenizer:
+    """open_clip's own tokenizer, as an architecture uses it."""
+
+    architecture: str
+    context_length: int
+    pad_id: int = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding."""
+        if not texts:
+            return []
+        ids = open_clip.tokenize(list(texts), self.context_length)
+        lengths = (ids != self.pad_id).sum(1)
+        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        named = f"open_clip/{self.architecture}/{self.context_length}"
+        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
