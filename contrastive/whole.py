@@ -1,8 +1,8 @@
 """Networks that are read whole, at the one patch size they were built for."""
 
+import math
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ class Encoder(Family):
         return int(net.config.hidden_sizes[-1])
 
     def patch_size(self, net: Any, image_size: int) -> int:
-        return int(torch.tensor(net.config.strides).prod())
+        return math.prod(net.config.strides)
 
     def features(self, net: Any, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         last = net(pixel_values=images).last_hidden_state
