@@ -126,9 +126,10 @@ class Rotary(PlainViT):
         rope: Any = net.rope
         if not isinstance(rope, RotaryEmbeddingCat):
             return None if rope is None else rope.get_embed([side, side])
+        table: Any = rope.bands
         parts = build_rotary_pos_embed(
             [side, side],
-            bands=rope.bands,
+            bands=table,
             in_pixels=rope.in_pixels,
             ref_feat_shape=rope.ref_feat_shape or net.patch_embed.grid_size,
             grid_offset=rope.grid_offset,
