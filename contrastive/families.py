@@ -38,6 +38,10 @@ class PlainViT(Family):
     def patch_size(self, net: Any, image_size: int) -> int:
         return int(net.patch_embed.proj.kernel_size[0])
 
+    def stem(self, net: Any) -> Any:
+        """The module that embeds patches, with a `proj` and a `norm`."""
+        return net.patch_embed
+
     def stored(self, net: Any) -> list[Tensor]:
         """What the stem is made of, the kernel first."""
         own = [net.pos_embed, *self.prefix(net)]
@@ -68,9 +72,9 @@ class PlainViT(Family):
         self, net: Any, images: Float[Tensor, "b 3 s s"], kernel: Float[Tensor, "d 3 p p"]
     ) -> Float[Tensor, "b n d"]:
         """Tokens before their positions."""
-        bias = net.patch_embed.proj.bias
-        tokens = F.conv2d(images, kernel, bias, stride=kernel.shape[-1])
-        return net.patch_embed.norm(tokens.flatten(2).transpose(1, 2))
+        # a matrix product: a convolution's backward pass with kernels this large is slow on a CPU
+        rows, stem = cut_patches(images, kernel.shape[-1]), self.stem(net)
+        return stem.norm(F.linear(rows, kernel.flatten(1), stem.proj.bias))
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
@@ -169,6 +173,9 @@ class NaFlex(PlainViT):
     def patch_size(self, net: Any, image_size: int) -> int:
         return int(net.embeds.patch_size[0])
 
+    def stem(self, net: Any) -> Any:
+        return net.embeds
+
     def stored(self, net: Any) -> list[Tensor]:
         stem = net.embeds
         own = [stem.pos_embed, stem.pos_embed_y, stem.pos_embed_x, *self.prefix(net)]
@@ -194,12 +201,6 @@ class NaFlex(PlainViT):
             return None, (stem.pos_embed_y[:, :, None] + stem.pos_embed_x[:, None]).flatten(1, 2)
         return None, stem.pos_embed.flatten(1, 2)
 
-    def patches(
-        self, net: Any, images: Float[Tensor, "b 3 s s"], kernel: Float[Tensor, "d 3 p p"]
-    ) -> Float[Tensor, "b n d"]:
-        tokens = F.conv2d(images, kernel, net.embeds.proj.bias, stride=kernel.shape[-1])
-        return net.embeds.norm(tokens.flatten(2).transpose(1, 2))
-
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
     ) -> Float[Tensor, "b n d"]:
@@ -213,6 +214,14 @@ class NaFlex(PlainViT):
         if stem.pos_embed_type == "factorized":  # a sum of two lines, each resized linearly
             return PositionResize("bilinear", antialias=False)
         return PositionResize(stem.pos_embed_interp_mode, stem.pos_embed_antialias)
+
+
+def cut_patches(images: Float[Tensor, "b c s s"], patch_size: int) -> Float[Tensor, "b n e"]:
+    """Patches row by row, each flattened like a kernel (e = c * patch_size^2)."""
+    b, c, s, _ = images.shape
+    side = s // patch_size
+    cells = images.reshape(b, c, side, patch_size, side, patch_size)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
 
 
 def _unchanged(net: Any, base: type, names: tuple[str, ...]) -> bool:

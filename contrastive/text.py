@@ -100,6 +100,10 @@ class HFTextTower(nn.Module):
     def __init__(self, net: Any, tokenizer: Any, pooling: Pooling, context_length: int) -> None:
         super().__init__()
         net.pooler = None  # a head for another task; here it would only be dead weight
+        if not torch.cuda.is_available():
+            # Texts are short, and on a CPU the backward pass of the fused attention over 16 tokens
+            # costs more than all the rest of a step in bfloat16 (benchmarks/text_attention.py).
+            net.set_attn_implementation("eager")
         self.net, self.pooling = net, pooling
         self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
