@@ -78,7 +78,7 @@ class PlainViT(Family):
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         """Tokens after the blocks and their norm."""
         return net.norm(net.blocks(net.norm_pre(net.pos_drop(tokens))))
 
@@ -111,7 +111,7 @@ class ClassLast(PlainViT):
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         return net.norm(net.forward_cls(net.blocks(net.pos_drop(tokens))))
 
 
@@ -147,7 +147,7 @@ class Rotary(PlainViT):
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         tokens = net.norm_pre(net.pos_drop(tokens))
         for block in net.blocks:
             tokens = block(tokens, rope=rotary)
@@ -203,7 +203,7 @@ class NaFlex(PlainViT):
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         tokens = net.norm_pre(net.embeds.pos_drop(tokens))
         for block in net.blocks:
             tokens = block(tokens)

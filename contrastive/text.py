@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from open_clip.model import _build_text_tower
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, SiglipTextModel
 from transformers.utils import logging as transformers_logging
 
 from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config, read_open_clip
-from contrastive.tokenizers import HFTokenizer, OpenClipTokenizer
+from contrastive.tokenizers import HFTokenizer, OpenClipTokenizer, TokenGroups, Tokens, padded
 from contrastive.weights import load_weights
 from data.errors import UsageError
 
 Pooling = Literal["cls", "mean", "eos"]
+SIGLIP = "siglip_text_model"
 
 
 @dataclass(frozen=True)
@@ -47,53 +47,6 @@ class TextConfig:
             raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids and which of them are text (1) rather than padding (0)."""
-
-    ids: Int[Tensor, "b n"]
-    mask: Int[Tensor, "b n"]
-
-    def to(self, device: torch.device | str) -> "Tokens":
-        return Tokens(
-            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class TokenGroups:
-    """Texts in groups of like length, so that each pads to its own longest only.
-
-    The first `count` texts of all groups together count; what follows fills groups up, because
-    every rank must run the same number of forwards.
-    """
-
-    groups: tuple[Tokens, ...]
-    count: int
-
-    @classmethod
-    def of(cls, tower: "TextTower", ids: list[list[int]], num_groups: int = 1) -> "TokenGroups":
-        """Pad the ids of texts that are already sorted by length."""
-        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
-        bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
-        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
-
-    def to(self, device: torch.device | str) -> "TokenGroups":
-        return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
-
-
-def _padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:
-    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(rows)
-    for row, tokens in enumerate(ids):
-        rows[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return Tokens(rows, mask)
-
-
 class HFTextTower(nn.Module):
     """A transformers encoder and its tokenizer."""
 
@@ -115,7 +68,7 @@ class HFTextTower(nn.Module):
 
     def pad(self, ids: list[list[int]]) -> Tokens:
         """Texts as one tensor, as wide as the longest."""
-        return _padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
+        return padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text, group after group."""
@@ -154,14 +107,14 @@ class ClipTextTower(HFTextTower):
 
     def __init__(self, net: Any, tokenizer: Any, context_length: int) -> None:
         super().__init__(net, tokenizer, "eos", context_length)
-        if net.config.model_type == "siglip_text_model":
+        if net.config.model_type == SIGLIP:
             self.width = int(net.config.projection_size)
 
     def pad(self, ids: list[list[int]]) -> Tokens:
         """SigLIP was trained on texts as long as its context, padding read as text."""
-        if self.net.config.model_type != "siglip_text_model":
+        if self.net.config.model_type != SIGLIP:
             return super().pad(ids)
-        return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+        return padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text; what follows CLIP's end token is never read."""
@@ -213,7 +166,7 @@ class OpenClipTextTower(nn.Module):
 
     def pad(self, ids: list[list[int]]) -> Tokens:
         """Texts as one tensor, as wide as the context: its mask fits no shorter text."""
-        return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+        return padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text: causal, pooled at its end token, so padding is never read."""
@@ -303,7 +256,9 @@ def _clip_text(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
     tower = ClipTextTower(
         net.text_model, tokenizer, limit if siglip else min(context_length, limit)
     )
-    tower.projection_start = torch.eye(tower.width) if siglip else net.text_projection.weight
+    tower.projection_start = (
+        torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
+    )
     return tower
 
 
@@ -314,10 +269,12 @@ def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
             config["architecture"], config["context_length"], config.get("model")
         )
     facts = dict(config["net"])
-    net = AutoModel.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
+    shape = AutoConfig.for_model(facts.pop("model_type"), **facts)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if config["kind"] == "clip":
-        return ClipTextTower(net, tokenizer, config["context_length"])
+        own: Any = SiglipTextModel if shape.model_type == SIGLIP else CLIPTextModel
+        return ClipTextTower(own(shape), tokenizer, config["context_length"])
+    net = AutoModel.from_config(shape)
     return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])
 
 

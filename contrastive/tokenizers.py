@@ -1,13 +1,17 @@
-"""Tokenizers of transformers and of open_clip, cut at a length and without padding."""
+"""Texts as token ids: tokenizers of transformers and of open_clip, padding, groups."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import open_clip
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,50 @@ class OpenClipTokenizer:
     def fingerprint(self) -> str:
         named = f"open_clip/{self.architecture}/{self.context_length}"
         return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and which of them are text (1) rather than padding (0)."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Int[Tensor, "b n"]
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        return Tokens(
+            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """Texts in groups of like length, so that each pads to its own longest only.
+
+    The first `count` texts of all groups together count; what follows fills groups up, because
+    every rank must run the same number of forwards.
+    """
+
+    groups: tuple[Tokens, ...]
+    count: int
+
+    @classmethod
+    def of(cls, tower: Any, ids: list[list[int]], num_groups: int = 1) -> "TokenGroups":
+        """Pad the ids of texts that are already sorted by length."""
+        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
+        bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
+        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
+
+    def to(self, device: torch.device | str) -> "TokenGroups":
+        return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
+
+
+def padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:
+    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(rows)
+    for row, tokens in enumerate(ids):
+        rows[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    return Tokens(rows, mask)

@@ -58,12 +58,12 @@ def load_vision_tower(
     `dinov2s-flexi` (the same made flexible, the offline default), or a folder that was saved by
     this project. Raises `UsageError` for anything else.
     """
-    from contrastive import vision_foreign, vision_sources  # the foreign formats
+    from contrastive import vision_foreign, vision_open_clip, vision_sources  # others' formats
 
     loaders = {
         "timm": vision_sources.load_timm,
         "bigvision": vision_sources.load_bigvision,
-        "open_clip": vision_foreign.load_open_clip,
+        "open_clip": vision_open_clip.load_open_clip,
         "transformers": vision_foreign.load_transformers,
         "vit_pytorch": vision_foreign.load_vit_pytorch,
     }

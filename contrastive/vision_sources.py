@@ -65,7 +65,7 @@ def _timm_tower(net: Any, name: str, args: dict[str, Any], facts: Any) -> Vision
     config = TowerConfig(
         timm_name=name,
         timm_args=args,
-        image_size=args.get("img_size", facts["input_size"][-1]),
+        image_size=facts["input_size"][-1],
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
         positions=family_of(net).position_rule(net),
