@@ -35,8 +35,12 @@ DRAWS = 10_000  # of the bootstrap
 def held_out_codes() -> set[str]:
     """Code points of the concepts that flexify never saw."""
     folder = build_emoji(default_data()) / "heldout_captions"
-    names = [name for tar in folder.glob("*.tar") for name in tarfile.open(tar).getnames()]
-    return {name.partition("-")[2].removesuffix(".png") for name in names if name.endswith(".png")}
+    codes = set()
+    for file in folder.glob("*.tar"):
+        with tarfile.open(file) as tar:
+            names = [name for name in tar.getnames() if name.endswith(".png")]
+        codes |= {name.partition("-")[2].removesuffix(".png") for name in names}
+    return codes
 
 
 class Gallery:

@@ -148,9 +148,8 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     if cfg.trainable:
         _freeze(tower, cfg.trainable)
     if not torch.cuda.is_available():  # its backward pass is slow there, as in text towers
-        for module in tower.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+        for block in tower.net.blocks:
+            block.attn.fused_attn = False
     return tower.train()
 
 

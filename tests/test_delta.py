@@ -45,7 +45,7 @@ def test_files_of_something_else_are_refused(towers, tmp_path):
     with pytest.raises(UsageError, match="no difference of towers"):
         apply_delta(base, file)
     save_delta(tower, base, TINY_TOWER, file)
-    with pytest.raises(UsageError, match="which .* does not have"):
+    with pytest.raises(UsageError, match="does not have"):
         apply_delta(load_vision_tower("dinov2s"), file)
     with pytest.raises(UsageError, match="other parameters"):
         save_delta(tower, load_vision_tower("dinov2s"), "dinov2s", file)
