@@ -256,9 +256,8 @@ def _clip_text(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
     tower = ClipTextTower(
         net.text_model, tokenizer, limit if siglip else min(context_length, limit)
     )
-    tower.projection_start = (
-        torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
-    )
+    start = torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
+    tower.projection_start = start
     return tower
 
 

@@ -341,6 +341,38 @@ def test_a_model_of_transformers_keeps_its_space(make, tiny_text, tmp_path, monk
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
+    """Through the trainer: with --start-samples 0 small steps stay near the checkpoint."""
+    from contrastive.config import TrainConfig, VisionConfig
+    from contrastive.optim import OptimConfig
+    from contrastive.train import train
+    from data.pipeline import DataConfig
+
+    torch.manual_seed(0)
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    cfg = TrainConfig(
+        out=str(tmp_path),
+        data=DataConfig(shards=(f"{emoji_shards}/train/*.tar",), num_workers=0),
+        vision=VisionConfig(tower=spec, patch_sizes=(32, 16)),
+        text=TextConfig(tower=spec, context_length=16),
+        optim=OptimConfig(lr=1e-5),
+        global_batch_size=8,
+        start_samples=0,
+        steps=2,
+        log_every=1,
+    )
+    folder = train(cfg)
+    trained = LitModel.from_pretrained(folder / "model")
+    tower = load_vision_tower(spec)
+    assert trained.vision.fingerprint == tower.fingerprint
+    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
+    start = LitModel(tower, TextSide(encoder, LossConfig())).eval()
+    agreement = (trained.encode_text(TEXTS) * start.encode_text(TEXTS)).sum(1)
+    assert (agreement > 0.95).all()
+    assert not torch.equal(trained.encode_text(TEXTS), start.encode_text(TEXTS))
+
+
 def word_tokenizer(words: dict[str, int]) -> transformers.PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
