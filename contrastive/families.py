@@ -259,6 +259,8 @@ def build_net(library: str, name: str, args: dict[str, Any]) -> Any:
     if library == "open_clip":
         net: Any = open_clip.model._build_vision_tower(**args)
         net.output_dim = args["embed_dim"]
+        if hasattr(net, "trunk") and hasattr(net.trunk, "set_input_size"):
+            net.set_input_size(args["vision_cfg"].get("image_size", 224))
         return net
     if library == "vit_pytorch":
         net = getattr(_vit_pytorch(), name)(**args)

@@ -41,15 +41,13 @@ def load_open_clip(rest: str) -> VisionTower:
     side = cfg.image_size if isinstance(cfg.image_size, int) else max(cfg.image_size)
     if isinstance(cfg.image_size, list | tuple) and len(set(cfg.image_size)) > 1:
         raise UsageError(f"open_clip:{rest} reads {cfg.image_size} pixels; only squares are read")
-    if hasattr(visual, "trunk") and hasattr(visual.trunk, "set_input_size"):
-        visual.set_input_size(side)
     load_weights(visual, checkpoint.part("visual"), f"open_clip:{rest}")
     facts: dict[str, Any] = {"image_size": side, "mean": checkpoint.mean, "std": checkpoint.std}
     tower = _timm_trunk(visual, cfg, facts) if cfg.timm_model_name else None
     if tower is None and isinstance(visual, open_clip.transformer.VisionTransformer):
         tower = _own_vit(visual, cfg, args, facts)
     if tower is None:
-        config = TowerConfig(rest, args, library="open_clip", **facts)
+        config = TowerConfig(checkpoint.name, args, library="open_clip", **facts)
         tower = VisionTower(visual, config)
     return tower
 
