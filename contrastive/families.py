@@ -72,9 +72,15 @@ class PlainViT(Family):
         self, net: Any, images: Float[Tensor, "b 3 s s"], kernel: Float[Tensor, "d 3 p p"]
     ) -> Float[Tensor, "b n d"]:
         """Tokens before their positions."""
-        # a matrix product: a convolution's backward pass with kernels this large is slow on a CPU
-        rows, stem = cut_patches(images, kernel.shape[-1]), self.stem(net)
-        return stem.norm(F.linear(rows, kernel.flatten(1), stem.proj.bias))
+        stem, side = self.stem(net), kernel.shape[-1]
+        if images.dtype == torch.bfloat16 or torch.is_autocast_enabled(images.device.type):
+            # On a CPU a bfloat16 convolution with kernels this large is slow. Not so in float32,
+            # where a product with rows this long may differ in its last bit from run to run.
+            tokens = F.linear(cut_patches(images, side), kernel.flatten(1), stem.proj.bias)
+        else:
+            tokens = F.conv2d(images, kernel, stem.proj.bias, stride=side)
+            tokens = tokens.flatten(2).transpose(1, 2)
+        return stem.norm(tokens)
 
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None

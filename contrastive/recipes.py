@@ -83,7 +83,7 @@ def dinov2s() -> FlexifyConfig:
         teacher=TeacherConfig(tower="dinov2s", patch_size=14, dtype="fastest"),
         student=StudentConfig(
             patch_sizes=(56, 32, 28, 16, 14),
-            patch_weights=(3, 3, 2, 1, 1),  # coarse ones are further away, and cheaper
+            patch_weights=(3.0, 3.0, 2.0, 1.0, 1.0),  # coarse ones are further away, and cheaper
             trainable=(
                 *("patch_embed", "pos_embed", "cls_token", "norm", "gamma", "bias"),
                 *(r"blocks\.0\.", r"blocks\.1\.attn"),

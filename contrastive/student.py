@@ -148,9 +148,6 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
         tower.check_patch_size(size)
     if cfg.trainable:
         _freeze(tower, cfg.trainable)
-    if not torch.cuda.is_available():  # its backward pass is slow there, as in text towers
-        for block in tower.net.blocks:
-            block.attn.fused_attn = False
     return tower.train()
 
 
