@@ -1,6 +1,6 @@
 """Families of image towers: which are flexible, at which patch sizes, and what each costs.
 
-    python benchmarks/tower_families.py             # measures, writes JSON, a table and a plot
+    python benchmarks/tower_families.py             # measures, writes JSON and a table
     python benchmarks/tower_families.py --table     # prints the README's table and measures nothing
 
 The smallest common published architecture of each family at its own image size, float32, random

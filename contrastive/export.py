@@ -16,8 +16,11 @@ from data.errors import UsageError
 def timm_vit(tower: VisionTower, patch_size: int) -> Any:
     """A plain timm ViT that computes what the tower does at `patch_size` and its image size."""
     tower.check_patch_size(patch_size)
-    if not tower.flexible:
-        raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
+    if not tower.is_plain_vit or tower.config.projection:
+        raise UsageError(
+            f"{tower.config.timm_name} cannot be handed on; allowed: plain ViTs without a "
+            "projection to a space of images and texts"
+        )
     args = tower.config.timm_args | {"patch_size": patch_size, "img_size": tower.image_size}
     net: Any = timm.create_model(tower.config.timm_name, pretrained=False, **args)
     own, weights = tower.net, {k: v.float() for k, v in tower.net.state_dict().items()}

@@ -26,8 +26,8 @@ class TeacherConfig:
     """The locked tower whose features and logits are the targets."""
 
     tower: str = "dinov2s"
-    """dinov2s, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a folder, or
-    what else contrastive.load_vision_tower reads."""
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
     patch_size: int = 0
     """At which it teaches; 0: its own."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"

@@ -169,9 +169,9 @@ SMALL_ONES: dict[str, Callable[[Path], Library]] = {
     ),
     "CoCa's image tower": of_open_clip({**OWN_VIT, "attentional_pool": True}),
 }  # fmt: skip
-FLEXIBLE = {name for name in SMALL_ONES if name in list(FAMILIES)[:11]} | {
-    "DINOv3", "EVA without a reference grid", "NaFlexViT, two lines of positions",
-    "CLIP of open_clip, QuickGELU, mean",
+FLEXIBLE = set(SMALL_ONES) - {
+    "MViTv2", "XCiT", "MLP-Mixer", "ConvMixer", "ResNet", "ConvNeXt", "Swin",
+    "SegFormer's encoder (MiT)", "CCT", "CLIP of open_clip, ResNet", "CoCa's image tower",
 }  # fmt: skip
 
 
