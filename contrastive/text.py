@@ -211,9 +211,7 @@ def _clip_text(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
-        return OpenClipTextTower(
-            config["architecture"], config["context_length"], config["model"]
-        )
+        return OpenClipTextTower(config["architecture"], config["context_length"], config["model"])
     facts = dict(config["net"])
     shape = AutoConfig.for_model(facts.pop("model_type"), **facts)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
