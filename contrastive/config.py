@@ -24,7 +24,8 @@ class VisionConfig:
     """The locked image tower and the patch sizes that training draws."""
 
     tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
     patch_sizes: tuple[int, ...] = ()
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()

@@ -22,9 +22,11 @@ def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str 
     """Write what turns `base` into `tower`, up to float16's rounding of the difference.
 
     base_spec: what `load_vision_tower` loads `base` by. Returns the file's bytes. Raises
-    `UsageError` where the two have other shapes.
+    `UsageError` where the two have other shapes, or a projection (`TowerConfig`).
     """
     old, new = base.net.state_dict(), tower.net.state_dict()
+    if base.config.projection:
+        raise UsageError(f"{base_spec} ends in a projection, which a difference leaves out")
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
         raise UsageError(f"{base_spec} has other parameters; a difference needs the same ones")
     changed = {

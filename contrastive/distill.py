@@ -111,7 +111,7 @@ def class_shares(labels: Int[Tensor, " b"], num_classes: int) -> Float[Tensor, "
 
 def class_head(tower: VisionTower) -> nn.Linear | None:
     """The layer from pooled features to class logits, if the tower has one."""
-    head = tower.net.get_classifier()
+    head = tower.net.get_classifier() if hasattr(tower.net, "get_classifier") else None
     return head if isinstance(head, nn.Linear) else None
 
 

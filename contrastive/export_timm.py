@@ -29,7 +29,7 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
     own, name = tower.net, tower.config.timm_name
     of_timm = type(own).__module__.startswith("timm.")
     alone = all(key.startswith("net.") for key in tower.state_dict())  # nothing after timm's part
-    if not of_timm or not alone or (tower.flexible and not isinstance(own, VisionTransformer)):
+    if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
         raise UsageError(
             f"{name} cannot be handed over; allowed: timm's own models, of those with flexible "
             "patch sizes the plain ViTs, without a projection behind"

@@ -24,14 +24,8 @@ from torch import Tensor, nn
 from contrastive.card import Card, model_card
 from contrastive.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision import (
-    TowerConfig,
-    VisionTower,
-    build_vision_tower,
-    load_weights,
-    read_config,
-    read_weights,
-)
+from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
+from contrastive.weights import load_weights, read_config, read_weights
 from data.errors import UsageError
 from data.images import ImageTransform
 

@@ -17,12 +17,7 @@ from contrastive.flexi import (
     restored_patch_embed,
     restored_position_grid,
 )
-from contrastive.vision import (
-    VisionTower,
-    build_vision_tower,
-    load_vision_tower,
-    native_patch_size,
-)
+from contrastive.vision import VisionTower, build_vision_tower, load_vision_tower
 from data.errors import UsageError
 
 
@@ -31,7 +26,8 @@ class TeacherConfig:
     """The locked tower whose features and logits are the targets."""
 
     tower: str = "dinov2s"
-    """dinov2s, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
     patch_size: int = 0
     """At which it teaches; 0: its own."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
@@ -110,7 +106,7 @@ class Teacher:
 
 def own_patch_size(tower: VisionTower) -> int:
     """The stored kernel's size where it divides the image, else the finest that is offered."""
-    own = native_patch_size(tower.net, tower.image_size)
+    own = tower.native_patch_size
     fits = not tower.flexible or tower.image_size % own == 0
     return own if fits else tower.patch_sizes[-1]
 
@@ -133,10 +129,10 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     """
     spec = cfg.tower or teacher.tower
     tower = load_vision_tower(spec, locked=False)
-    if not tower.flexible:
+    if not tower.is_plain_vit:
         raise UsageError(
-            f"--student.tower {spec}: {tower.config.timm_name} cannot change its patch size; "
-            "allowed are plain ViTs"
+            f"--student.tower {spec}: {tower.config.timm_name} cannot be made flexible by "
+            "training; allowed are plain ViTs"
         )
     config = replace(tower.config, **_offers(cfg, tower))
     changes = _changes(cfg, tower)
@@ -144,9 +140,10 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
         config = replace(config, timm_args={**config.timm_args, **changes})
         rebuilt = build_vision_tower(config)
         _carry_over(tower, rebuilt, patch_size)
-        tower = rebuilt
     else:
-        tower = VisionTower(tower.net, config)
+        rebuilt = VisionTower(tower.net, config)
+    rebuilt.projection.load_state_dict(tower.projection.state_dict())
+    tower = rebuilt
     for size in cfg.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(size)
     if cfg.trainable:
@@ -159,7 +156,7 @@ def _offers(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     size = cfg.image_size or tower.image_size
     offered = tower.patch_sizes
     if size != tower.image_size:
-        offered = default_patch_sizes(size, native_patch_size(tower.net, size))
+        offered = default_patch_sizes(size, tower.native_patch_size)
     if cfg.patch_sizes:
         offered = tuple(sorted(set(cfg.patch_sizes), reverse=True))
     if not offered:
@@ -175,7 +172,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     net = tower.net
     changes: dict[str, Any] = {}
     if cfg.kernel_size or cfg.grid:
-        kernel = cfg.kernel_size or native_patch_size(net, tower.image_size)
+        kernel = cfg.kernel_size or tower.native_patch_size
         if cfg.grid and net.pos_embed is None:
             raise UsageError(
                 f"--student.grid {cfg.grid}: {tower.config.timm_name} has no positions"
@@ -191,6 +188,11 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
                 "allowed: own, avg, map"
             )
         changes |= {"global_pool": cfg.pooling, "fc_norm": False}
+    if cfg.num_classes and tower.config.projection:
+        raise UsageError(
+            f"--student.num-classes {cfg.num_classes}: this tower ends in a projection to a "
+            "space of images and texts; allowed: 0"
+        )
     if cfg.num_classes and cfg.num_classes != net.num_classes:
         changes |= {"num_classes": cfg.num_classes}
     return changes
@@ -227,7 +229,7 @@ def _carry_over(old: VisionTower, new: VisionTower, patch_size: int) -> None:
 
 
 def _freeze(tower: VisionTower, patterns: tuple[str, ...]) -> None:
-    names = dict(tower.net.named_parameters())
+    names = {name.removeprefix("net."): p for name, p in tower.named_parameters()}
     for pattern in patterns:
         try:
             found = [name for name in names if re.search(pattern, name)]

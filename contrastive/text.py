@@ -1,26 +1,24 @@
 """Text towers: any transformers encoder, or open_clip's text transformer, with its tokenizer."""
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
 from jaxtyping import Float, Int
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, SiglipTextModel
 from transformers.utils import logging as transformers_logging
 
+from contrastive.open_clip_files import read_open_clip
+from contrastive.text_open_clip import OpenClipTextTower
+from contrastive.tokenizers import HFTokenizer, TokenGroups, Tokens, padded
 from data.errors import UsageError
 
 Pooling = Literal["cls", "mean", "eos"]
+SIGLIP = "siglip_text_model"
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,14 @@ class TextConfig:
     """Which text tower, and how it reads."""
 
     tower: str = "minilm"
-    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, or open_clip:ARCHITECTURE."""
+    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
+    open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
+    own pooling, and its projection where the image tower is as wide; with --start-samples 0,
+    training starts from its space."""
     pooling: Pooling = "mean"
     """Of a transformers encoder: first token, mean of the tokens, or last token."""
     context_length: int = 32
-    """Longest text in tokens; longer ones are cut."""
+    """Longest text in tokens; longer ones are cut. SigLIP reads as many as it was trained on."""
     dropout: float = 0.0
     """Of a transformers encoder while it trains."""
     freeze_embeddings: bool = False
@@ -45,105 +46,6 @@ class TextConfig:
             raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids and which of them are text (1) rather than padding (0)."""
-
-    ids: Int[Tensor, "b n"]
-    mask: Int[Tensor, "b n"]
-
-    def to(self, device: torch.device | str) -> "Tokens":
-        return Tokens(
-            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class TokenGroups:
-    """Texts in groups of like length, so that each pads to its own longest only.
-
-    The first `count` texts of all groups together count; what follows fills groups up, because
-    every rank must run the same number of forwards.
-    """
-
-    groups: tuple[Tokens, ...]
-    count: int
-
-    @classmethod
-    def of(cls, tower: "TextTower", ids: list[list[int]], num_groups: int = 1) -> "TokenGroups":
-        """Pad the ids of texts that are already sorted by length."""
-        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
-        bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
-        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
-
-    def to(self, device: torch.device | str) -> "TokenGroups":
-        return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
-
-
-@dataclass(frozen=True)
-class HFTokenizer:
-    """A transformers tokenizer, cut at a length."""
-
-    hf: Any
-    context_length: int
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding."""
-        if not texts:
-            return []
-        return self.hf(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
-
-    @property
-    def pad_id(self) -> int:
-        return int(self.hf.pad_token_id or 0)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Equal where equal texts give equal ids."""
-        facts = {"length": self.context_length, "class": type(self.hf).__name__}
-        if hasattr(self.hf, "backend_tokenizer"):  # its vocabulary, rules and special tokens
-            facts |= json.loads(self.hf.backend_tokenizer.to_str())
-            del facts["truncation"], facts["padding"]  # what the last call left there
-        else:
-            facts |= {"vocabulary": self.hf.get_vocab(), "special": self.hf.special_tokens_map}
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@dataclass(frozen=True)
-class OpenClipTokenizer:
-    """open_clip's tokenizer of an architecture."""
-
-    architecture: str
-    context_length: int
-    pad_id: int = 0
-
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding."""
-        if not texts:
-            return []
-        ids = open_clip.get_tokenizer(self.architecture)(list(texts), self.context_length)
-        lengths = (ids != self.pad_id).sum(1)
-        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
-
-    @property
-    def fingerprint(self) -> str:
-        named = f"open_clip/{self.architecture}/{self.context_length}"
-        return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
-
-
-def _padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:
-    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(rows)
-    for row, tokens in enumerate(ids):
-        rows[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return Tokens(rows, mask)
-
-
 class HFTextTower(nn.Module):
     """A transformers encoder and its tokenizer."""
 
@@ -154,6 +56,7 @@ class HFTextTower(nn.Module):
         self._attention = net.config._attn_implementation
         self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
+        self.projection_start: Tensor | None = None  # (d, width), of a checkpoint that has one
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """Of token, position and type embeddings."""
@@ -161,7 +64,7 @@ class HFTextTower(nn.Module):
 
     def pad(self, ids: list[list[int]]) -> Tokens:
         """Texts as one tensor, as wide as the longest."""
-        return _padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
+        return padded(ids, max(map(len, ids)), self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text, group after group."""
@@ -205,48 +108,27 @@ class HFTextTower(nn.Module):
         self.tokenizer.hf.save_pretrained(folder)
 
 
-class OpenClipTextTower(nn.Module):
-    """open_clip's text transformer; pooling and projection to its width are its own."""
+class ClipTextTower(HFTextTower):
+    """CLIP's or SigLIP's text model of transformers; its pooling is its own."""
 
-    def __init__(self, architecture: str, context_length: int) -> None:
-        super().__init__()
-        facts = open_clip.get_model_config(architecture)
-        if facts is None or "hf_model_name" in facts["text_cfg"]:
-            raise UsageError(
-                f"unknown open_clip text tower {architecture!r}; allowed: an architecture of "
-                "open_clip.list_models() with a text transformer of its own, e.g. ViT-B-32"
-            )
-        sizes = dict(facts["text_cfg"])
-        for name in ("hf_tokenizer_name", "tokenizer_kwargs", "embed_cls", "output_tokens"):
-            if sizes.pop(name, None):
-                raise UsageError(f"open_clip:{architecture} cannot be used: it has {name}")
-        self.width = int(sizes["width"])
-        length = min(context_length, int(sizes.get("context_length", 77)))
-        self.tokenizer = OpenClipTokenizer(architecture, length)
-        sizes["context_length"] = length
-        self.net = TextTransformer(**sizes, output_dim=self.width)
-
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """Of token and position embeddings."""
-        return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
+    def __init__(self, net: Any, tokenizer: Any, context_length: int) -> None:
+        super().__init__(net, tokenizer, "eos", context_length)
+        if net.config.model_type == SIGLIP:
+            self.width = int(net.config.projection_size)
 
     def pad(self, ids: list[list[int]]) -> Tokens:
-        """Texts as one tensor, as wide as the context: its mask fits no shorter text."""
-        return _padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+        """SigLIP was trained on texts as long as its context, padding read as text."""
+        if self.net.config.model_type != SIGLIP:
+            return super().pad(ids)
+        return padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
-        """One vector per text: causal, pooled at its end token, so padding is never read."""
-        return self.net(torch.cat([group.ids for group in groups]))
+        """One vector per text; what follows CLIP's end token is never read."""
+        self._choose_attention()
+        return torch.cat([self.net(input_ids=group.ids).pooler_output for group in groups])
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "open_clip",
-            "architecture": self.tokenizer.architecture,
-            "context_length": self.tokenizer.context_length,
-        }
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """open_clip ships its vocabulary."""
+        return super().config() | {"kind": "clip"}
 
 
 TextTower = HFTextTower | OpenClipTextTower
@@ -263,7 +145,7 @@ def _minilm_folder() -> str:
 
 
 def load_text_tower(cfg: TextConfig) -> TextTower:
-    """Load a text tower with its published weights (open_clip's start from random ones)."""
+    """Load a text tower with its published weights (open_clip:ARCHITECTURE has random ones)."""
     tower = _load_text_tower(cfg)
     for parameter in tower.embedding_parameters() if cfg.freeze_embeddings else ():
         parameter.requires_grad_(False)
@@ -273,6 +155,8 @@ def load_text_tower(cfg: TextConfig) -> TextTower:
 def _load_text_tower(cfg: TextConfig) -> TextTower:
     kind, _, rest = cfg.tower.partition(":")
     if kind == "open_clip" and rest:
+        if "@" in rest or rest.startswith("local-dir:"):
+            return OpenClipTextTower.of(read_open_clip(rest), cfg.context_length)
         return OpenClipTextTower(rest, cfg.context_length)
     if cfg.tower == "minilm":
         name = _minilm_folder()
@@ -281,7 +165,7 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
     else:
         raise UsageError(
             f"unknown text tower {cfg.tower!r}; allowed: minilm, hf:FOLDER_OR_HUB_NAME, "
-            "open_clip:ARCHITECTURE"
+            "open_clip:ARCHITECTURE[@FILE], open_clip:local-dir:FOLDER"
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -306,17 +190,35 @@ def _load_text_tower(cfg: TextConfig) -> TextTower:
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {reason}") from error
     finally:
         transformers_logging.enable_progress_bar()
+    if config.model_type in ("clip", "siglip"):
+        return _clip_text(net, tokenizer, cfg.context_length)
     limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
     return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
+
+
+def _clip_text(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
+    """The text half of a CLIP or SigLIP model, and the start of a projection that it brings."""
+    limit = net.text_model.config.max_position_embeddings
+    siglip = net.config.model_type == "siglip"
+    tower = ClipTextTower(
+        net.text_model, tokenizer, limit if siglip else min(context_length, limit)
+    )
+    start = torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
+    tower.projection_start = start
+    return tower
 
 
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
-        return OpenClipTextTower(config["architecture"], config["context_length"])
+        return OpenClipTextTower(config["architecture"], config["context_length"], config["model"])
     facts = dict(config["net"])
-    net = AutoModel.from_config(AutoConfig.for_model(facts.pop("model_type"), **facts))
+    shape = AutoConfig.for_model(facts.pop("model_type"), **facts)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if config["kind"] == "clip":
+        own: Any = SiglipTextModel if shape.model_type == SIGLIP else CLIPTextModel
+        return ClipTextTower(own(shape), tokenizer, config["context_length"])
+    net = AutoModel.from_config(shape)
     return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])
 
 
@@ -328,6 +230,9 @@ class TextEncoder(nn.Module):
         self.tower = tower
         self.projection = nn.Linear(tower.width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=tower.width**-0.5)
+        start = tower.projection_start
+        if start is not None and start.shape == self.projection.weight.shape:
+            self.projection.weight.data.copy_(start)
 
     def forward(self, tokens: TokenGroups) -> Float[Tensor, "m d"]:
         """Unit-norm text embeddings, float32 at least."""

@@ -1,6 +1,7 @@
 """Image towers in other people's formats: timm, big_vision's npz, DINOv2 inside a wheel's ONNX."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,29 @@ import torch
 from torch import Tensor
 
 from contrastive.delta import apply_delta
+from contrastive.families import family_of
 from contrastive.flexi import PositionResize
 from contrastive.vision import (
     TowerConfig,
     VisionTower,
     build_vision_tower,
-    load_weights,
-    read_weights,
 )
+from contrastive.weights import existing_file, load_weights, read_weights
 from data.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise UsageError(f"no such file: {path}")
-    return Path(path)
 
 
 # ---- timm ----------------------------------------------------------------------------------
 
 
 def load_timm(rest: str) -> VisionTower:
-    """`NAME` (weights from the hub) or `NAME@FILE` (safetensors or a state dict)."""
+    """`NAME` (weights from the hub), `NAME@FILE` (safetensors or a state dict), or
+    `local-dir:FOLDER` (timm's config.json and model.safetensors)."""
+    if rest.startswith("local-dir:"):
+        return _load_timm_folder(Path(rest.removeprefix("local-dir:")))
     name, _, file = rest.partition("@")
-    path = _existing(file) if file else None
+    path = existing_file(file) if file else None
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
         raise UsageError(f"unknown timm model {name!r}; close names: {', '.join(near) or 'none'}")
@@ -48,13 +46,29 @@ def load_timm(rest: str) -> VisionTower:
         ) from error
     if path is not None:
         load_weights(net, read_weights(path), path)
-    facts = net.pretrained_cfg
+    return _timm_tower(net, name, {"num_classes": net.num_classes}, net.pretrained_cfg)
+
+
+def _load_timm_folder(folder: Path) -> VisionTower:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        name, facts = config["architecture"], config.get("pretrained_cfg", config)
+        args = {**config.get("model_args", {}), "num_classes": config.get("num_classes", 1000)}
+        net: Any = timm.create_model(name, pretrained=False, **args)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"{folder} is no folder of timm's: config.json: {error}") from error
+    load_weights(net, read_weights(existing_file(str(folder / "model.safetensors"))), folder)
+    return _timm_tower(net, name, args, net.pretrained_cfg | facts)
+
+
+def _timm_tower(net: Any, name: str, args: dict[str, Any], facts: Any) -> VisionTower:
     config = TowerConfig(
         timm_name=name,
-        timm_args={"num_classes": net.num_classes},
+        timm_args=args,
         image_size=facts["input_size"][-1],
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
+        positions=family_of(net).position_rule(net),
     )
     return VisionTower(net, config)
 
@@ -69,7 +83,7 @@ def load_bigvision(rest: str) -> VisionTower:
     it and is 240 unless given. Prefixes `params/`, `img/` and `opt/target/` are recognised.
     """
     file, _, size = rest.partition("@")
-    path = _existing(file)
+    path = existing_file(file)
     if size and not (size.isdigit() and int(size)):
         raise UsageError(f"image size {size!r} in bigvision:{rest} is not a number of pixels")
     try:

@@ -91,7 +91,7 @@ def test_image_fingerprint_ignores_the_text_tower(tiny_model, tiny_text):
     ("tower", "sentence"),
     [
         ("bert", "unknown text tower 'bert'; allowed: minilm, hf:"),
-        ("open_clip:none", "unknown open_clip text tower 'none'"),
+        ("open_clip:none", "unknown open_clip architecture 'none'"),
         ("hf:/no/such/folder", "cannot load text tower 'hf:/no/such/folder'"),
     ],
 )
