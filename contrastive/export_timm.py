@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import VisionTransformer, save_for_hf
+from timm.models import save_for_hf
 
 from contrastive.flexi import resample_patch_embed, resample_position_grid
 from contrastive.vision import VisionTower
