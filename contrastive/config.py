@@ -22,7 +22,7 @@ class VisionConfig:
     """The locked image tower and the patch sizes that training draws."""
 
     tower: str = "dinov2s"
-    """dinov2s, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
+    """dinov2s, dinov2s-flexi, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
     patch_sizes: tuple[int, ...] = ()
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
