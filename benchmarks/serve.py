@@ -10,7 +10,7 @@ connection of its own.
 Against clip-retrieval's own server (clip_retrieval_server.py, in an environment of its own): the
 same FAISS index, /knn-service with the body that its `ClipClient` sends for a vector, the two
 servers in turn. Once over the kind that `auto` takes and once over a graph, which clip-retrieval's
-builder likes: there the scan hides less of what a server adds. About 8 minutes on two cores.
+builder likes: there the scan hides less of what a server adds. About 10 minutes on two cores.
 """
 
 import argparse

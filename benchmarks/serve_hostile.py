@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Stranger:
 
     def __init__(self, searcher: Searcher, seed: int) -> None:
         self._draw = random.Random(seed)
-        self._vectors = synthetic(COUNT, 1, max(1, COUNT // 200))
+        self._vectors = staying_vectors()
         asked = texts(0)
         self._texts = [next(asked) for _ in range(TEXTS)]
         found = searcher.search(self._texts, k=5, where=STAYING)
@@ -154,6 +155,12 @@ class Stranger:
         seen.statuses[status] += 1
         if not 400 <= status < 500 or "error" not in json.loads(content):
             seen.wrong.append(f"{path} {body[:60]!r} {status} {content[:120]!r}")
+
+
+@cache
+def staying_vectors() -> np.ndarray:
+    """As `build` indexes them."""
+    return synthetic(COUNT, 1, max(1, COUNT // 200))
 
 
 def _mostly(found: list[int], wanted: list[int]) -> bool:

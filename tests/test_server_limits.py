@@ -90,6 +90,9 @@ def assert_refused(answer: Answer, status: int, *words: str) -> None:
         ({"text": "a", "k": 10, "offset": 41}, ["k and offset", "50"]),
         ({"text": "a", "k": 10**30}, ["k"]),
         ({"text": "a", "k": 1.5}, ["k", "integer"]),
+        ({"text": "a", "k": True}, ["k", "integer"]),
+        ({"text": "a", "k": "3"}, ["k", "integer"]),
+        ({"vector": ["1"] * 3}, ["vector[0]", "number"]),
         ({"text": "a", "offset": -1}, ["offset"]),
         ({"text": "a", "patch_size": 7}, ["patch_size: 7", "allowed: 48, 40"]),
         ({"text": "a", "index_patch_size": 8}, ["index_patch_size: 8", "allowed: 48, 40"]),
@@ -308,14 +311,21 @@ def test_no_mangled_request_is_a_server_error(served: Served) -> None:
 
 def test_without_the_token_only_the_page_and_health_are_shown(searcher: Searcher) -> None:
     with serving({"drawings": searcher}, token="secret") as served:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "secret"},
+            {"Authorization": "Basic secret"},
+            {"Authorization": "Bearer"},
+        ):
             for path in ("/v1/indices", "/indices-list", "/metrics", "/openapi.json", "/x"):
                 assert_refused(served.get(path, headers), 401, "token")
             answer = served.post("/v1/search", {"text": "rain"}, headers)
             assert_refused(answer, 401, "token")
             assert answer.headers["www-authenticate"] == "Bearer"
-        token = {"Authorization": "Bearer secret"}
-        assert served.post("/v1/search", {"text": "rain"}, token).status == 200
+        for scheme in ("Bearer", "bearer"):  # any case, as RFC 9110 has it
+            token = {"Authorization": f"{scheme} secret"}
+            assert served.post("/v1/search", {"text": "rain"}, token).status == 200
         assert [served.get(path).status for path in ("/", "/app.js", "/healthz", "/readyz")] == [
             200
         ] * 4

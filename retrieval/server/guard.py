@@ -31,7 +31,7 @@ class Guard:
 
     def __init__(self, app: Any, service: Service, token: str = "") -> None:
         self.app, self._service, self._limits = app, service, service.limits
-        self._expected = f"Bearer {token}".encode() if token else b""
+        self._token = token.encode()
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,8 +77,9 @@ class Guard:
         if request.scope["path"] in OPEN_PATHS:
             return
         headers = dict(request.scope["headers"])
-        given = headers.get(b"authorization", b"")
-        if self._expected and not hmac.compare_digest(given, self._expected):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        known = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
+        if self._token and not known:
             raise RequestError(401, "authorization: a bearer token is needed, and this is not it")
         if self._service.num_in_flight > self._limits.max_queue:
             raise RequestError(429, "too many requests are waiting; try again in a second")

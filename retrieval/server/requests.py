@@ -20,7 +20,9 @@ Size = Field(default=None, ge=1, le=4096)
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    """In JSON no text or boolean passes for a number; in a form all are texts."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Query(Strict):
@@ -41,7 +43,9 @@ class Query(Strict):
         max_length=65536,
         description="As wide as the index.",
     )
-    id: int | None = Field(default=None, ge=0, le=MAX_ID, description="An image of the index.")
+    id: int | None = Field(  # a text where 64 bits are too many for a caller's numbers
+        default=None, ge=0, le=MAX_ID, strict=False, description="An image of the index."
+    )
 
     def given(self) -> list[str]:
         return [name for name in QUERIES if getattr(self, name) is not None]
@@ -159,7 +163,7 @@ async def read(request: Request, model: type[Model]) -> Model:
     `RequestError`."""
     try:
         if request.headers.get("content-type", "").startswith("multipart/"):
-            return model.model_validate(await _read_form(request, model))
+            return model.model_validate(await _read_form(request, model), strict=False)
         return model.model_validate_json(await request.body())
     except ValidationError as error:
         raise explain(error, list(model.model_fields)) from None
