@@ -53,6 +53,7 @@ ids, cut at `context_length`; embeddings have unit norm.""",
 def export_model(model: LitModel, to: str, patch_size: int, folder: Path) -> tuple[float, float]:
     """Write `folder` and return the least cosine of its image and text embeddings to ours.
 
+    to: a name of `FORMATS`. The model is left on the CPU in float32.
     The folder is written under a temporary name, read back by the other library, compared, and
     renamed. Raises `UsageError` for what the format cannot express.
     """

@@ -53,7 +53,7 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
     if isinstance(tower, HFTextTower):  # open_clip's is as long as its context, and masks nothing
         inputs["attention_mask"] = tokens.mask
         axes[1] = "length"
-    _export(_Text(model), inputs, axes, folder / "text.onnx")
+    names = _export(_Text(model), inputs, axes, folder / "text.onnx")
     tower.save_tokenizer(folder)
     bias = model.text.logit_bias if model.text.loss.kind == "sigmoid" else None
     config = {
@@ -68,12 +68,15 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
         "logit_scale": float(model.text.scale()),
         "logit_bias": None if bias is None else float(bias),
         "image": {"file": image_file, "inputs": ["pixel_values"], "output": "image_embeds"},
-        "text": {"file": "text.onnx", "inputs": list(inputs), "output": "text_embeds"},
+        "text": {"file": "text.onnx", "inputs": names, "output": "text_embeds"},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _export(net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], file: Path) -> None:
+def _export(
+    net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], file: Path
+) -> list[str]:
+    """Write a file; the names of the inputs that it has: those that are read."""
     output = "text_embeds" if "input_ids" in inputs else "image_embeds"
     with warnings.catch_warnings():
         # torch's other exporter needs onnxscript; a trace of constant shapes warns of each
@@ -94,23 +97,26 @@ def _export(net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], fil
             raise UsageError(
                 f"onnx cannot express what gives {output}: {reason}; try --to transformers"
             ) from error
+    return [given.name for given in _session(file).get_inputs()]
 
 
-def read_onnx(model: LitModel, folder: Path) -> tuple[Any, Any]:
-    """(encode_image, encode_text) of the folder under onnxruntime, texts by our tokenizer."""
+def _session(file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise UsageError(
             "--to onnx checks what it wrote and needs onnxruntime; run: pip install onnxruntime"
         ) from error
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(model: LitModel, folder: Path) -> tuple[Any, Any]:
+    """(encode_image, encode_text) of the folder under onnxruntime, texts by our tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     tower = model.text.encoder.tower
 
     def run(part: str, *inputs: Tensor) -> Tensor:
-        session = onnxruntime.InferenceSession(
-            folder / config[part]["file"], providers=["CPUExecutionProvider"]
-        )
+        session = _session(folder / config[part]["file"])
         named = zip(config[part]["inputs"], (i.numpy() for i in inputs), strict=False)
         return torch.from_numpy(session.run(None, dict(named))[0])
 

@@ -208,9 +208,20 @@ def _text(model: LitModel, home: Path) -> Part:
     return config, out | {"text.proj.weight": projection}
 
 
+def known_architecture(tower: OpenClipTextTower) -> str:
+    """Its name, if that is one of open_clip's own."""
+    name = tower.tokenizer.architecture
+    if name not in open_clip.list_models():
+        raise UsageError(
+            f"text tower open_clip:{name} cannot be handed over; allowed: an architecture of "
+            "open_clip.list_models()"
+        )
+    return name
+
+
 def _own_text(tower: OpenClipTextTower, projection: Tensor) -> Part:
     """Its own projection and ours in one."""
-    facts: Any = open_clip.get_model_config(tower.tokenizer.architecture)
+    facts: Any = open_clip.get_model_config(known_architecture(tower))
     config = {**facts["text_cfg"], "context_length": tower.tokenizer.context_length}
     config |= {"proj_type": "linear", "proj_bias": False}
     out = dict(tower.net.state_dict())

@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from contrastive.export_open_clip import known_architecture
 from contrastive.export_timm import timm_args, timm_net
 from contrastive.lit import LitModel
 from contrastive.text import HFTextTower, OpenClipTextTower
@@ -229,7 +230,7 @@ def _clip_text(
 
 
 def _clip_tokenizer(tower: OpenClipTextTower) -> CLIPTokenizer:
-    own: Any = open_clip.get_tokenizer(tower.tokenizer.architecture)
+    own: Any = open_clip.get_tokenizer(known_architecture(tower))
     start, end = (own.decoder[i] for i in own.all_special_ids[:2])
     return CLIPTokenizer(
         own.encoder,
