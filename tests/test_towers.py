@@ -1,6 +1,7 @@
 """Image towers of every family: as their library computes them, trained against, saved, used."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,21 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import save_for_hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tower_families import FAMILIES, family_table
 
 from contrastive import LitModel, VisionTower, load_vision_tower
+from contrastive.config import TrainConfig, VisionConfig
+from contrastive.delta import save_delta
+from contrastive.export import export_timm
 from contrastive.lit import LossConfig, TextSide
+from contrastive.optim import OptimConfig
+from contrastive.student import StudentConfig, TeacherConfig, build_student
 from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.train import train
 from contrastive.vision import save_vision_tower
 from data.errors import UsageError
+from data.pipeline import DataConfig
 from retrieval import ZeroShotClassifier
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -321,15 +330,12 @@ def test_an_architecture_and_its_file_are_a_checkpoint_too(tmp_path):
 
 
 @pytest.mark.parametrize("make", [clip_model, siglip_model])
-def test_a_model_of_transformers_keeps_its_space(make, tiny_text, tmp_path, monkeypatch):
+def test_a_model_of_transformers_keeps_its_space(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     theirs = make().eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_text.removeprefix("hf:"))
-    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *"abcdefghij", "[SEP]"])}
-    words = {w: 59 if w == "[SEP]" else i for w, i in words.items()}  # CLIP's end token
-    tokenizer = word_tokenizer(words)
+    tokenizer = letter_tokenizer()
     tokenizer.save_pretrained(tmp_path / "theirs")
     images = torch.randn(3, 3, 64, 64)
     padding = "max_length" if make is siglip_model else True
@@ -343,11 +349,6 @@ def test_a_model_of_transformers_keeps_its_space(make, tiny_text, tmp_path, monk
 
 def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
     """Through the trainer: with --start-samples 0 small steps stay near the checkpoint."""
-    from contrastive.config import TrainConfig, VisionConfig
-    from contrastive.optim import OptimConfig
-    from contrastive.train import train
-    from data.pipeline import DataConfig
-
     torch.manual_seed(0)
     make_open_clip(tmp_path / "clip", OWN_VIT)
     spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
@@ -373,13 +374,14 @@ def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
     assert not torch.equal(trained.encode_text(TEXTS), start.encode_text(TEXTS))
 
 
-def word_tokenizer(words: dict[str, int]) -> transformers.PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
+def letter_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *"abcdefghij"])}
+    words["[SEP]"] = 59  # clip_model's end token
     backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", 59)]
+        single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])],
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
@@ -428,8 +430,29 @@ def test_checkpoints_of_something_else_are_one_sentence(tiny_text, tmp_path):
         load_text_tower(TextConfig(tower=f"open_clip:ViT-S-32-alt@{tmp_path / 'x.safetensors'}"))
 
 
+def test_a_projection_is_kept_or_refused(tmp_path):
+    torch.manual_seed(0)
+    spec = of_transformers(clip_model)(tmp_path / "clip").spec
+    tower, images = load_vision_tower(spec), torch.randn(2, 3, 64, 64)
+    student = build_student(StudentConfig(), TeacherConfig(tower=spec), 16)
+    with torch.no_grad():
+        torch.testing.assert_close(student(images, 16), tower(images, 16))
+    with pytest.raises(UsageError, match="without a projection"):
+        export_timm(tower, 32, tmp_path / "exported")
+    with pytest.raises(UsageError, match="ends in a projection, which a difference leaves out"):
+        save_delta(student, tower, spec, tmp_path / "changed.safetensors")
+
+
+def test_only_a_plain_vit_is_a_student_or_handed_on(tmp_path):
+    spec = SMALL_ONES["CaiT"](tmp_path / "cait").spec
+    with pytest.raises(UsageError, match="cannot be made flexible by training"):
+        build_student(StudentConfig(tower=spec), TeacherConfig(), 16)
+    with pytest.raises(UsageError, match="cait_xxs24_224 cannot be handed on"):
+        export_timm(load_vision_tower(spec), 32, tmp_path / "exported")
+
+
 def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
     spec = of_cct(tmp_path / "cct").spec
-    monkeypatch.setitem(__import__("sys").modules, "vit_pytorch", None)
+    monkeypatch.setitem(sys.modules, "vit_pytorch", None)
     with pytest.raises(UsageError, match="run: pip install vit-pytorch"):
         load_vision_tower(spec)
