@@ -42,7 +42,7 @@ STEPS, LOSS_BOUND = 100, 1e-4
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        gradients = compare_gradients(Path(folder), TOWER, f"hf:{text_folder(SMALL, folder)}")
+        gradients = compare_gradients(Path(folder), TOWER, f"hf:{text_folder(SMALL, Path(folder))}")
         losses = {loss: compare_losses(Path(folder), loss) for loss in LOSSES}
     targets = []
     for dtype, bound in BOUNDS.items():

@@ -103,6 +103,8 @@ def measure(text: str, who: str, loss: str) -> list[dict[str, Any]]:
             row |= start(text=text, who=who, loss=loss, pairs=pairs)
         if row["fits"]:
             seen[pairs] = row["peak_gib"]
+        elif "peak_gib" not in row and row.get("estimate_gib", 0) <= limit_gib():
+            del row["estimate_gib"]  # it was tried, and ran out of memory
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows

@@ -145,8 +145,9 @@ def padded(step: TrainStep) -> Iterator[None]:
         return Tokens(tokens.ids[:-1], tokens.mask[:-1])
 
     tower.pad = pad_all
+    step.max_groups = 1  # texts of one length are read together
     yield
-    del tower.pad
+    del tower.pad, step.max_groups
 
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:

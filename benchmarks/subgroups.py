@@ -5,7 +5,9 @@ import json
 import tarfile
 from pathlib import Path
 
-from data.emoji import build_emoji
+from data.emoji import CAPTIONS_PACKAGE, build_emoji, load_drawings, render
+from data.emoji_concepts import load_concepts
+from data.npm import fetch_package
 
 SCRATCH = Path("runs/benchmarks")
 
@@ -24,6 +26,8 @@ def subgroup_shards(size: int) -> tuple[Path, int]:
         for tar in sorted(drawings.glob("*/*.tar")):
             part = "heldout_style" if tar.parent.name == "heldout_style" else "train"
             found.setdefault(f"{part}/{tar.stem}", []).extend(_read(tar))
+        drawn = {key for samples in found.values() for key, _, _ in samples}
+        found["heldout_style/emojione-rest"] = _rest_of_emojione(drawn, size)
         classes = sorted({name for samples in found.values() for _, _, name in samples})
         for shard, samples in found.items():
             (out / shard).parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +37,18 @@ def subgroup_shards(size: int) -> tuple[Path, int]:
                     _add(tar_file, f"{key}.cls", str(classes.index(name)).encode())
         facts.write_text(json.dumps(classes) + "\n")
     return out, len(json.loads(facts.read_text()))
+
+
+def _rest_of_emojione(drawn: set[str], size: int) -> list[tuple[str, bytes, str]]:
+    """The concepts whose captions are held out; the default data leave out their drawings."""
+    concepts = load_concepts(fetch_package(*CAPTIONS_PACKAGE))
+    kept = [c for c in concepts if f"noto-{c.code}" in drawn]
+    drawings = load_drawings("emojione", kept)
+    return [
+        (f"emojione-{c.code}", render(drawings[c.code], size), c.subgroup)
+        for c in kept
+        if c.code in drawings and f"emojione-{c.code}" not in drawn
+    ]
 
 
 def _read(file: Path) -> list[tuple[str, bytes, str]]:

@@ -69,6 +69,9 @@ def flexify(
     patch_sizes = cfg.student.patch_sizes or tower.patch_sizes
     check_losses(cfg, teacher, tower)
     tower.to(distributed.device())
+    if distributed.device().type == "cpu" and "torch_autocast" in ds_config:
+        for block in tower.net.blocks:  # as text towers do, see HFTextTower
+            block.attn.fused_attn = False
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
     pipeline = PicturePipeline(
         cfg.data,

@@ -72,6 +72,8 @@ class GlobalBatch:
 class TrainStep:
     """`step(batch, features, valid)`: forward, backward, update; gives this rank's loss share."""
 
+    max_groups = 4  # of texts of like length, per chunk
+
     def __init__(self, model: LitModel, engine: Any, shape: BatchShape, seed: int) -> None:
         self.model, self.engine, self.shape, self.seed = model, engine, shape, seed
 
@@ -100,7 +102,7 @@ class TrainStep:
         cheap; which samples form the global batch does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
-        num_groups = max(1, min(4, self.shape.chunk // 32))
+        num_groups = max(1, min(self.max_groups, self.shape.chunk // 32))
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
         chunks = []
         for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):

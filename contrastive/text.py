@@ -151,6 +151,7 @@ class HFTextTower(nn.Module):
         super().__init__()
         net.pooler = None  # a head for another task; here it would only be dead weight
         self.net, self.pooling = net, pooling
+        self._attention = net.config._attn_implementation
         self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
 
@@ -164,11 +165,21 @@ class HFTextTower(nn.Module):
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text, group after group."""
+        self._choose_attention()
         # All words are looked up at once: the gradient of a lookup is as large as the vocabulary.
         ids = torch.cat([group.ids.flatten() for group in groups])
         words = self.net.get_input_embeddings()(ids).split([g.ids.numel() for g in groups])
         shaped = [w.view(*g.ids.shape, -1) for w, g in zip(words, groups, strict=True)]
         return torch.cat([self._pool(w, g.mask) for w, g in zip(shaped, groups, strict=True)])
+
+    def _choose_attention(self) -> None:
+        """The plain attention for bfloat16 on a CPU: over 16 tokens the fused one's backward pass
+        costs more than all the rest of a step (benchmarks/text_attention.py)."""
+        device = next(self.net.parameters()).device.type
+        plain = device == "cpu" and torch.is_autocast_enabled("cpu")
+        wanted = "eager" if plain else self._attention
+        if self.net.config._attn_implementation != wanted:
+            self.net.set_attn_implementation(wanted)
 
     def _pool(self, words: Float[Tensor, "b n w"], mask: Int[Tensor, "b n"]) -> Tensor:
         hidden = self.net(inputs_embeds=words, attention_mask=mask).last_hidden_state

@@ -165,8 +165,14 @@ class VisionTower(nn.Module):
         """Tokens with positions, prefix tokens (class, registers) first."""
         net = self.net
         kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
-        tokens = F.conv2d(images, kernel, net.patch_embed.proj.bias, stride=patch_size)
-        tokens = net.patch_embed.norm(tokens.flatten(2).transpose(1, 2)) + positions
+        bias = net.patch_embed.proj.bias
+        if images.dtype == torch.bfloat16 or torch.is_autocast_enabled(images.device.type):
+            # On a CPU a bfloat16 convolution with kernels this large is slow. Not so in float32,
+            # where a product with rows this long may differ in its last bit from run to run.
+            tokens = F.linear(cut_patches(images, patch_size), kernel.flatten(1), bias)
+        else:
+            tokens = F.conv2d(images, kernel, bias, stride=patch_size).flatten(2).transpose(1, 2)
+        tokens = net.patch_embed.norm(tokens) + positions
         if isinstance(keep, Tensor) or keep < 1:
             tokens = keep_patches(tokens, keep)
         if prefix.shape[1]:
@@ -258,6 +264,14 @@ class VisionTower(nn.Module):
         return digest.hexdigest()
 
 
+def cut_patches(images: Float[Tensor, "b c s s"], patch_size: int) -> Float[Tensor, "b n e"]:
+    """Patches row by row, each flattened like a kernel (e = c * patch_size^2)."""
+    b, c, s, _ = images.shape
+    side = s // patch_size
+    cells = images.reshape(b, c, side, patch_size, side, patch_size)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
+
+
 # ---- build, load, save ---------------------------------------------------------------------
 
 
@@ -337,14 +351,17 @@ def load_vision_tower(
     """Load an image tower.
 
     spec: `timm:NAME` (weights from the hub), `timm:NAME@FILE` (a safetensors or state-dict file),
-    `bigvision:FILE.npz` or `bigvision:FILE.npz@SIZE`, `dinov2s` (the offline default), or a folder
-    that was saved by this project. Raises `UsageError` for anything else.
+    `bigvision:FILE.npz` or `bigvision:FILE.npz@SIZE`, `dinov2s` (DINOv2 from a wheel),
+    `dinov2s-flexi` (the same made flexible, the offline default), or a folder that was saved by
+    this project. Raises `UsageError` for anything else.
     """
     from contrastive import vision_sources  # the foreign formats
 
     kind, _, rest = spec.partition(":")
     if spec == "dinov2s":
         tower = vision_sources.load_dinov2s()
+    elif spec == "dinov2s-flexi":
+        tower = vision_sources.load_dinov2s_flexi()
     elif kind == "timm" and rest:
         tower = vision_sources.load_timm(rest)
     elif kind == "bigvision" and rest:
@@ -354,7 +371,7 @@ def load_vision_tower(
     else:
         raise UsageError(
             f"unknown image tower {spec!r}; allowed: timm:NAME, timm:NAME@FILE, "
-            "bigvision:FILE.npz[@SIZE], dinov2s, or a folder with config.json"
+            "bigvision:FILE.npz[@SIZE], dinov2s, dinov2s-flexi, or a folder with config.json"
         )
     tower.to(dtype)
     return tower.lock() if locked else tower

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
+from contrastive.delta import apply_delta
 from contrastive.flexi import PositionResize
 from contrastive.vision import (
     TowerConfig,
@@ -250,3 +251,11 @@ def load_dinov2s() -> VisionTower:
     tower = build_vision_tower(config)
     tower.net.load_state_dict(out)
     return tower
+
+
+def load_dinov2s_flexi() -> VisionTower:
+    """`dinov2s` made flexible on the default drawings by `launch/flexify.py dinov2s`.
+
+    Its difference from `dinov2s` lies beside this file (NOTICE says from what it was made).
+    """
+    return apply_delta(load_dinov2s(), Path(__file__).with_name("dinov2s_flexi.safetensors"))
