@@ -133,8 +133,8 @@ class TrainConfig(RunConfig):
 CHANGEABLE = {
     "data.num_workers", "data.features", "data.on_error", "data.index_dir",
     "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
-    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints", "compile",
-    "deepspeed_config",
+    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
+    "compile", "deepspeed_config",
 }  # fmt: skip
 
 

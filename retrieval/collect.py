@@ -28,8 +28,8 @@ class RecallCollector:
     """Takes in batches as they come, then gives the recall of all ranks' images together.
 
     folder: empty, of this rank alone; takes 4 bytes per number of each embedding, on the main rank
-    of several twice as much. shared_captions: images that carry an equal caption are all right for it; else each caption is
-    of its image alone, as Flickr30k and COCO are scored.
+    of several twice as much. shared_captions: images that carry an equal caption are all right for
+    it; else each caption is of its image alone, as Flickr30k and COCO are scored.
     """
 
     def __init__(

@@ -42,14 +42,12 @@ class DatasetResult:
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
     accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
-    class_recall: Mapping[int, Estimate] = field(
-        default_factory=dict
-    )  # patch ->, mean over classes
+    class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch ->
     recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
 
     def figures(self) -> dict[str, float]:
         """All shares by name, `pets/p28/top1`, and how many images were not read."""
-        found = {}
+        found: dict[str, float] = {}
         for size, by_k in self.accuracy.items():
             found |= {f"p{size}/top{k}": e.value for k, e in by_k.items()}
         found |= {f"p{size}/per_class": e.value for size, e in self.class_recall.items()}

@@ -54,7 +54,7 @@ class FileReader:
         starts = range(share[0] * batch_size, len(images), share[1] * batch_size)
         self._loader = DataLoader(
             _Images(images, transform, max_pixels),
-            batch_sampler=[range(s, min(s + batch_size, len(images))) for s in starts],
+            batch_sampler=[list(range(s, min(s + batch_size, len(images)))) for s in starts],
             num_workers=num_workers,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched

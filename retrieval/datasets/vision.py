@@ -87,9 +87,10 @@ def open_vision(kind: str, root: Path, name: str) -> EvalDataset:
 def _load(factory: str, root: Path) -> Any:
     import torchvision
 
-    build = getattr(torchvision.datasets, factory, None)
-    if not inspect.isclass(build) or not issubclass(build, torchvision.datasets.VisionDataset):
+    found = getattr(torchvision.datasets, factory, None)
+    if not inspect.isclass(found) or not issubclass(found, torchvision.datasets.VisionDataset):
         raise UsageError(f"torchvision.datasets has no data set {factory!r}")
+    build: Any = found  # each has its own arguments
     parameters = inspect.signature(build).parameters
     try:
         if "split" not in parameters:
