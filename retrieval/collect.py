@@ -69,9 +69,9 @@ class RecallCollector:
         """
         self._encode(encode)
         order = _Order.of_ranks(
-            np.array(self._positions), np.array(self._owners), np.array(self._rows),
+            *(np.array(list_, np.int64) for list_ in (self._positions, self._owners, self._rows)),
             None if self._row_of is None else np.array(list(self._row_of), np.int64),
-        )  # fmt: skip
+        )
         if not len(order.pairs):
             raise UsageError("recall needs captions, and no image has any")
         texts = self._gather(self._texts, order.texts)

@@ -35,7 +35,8 @@ def evaluate(
     num_workers: int = 2,
     on_error: OnError = "skip",
 ) -> DatasetResult:
-    """Top-1 and top-5 accuracy (where the set has class names), and recall@1/5/10 both ways.
+    """Top-1 and top-5 accuracy and mean per-class recall (where the set has class names and, for
+    the latter, one class for each image), and recall@1/5/10 both ways.
 
     patch_sizes: none means all of the model's. recall: needs captions; a retrieval set's is always
     measured. Ranks share the images; each returns the result of all, equal to one process's.
@@ -94,9 +95,9 @@ def _evaluate(
         errors=dict(sum(map(Counter, gather_objects(reader.errors)), Counter[str]())),
         left_out=dataset.left_out,
         empty_classes=int((counts[sizes[0]].counts[:, 0] == 0).sum()),
-        accuracy={s: counts[s].accuracy(interval=True) for s in sizes} if classifier else {},
+        accuracy={s: counts[s].accuracy() for s in sizes} if classifier else {},
         class_recall=(
-            {s: counts[s].class_recall(interval=True) for s in sizes}
+            {s: counts[s].class_recall() for s in sizes}
             if classifier and not dataset.accepted
             else {}
         ),

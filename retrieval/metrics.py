@@ -20,7 +20,7 @@ class Estimate:
 
     value: float
     standard_error: float
-    interval: tuple[float, float] | None = None  # 95%, where it was asked for
+    interval: tuple[float, float] | None = None  # 95%, of accuracies
 
     def percent(self) -> str:
         """`29.1 ±1.3`: both in per cent."""
@@ -100,26 +100,20 @@ class ClassCounts:
         columns = [np.ones(len(targets), bool)] + [right[:, :k].any(axis=1) for k in self.ks]
         np.add.at(self.counts, targets, np.stack(columns, axis=1).astype(np.int64))
 
-    def accuracy(self, interval: bool = False) -> dict[int, Estimate]:
-        """Top-k accuracy per k; standard errors, and the bootstrap's interval, by class."""
+    def accuracy(self) -> dict[int, Estimate]:
+        """Top-k accuracy per k; standard errors and intervals by class."""
         counts = self.counts.astype(np.float64)
-        return {
-            k: replace(
-                share_of_counts(counts[:, i], counts[:, 0]),
-                interval=bootstrap_interval(counts[:, i], counts[:, 0]) if interval else None,
-            )
-            for i, k in enumerate(self.ks, 1)
-        }
+        return {k: _with_interval(counts[:, i], counts[:, 0]) for i, k in enumerate(self.ks, 1)}
 
-    def class_recall(self, interval: bool = False) -> Estimate:
+    def class_recall(self) -> Estimate:
         """The mean over classes of each one's top-1 accuracy; classes without images aside."""
         seen = self.counts[:, 0] > 0
         shares = self.counts[seen, 1] / self.counts[seen, 0]
-        ones = np.ones_like(shares)
-        return replace(
-            share_of_counts(shares, ones),
-            interval=bootstrap_interval(shares, ones) if interval else None,
-        )
+        return _with_interval(shares, np.ones_like(shares))
+
+
+def _with_interval(hits: Float[np.ndarray, " c"], totals: Float[np.ndarray, " c"]) -> Estimate:
+    return replace(share_of_counts(hits, totals), interval=bootstrap_interval(hits, totals))
 
 
 def topk_accuracy(

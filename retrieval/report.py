@@ -39,11 +39,11 @@ class DatasetResult:
     num_images: int  # that were read
     num_classes: int = 0  # 0: not classified
     errors: Mapping[str, int] = field(default_factory=dict)  # images that were not read, by kind
+    accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
+    recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
+    class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch -> mean over classes
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
-    accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
-    class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch ->
-    recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
 
     def figures(self) -> dict[str, float]:
         """All shares by name, `pets/p28/top1`, and how many images were not read."""
