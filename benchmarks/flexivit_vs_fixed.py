@@ -28,6 +28,7 @@ from contrastive.vision import (
     load_vision_tower,
     save_vision_tower,
 )
+from contrastive.zero import ZeroConfig
 from data.pipeline import DataConfig
 from data.reader import ShardReader
 from harness import Target, write_result
@@ -63,6 +64,7 @@ def train(name: str, seed: int, steps: int, data: Path, start: Path) -> VisionTo
         student=StudentConfig(patch_sizes=CONTENDERS[name]),
         loss=DistillConfig(features=0.0, labels=1.0),
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_steps=min(100, steps)),
+        zero=ZeroConfig(precision="fastest"),
         global_batch_size=128,
         steps=steps,
         seed=seed,

@@ -113,7 +113,8 @@ def main() -> None:
 
     data = build_emoji(default_data())
     shards = f"{data}/train/*.tar"
-    tower = load_vision_tower("dinov2s", dtype=distributed.resolve_dtype(demo().vision.dtype))
+    vision = demo().vision
+    tower = load_vision_tower(vision.tower, dtype=distributed.resolve_dtype(vision.dtype))
     distributed.ensure_group()
     galleries = {name: Gallery(tower, Path(data) / name, SIZES) for name in SETS}
     cfg = DataConfig(shards=(shards,), features=str(OUT / "train"))

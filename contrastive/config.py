@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ class VisionConfig:
     """The locked image tower and the patch sizes that training draws."""
 
     tower: str = "dinov2s"
-    """dinov2s, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
+    """dinov2s, dinov2s-flexi, timm:NAME, timm:NAME@FILE, bigvision:FILE.npz[@SIZE], or a folder."""
     patch_sizes: tuple[int, ...] = ()
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
@@ -178,11 +180,17 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     return cls(**out)
 
 
-def save_config(cfg: RunConfig, folder: Path) -> None:
-    """Write config.json with the resolved configuration and the git revision."""
-    values = {"format": 1, "revision": revision(), "train": dataclasses.asdict(cfg)}
+def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
+    """Write config.json with the resolved configuration, the git revision, and the command that
+    began the run."""
+    file = folder / "config.json"
+    typed = command()
+    if resumed:
+        typed = json.loads(file.read_text()).get("command", typed)
+    values = {"format": 1, "revision": revision(), "command": typed}
+    values["train"] = dataclasses.asdict(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:
@@ -192,6 +200,12 @@ def load_config(folder: Path, cls: type[Config]) -> Config:
         return from_dict(cls, values["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
+
+
+def command() -> str:
+    """What was typed: without the rank, which DeepSpeed's launcher puts first."""
+    words = [word for word in sys.argv if not word.startswith("--local_rank")]
+    return shlex.join(["python" if words == sys.argv else "deepspeed", *words])
 
 
 def revision() -> str:

@@ -1,57 +1,102 @@
-"""A tower at one patch size as other people's programs read it."""
+"""A whole model at one patch size for other people's tools, checked before it is handed over."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import save_for_hf
+import torch.nn.functional as F
 
-from contrastive.flexi import resample_patch_embed, resample_position_grid
-from contrastive.vision import VisionTower
+from contrastive.card import front_matter
+from contrastive.export_onnx import read_onnx, write_onnx
+from contrastive.export_open_clip import read_open_clip, write_open_clip
+from contrastive.export_transformers import read_transformers, write_transformers
+from contrastive.lit import LitModel
 from data.errors import UsageError
+
+MIN_COSINE = 0.9999
+TEXTS = ["a red bicycle", "two dogs", "Something longer: words, and commas; to the end. " * 9, "a"]
+
+FORMATS: dict[str, tuple[Callable[..., None], Callable[..., tuple[Any, Any]]]] = {
+    "open_clip": (write_open_clip, read_open_clip),
+    "transformers": (write_transformers, read_transformers),
+    "onnx": (write_onnx, read_onnx),
+}
+"""Writer and reader; a reader gives (encode_image, encode_text) of the other library."""
+
+NOTES = {
+    "open_clip": """```python
+net, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:THIS_FOLDER")
+```
+
+open_clip looks for the configuration of a transformers text tower where `hf_model_name` in
+open_clip_config.json says, a path or hub name. When the folder has moved, in it:
+
+    sed -i "s|\\"hf_\\(.*\\)_name\\": .*,|\\"hf_\\1_name\\": \\"$PWD\\",|" open_clip_config.json""",
+    "transformers": """```python
+net = VisionTextDualEncoderModel.from_pretrained("THIS_FOLDER")
+processor = VisionTextDualEncoderProcessor.from_pretrained("THIS_FOLDER")
+```
+
+The sigmoid loss's bias has no place in this class; it changes no ranking. timm must be installed.
+Where an odd number of pixels is cropped, transformers' square lies one pixel before ours. A text
+tower that is pooled by the mean of its tokens ends in one more layer that does it.""",
+    "onnx": """`config.json` tells files, inputs, opset and what pixels are expected: shorter side
+to `image_size` (bicubic), centre crop, (pixel / 255 - mean) / std. `tokenizer.json` makes the token
+ids, cut at `context_length`; embeddings have unit norm.""",
+}
 
 
 @torch.no_grad()
-def timm_vit(tower: VisionTower, patch_size: int) -> Any:
-    """A plain timm ViT that computes what the tower does at `patch_size` and its image size."""
-    tower.check_patch_size(patch_size)
-    if not tower.flexible:
-        raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
-    args = tower.config.timm_args | {"patch_size": patch_size, "img_size": tower.image_size}
-    net: Any = timm.create_model(tower.config.timm_name, pretrained=False, **args)
-    own, weights = tower.net, {k: v.float() for k, v in tower.net.state_dict().items()}
-    kernel = "patch_embed.proj.weight"
-    weights[kernel] = resample_patch_embed(weights[kernel], (patch_size, patch_size))
-    if own.pos_embed is not None:
-        slots = 0 if own.no_embed_class else own.num_prefix_tokens
-        prefix, grid = weights["pos_embed"].split([slots, own.pos_embed.shape[1] - slots], dim=1)
-        side = tower.image_size // patch_size
-        positions = resample_position_grid(grid, side, tower.config.positions)
-        weights["pos_embed"] = torch.cat([prefix, positions], dim=1)
-    net.load_state_dict(weights)
-    return net.eval()
+def export_model(model: LitModel, to: str, patch_size: int, folder: Path) -> tuple[float, float]:
+    """Write `folder` and return the least cosine of its image and text embeddings to ours.
+
+    The folder is written under a temporary name, read back by the other library, compared, and
+    renamed. Raises `UsageError` for what the format cannot express.
+    """
+    model.vision.check_patch_size(patch_size)
+    model = model.cpu().float().eval()
+    write, read = FORMATS[to]
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write(model, patch_size, part, folder)
+        (part / "README.md").write_text(_readme(model, to, patch_size), encoding="utf-8")
+        least = _compare(model, patch_size, *read(model, part))
+        if min(least) < MIN_COSINE:
+            raise UsageError(
+                f"--to {to} cannot express this model: cosine to ours {least[0]:.5f} of image, "
+                f"{least[1]:.5f} of text embeddings, {MIN_COSINE} is the least; try --to "
+                f"{', '.join(other for other in FORMATS if other != to)}"
+            )
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return least
 
 
-def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
-    """Write `model.safetensors` and timm's `config.json`: `timm.create_model("local-dir:FOLDER",
-    pretrained=True)` reads them."""
-    net = timm_vit(tower, patch_size)
-    args = {**tower.config.timm_args, "patch_size": patch_size, "img_size": tower.image_size}
-    data = {
-        "input_size": (3, tower.image_size, tower.image_size),
-        "mean": tower.mean,
-        "std": tower.std,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
-    source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
-    save_for_hf(
-        net,
-        str(folder),
-        model_config={"pretrained_cfg": source},
-        model_args=args,
-        data_config=data,
-        safe_serialization=True,
+def _readme(model: LitModel, to: str, patch_size: int) -> str:
+    title = f"# An image-text model at patch size {patch_size}, {model.image_size} px"
+    parts = [front_matter(to, model.card.license), title, NOTES[to]]
+    if to != "onnx":
+        parts.append(
+            "Preprocessing: shorter side resized by bicubic, centre crop. Put transparent pictures "
+            "over white first."
+        )
+    return "\n\n".join([*parts, "Written by FlexiLiT (`launch/export.py`)."]) + "\n"
+
+
+def _compare(
+    model: LitModel, patch_size: int, encode_image: Any, encode_text: Any
+) -> tuple[float, float]:
+    size = model.image_size
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pairs = (
+        (encode_image(images), model.encode_image(images, patch_size)),
+        (encode_text(TEXTS), model.encode_text(TEXTS)),
     )
+    image, text = (float(F.cosine_similarity(theirs, ours).min()) for theirs, ours in pairs)
+    return image, text

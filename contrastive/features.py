@@ -22,7 +22,9 @@ from data.reader import ShardReader
 from data.shards import expand_shards, load_summaries
 from data.texts import TextCache
 
-IMAGES_PER_FORWARD = 256  # bounds the tower's activations; a rank's share may be thousands
+# Bounds the tower's activations; a rank's share may be thousands. On a CPU they are to stay in its
+# caches: 32 images at a time are a sixth to a third faster than 128.
+IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
 
 @torch.no_grad()
@@ -33,8 +35,17 @@ def compute_features(
     device = next(tower.parameters()).device
     for batch in reader:
         assert batch.images is not None
-        images = batch.images.to(device, non_blocking=True)
-        yield batch, {size: tower(images, size).cpu() for size in patch_sizes}
+        images = batch.images.to(device, non_blocking=True)  # once, for all patch sizes
+        yield batch, {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
+
+
+def in_parts(
+    tower: VisionTower, images: Float[Tensor, "b 3 s s"], patch_size: int
+) -> Float[Tensor, "b d"]:
+    """The tower's features of any number of images, on its device."""
+    device = next(tower.parameters()).device
+    parts = images.split(IMAGES_PER_FORWARD[device.type])
+    return torch.cat([tower(p.to(device, non_blocking=True), patch_size) for p in parts])
 
 
 class FeatureSource:
@@ -60,10 +71,7 @@ class FeatureSource:
         """Raw features of the batch's slots, and which slots are good."""
         if self._cache is None:
             assert batch.images is not None
-            device = next(self._tower.parameters()).device
-            parts = batch.images.split(IMAGES_PER_FORWARD)
-            done = [self._tower(p.to(device, non_blocking=True), patch_size) for p in parts]
-            return torch.cat(done), batch.valid
+            return in_parts(self._tower, batch.images, patch_size), batch.valid
         features, found = self._cache.lookup(
             batch.shards.numpy(), batch.indices.numpy(), patch_size, batch.views.numpy()
         )

@@ -6,19 +6,22 @@ LiT: Zero-Shot Transfer with Locked-image text Tuning (Zhai et al., arXiv:2111.0
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float, Int
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.card import Card, model_card
 from contrastive.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text import TextEncoder, TokenGroups, Tokens, build_text_tower
 from contrastive.vision import (
@@ -100,12 +103,14 @@ class TextSide(nn.Module):
             return softmax_loss(image_embeds, text_embeds, targets, self.scale(), reduce_lse)
 
 
-class LitModel(nn.Module):
+class LitModel(nn.Module, ModelHubMixin):
     """`encode_image` and `encode_text` into one space, the images at any patch size.
 
     The affine (feature_mean, feature_whiten) whitens the tower's features: one for all patch sizes,
     fitted on training features. A self-supervised tower spends most of its variance on a few
     directions, such as drawing style; left as they are, they drown the rest in every cosine.
+
+    `push_to_hub("user/name")` is huggingface_hub's, and uploads what `save_pretrained` writes.
     """
 
     feature_mean: Tensor
@@ -115,6 +120,7 @@ class LitModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.text = text
+        self.card = Card()
         self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
         self.register_buffer("feature_whiten", torch.eye(vision.embed_dim))
 
@@ -201,12 +207,17 @@ class LitModel(nn.Module):
 
     # ---- files -----------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the tokenizer's files; no pickles.
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | Path, card: Card | None = None, **_: Any
+    ) -> None:
+        """Write config.json, model.safetensors, the tokenizer's files and a model card; no pickles.
 
-        The folder is written under a temporary name and renamed: a reader never sees half of one.
+        card: what is known of the training; as loaded when not given. The folder is written under
+        a temporary name and renamed: a reader never sees half of one. (What else the hub's mixin
+        passes is its own card's and configuration.)
         """
         folder = Path(folder)
+        self.card = card or self.card
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -218,26 +229,47 @@ class LitModel(nn.Module):
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
             "loss": asdict(self.text.loss),
+            "card": asdict(self.card),
         }
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (part / "README.md").write_text(model_card(self, self.card), encoding="utf-8")
         self.text.encoder.tower.save_tokenizer(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "LitModel":
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | Path, device: str | torch.device = "cpu", **hub: Any
+    ) -> "LitModel":
         """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode.
 
-        Raises `UsageError` for a folder that is no model of format 1.
+        folder: or a hub name, `user/name`, for which `hub` may give `revision`, `token`, and what
+        else `huggingface_hub.snapshot_download` takes. Raises `UsageError` for what is no model of
+        format 1.
         """
-        folder = Path(folder)
+        folder = _local(folder, hub)
         config = read_config(folder, "text")
         try:
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
             model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+            model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error
         load_weights(model, read_weights(folder / "model.safetensors"), folder)
         return model.to(device).eval()
+
+
+def _local(folder: str | Path, hub: dict[str, Any]) -> Path:
+    """The folder, or a copy of what the hub has under this name."""
+    if Path(folder).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder)):
+        return Path(folder)
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(str(folder), allow_patterns=wanted, **hub))
+    except Exception as error:  # the hub's client raises many kinds
+        raise UsageError(
+            f"{folder} is not a model folder, nor does the hub give a model of that name "
+            f"({type(error).__name__})"
+        ) from error

@@ -64,7 +64,7 @@ def claim_folder(
                 (cfg.folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(cfg.folder / name, ignore_errors=True)
-        save_config(cfg, cfg.folder)
+        save_config(cfg, cfg.folder, resumed=checkpoint is not None)
     distributed.barrier()
 
 

@@ -102,7 +102,7 @@ class TrainStep:
         cheap; which samples form the global batch does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
-        num_groups = max(1, min(self.max_groups, self.shape.chunk // 32))
+        num_groups = max(1, min(self.max_groups, self.shape.chunk // 128))  # fewer cost more
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
         chunks = []
         for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):

@@ -1,5 +1,6 @@
 """Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 
 from contrastive import distributed
+from contrastive.card import Card
 from contrastive.checkpoint import load_checkpoint, needs_universal, save_checkpoint
 from contrastive.chunk import find_text_chunk
 from contrastive.config import TrainConfig
@@ -92,6 +94,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         step = int(checkpoint[1]["step"])
 
     train_step = TrainStep(model, engine, shape, cfg.seed)
+    figures: dict[str, float] = {}  # of the newest evaluation
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
 
     def draw(step: int) -> int:
@@ -108,10 +111,12 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
             with log.paused():
                 for callback in callbacks:
-                    log.write(step, callback(step, model))
+                    found = callback(step, model)
+                    log.write(step, found)
+                    figures |= found
         if step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0):
             with log.paused():
-                _save_model(cfg, model)
+                _save_model(cfg, model, step, pipeline.num_samples or 0, figures)
                 save_checkpoint(
                     engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
                 )
@@ -119,9 +124,21 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     return cfg.folder
 
 
-def _save_model(cfg: TrainConfig, model: LitModel) -> None:
-    """The portable `model/` folder, replaced as a whole."""
+def _save_model(
+    cfg: TrainConfig, model: LitModel, step: int, samples: int, figures: dict[str, float]
+) -> None:
+    """The portable `model/` folder with its card, replaced as a whole."""
     with whole_parameters(model.text):
         if distributed.is_main():
-            model.save_pretrained(cfg.folder / "model")
+            run = json.loads((cfg.folder / "config.json").read_text())
+            card = Card(
+                shards=cfg.data.shards,
+                samples=samples,
+                steps=step,
+                global_batch_size=cfg.global_batch_size,
+                command=run["command"],
+                revision=run["revision"],
+                figures=figures,
+            )
+            model.save_pretrained(cfg.folder / "model", card)
     distributed.barrier()

@@ -1,8 +1,8 @@
-"""Write a tower at one patch size for other programs.
+"""Hand a model over to other programs, at one patch size.
 
-    python launch/export.py --model runs/dinov2s/model --to timm --patch-size 28 --out exported
+    python launch/export.py --model runs/demo/model --to open_clip --patch-size 28 --out exported
 
-then `timm.create_model("local-dir:exported", pretrained=True)`.
+then `open_clip.create_model_and_transforms("local-dir:exported")`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from typing import Literal
 
 import tyro
 
-from contrastive.export import export_timm
+from contrastive import LitModel
+from contrastive.export import export_model
+from contrastive.export_timm import export_timm
 from contrastive.vision import load_vision_tower
 from data.errors import UsageError, exit_on_usage_error
 
@@ -19,9 +21,9 @@ from data.errors import UsageError, exit_on_usage_error
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of a model or a tower, or any tower that training accepts: dinov2s, timm:NAME, ..."""
-    to: Literal["timm"]
-    """The format."""
+    """Folder of a model; to timm also of a tower, or any that training accepts: timm:NAME, ..."""
+    to: Literal["open_clip", "transformers", "onnx", "timm"]
+    """The format; timm takes the image tower alone."""
     patch_size: int
     """Pixels; the exported model knows no other."""
     out: str
@@ -31,10 +33,16 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     with exit_on_usage_error():
-        if Path(args.out).exists():
+        out = Path(args.out)
+        if out.exists():
             raise UsageError(f"--out {args.out} exists; name a new folder")
-        export_timm(load_vision_tower(args.model), args.patch_size, Path(args.out))
-        print(f"wrote {args.out}")
+        if args.to == "timm":
+            export_timm(load_vision_tower(args.model), args.patch_size, out)
+            print(f"wrote {args.out}")
+        else:
+            model = LitModel.from_pretrained(args.model)
+            image, text = export_model(model, args.to, args.patch_size, out)
+            print(f"wrote {args.out}; least cosine to ours: image {image:.6f}, text {text:.6f}")
 
 
 if __name__ == "__main__":

@@ -221,7 +221,14 @@ def test_main_job_writes_what_it_promises(two):
     saved = json.loads((folder / "config.json").read_text())
     assert saved["format"] == 1
     assert saved["train"]["zero"]["stage"] == 2
-    assert LitModel.from_pretrained(folder / "model").encode_text(["a cat"]).shape == (1, 32)
+    model = LitModel.from_pretrained(folder / "model")
+    assert model.encode_text(["a cat"]).shape == (1, 32)
+    assert model.card.steps == STEPS
+    assert model.card.samples > 0
+    assert list(model.card.shards) == saved["train"]["data"]["shards"]
+    assert model.card.command == saved["command"]
+    assert saved["command"].startswith("deepspeed ")
+    assert saved["revision"] in (folder / "model" / "README.md").read_text()
 
 
 def test_the_locked_tower_is_bit_identical_after_training(two):
