@@ -69,7 +69,9 @@ class RecallCollector:
         """
         self._encode(encode)
         order = _Order.of_ranks(
-            *(np.array(list_, np.int64) for list_ in (self._positions, self._owners, self._rows)),
+            np.array(self._positions, np.int64),
+            np.array(self._owners, np.int64),
+            np.array(self._rows, np.int64),
             None if self._row_of is None else np.array(list(self._row_of), np.int64),
         )
         if not len(order.pairs):

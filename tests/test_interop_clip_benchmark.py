@@ -28,7 +28,7 @@ def clip_benchmark(model: Path, root: Path, task: str, out: Path) -> dict[str, f
     command += [f"--dataset_root={root}", f"--task={task}", f"--output={out}", "--no_amp"]
     command += [f"--model=local-dir:{model}", "--pretrained=", "--batch_size=16"]
     command += ["--num_workers=0", "--recall_k", "5"]
-    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(packages)])
+    path = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
