@@ -119,7 +119,10 @@ class TrainConfig(RunConfig):
     """Training samples from which the whitening of the features and the start of the text
     projection are solved; 0: no whitening, a random projection."""
     eval_data: tuple[str, ...] = ()
-    """Folders (classnames.txt, templates, *.tar with .cls) to classify zero-shot while training."""
+    """NAME:ROOT, data sets of launch/zeroshot.py to evaluate while training; a folder alone holds
+    shards."""
+    eval_patch_sizes: tuple[int, ...] = ()
+    """Of those evaluations. Empty: the coarsest patch size that is trained."""
     compile: bool = False
     """torch.compile both towers: a minute at the start, for the gain in benchmarks/results."""
 
@@ -133,8 +136,8 @@ class TrainConfig(RunConfig):
 CHANGEABLE = {
     "data.num_workers", "data.features", "data.on_error", "data.index_dir",
     "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
-    "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints", "compile",
-    "deepspeed_config",
+    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
+    "compile", "deepspeed_config",
 }  # fmt: skip
 
 

@@ -41,12 +41,15 @@ class Texts:
         return cls(key, captions, concept_id(captions))
 
 
-def read_captions(members: Mapping[str, bytes]) -> tuple[str, ...]:
+def read_captions(members: Mapping[str, bytes], lines: bool = False) -> tuple[str, ...]:
     """All captions of a sample, stripped, empty ones left out. `members`: extension -> bytes.
 
     A list under `captions` in the JSON wins, then the .txt, then img2dataset's `caption` in the
-    JSON. Raises `BadSample`: "no_caption", "empty_caption", "not_utf8", "bad_json".
+    JSON. lines: the .txt alone, a caption on each of its lines (CLIP_benchmark's retrieval sets).
+    Raises `BadSample`: "no_caption", "empty_caption", "not_utf8", "bad_json".
     """
+    if lines:
+        members = {"txt": members["txt"]} if "txt" in members else {}
     record = _read_json(members["json"]) if "json" in members else {}
     listed, single = record.get("captions"), record.get("caption")
     if listed is not None:
@@ -56,7 +59,8 @@ def read_captions(members: Mapping[str, bytes]) -> tuple[str, ...]:
             raise BadSample("bad_json", "`captions` is not a list of strings")
         found = listed
     elif "txt" in members:
-        found = [_decode(members["txt"])]
+        text = _decode(members["txt"])
+        found = text.splitlines() if lines else [text]
     elif isinstance(single, str):
         found = [single]
     else:

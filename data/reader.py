@@ -40,6 +40,8 @@ class ShardReader:
         batch_size: int = 64,
         num_workers: int = 2,
         need_captions: bool = False,
+        caption_lines: bool = False,
+        share: tuple[int, int] = (0, 1),
         augment: Callable[[Image.Image, str], Image.Image] | None = None,
         on_error: OnError = "skip",
         max_pixels: int = 100_000_000,
@@ -49,6 +51,9 @@ class ShardReader:
         """`shards`: patterns. `transform` None: pixels are not read, images not checked.
 
         `need_captions`: a sample without a usable caption is bad; else it has no captions.
+        `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
+        batches of local shards, and whole streamed shards, in turn: together they give what one
+        reader alone gives.
         `augment`: (picture, key) -> the picture that is transformed.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
@@ -57,13 +62,15 @@ class ShardReader:
             raise UsageError(f"batch_size is {batch_size}, allowed are 1 and more")
         self.shards: list[str] = expand_shards(shards, allow_pipe)
         self.errors: dict[str, int] = {}  # bad samples met by the iteration so far, by kind
-        self._rules = _Rules(transform, augment, need_captions, max_pixels)
+        self._rules = _Rules(transform, augment, need_captions, caption_lines, max_pixels)
+        self._rank, self._ranks = share
         self._batch_size, self._num_workers = batch_size, num_workers
         self._raise = on_error == "raise"
         self._allow_pipe, self._index_dir = allow_pipe, index_dir
 
     def __iter__(self) -> Iterator[EvalBatch]:
         self.errors.clear()
+        self._turn = 0  # the number of the next batch of a local shard, over all ranks
         first = 0
         while first < len(self.shards):
             local = is_local(self.shards[first])
@@ -95,11 +102,16 @@ class ShardReader:
             (summary,) = load_summaries([self.shards[shard]], self._index_dir)
             if self._raise and summary.first_problem is not None:
                 raise SampleError.at(self.shards[shard], summary.first_problem)
-            add_counts(self.errors, summary.problems)
+            if shard % self._ranks == self._rank:
+                add_counts(self.errors, summary.problems)
             for start in range(0, summary.num_samples, self._batch_size):
-                yield shard, start, min(start + self._batch_size, summary.num_samples)
+                if self._turn % self._ranks == self._rank:
+                    yield shard, start, min(start + self._batch_size, summary.num_samples)
+                self._turn += 1
 
     def _read_stream(self, shard: int) -> Iterator[tuple[int, Checked]]:
+        if shard % self._ranks != self._rank:
+            return
         samples = enumerate(self._located(shard))
         with ThreadPoolExecutor(max(self._num_workers, 1)) as pool:
             while chunk := list(islice(samples, self._batch_size)):
@@ -138,6 +150,7 @@ class _Rules:
     transform: ImageTransform | None
     augment: Callable[[Image.Image, str], Image.Image] | None
     need_captions: bool
+    caption_lines: bool
     max_pixels: int
 
     def check(self, numbered: tuple[int, Located]) -> tuple[_Good | None, Problem | None]:
@@ -162,7 +175,7 @@ class _Rules:
 
     def _captions(self, found: Located) -> tuple[str, ...]:
         try:
-            return read_captions(found.payloads)
+            return read_captions(found.payloads, self.caption_lines)
         except BadSample:
             if self.need_captions:
                 raise

@@ -6,32 +6,32 @@ deepspeed launch/lit.py --resume runs/NAME      # go on from the newest checkpoi
 
 import sys
 
-from contrastive import LitModel, distributed
+from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.cli import parse_run
 from contrastive.config import TrainConfig
 from contrastive.recipes import RECIPES, build_recipe, default_data
 from contrastive.train import Callback, train
 from data.errors import exit_on_usage_error
-from retrieval import evaluate, load_dataset
+from retrieval import evaluate
+from retrieval.datasets import EvalDataset, load_named
 
 
 def evaluators(cfg: TrainConfig) -> list[Callback]:
-    """Zero-shot accuracy on every folder of --eval-data, at the coarsest patch size trained."""
+    """An evaluation of each --eval-data, on all ranks, at --eval-patch-sizes."""
+    if cfg.eval_patch_sizes:  # refused now, and not after --eval-every steps
+        tower = load_vision_tower(cfg.vision.tower)
+        for size in cfg.eval_patch_sizes:
+            tower.check_patch_size(size)
 
-    def evaluator(root: str) -> Callback:
-        dataset = load_dataset("shards", root)
-
+    def evaluator(dataset: EvalDataset) -> Callback:
         def run(step: int, model: LitModel) -> dict[str, float]:
-            size = max(cfg.vision.patch_sizes or model.patch_sizes)
-            result = evaluate(model, dataset, [size], num_workers=cfg.data.num_workers)
-            return {
-                f"{dataset.name}/p{size}/top{k}": accuracy.value
-                for k, accuracy in result.accuracy[size].items()
-            }
+            coarsest = max(cfg.vision.patch_sizes or model.patch_sizes)
+            sizes = cfg.eval_patch_sizes or (coarsest,)
+            return evaluate(model, dataset, sizes, num_workers=cfg.data.num_workers).figures()
 
         return run
 
-    return [evaluator(root) for root in cfg.eval_data]
+    return [evaluator(load_named(text)) for text in cfg.eval_data]
 
 
 def main() -> None:

@@ -1,13 +1,20 @@
-"""Zero-shot classification at every patch size: accuracy, and what it costs.
+"""Zero-shot classification and retrieval at every patch size: how good, and what it costs.
 
     deepspeed launch/zeroshot.py --model runs/demo/model --dataset imagenet --root ILSVRC2012 \
         --patch-sizes 56 28 --out report            # or python launch/zeroshot.py ...
 
-Layouts: shards (classnames.txt, zeroshot_classification_templates.txt, *.tar with .cls), folder
-(ROOT/<class name>/*.jpg), imagenet (ROOT/val/<wnid>/*.JPEG). Nothing is downloaded.
+The data lies in ROOT as it is published, unpacked; nothing is downloaded.
+
+shards: CLIP_benchmark's layout (classnames.txt, zeroshot_classification_templates.txt, *.tar or
+test/*.tar; dataset_type.txt for retrieval). folder: ROOT/<class name>/*.jpg. imagenet: val/<wnid>/
+or the flat files with the development kit. imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch,
+objectnet: their archives. imagenet-real: imagenet's images, real.json beside. flickr30k, coco:
+dataset_NAME.json (Karpathy's splits) and the images. Any other: as torchvision's class of that
+name reads it; torchvision:CLASS for one that is not listed.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -15,7 +22,7 @@ from contrastive.distributed import barrier, device, init_from_launcher, is_main
 from contrastive.lit import LitModel
 from data.errors import exit_on_usage_error
 from data.samples import OnError
-from retrieval.datasets import DatasetKind, load_dataset
+from retrieval.datasets import load_dataset
 from retrieval.embed import check_patch_sizes
 from retrieval.evaluate import evaluate
 from retrieval.report import Report, measure_costs
@@ -27,12 +34,14 @@ class Args:
     """Folder of the model."""
     root: tuple[str, ...]
     """Folder of the data set; several give several columns of one table."""
-    dataset: DatasetKind = "shards"
-    """How the data set lies on disk."""
+    dataset: str = "shards"
+    """NAME: shards, folder, imagenet, imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch,
+    imagenet-real, objectnet, flickr30k, coco, cifar10, cifar100, pets, flowers102, food101,
+    caltech101, dtd, ... or torchvision:CLASS; an unknown one lists all."""
     patch_sizes: tuple[int, ...] = ()
     """Pixels; all of the model's when not given."""
     recall: bool = False
-    """Also recall@k between images and captions (shards with captions)."""
+    """Also recall@k between images and captions (shards with captions; retrieval sets always)."""
     out: str = ""
     """Folder for report.json, report.md, report.txt and accuracy.png."""
     batch_size: int = 64
@@ -47,7 +56,11 @@ def main() -> None:
     init_from_launcher()
     args = tyro.cli(Args, description=__doc__)
     with exit_on_usage_error():
-        datasets = [load_dataset(args.dataset, root) for root in args.root]
+        several = len(args.root) > 1
+        datasets = [
+            load_dataset(args.dataset, root, Path(root).resolve().name if several else "")
+            for root in args.root
+        ]
         model = LitModel.from_pretrained(args.model, device=device())
         sizes = check_patch_sizes(model, args.patch_sizes)
         results = [

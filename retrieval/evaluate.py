@@ -1,21 +1,28 @@
 """Zero-shot accuracy and recall of a model at several patch sizes, in one pass over the pixels."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from tqdm import tqdm
 
-from contrastive.distributed import all_reduce_sum, gather_objects, is_main, rank, world_size
+from contrastive.distributed import all_reduce_sum, gather_objects, is_main, world_size
 from contrastive.lit import LitModel
 from data.batch import EvalBatch
 from data.errors import UsageError
+from data.reader import ShardReader
 from data.samples import OnError
 from retrieval.classify import ZeroShotClassifier
+from retrieval.collect import RecallCollector
 from retrieval.datasets import EvalDataset
+from retrieval.datasets.files import FileReader
 from retrieval.embed import check_patch_sizes, embed_batches
-from retrieval.metrics import ClassCounts, caption_pairs, recall_at_k
+from retrieval.metrics import ClassCounts
 from retrieval.report import DatasetResult
 
 
@@ -28,20 +35,35 @@ def evaluate(
     num_workers: int = 2,
     on_error: OnError = "skip",
 ) -> DatasetResult:
-    """Top-1 and top-5 accuracy (where the set has class names), and recall@1/5/10 both ways.
+    """Top-1 and top-5 accuracy and mean per-class recall (where the set has class names and, for
+    the latter, one class for each image), and recall@1/5/10 both ways.
 
-    patch_sizes: none means all of the model's. recall: needs captions, and keeps every embedding
-    in memory. Ranks share the images; each returns the result of all, equal to one process's.
-    Raises `UsageError` for a label outside the class names, or nothing to evaluate.
+    patch_sizes: none means all of the model's. recall: needs captions; a retrieval set's is always
+    measured. Ranks share the images; each returns the result of all, equal to one process's.
+    Embeddings for the recall wait in the system's temporary folder (TMPDIR). Raises `UsageError`
+    for a label outside the class names, or nothing to evaluate.
     """
+    with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
+        recall = recall or dataset.captioned
+        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, recall)
+        return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
+
+
+def _evaluate(
+    model: LitModel,
+    dataset: EvalDataset,
+    patch_sizes: Sequence[int],
+    reader: ShardReader | FileReader,
+    recall: bool,
+    folder: Path,
+) -> DatasetResult:
     sizes = check_patch_sizes(model, patch_sizes)
     classifier = None
     if dataset.class_names:
         classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)
     counts = {size: ClassCounts(len(dataset.class_names)) for size in sizes}
-    collected = _Collected(sizes)
+    collector = RecallCollector(folder, sizes, model.embed_dim, not dataset.captioned)
     num_images = 0
-    reader = dataset.reader(model.transform, batch_size, num_workers, on_error, recall)
     with tqdm(
         desc=f"evaluating {dataset.name}",
         unit="img",
@@ -51,11 +73,12 @@ def evaluate(
         for batch, embeds in embed_batches(model, reader, sizes):
             if classifier is not None:
                 targets = _targets(batch, dataset)
+                accepted = [dataset.accepted[i] for i in batch.indices] if dataset.accepted else ()
                 for size in sizes:
                     labels, _ = classifier.classify_embeddings(embeds[size])
-                    counts[size].add(labels, targets)
+                    counts[size].add(labels, targets, accepted)
             if recall:
-                collected.add(batch, embeds)
+                collector.add(batch, embeds)
             num_images += len(batch)
             bar.update(len(batch))
 
@@ -70,9 +93,20 @@ def evaluate(
         num_images=num_images,
         num_classes=len(dataset.class_names),
         errors=dict(sum(map(Counter, gather_objects(reader.errors)), Counter[str]())),
-        accuracy={size: counts[size].accuracy() for size in sizes} if classifier else {},
-        recall=collected.recall(model) if recall else {},
+        left_out=dataset.left_out,
+        empty_classes=int((counts[sizes[0]].counts[:, 0] == 0).sum()),
+        accuracy={s: counts[s].accuracy() for s in sizes} if classifier else {},
+        class_recall=(
+            {s: counts[s].class_recall() for s in sizes}
+            if classifier and not dataset.accepted
+            else {}
+        ),
+        recall=collector.recall(partial(_encode_texts, model)) if recall else {},
     )
+
+
+def _encode_texts(model: LitModel, texts: list[str]) -> Float[np.ndarray, "b d"]:
+    return model.encode_text(texts).float().cpu().numpy()
 
 
 def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:
@@ -85,42 +119,3 @@ def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:
             f"(-1: no .cls); allowed: 0 to {len(dataset.class_names) - 1}"
         )
     return targets
-
-
-class _Collected:
-    """Embeddings and captions of all images, in the data set's order whatever the ranks."""
-
-    def __init__(self, patch_sizes: Sequence[int]) -> None:
-        self.positions: list[tuple[int, int]] = []
-        self.captions: list[tuple[str, ...]] = []
-        self.embeds: dict[int, list[np.ndarray]] = {size: [] for size in patch_sizes}
-
-    def add(self, batch: EvalBatch, embeds: dict[int, np.ndarray]) -> None:
-        part = rank() + batch.shard * world_size()  # ranks share shards in turn
-        self.positions += [(part, int(index)) for index in batch.indices]
-        self.captions += batch.captions
-        for size, rows in embeds.items():
-            self.embeds[size].append(rows)
-
-    def recall(self, model: LitModel) -> dict:
-        """patch size -> `Recall`, on every rank."""
-        width = model.embed_dim
-        own = {
-            size: np.concatenate([*rows, np.zeros((0, width), np.float32)])
-            for size, rows in self.embeds.items()
-        }
-        ranks = gather_objects((self.positions, self.captions, own))
-        positions = np.array([p for part in ranks for p in part[0]], np.int64).reshape(-1, 2)
-        order = np.lexsort((positions[:, 1], positions[:, 0]))
-        captions = [c for part in ranks for c in part[1]]
-        texts, pairs = caption_pairs([captions[i] for i in order])
-        if not texts:
-            raise UsageError("recall needs captions, and no image has any")
-        blocks = [model.encode_text(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)]
-        text_embeds = torch.cat(blocks).float().numpy()
-        return {
-            size: recall_at_k(
-                np.concatenate([part[2][size] for part in ranks])[order], text_embeds, pairs
-            )
-            for size in self.embeds
-        }

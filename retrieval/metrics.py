@@ -2,12 +2,12 @@
 
 Images of one class (drawings of one thing, frames of one clip) are not independent, so every
 standard error here treats whole clusters as the unit of sampling (the linearised ratio estimator,
-Cochran, Sampling Techniques, 1977, section 6.3).
+Cochran, Sampling Techniques, 1977, section 6.3), and so does the bootstrap.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -20,11 +20,16 @@ class Estimate:
 
     value: float
     standard_error: float
+    interval: tuple[float, float] | None = None  # 95%, of accuracies
 
     def percent(self) -> str:
         """`29.1 ±1.3`: both in per cent."""
         error = "" if math.isnan(self.standard_error) else f" ±{100 * self.standard_error:.1f}"
         return f"{100 * self.value:.1f}{error}"
+
+    def percent_interval(self) -> str:
+        """`26.7-31.4`, or nothing where there is no interval."""
+        return "-".join(f"{100 * bound:.1f}" for bound in self.interval or ())
 
 
 def share_of_counts(hits: Float[np.ndarray, " c"], totals: Float[np.ndarray, " c"]) -> Estimate:
@@ -46,6 +51,28 @@ def share_of_counts(hits: Float[np.ndarray, " c"], totals: Float[np.ndarray, " c
     return Estimate(value, math.sqrt(variance))
 
 
+def bootstrap_interval(
+    hits: Float[np.ndarray, " c"], totals: Float[np.ndarray, " c"], draws: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% interval of sum(hits) / sum(totals): percentiles over `draws` samples of whole clusters.
+
+    The clusters that have observations are drawn with replacement, as many as there are (Efron and
+    Tibshirani, 1993, chapter 13). A pure function of its arguments; None for fewer than two.
+    """
+    seen = totals > 0
+    hits, totals = hits[seen], totals[seen]
+    if len(totals) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    shares = np.full(len(totals), 1 / len(totals))
+    values = []
+    for _ in range(draws):
+        often = rng.multinomial(len(totals), shares)
+        values.append(float(often @ hits) / float(often @ totals))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
 class ClassCounts:
     """Right answers per class, for top-k accuracy. Adds up over batches and ranks exactly.
 
@@ -56,16 +83,37 @@ class ClassCounts:
         self.ks = tuple(ks)
         self.counts = np.zeros((num_classes, 1 + len(self.ks)), np.int64)
 
-    def add(self, labels: Int[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> None:
-        """labels: predicted classes, best first, at least as many as the classes or max(ks)."""
+    def add(
+        self,
+        labels: Int[np.ndarray, "n k"],
+        targets: Int[np.ndarray, " n"],
+        accepted: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """labels: predicted classes, best first, at least as many as the classes or max(ks).
+
+        accepted: per image, all the classes that are right, where there may be several; the
+        image counts for the class `targets` says.
+        """
         right = labels == targets[:, None]
+        if accepted:
+            right = np.array([np.isin(row, own) for row, own in zip(labels, accepted, strict=True)])
         columns = [np.ones(len(targets), bool)] + [right[:, :k].any(axis=1) for k in self.ks]
         np.add.at(self.counts, targets, np.stack(columns, axis=1).astype(np.int64))
 
     def accuracy(self) -> dict[int, Estimate]:
-        """Top-k accuracy per k; standard errors clustered by class."""
+        """Top-k accuracy per k; standard errors and intervals by class."""
         counts = self.counts.astype(np.float64)
-        return {k: share_of_counts(counts[:, i], counts[:, 0]) for i, k in enumerate(self.ks, 1)}
+        return {k: _with_interval(counts[:, i], counts[:, 0]) for i, k in enumerate(self.ks, 1)}
+
+    def class_recall(self) -> Estimate:
+        """The mean over classes of each one's top-1 accuracy; classes without images aside."""
+        seen = self.counts[:, 0] > 0
+        shares = self.counts[seen, 1] / self.counts[seen, 0]
+        return _with_interval(shares, np.ones_like(shares))
+
+
+def _with_interval(hits: Float[np.ndarray, " c"], totals: Float[np.ndarray, " c"]) -> Estimate:
+    return replace(share_of_counts(hits, totals), interval=bootstrap_interval(hits, totals))
 
 
 def topk_accuracy(
@@ -120,43 +168,48 @@ def recall_at_k(
 
     Images and texts without any pair are candidates (distractors) but are not asked about.
     Standard errors cluster images with the same texts, and texts by the first image that carries
-    them. Neighbours come from FAISS's blockwise exact search: memory is O((n + m) k), no n x m
-    matrix; the embeddings may be memory-mapped.
+    them. Neighbours come from FAISS's blockwise exact search: there is no n x m matrix, and beside
+    the embeddings, which may be memory-mapped, memory is some ten numbers per pair.
     """
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    image_clusters = _image_clusters(pairs)
+    of_image = _text_sets(pairs, len(image_embeds))
     _, first = np.unique(pairs[:, 1], return_index=True)  # the lowest image of each text
-    text_clusters = {int(text): image_clusters[int(image)] for image, text in pairs[first]}
+    of_text = np.full(len(text_embeds), -1)
+    of_text[pairs[first, 1]] = of_image[pairs[first, 0]]
     return Recall(
-        _recall_one_way(image_embeds, text_embeds, pairs, image_clusters, ks),
-        _recall_one_way(text_embeds, image_embeds, pairs[:, ::-1], text_clusters, ks),
+        _recall_one_way(image_embeds, text_embeds, pairs, of_image, ks),
+        _recall_one_way(text_embeds, image_embeds, pairs[:, ::-1], of_text, ks),
     )
 
 
-def _image_clusters(pairs: Int[np.ndarray, "p 2"]) -> dict[int, int]:
-    """image -> number of the set of texts it carries; `pairs` sorted by image, then text."""
-    images, starts = np.unique(pairs[:, 0], return_index=True)
-    numbers: dict[bytes, int] = {}
-    texts = np.split(pairs[:, 1], starts[1:])
-    return {
-        int(image): numbers.setdefault(np.ascontiguousarray(own).tobytes(), len(numbers))
-        for image, own in zip(images, texts, strict=False)  # split gives [empty] for no pairs
-    }
+def _text_sets(pairs: Int[np.ndarray, "p 2"], num_images: int) -> Int[np.ndarray, " n"]:
+    """The number of the set of texts that each image carries, -1 for none.
+
+    A set is told by the sum of a random 64-bit number for each of its texts.
+    """
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 2**63, int(pairs[:, 1].max(initial=-1)) + 1, np.int64)
+    sums = np.zeros(num_images, np.int64)
+    np.add.at(sums, pairs[:, 0], numbers[pairs[:, 1]])
+    clusters = np.full(num_images, -1)
+    carrying = np.unique(pairs[:, 0])
+    clusters[carrying] = np.unique(sums[carrying], return_inverse=True)[1]
+    return clusters
 
 
 def _recall_one_way(
     queries: Float[np.ndarray, "n d"],
     candidates: Float[np.ndarray, "m d"],
     pairs: Int[np.ndarray, "p 2"],
-    clusters: dict[int, int],
+    clusters: Int[np.ndarray, " n"],
     ks: Sequence[int],
-    block: int = 65_536,
+    block: int = 4096,
 ) -> dict[int, Estimate]:
-    """pairs: (query, candidate); clusters: of every query that has a pair."""
-    asked = np.array(sorted(clusters), np.int64)
+    """pairs: (query, candidate); clusters: of every query, -1 for those that have no pair."""
+    asked = np.flatnonzero(clusters >= 0)
     depth = min(max(ks), len(candidates))
     right_keys = np.sort(pairs[:, 0] * len(candidates) + pairs[:, 1])
-    totals = np.zeros(max(clusters.values(), default=-1) + 1)
+    totals = np.zeros(int(clusters.max(initial=-1)) + 1)
     hits = {k: np.zeros_like(totals) for k in ks}
     for start in range(0, len(asked), block):
         rows = asked[start : start + block]
@@ -166,9 +219,10 @@ def _recall_one_way(
             depth,
             metric=faiss.METRIC_INNER_PRODUCT,
         )
-        right = np.isin(rows[:, None] * len(candidates) + nearest, right_keys)
-        of_row = np.array([clusters[row] for row in rows.tolist()])
-        np.add.at(totals, of_row, 1.0)
+        keys = rows[:, None] * len(candidates) + nearest
+        places = np.minimum(np.searchsorted(right_keys, keys), len(right_keys) - 1)
+        right = right_keys[places] == keys
+        np.add.at(totals, clusters[rows], 1.0)
         for k in ks:
-            np.add.at(hits[k], of_row, right[:, :k].any(axis=1).astype(np.float64))
+            np.add.at(hits[k], clusters[rows], right[:, :k].any(axis=1).astype(np.float64))
     return {k: share_of_counts(hits[k], totals) for k in ks}

@@ -18,6 +18,7 @@ from contrastive.distributed import is_main
 from contrastive.lit import LitModel
 from data.errors import UsageError
 from retrieval.metrics import Estimate, Recall
+from retrieval.table import Column, fixed_width
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class DatasetResult:
     errors: Mapping[str, int] = field(default_factory=dict)  # images that were not read, by kind
     accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
     recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
+    class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch -> mean over classes
+    left_out: int = 0  # images that the set's protocol does not score
+    empty_classes: int = 0  # that have names and no images
+
+    def figures(self) -> dict[str, float]:
+        """All shares by name, `pets/p28/top1`, and how many images were not read."""
+        found: dict[str, float] = {}
+        for size, by_k in self.accuracy.items():
+            found |= {f"p{size}/top{k}": e.value for k, e in by_k.items()}
+        found |= {f"p{size}/per_class": e.value for size, e in self.class_recall.items()}
+        for size, recall in self.recall.items():
+            for way in ("image_to_text", "text_to_image"):
+                by_k = getattr(recall, way)
+                found |= {f"p{size}/{way}/recall{k}": e.value for k, e in by_k.items()}
+        not_read = {"not_read": float(sum(self.errors.values()))} if self.errors else {}
+        return {f"{self.name}/{name}": value for name, value in (found | not_read).items()}
 
 
 def measure_costs(
@@ -78,13 +95,6 @@ def _synchronize(device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class _Column:
-    group: str
-    head: str
-    cells: list[str]
-
-
-@dataclass(frozen=True)
 class Report:
     """Costs and results of one model; prints as text, Markdown, JSON and a plot."""
 
@@ -94,35 +104,40 @@ class Report:
 
     # ---- tables ----------------------------------------------------------------------------
 
-    def _cost_columns(self) -> list[_Column]:
+    def _cost_columns(self) -> list[Column]:
         costs = self.costs
         speeds = [c.images_per_second[0] for c in costs]
         return [
-            _Column("", "patch", [f"{c.patch_size}" for c in costs]),
-            _Column("", "tokens", [f"{c.tokens}" for c in costs]),
-            _Column("", "GFLOPs", [f"{c.gflops:.3g}" for c in costs]),
-            _Column("", "images/s", [f"{s:,.0f}" if s >= 10 else f"{s:.1f}" for s in speeds]),
+            Column("", "patch", [f"{c.patch_size}" for c in costs]),
+            Column("", "tokens", [f"{c.tokens}" for c in costs]),
+            Column("", "GFLOPs", [f"{c.gflops:.3g}" for c in costs]),
+            Column("", "images/s", [f"{s:,.0f}" if s >= 10 else f"{s:.1f}" for s in speeds]),
         ]
 
-    def _accuracy_columns(self) -> list[_Column]:
+    def _accuracy_columns(self) -> list[Column]:
         sizes = [c.patch_size for c in self.costs]
-        return [
-            _Column(d.name, f"top-{k}", [d.accuracy[size][k].percent() for size in sizes])
-            for d in self.datasets
-            if d.accuracy
-            for k in d.accuracy[sizes[0]]
-        ]
+        columns = []
+        for d in self.datasets:
+            for k in d.accuracy[sizes[0]] if d.accuracy else ():
+                column = [d.accuracy[size][k] for size in sizes]
+                columns.append(Column(d.name, f"top-{k}", [e.percent() for e in column]))
+                if k == 1 and column[0].interval:
+                    columns.append(Column(d.name, "95%", [e.percent_interval() for e in column]))
+            if d.class_recall:
+                cells = [d.class_recall[size].percent() for size in sizes]
+                columns.append(Column(d.name, "per class", cells))
+        return columns
 
-    def _recall_columns(self, dataset: DatasetResult) -> list[_Column]:
+    def _recall_columns(self, dataset: DatasetResult) -> list[Column]:
         sizes = [c.patch_size for c in self.costs]
         ways = (("image to text", "image_to_text"), ("text to image", "text_to_image"))
         return [
-            _Column(title, f"R@{k}", [getattr(dataset.recall[s], way)[k].percent() for s in sizes])
+            Column(title, f"R@{k}", [getattr(dataset.recall[s], way)[k].percent() for s in sizes])
             for title, way in ways
             for k in getattr(dataset.recall[sizes[0]], way)
         ]
 
-    def _tables(self) -> list[tuple[str, list[_Column]]]:
+    def _tables(self) -> list[tuple[str, list[Column]]]:
         """(title, columns) of every table: costs with accuracy, then recall per dataset."""
         tables = [("", self._cost_columns() + self._accuracy_columns())]
         tables += [
@@ -134,11 +149,20 @@ class Report:
 
     def _notes(self) -> list[str]:
         notes = ["Accuracy and recall in per cent, ± one standard error with each class a cluster."]
+        if any(d.class_recall for d in self.datasets):
+            notes.append(
+                "95%: of top-1, percentiles of 2,000 bootstrap samples of whole classes. "
+                "per class: mean per-class recall."
+            )
         notes.append("GFLOPs (2 x multiply-adds) and images/s are of the image tower, per image.")
         for d in self.datasets:
             note = f"{d.name}: {d.num_images:,} images"
             if d.num_classes:
                 note += f", {d.num_classes:,} classes (chance {100 / d.num_classes:.2g}%)"
+            if d.empty_classes:
+                note += f", {d.empty_classes:,} of them without images"
+            if d.left_out:
+                note += f"; left out, as its protocol wants it: {d.left_out:,}"
             if d.errors:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
@@ -149,7 +173,7 @@ class Report:
         """Fixed-width tables for a terminal."""
         blocks = []
         for title, columns in self._tables():
-            blocks.append((f"{title}\n" if title else "") + _fixed_width(columns))
+            blocks.append((f"{title}\n" if title else "") + fixed_width(columns))
         return "\n\n".join([*blocks, "\n".join(self._notes())])
 
     def markdown(self) -> str:
@@ -191,8 +215,13 @@ class Report:
                     "num_images": d.num_images,
                     "num_classes": d.num_classes,
                     "errors": dict(d.errors),
+                    "left_out": d.left_out,
+                    "empty_classes": d.empty_classes,
                     "accuracy": {
                         str(size): _plain(by_k, "top") for size, by_k in d.accuracy.items()
+                    },
+                    "mean_per_class_recall": {
+                        str(size): _plain_estimate(e) for size, e in d.class_recall.items()
                     },
                     "recall": {
                         str(size): {
@@ -280,38 +309,18 @@ class Report:
         return Path(path)
 
 
-def _plain(estimates: Mapping[int, Estimate], name: str) -> dict[str, dict[str, float | None]]:
+def _plain(estimates: Mapping[int, Estimate], name: str) -> dict[str, dict[str, Any]]:
+    return {f"{name}{k}": _plain_estimate(e) for k, e in estimates.items()}
+
+
+def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value
 
-    return {
-        f"{name}{k}": {"value": number(e.value), "standard_error": number(e.standard_error)}
-        for k, e in estimates.items()
+    plain: dict[str, Any] = {
+        "value": number(estimate.value),
+        "standard_error": number(estimate.standard_error),
     }
-
-
-def _fixed_width(columns: Sequence[_Column]) -> str:
-    """Right-aligned columns under their heads; a line of group names over columns that have one."""
-    widths = [max(len(c.head), *map(len, c.cells)) for c in columns]
-    spans: list[tuple[str, list[int]]] = []
-    for number, column in enumerate(columns):
-        if spans and spans[-1][0] == column.group:
-            spans[-1][1].append(number)
-        else:
-            spans.append((column.group, [number]))
-    for name, members in spans:  # a long group name widens its columns
-        missing = len(name) - sum(widths[m] for m in members) - 2 * (len(members) - 1)
-        for extra in range(missing):
-            widths[members[extra % len(members)]] += 1
-    lines = []
-    if any(name for name, _ in spans):
-        total = [sum(widths[m] for m in members) + 2 * (len(members) - 1) for _, members in spans]
-        names = zip(spans, total, strict=True)
-        lines.append("    ".join(name.center(width) for (name, _), width in names))
-    rows = [[c.head for c in columns], *zip(*(c.cells for c in columns), strict=True)]
-    for row in rows:
-        parts = ["  ".join(row[m].rjust(widths[m]) for m in members) for _, members in spans]
-        lines.append("    ".join(parts))
-    rule = "-" * max(map(len, lines))
-    heads = len(lines) - len(rows) + 1
-    return "\n".join(line.rstrip() for line in [*lines[:heads], rule, *lines[heads:]])
+    if estimate.interval:
+        plain["interval_95"] = list(estimate.interval)
+    return plain

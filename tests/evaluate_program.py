@@ -1,0 +1,38 @@
+"""Run under the deepspeed launcher by test_evaluate_ranks.py: several sets in one launch.
+
+deepspeed --num_accelerators N tests/evaluate_program.py JOB.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from contrastive.distributed import device, init_from_launcher, is_main, shutdown, world_size
+from contrastive.lit import LitModel
+from data.errors import exit_on_usage_error
+from retrieval.datasets import load_named
+from retrieval.evaluate import evaluate
+from retrieval.report import Report
+
+
+def results(model: LitModel, job: dict) -> dict:
+    """What the report says of every set of the job."""
+    found = [
+        evaluate(model, load_named(text), [48, 40], recall, batch_size=4, num_workers=0)
+        for text, recall in job["sets"].items()
+    ]
+    return {d["name"]: d for d in Report("tiny", [], found).to_json()["datasets"]}
+
+
+def main() -> None:
+    init_from_launcher()
+    job = json.loads(Path(sys.argv[-1]).read_text())
+    with exit_on_usage_error():
+        found = results(LitModel.from_pretrained(job["model"], device=device()), job)
+    if is_main():
+        Path(job["out"]).write_text(json.dumps({"ranks": world_size(), "results": found}))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
