@@ -227,7 +227,7 @@ def test_main_job_writes_what_it_promises(two):
     assert model.card.samples > 0
     assert list(model.card.shards) == saved["train"]["data"]["shards"]
     assert model.card.command == saved["command"]
-    assert saved["command"].startswith("deepspeed ")
+    assert "rank_program.py" in saved["command"]
     assert saved["revision"] in (folder / "model" / "README.md").read_text()
 
 
