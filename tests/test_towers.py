@@ -21,7 +21,7 @@ from tower_families import FAMILIES, family_table
 from contrastive import LitModel, VisionTower, load_vision_tower
 from contrastive.config import TrainConfig, VisionConfig
 from contrastive.delta import save_delta
-from contrastive.export import export_timm
+from contrastive.export_timm import export_timm
 from contrastive.lit import LossConfig, TextSide
 from contrastive.optim import OptimConfig
 from contrastive.student import StudentConfig, TeacherConfig, build_student
