@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -200,9 +201,9 @@ def load_config(folder: Path, cls: type[Config]) -> Config:
 
 
 def command() -> str:
-    """What was typed: without the rank, which DeepSpeed's launcher puts first."""
+    """What was typed, without what DeepSpeed's launcher adds."""
     words = [word for word in sys.argv if not word.startswith("--local_rank")]
-    return shlex.join(["python" if words == sys.argv else "deepspeed", *words])
+    return shlex.join(["deepspeed" if "LOCAL_RANK" in os.environ else "python", *words])
 
 
 def revision() -> str:
