@@ -201,9 +201,8 @@ def load_config(folder: Path, cls: type[Config]) -> Config:
 
 
 def command() -> str:
-    """What was typed, without what DeepSpeed's launcher adds."""
-    words = [word for word in sys.argv if not word.startswith("--local_rank")]
-    return shlex.join(["deepspeed" if "LOCAL_RANK" in os.environ else "python", *words])
+    """What was typed, once the launcher's rank is taken off (`init_from_launcher`)."""
+    return shlex.join(["deepspeed" if "RANK" in os.environ else "python", *sys.argv])
 
 
 def revision() -> str:
