@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -204,9 +205,8 @@ def load_config(folder: Path, cls: type[Config]) -> Config:
 
 
 def command() -> str:
-    """What was typed: without the rank, which DeepSpeed's launcher puts first."""
-    words = [word for word in sys.argv if not word.startswith("--local_rank")]
-    return shlex.join(["python" if words == sys.argv else "deepspeed", *words])
+    """What was typed, once the launcher's rank is taken off (`init_from_launcher`)."""
+    return shlex.join(["deepspeed" if "RANK" in os.environ else "python", *sys.argv])
 
 
 def revision() -> str:
