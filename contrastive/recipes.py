@@ -28,7 +28,7 @@ def default_data() -> Path:
 
 
 def demo() -> TrainConfig:
-    """DINOv2-S and MiniLM on 3,945 emoji drawings: minutes on two cores.
+    """DINOv2-S made flexible, and MiniLM, on 3,945 emoji drawings: minutes on two cores.
 
     make demo
     """
