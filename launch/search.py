@@ -10,7 +10,7 @@ A query that names a picture's file is looked for by the picture.
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +108,7 @@ def main() -> None:
                 found[number] = row
     if args.as_json:
         rows = [
-            {"query": query, "hits": [asdict(hit) for hit in hits]}
+            {"query": query, "hits": [hit._asdict() for hit in hits]}
             for query, hits in zip(args.queries, found, strict=True)
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -7,6 +7,11 @@ Changes of an index folder are taken up while it is served. SIGTERM and Ctrl-C a
 under way and end the server.
 """
 
+import os
+
+# NumPy multiplies small matrices here, for which a second thread costs milliseconds.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import tyro
 
 from data.errors import exit_on_usage_error

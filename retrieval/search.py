@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from retrieval.snapshot import Snapshot
 
 MAX_K = 2048  # what FAISS searches on a GPU
 CANDIDATES = 200
+OWN_COLUMNS = frozenset(METADATA_SCHEMA.names)
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """One image found: its place in a shard (or a file of its own), and its cosine similarity."""
 
     id: int
@@ -39,14 +39,16 @@ class Hit:
     shard: str
     offset: int
     size: int
-    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the index's others
+    columns: Mapping[str, Any] = {}  # the index's others
 
     @classmethod
     def of(cls, similarity: float, row: Mapping[str, Any]) -> "Hit":
         """From a row of metadata."""
-        own = {name: row[name] for name in METADATA_SCHEMA.names}
-        others = {name: value for name, value in row.items() if name not in own}
-        return cls(similarity=similarity, **own, columns=others)
+        others = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+        return cls(
+            row["id"], similarity, row["key"], row["caption"],
+            row["shard"], row["offset"], row["size"], others,
+        )  # fmt: skip
 
     def image_bytes(self) -> bytes:
         """The image's file as it lies in its shard. Raises OSError where the shard is gone,
@@ -206,9 +208,12 @@ class Searcher:
             refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
             queries = embeds if refine_embeds is None else refine_embeds
             similarities, ids = self._refine(snapshot, queries, similarities, ids, refined, k)
+        present = ids >= 0
+        rows = iter(snapshot.rows(ids[present]))
+        counts = present.sum(axis=1).tolist()
         return [
-            [Hit.of(float(s), row) for s, row in zip(line, snapshot.rows(found), strict=False)]
-            for line, found in zip(similarities, (_present(row) for row in ids), strict=True)
+            [Hit.of(s, row) for s, row in zip(line[:count], islice(rows, count), strict=True)]
+            for line, count in zip(similarities.tolist(), counts, strict=True)
         ]
 
     def _refine(
@@ -270,7 +275,3 @@ def check_k(k: int) -> None:
     """Raises `UsageError` for a number of hits that cannot be asked for."""
     if not 1 <= k <= MAX_K:
         raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
-
-
-def _present(ids: Int[np.ndarray, " k"]) -> list[int]:
-    return ids[ids >= 0].tolist()

@@ -91,7 +91,9 @@ class Snapshot:
 
     # ---- rows ------------------------------------------------------------------------------
 
-    def _find(self, ids: Sequence[int]) -> Iterator[tuple[Segment, np.ndarray, np.ndarray]]:
+    def _find(
+        self, ids: Sequence[int] | Int[np.ndarray, " n"]
+    ) -> Iterator[tuple[Segment, np.ndarray, np.ndarray]]:
         """Per segment that holds some of the ids: their places in `ids`, and their rows."""
         wanted = np.asarray(ids, np.int64)
         numbers = np.searchsorted(self._first, wanted, side="right") - 1
@@ -102,7 +104,7 @@ class Snapshot:
                 raise KeyError(int(wanted[at[rows < 0][0]]))
             yield self.segments[number], at, rows
 
-    def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
         """The metadata of ids, in turn. Raises KeyError for one that is not there."""
         found: list[dict[str, Any]] = [{}] * len(ids)
         for segment, at, places in self._find(ids):

@@ -4,7 +4,6 @@ Bodies are JSON whatever content type they claim. Aesthetic scores, safety model
 that project's own models: the fields are accepted and change nothing.
 """
 
-import asyncio
 import base64
 from typing import Any
 
@@ -105,12 +104,12 @@ async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
     hits = await service.search(key, encoding.vector)
     shown = hits[: min(asked.num_images, MAX_IMAGES)]
     places = [Place(hit.shard, hit.offset, hit.size) for hit in shown]
-    jpegs = await asyncio.gather(*(service.thumbnail(place, SIDE) for place in places))
+    jpegs = await service.small_jpegs(places, SIDE)
     found: list[dict[str, Any]] = []
     for number, hit in enumerate(hits):
         entry = columns_of(hit) if number < asked.num_images else {}
-        jpeg = jpegs[number] if number < len(jpegs) else None
-        if jpeg is not None:
+        if number < len(jpegs) and (jpeg := jpegs[number]) is not None:
             entry["image"] = base64.b64encode(jpeg).decode()
-        found.append(entry | {"id": hit.id, "similarity": hit.similarity})
+        entry["id"], entry["similarity"] = hit.id, hit.similarity
+        found.append(entry)
     return found

@@ -6,8 +6,8 @@ import io
 import threading
 import time
 from collections import OrderedDict
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -45,8 +45,7 @@ def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
         raise RequestError(400, f"{field}: {what}; {allowed}") from error
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an image's bytes lie."""
 
     shard: str
@@ -66,8 +65,9 @@ class Thumbnails:
 
     def get(self, place: Place, side: int) -> bytes | None:
         """A JPEG that fits a square of `side` pixels, None where the image cannot be read."""
-        with suppress(KeyError):
-            return self.kept(place, side)
+        (kept,), missing = self.kept([place], side)
+        if not missing:
+            return kept
         try:
             file = open_shard(place.shard)
         except (OSError, ValueError, UsageError):
@@ -94,14 +94,16 @@ class Thumbnails:
                 self.num_bytes -= len(self._kept.popitem(last=False)[1])
         return data
 
-    def kept(self, place: Place, side: int) -> bytes | None:
-        """What `get` gives, where that costs nothing. Raises KeyError where it must be read."""
+    def kept(self, places: Sequence[Place], side: int) -> tuple[list[bytes | None], list[int]]:
+        """What `get` gives where that costs nothing, and the numbers of those to be read."""
+        found: list[bytes | None] = [None] * len(places)
+        missing = []
+        now = time.monotonic()
         with self._lock:
-            if (place, side) in self._kept:
-                self._kept.move_to_end((place, side))
-                return self._kept[place, side]
-            until = self._lost[place.shard]
-            if time.monotonic() < until:
-                return None
-            del self._lost[place.shard]
-        raise KeyError(place)
+            for number, place in enumerate(places):
+                if (place, side) in self._kept:
+                    self._kept.move_to_end((place, side))
+                    found[number] = self._kept[place, side]
+                elif now >= self._lost.get(place.shard, now):
+                    missing.append(number)
+        return found, missing

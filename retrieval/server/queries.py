@@ -30,6 +30,8 @@ class Encoding:
 
 async def encode(service: Service, name: str, terms: Sequence[Term], patches: Patches) -> Encoding:
     """The weighted sum of unit-norm vectors, unit norm again. Raises `RequestError`."""
+    if len(terms) == 1 and terms[0].weight > 0:
+        return await _encode_term(service, name, terms[0], patches)
     parts = await asyncio.gather(*(_encode_term(service, name, term, patches) for term in terms))
     weights = [term.weight for term in terms]
     width = len(parts[0].vector)

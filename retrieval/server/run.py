@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -74,7 +75,12 @@ def serve(cfg: ServeConfig) -> None:
             print(f"anyone who reaches {host} may search; --token-file asks for a token",
                   file=sys.stderr, flush=True)  # fmt: skip
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        Server(app).run(sockets=[listening])
+        gc.collect()
+        gc.freeze()  # what is loaded stays: to look through it took 0.25 s, again and again
+        try:
+            Server(app).run(sockets=[listening])
+        finally:
+            gc.unfreeze()
 
 
 class Server(uvicorn.Server):
@@ -83,7 +89,8 @@ class Server(uvicorn.Server):
     def __init__(self, app: object) -> None:
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
-            log_level="warning", access_log=False, server_header=False, ws="none", lifespan="on",
+            log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+            ws="none", lifespan="on",
             timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=15,
         )  # fmt: skip
         super().__init__(config)

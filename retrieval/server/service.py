@@ -6,7 +6,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,6 @@ from retrieval.server.limits import Limits, RequestError
 from retrieval.server.metrics import Metrics
 
 DUPLICATE = 0.94  # cosine from which on two hits are one, as in clip-retrieval
-SMALL = 100  # vectors
 KEPT_LABELS = 20_000
 WATCH_S = 1.0
 ATTEMPTS = 3  # at reading vectors of hits, while images are deleted
@@ -230,12 +228,14 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self.pool, look_up)
 
-    async def thumbnail(self, place: Place, side: int) -> bytes | None:
-        """A small JPEG of a stored image, None where it cannot be read."""
-        with suppress(KeyError):
-            return self.thumbnails.kept(place, side)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.pool, self.thumbnails.get, place, side)
+    async def small_jpegs(self, places: Sequence[Place], side: int) -> list[bytes | None]:
+        """A small JPEG of each stored image, None for one that cannot be read."""
+        found, missing = self.thumbnails.kept(places, side)
+        loop, get = asyncio.get_running_loop(), self.thumbnails.get
+        made = [loop.run_in_executor(self.pool, get, places[n], side) for n in missing]
+        for number, jpeg in zip(missing, await asyncio.gather(*made), strict=True):
+            found[number] = jpeg
+        return found
 
     # ---- changes ---------------------------------------------------------------------------
 
@@ -301,9 +301,7 @@ def distinct(
     member belongs to them, as in clip-retrieval."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(norms, 1e-12)
-    # BLAS would wake a second thread for 40 vectors: milliseconds where both cores are busy
-    products = unit @ unit.T if len(unit) > SMALL else np.einsum("id,jd->ij", unit, unit)
-    alike = products >= threshold
+    alike = unit @ unit.T >= threshold
     np.fill_diagonal(alike, True)
     first = np.ones(len(vectors), bool)
     seen = np.zeros(len(vectors), bool)

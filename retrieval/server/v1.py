@@ -77,7 +77,7 @@ def routes(service: Service) -> APIRouter:
         headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        jpeg = await service.thumbnail(place, size)
+        (jpeg,) = await service.small_jpegs([place], size)
         if jpeg is None:
             raise RequestError(404, f"id: the file of image {id} cannot be read any more")
         return Response(jpeg, headers=headers, media_type="image/jpeg")
