@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import TINY_TOWER
 
+from contrastive import LitModel
 from contrastive.config import TrainConfig, check_resumable, load_config, save_config
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from data.errors import UsageError
 from launcher import ROOT, deepspeed
+from retrieval import evaluate
+from retrieval.datasets import load_named
 
 LIT = ROOT / "launch" / "lit.py"
 
@@ -119,3 +122,33 @@ def test_every_program_explains_itself(program, monkeypatch, capsys):
         runpy.run_path(str(Path(ROOT) / "launch" / program), run_name="__main__")
     assert stopped.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_evaluation_while_training_gives_the_saved_models_figures(
+    tiny_flags, tiny_text, emoji_shards, tmp_path
+):
+    held_out = str(emoji_shards / "heldout_captions")
+    flags = ["--text.tower", tiny_text, "--name", "run", "--global-batch-size", "8"]
+    flags += [
+        "--steps",
+        "3",
+        "--eval-every",
+        "2",
+        "--log-every",
+        "1",
+        "--zero.stage",
+        "3",
+        "--optim.warmup-steps",
+        "1",
+    ]
+    flags += ["--zero.precision", "float32", "--vision.dtype", "float32"]
+    flags += ["--eval-data", held_out, "--eval-patch-sizes", "48", "40"]
+    done = deepspeed(2, LIT, *tiny_flags, *flags)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    found = {line["step"]: line for line in lines if "heldout_captions/p48/top1" in line}
+    assert set(found) == {2, 3}
+    model = LitModel.from_pretrained(tmp_path / "run/model")
+    expected = evaluate(model, load_named(held_out), (48, 40), num_workers=0).figures()
+    assert {"heldout_captions/p40/top5", "heldout_captions/p48/per_class"} < set(expected)
+    assert {name: found[3][name] for name in expected} == expected
