@@ -11,6 +11,7 @@ Classification: the held-out sets, each picture once, refined where its margin i
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def main() -> None:
     sets = [labelled(corpus, data / name, model) for name in ("heldout_captions", "heldout_style")]
     top1, margins = classification_curve(corpus, sets, args.coarse, fine, gflops)
     figures = {
-        "model": args.model,
+        "model": os.path.relpath(args.model, ROOT),
         "coarse": args.coarse,
         "fine": fine,
         "images": len(corpus),
