@@ -79,12 +79,14 @@ class FeatureCache:
     def missing(self, shards: Sequence[int] | None = None) -> list[tuple[int, Work]]:
         """(shard number, what is still to be computed), damaged files included.
 
-        shards: numbers; all when not given.
+        shards: numbers; all when not given. Raises `UsageError` where a shard's contents are others
+        than those that were read.
         """
         found = []
         for shard in range(len(self._shards)) if shards is None else shards:
             name = shard_name(self._shards[shard])
-            files = IntactFiles(self.folder, name)
+            files = IntactFiles(self.folder, self._shards[shard])
+            files.check_shard()
             known = files.intact(f"{name}.keys.txt")
             work = {}
             for view in range(self._views):
@@ -115,7 +117,7 @@ class FeatureCache:
         if len(keys) != len(features):
             raise ValueError(f"{len(keys)} keys for {len(features)} rows of features")
         name = shard_name(self._shards[shard])
-        files = IntactFiles(self.folder, name)
+        files = IntactFiles(self.folder, self._shards[shard])
         text = "".join(f"{key}\n" for key in keys).encode()
         if not files.intact(f"{name}.keys.txt"):
             files.write(f"{name}.keys.txt", lambda file: file.write(text))

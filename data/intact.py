@@ -2,7 +2,8 @@
 
 A rename makes a file appear whole or not at all to other processes, but not after a power cut, a
 full disk of another kind, or a careless copy. So each shard's files in a cache are noted in
-SHARD.sums.json, and a file that differs from its note counts as missing.
+SHARD.sums.json, and a file that differs from its note counts as missing. The shard itself is noted
+too: what was made of other contents is refused.
 """
 
 import hashlib
@@ -13,28 +14,42 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UsageError
-from data.shards import write_atomically
+from data.shards import shard_name, write_atomically
+
+_SHARD = "shard"  # under which a shard's own contents are noted; files have longer names
 
 
 class IntactFiles:
     """The files of one shard in a cache's folder. One process at a time writes a shard's files."""
 
-    def __init__(self, folder: Path, shard_name: str) -> None:
-        self._folder = folder
-        self._sums = folder / f"{shard_name}.sums.json"
+    def __init__(self, folder: Path, shard: str) -> None:
+        """shard: the path of its tar."""
+        self._folder, self._shard = folder, Path(shard)
+        self._sums = folder / f"{shard_name(shard)}.sums.json"
 
     def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file and note it. Raises `UsageError` where the disk does not take it."""
         write_or_explain(self._folder / name, write)
-        self._note(name, _digest(self._folder / name))
+        if _SHARD not in self._read():
+            self._note(_SHARD, self._shard, _digest(self._shard))
+        self._note(name, self._folder / name, _digest(self._folder / name))
+
+    def check_shard(self) -> None:
+        """Raises `UsageError` where the files were made of other contents of the shard."""
+        if _SHARD in self._read() and not self._unchanged(_SHARD, self._shard):
+            raise UsageError(
+                f"the feature cache {str(self._folder)!r} was computed from other contents of "
+                f"shard {str(self._shard)!r}, name another folder"
+            )
 
     def intact(self, name: str) -> bool:
-        """Whether the file is as it was written.
+        """Whether the file is as it was written."""
+        return self._unchanged(name, self._folder / name)
 
-        Read through only where its time of modification says that somebody touched it, or copied
-        it without its time.
-        """
-        path, noted = self._folder / name, self._read().get(name)
+    def _unchanged(self, name: str, path: Path) -> bool:
+        """Whether a file is as it was noted. Read through only where its time of modification says
+        that somebody touched it, or copied it without its time."""
+        noted = self._read().get(name)
         if noted is None or not path.is_file() or path.stat().st_size != noted["size"]:
             return False
         if path.stat().st_mtime_ns == noted["mtime_ns"]:
@@ -42,20 +57,21 @@ class IntactFiles:
         if _digest(path) != noted["blake2b"]:
             return False
         with suppress(UsageError):  # a folder that only others may write is read again next time
-            self._note(name, noted["blake2b"])
+            self._note(name, path, noted["blake2b"])
         return True
 
-    def _note(self, name: str, digest: str) -> None:
-        status = (self._folder / name).stat()
+    def _note(self, name: str, path: Path, digest: str) -> None:
+        status = path.stat()
         entry = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "blake2b": digest}
         text = json.dumps(self._read() | {name: entry}, indent=1) + "\n"
         write_or_explain(self._sums, lambda file: file.write(text.encode()))
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(self._sums.read_text(encoding="utf-8"))
+            noted = json.loads(self._sums.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # then nothing counts as known
             return {}
+        return noted if isinstance(noted, dict) else {}
 
 
 def write_or_explain(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -64,8 +80,8 @@ def write_or_explain(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write_atomically(path, write)
     except OSError as error:
         raise UsageError(
-            f"{str(path)!r} cannot be written ({error.strerror}); what is complete stays and is "
-            "used again, so mend that and start again"
+            f"{str(path)!r} cannot be written ({error.strerror or error}); what is complete stays "
+            "and is used again, so mend that and start again"
         ) from error
 
 

@@ -28,6 +28,8 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise UsageError(f"{str(folder)!r} is a file, name a folder") from None
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not JSON: {error}") from None
         names = {"image_fingerprint", "width", "shards"}

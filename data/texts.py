@@ -47,7 +47,10 @@ class TextCache:
         return TextCache, self._arguments
 
     def missing(self, shards: Sequence[int]) -> list[int]:
-        """Those of these shards (numbers) whose file is absent or damaged."""
+        """Those of these shards (numbers) whose file is absent or damaged. Raises `UsageError`
+        where a shard's contents are others than those that were read."""
+        for shard in shards:
+            self._files(shard).check_shard()
         return [s for s in shards if not self._files(s).intact(self._name(s))]
 
     def write(self, shard: int) -> int:
@@ -96,4 +99,4 @@ class TextCache:
         return f"{shard_name(self._shards[shard])}.texts.{self._tokenizer.fingerprint}.arrow"
 
     def _files(self, shard: int) -> IntactFiles:
-        return IntactFiles(self._folder, shard_name(self._shards[shard]))
+        return IntactFiles(self._folder, self._shards[shard])

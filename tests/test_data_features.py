@@ -110,6 +110,19 @@ def test_same_size_and_other_samples_are_noticed(tmp_path: Path) -> None:
         cache.write(0, 16, 0, ["b"], np.zeros((1, 4), np.float32))
 
 
+def test_a_shard_edited_in_place_is_noticed(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [3])
+    fill(tmp_path / "cache", [shard])
+    data = Path(shard).read_bytes()
+    Path(shard).write_bytes(data.replace(b"caption of s0_001", b"caption of s0_00X"))
+    assert Path(shard).read_bytes() != data
+    cache = FeatureCache(tmp_path / "cache", TOWER, [shard], [8, 16])
+    with pytest.raises(UsageError, match=r"computed from other contents of shard '.*0000\.tar'"):
+        cache.missing()
+    Path(shard).write_bytes(data)  # as it was, at another time
+    assert FeatureCache(tmp_path / "cache", TOWER, [shard], [8, 16]).missing() == []
+
+
 def test_foreign_and_damaged_folders_are_refused(tmp_path: Path, shards: list[str]) -> None:
     folder = tmp_path / "cache"
     fill(folder, shards)
@@ -127,6 +140,12 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path, shards: list[st
     (folder / "manifest.json").unlink()
     with pytest.raises(UsageError, match="no manifest"):
         FeatureCache(folder, TOWER, shards, [8])
+
+
+def test_a_file_is_no_cache(tmp_path: Path, shards: list[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file, name a folder"):
+        FeatureCache(tmp_path / "file", TOWER, shards, [8])
 
 
 def test_nothing_in_a_cache_is_unpickled(tmp_path: Path, shards: list[str]) -> None:
@@ -171,7 +190,7 @@ def test_damaged_files_count_as_missing_and_the_rest_stays(
 
 def test_a_copied_cache_is_checked_once_and_used(tmp_path: Path, shards: list[str]) -> None:
     fill(tmp_path / "cache", shards)
-    for path in (tmp_path / "cache").iterdir():  # a copy that forgets the times
+    for path in (*(tmp_path / "cache").iterdir(), *shards):  # a copy that forgets the times
         os.utime(path, ns=(1, 1))
     assert FeatureCache(tmp_path / "cache", TOWER, shards, [8, 16]).missing() == []
     noted = json.loads((tmp_path / "cache" / "0000.sums.json").read_text())

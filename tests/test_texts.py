@@ -91,6 +91,15 @@ def test_what_is_damaged_or_absent_is_written_again(tmp_path: Path, shards: list
     assert other.missing([0, 1]) == [0, 1]
 
 
+def test_captions_edited_in_place_are_noticed(tmp_path: Path, shards: list[str]) -> None:
+    cache = fill(tmp_path / "cache", shards)
+    tar = Path(shards[1])
+    tar.write_bytes(tar.read_bytes().replace(b"caption of z", b"picture of z"))
+    assert cache.missing([0]) == []
+    with pytest.raises(UsageError, match="computed from other contents of shard"):
+        cache.missing([1])
+
+
 def test_bad_captions_are_raised_where_asked(tmp_path: Path, shards: list[str]) -> None:
     fill(tmp_path / "cache", shards)
     folder = str(tmp_path / "cache")
