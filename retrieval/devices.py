@@ -7,10 +7,11 @@ import torch
 
 from data.errors import UsageError
 from retrieval.kinds import GPU_KINDS, Kind
+from retrieval.pieces import BLOCK_ROWS
 
 Device = Literal["auto", "cpu", "cuda", "shards", "replicas"]
 """cuda: one GPU. shards: all GPUs, a part of the vectors each. replicas: all GPUs, every vector on
-each. auto: the GPUs where there are some, replicas where the vectors fit twice over."""
+each. auto: the GPUs where there are some, see `spread`."""
 
 
 def num_gpus(device: Device) -> int:
@@ -49,7 +50,29 @@ def to_gpus(index: Any, kind: Kind, device: Device, bytes_held: int) -> Any | No
         return faiss.IndexRefine(copy, faiss.downcast_index(index.refine_index))
     options = faiss.GpuMultipleClonerOptions()
     options.useFloat16 = kind == "flat16"
-    if device == "auto":
-        device = "replicas" if 2 * bytes_held <= gpu_memory() else "shards"
-    options.shard = device == "shards" and gpus > 1
+    options.shard = gpus > 1 and spread(kind, device, 2 * bytes_held <= gpu_memory()) == "shards"
+    if gpus > 1 and kind == "flat16":
+        index = as_flat(index)
     return faiss.index_cpu_to_all_gpus(index, co=options, ngpu=gpus)
+
+
+def spread(kind: Kind, device: Device, fits_twice: bool) -> Literal["shards", "replicas"]:
+    """How several GPUs share the vectors: replicas where they fit twice over and FAISS lets them,
+    which is not where a search has parameters. Raises `UsageError` for replicas of cells."""
+    takes_parameters = kind not in ("flat", "flat16")
+    if device == "replicas" and takes_parameters:
+        raise UsageError(
+            "device replicas: FAISS's replicas take no nprobe, which cells need; allowed: auto, "
+            "cpu, cuda, shards, or an index of kind flat, flat16"
+        )
+    if device == "auto":
+        return "replicas" if fits_twice and not takes_parameters else "shards"
+    return "replicas" if device == "replicas" else "shards"
+
+
+def as_flat(index: Any) -> faiss.IndexFlatIP:
+    """The vectors of a flat16 index as float32: what FAISS copies to several GPUs as float16."""
+    flat = faiss.IndexFlatIP(index.d)
+    for start in range(0, index.ntotal, BLOCK_ROWS):
+        flat.add(index.reconstruct_n(start, min(BLOCK_ROWS, index.ntotal - start)))
+    return flat

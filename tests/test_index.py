@@ -10,7 +10,7 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
-from retrieval import kinds, pieces
+from retrieval import devices, kinds, pieces
 from retrieval.index import build_index
 from retrieval.kinds import KINDS, bytes_per_vector, choose_kind
 from retrieval.search import Searcher
@@ -199,6 +199,42 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(
 ) -> None:
     with pytest.raises(UsageError, match="no GPU"):
         build_index(embeddings, tmp_path / "index", device=device)
+
+
+@pytest.mark.parametrize("fits_twice", [False, True])
+@pytest.mark.parametrize("kind", ["flat", "flat16", "ivf"])
+def test_as_several_gpus_share_vectors_a_search_has_its_parameters(
+    kind, fits_twice: bool, embeddings: Path
+) -> None:
+    """By FAISS's shards and replicas of CPU indexes, which refuse what those of GPUs refuse."""
+    vectors, _ = all_vectors(embeddings)
+    width, halves = vectors.shape[1], np.split(vectors, 2)
+    layout = devices.spread(kind, "auto", fits_twice)
+    parts = halves if layout == "shards" else [vectors, vectors]
+    shards, replicas = faiss.IndexShards(width, True, True), faiss.IndexReplicas(width, True)
+    together = shards if layout == "shards" else replicas
+    held = [kinds.new_index(kind, width, len(part), part) for part in parts]
+    for one, part in zip(held, parts, strict=True):  # kept, as FAISS's parts do not keep theirs
+        one.index.add(part)
+        together.addIndex(one.index)
+    params = kinds.search_params(faiss.downcast_index(held[0].index), 1000, 1)
+    found = together.search(vectors[::60], 10, params=params)[1]
+    expected = nearest(vectors[::60], vectors, np.arange(len(vectors)), 10)
+    assert recall(found, expected) >= EXACT[kind]
+
+
+def test_replicas_of_cells_are_refused() -> None:
+    with pytest.raises(UsageError, match="replicas take no nprobe"):
+        devices.spread("ivf", "replicas", True)
+
+
+def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "BLOCK_ROWS", 7)
+    whole = kinds.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
+    index = faiss.downcast_index(whole.index)
+    index.add(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
+    held = devices.as_flat(index).reconstruct_n(0, 20)
+    np.testing.assert_array_equal(held, index.reconstruct_n(0, 20))
 
 
 @pytest.mark.gpu
