@@ -426,3 +426,25 @@ def test_a_server_that_stops_answers_what_is_under_way(
         assert refuses(served)
         go_on.set()
         assert len(answer.result()["hits"]) == 2
+
+
+def test_whatever_fails_while_an_index_is_taken_up_the_old_one_is_served(
+    served: Served, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> bool:
+        raise RuntimeError("no room on the GPU")
+
+    def refused() -> int:
+        text = served.get("/metrics").body.decode()
+        found = re.findall(r'index_reloads_total{index="drawings",outcome="refused"} (\d+)', text)
+        return int(found[0]) if found else 0
+
+    manifest = searcher.folder / "manifest.json"
+    monkeypatch.setattr(searcher, "reload", fail)
+    for turn in (1, 2):  # a second time: the first did not end the watch
+        manifest.write_bytes(manifest.read_bytes())
+        end = time.monotonic() + 20
+        while refused() < turn and time.monotonic() < end:
+            time.sleep(0.1)
+        assert refused() == turn
+    assert len(search(served, text="a happy cat", k=3)["hits"]) == 3

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 
 from contrastive.lit import LitModel
 from data.classes import fill
-from data.errors import UsageError
 from retrieval.classify import ZeroShotClassifier
 from retrieval.search import Hit, Searcher
 from retrieval.server.batching import Batcher
@@ -255,7 +254,7 @@ class Service:
         try:
             loop = asyncio.get_running_loop()
             changed = await loop.run_in_executor(self.pool, searcher.reload)
-        except (UsageError, OSError) as error:
+        except Exception as error:  # a GPU without room among them; what is served goes on
             log.warning("%s stays as it is: %s", name, error)
             self.metrics.reloads.labels(name, "refused").inc()
         else:
