@@ -3,11 +3,13 @@
     python benchmarks/lit_memory.py
 
 One process per case. The image features are ready, constants of the tower's width: nobody runs an
-image tower. Texts are the default data's captions, over and over, of 16 tokens at most, read by
-MiniLM-L6 (on a GPU BERT-base); linear layers in bfloat16, weights in float32. FlexiLiT reads as
-many texts at a time as it finds for the smallest batch. open_clip's step is its trainer's, with one
-forward of all texts, or with `--accum-freq` and as many at a time as FlexiLiT: then each is read
-twice, and each time all the logits are there.
+image tower, but in the case "from pixels", whose step also reads the default drawings, decodes them
+and runs ViT-S/16 in bfloat16 over them at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default
+data's captions, over and over, of 16 tokens at most, read by MiniLM-L6 (on a GPU BERT-base); linear
+layers in bfloat16, weights in float32. FlexiLiT reads as many texts at a time as it finds for the
+smallest batch. open_clip's step is its trainer's, with one forward of all texts, or with `--accum-
+freq` and as many at a time as FlexiLiT: then each is read twice, and each time all the logits are
+there.
 
 Memory is the largest resident set of the process during the step (on a GPU, what torch allocated
 there at most). open_clip's larger batches are foretold by the polynomial through those that ran,
@@ -37,6 +39,7 @@ from torch import Tensor
 
 from contrastive import LitModel, distributed
 from contrastive.chunk import find_text_chunk
+from contrastive.features import FeatureSource
 from contrastive.step import TrainStep
 from contrastive.zero import ZeroConfig, batch_shape
 from data.batch import Batch
@@ -57,7 +60,9 @@ from lit_setup import (
 BATCHES = (1024, 8192, 32768)
 SMALLEST = 256  # pairs, measured of open_clip only, to foretell the rest
 LOSSES = ("sigmoid", "softmax")
-OURS, PLAIN, ACCUMULATING = "FlexiLiT", "open_clip", "open_clip accum-freq"
+OURS, PIXELS = "FlexiLiT", "FlexiLiT from pixels"
+PLAIN, ACCUMULATING = "open_clip", "open_clip accum-freq"
+CASES = {OURS: LOSSES, PIXELS: LOSSES[:1], PLAIN: LOSSES, ACCUMULATING: LOSSES}
 LIMIT_SHARE = 0.6  # of the machine's memory, or of the GPU's 0.95, that a case may take
 GIB = 2**30
 
@@ -74,16 +79,16 @@ def main() -> None:
         text = text_folder(size_here(), Path(folder))
         rows = [
             row
-            for who in (OURS, PLAIN, ACCUMULATING)
-            for loss in LOSSES
+            for who, losses in CASES.items()
+            for loss in losses
             for row in measure(text, who, loss)
         ]
     targets = []
-    for loss in LOSSES:
-        peaks = {row["pairs"]: row for row in rows if row["who"] == OURS and row["loss"] == loss}
+    for who, loss in [(OURS, LOSSES[0]), (OURS, LOSSES[1]), (PIXELS, LOSSES[0])]:
+        peaks = {row["pairs"]: row for row in rows if row["who"] == who and row["loss"] == loss}
         small, large = peaks[BATCHES[0]], peaks[BATCHES[-1]]
         ratio = (large["peak_gib"] - large["features_gib"]) / small["peak_gib"]
-        what = f"{loss}, peak at {BATCHES[-1]:,} less the features / peak at {BATCHES[0]:,}"
+        what = f"{who}, {loss}: peak at {BATCHES[-1]:,} less the features / peak at {BATCHES[0]:,}"
         targets.append(Target(what, "<= 1.3", ratio))
     packages = ("torch", "deepspeed", "open_clip_torch")
     figures = {"precision": "bfloat16", "limit_gib": limit_gib(), "rows": rows}
@@ -94,9 +99,10 @@ def measure(text: str, who: str, loss: str) -> list[dict[str, Any]]:
     """A row per batch; only the estimate where that says that the step does not fit."""
     rows: list[dict[str, Any]] = []
     seen: dict[int, float] = {}  # pairs -> GiB
-    for pairs in BATCHES if who == OURS else (SMALLEST, *BATCHES):
+    theirs = who in (PLAIN, ACCUMULATING)
+    for pairs in (SMALLEST, *BATCHES) if theirs else BATCHES:
         row: dict[str, Any] = {"who": who, "loss": loss, "pairs": pairs, "fits": True}
-        if who != OURS and seen:
+        if theirs and seen:
             row["estimate_gib"] = foretell(seen, pairs)
             row["fits"] = row["estimate_gib"] <= limit_gib()
         if row["fits"]:
@@ -143,15 +149,21 @@ def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
     if device.type == "cpu":
         limit = int(limit_gib() * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    model = build_model(build_tower(size, torch.float32), text, loss)
+    tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
+    model = build_model(tower, text, loss)
     chunk = min(pairs, find_text_chunk(model.text, BATCHES[0], torch.bfloat16))
     zero = ZeroConfig(precision="bfloat16", text_chunk=chunk)
-    batch = captions(model, pairs)
-    features = torch.randn(pairs, model.embed_dim)
-    facts: dict[str, Any] = {"features_gib": features.nbytes / GIB}
+    pipeline = drawings(model, pairs, pixels=who == PIXELS)
+    facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
+    if who == PIXELS:
+        step = partial(pixel_step, build_step(model, zero, pairs), pipeline)
+        tower(torch.zeros(1, 3, size.image_size, size.image_size), size.image_size // 4)
+    else:
+        batch = next(pipeline.batches(0, 1))
+        features = torch.randn(pairs, model.embed_dim)
     if who == OURS:
         step = partial(build_step(model, zero, pairs), batch, features, batch.valid)
-    else:
+    elif who != PIXELS:
         chunk = pairs if who == PLAIN else chunk
         like = TrainStep(model, None, batch_shape(pairs, chunk, 1), seed=0)
         theirs = build_open_clip(model.vision, text, like)
@@ -184,18 +196,25 @@ def peak_gib(anew: bool = False) -> float:
     return int(line.split()[1]) * 1024 / GIB
 
 
-def captions(model: LitModel, pairs: int) -> Batch:
-    """So many captions of the default data, in the order of training; no pixels."""
-    pipeline = TrainPipeline(
+def drawings(model: LitModel, pairs: int, pixels: bool) -> TrainPipeline:
+    """Batches of so many drawings of the default data, or of their captions alone."""
+    return TrainPipeline(
         DataConfig(shards=shards(), num_workers=0),
-        None,
+        model.transform if pixels else None,
         tokenizer=model.text.encoder.tower.tokenizer,
         seed=0,
         global_batch_size=pairs,
         rank=0,
         world_size=1,
     )
-    return next(pipeline.batches(0, 1))
+
+
+def pixel_step(step: TrainStep, pipeline: TrainPipeline) -> None:
+    """One training step from the shards on, with no cache of features."""
+    tower = step.model.vision
+    source = FeatureSource(tower, DataConfig(), ())
+    for ready in source.ahead(pipeline.parts(0, 1), lambda _: tower.image_size // 4):
+        step(*ready)
 
 
 def padded(batch: Batch, device: torch.device) -> Int[Tensor, "b n"]:
@@ -244,9 +263,11 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    colours = dict(zip((OURS, PLAIN, ACCUMULATING), ("#4477aa", "#ee6677", "#ccbb44"), strict=True))
+    colours = dict(zip(CASES, ("#4477aa", "#228833", "#ee6677", "#ccbb44"), strict=True))
     for (who, colour), (loss, style) in product(colours.items(), zip(LOSSES, "-:", strict=True)):
         mine = [row for row in rows if row["who"] == who and row["loss"] == loss]
+        if not mine:
+            continue
         ran = [(row["pairs"], row["peak_gib"]) for row in mine if row["fits"]]
         axes.plot(*zip(*ran, strict=True), f"o{style}", color=colour, label=f"{who}, {loss}")
         told = [

@@ -78,26 +78,40 @@ class FeatureSource:
         return torch.from_numpy(features), batch.valid & torch.from_numpy(found)
 
     def ahead(
-        self, batches: Iterable[Batch], patch_size_of: Callable[[int], int]
+        self, steps: Iterable[Iterable[Batch]], patch_size_of: Callable[[int], int]
     ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
-        """Each batch with its features, at the patch size of its step.
+        """Each step's batch with its features, at the patch size of the step, without pixels.
 
-        The next batch's are asked for before a batch is handed over; on a GPU the tower has a
-        stream of its own, so that it reads pixels while the text tower trains.
+        steps: the parts of each (`TrainPipeline.parts`); the pixels of one part are in memory at a
+        time. The next batch's features are asked for before a batch is handed over; on a GPU the
+        tower has a stream of its own, so that it reads pixels while the text tower trains.
         """
         on_gpu = distributed.device().type == "cuda"
         side = torch.cuda.Stream() if on_gpu else None
         waiting: tuple[Batch, Tensor, Tensor] | None = None
         ready: torch.cuda.Event | None = None
-        for batch in batches:
+        for parts in steps:
             with torch.cuda.stream(side):  # nothing, without a GPU
-                features, valid = self(batch, patch_size_of(batch.step))
+                batch = self._whole(parts, patch_size_of)
                 computed = side.record_event() if side else None
             if waiting is not None:
                 yield _arrived(waiting, ready)
-            waiting, ready = (batch, features, valid), computed
+            waiting, ready = batch, computed
         if waiting is not None:
             yield _arrived(waiting, ready)
+
+    def _whole(
+        self, parts: Iterable[Batch], patch_size_of: Callable[[int], int]
+    ) -> tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+        """One batch of a step's parts, each without its pixels once its features are known."""
+        without_pixels, features, valid = [], [], []
+        for part in parts:
+            known, good = self(part, patch_size_of(part.step))
+            part.images = None
+            without_pixels.append(part)
+            features.append(known)
+            valid.append(good)
+        return Batch.join(without_pixels), torch.cat(features), torch.cat(valid)
 
 
 def _arrived(

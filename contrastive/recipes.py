@@ -54,7 +54,7 @@ def cc12m() -> TrainConfig:
     """
     return TrainConfig(
         name="cc12m",
-        vision=VisionConfig(tower="timm:flexivit_small.1200ep_in1k"),
+        vision=VisionConfig(tower="timm:flexivit_small.1200ep_in1k", dtype="fastest"),
         text=TextConfig(tower="hf:google-bert/bert-base-uncased", pooling="cls", context_length=32),
         loss=LossConfig(kind="sigmoid"),
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=500),

@@ -9,6 +9,7 @@ Image features are constants, so two things have closed forms before any gradien
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -79,23 +80,21 @@ def _collect(
     samples = min(cfg.start_samples, pipeline.num_samples or cfg.start_samples)
     steps = -(-samples // cfg.global_batch_size)
     bar = tqdm(
-        pipeline.batches(0, steps), "closed-form start", steps, disable=not distributed.is_main()
+        pipeline.parts(0, steps), "closed-form start", steps, disable=not distributed.is_main()
     )
-    for batch in bar:
+    for part in chain.from_iterable(bar):
         views = []
         for patch_size in patch_sizes:
-            features, valid = source(batch, patch_size)
+            features, valid = source(part, patch_size)
             x = features.to(device)[valid.to(device)].double()
             sums["n"] += len(x)
             sums["x"] += x.sum(0)
             sums["xx"] += x.T @ x
             views.append(x)
-        texts = [batch.tokens[i] for i in valid.nonzero()[:, 0]]
+        texts = [part.tokens[i] for i in valid.nonzero()[:, 0]]
         if not texts:
             continue
-        parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
-        pooled = [encoder.pool(TokenGroups.of(encoder.tower, p).to(device)) for p in parts]
-        y = torch.cat(pooled).double()
+        y = encoder.pool(TokenGroups.of(encoder.tower, texts).to(device)).double()
         sums["y"] += y.sum(0)
         sums["yy"] += y.T @ y
         sums["yx"] += y.T @ torch.stack(views).mean(0)

@@ -100,7 +100,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
-    for batch, features, valid in source.ahead(pipeline.batches(step, cfg.steps - step), draw):
+    for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr

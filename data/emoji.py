@@ -209,16 +209,22 @@ def load_drawings(style: str, concepts: Sequence[Concept]) -> dict[str, str]:
         name = by_code.get(concept.code)
         name = icons["aliases"].get(name, {"parent": name})["parent"]
         if icon := icons["icons"].get(name):
-            left, top, width, height = (
-                icon.get(key, icons.get(key, 0)) for key in ("left", "top", "width", "height")
-            )
-            side = max(width, height)  # a square around the drawing
-            box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
-            drawings[concept.code] = (
-                '<svg xmlns="http://www.w3.org/2000/svg" '
-                f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
-            )
+            drawings[concept.code] = svg_of(icon, icons)
     return drawings
+
+
+def svg_of(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
+    """An icon of an Iconify package as SVG, in the middle of a square."""
+    left, top, width, height = (
+        icon.get(key, icons.get(key, default))
+        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    side = max(width, height)
+    box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
+    )
 
 
 def render(svg: str, size: int) -> bytes:
@@ -251,14 +257,14 @@ def _write_shards(root: Path, plan: Mapping[str, list[Sample]], size: int, progr
                         "group": concept.group,
                         "subgroup": concept.subgroup,
                     }
-                    _add(tar, f"{key}.png", png)
-                    _add(tar, f"{key}.txt", concept.name.encode())
-                    _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+                    add_member(tar, f"{key}.png", png)
+                    add_member(tar, f"{key}.txt", concept.name.encode())
+                    add_member(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
                     if label is not None:
-                        _add(tar, f"{key}.cls", str(label).encode())
+                        add_member(tar, f"{key}.cls", str(label).encode())
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # no time, no owner: two builds are byte-identical
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -100,13 +100,17 @@ class TrainPipeline:
         Raises `SampleError` for a bad sample where `on_error` is "raise", and where a stream gives
         nothing good any more.
         """
+        for parts in self.parts(start_step, num_steps):
+            yield Batch.join(list(parts))
+
+    def parts(self, start_step: int, num_steps: int) -> Iterator[Iterator[Batch]]:
+        """`batches`, each in parts of at most 256 slots, so that a step's pixels need never be in
+        memory together. A step's parts are to be read before the next step is asked for."""
         size = self._global_batch_size // self._world_size
         bounds = [(low, min(low + PART_SAMPLES, size)) for low in range(0, size, PART_SAMPLES)]
         parts = iter(self._build_loader(start_step, num_steps, bounds))
         for step in range(start_step, start_step + num_steps):
-            batch = Batch.join([_checked(part) for part in islice(parts, len(bounds))])
-            batch.step = step
-            yield batch
+            yield (_checked(part, step) for part in islice(parts, len(bounds)))
 
     def fingerprint(self) -> str:
         """Equal where the global order is equal: shards, their sample counts, seed, weights."""
@@ -180,9 +184,10 @@ class TrainPipeline:
                 yield base + low, base + high
 
 
-def _checked(part: Batch | SampleError) -> Batch:
+def _checked(part: Batch | SampleError, step: int) -> Batch:
     if isinstance(part, SampleError):
         raise part
+    part.step = step
     return part
 
 

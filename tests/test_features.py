@@ -1,6 +1,7 @@
 """The feature cache: what it gives is what the tower would have said."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -24,10 +25,13 @@ def data(emoji_shards, tmp_path) -> DataConfig:
     return DataConfig(shards=shards, features=str(tmp_path / "cache"), num_workers=0)
 
 
-def batches(cfg: DataConfig, tower_transform, steps: int = 3):
+def pipeline(cfg: DataConfig, tower_transform) -> TrainPipeline:
     options = {"seed": 0, "global_batch_size": 8, "rank": 0, "world_size": 1}
-    transform = None if cfg.features else tower_transform
-    return TrainPipeline(cfg, transform, **options).batches(0, steps)
+    return TrainPipeline(cfg, None if cfg.features else tower_transform, **options)
+
+
+def batches(cfg: DataConfig, tower_transform, steps: int = 3):
+    return pipeline(cfg, tower_transform).batches(0, steps)
 
 
 def test_cached_features_are_those_of_the_tower_in_the_same_order(data):
@@ -144,12 +148,37 @@ def test_features_come_ahead_and_in_order(data):
     def noted(steps):
         for batch in batches(cfg, tower.transform, steps):
             asked.append(batch.step)
-            yield batch
+            yield [batch]
 
     ahead = source.ahead(noted(3), lambda step: SIZES[step % 2])
+    whole = batches(cfg, tower.transform, 3)
     for step, (batch, features, valid) in enumerate(ahead):
         assert batch.step == step
+        assert batch.images is None
         assert asked == list(range(min(step + 2, 3)))  # the next batch was asked for too
-        expected, _ = source(batch, SIZES[step % 2])
-        assert torch.equal(features, expected)
+        with_pixels = next(whole)
+        assert batch.keys == with_pixels.keys
+        expected, _ = source(with_pixels, SIZES[step % 2])
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
         assert valid.all()
+
+
+def test_the_pixels_of_a_step_are_never_in_memory_together(data, monkeypatch):
+    """However large the batch: what is held is its features, and the part that is being read."""
+    monkeypatch.setattr("data.pipeline.PART_SAMPLES", 2)
+    cfg = dataclasses.replace(data, features="")
+    tower = load_vision_tower(TINY_TOWER)
+    held: list[weakref.ref] = []
+
+    def noted(parts):
+        for part in parts:
+            held.append(weakref.ref(part.images))
+            yield part
+            del part
+            assert sum(pixels() is not None for pixels in held) <= 1
+
+    source = FeatureSource(tower, cfg, SIZES)
+    steps = pipeline(cfg, tower.transform).parts(0, 3)
+    ahead = source.ahead(map(noted, steps), lambda step: SIZES[0])
+    assert [len(batch) for batch, _, _ in ahead] == [8, 8, 8]
+    assert len(held) == 12
