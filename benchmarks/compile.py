@@ -37,7 +37,7 @@ def measure(precision: str, text: str) -> dict:
     encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim).to(device)
     compiled_tower, compiled_encoder = copy.deepcopy((tower, encoder))
     compiled_tower.compile_blocks()
-    compiled_encoder.tower.net.compile(dynamic=True)
+    compiled_encoder.tower.compile_net()
 
     ids = torch.randint(1000, 2000, (SIZE.batch_size // 2, CONTEXT), device=device)
     tokens = TokenGroups((Tokens(ids, torch.ones_like(ids)),), len(ids))

@@ -144,9 +144,18 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         patch_sizes,
         views=cfg.views,
         augment_fingerprint=cfg.augment.fingerprint(),
+        made_of=tower.made_of,
+        max_pixels=cfg.max_pixels,
         index_dir=cfg.index_dir,
     )
-    missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
+    whole = tqdm(
+        _own_share(range(len(shards))),
+        "checking cached features",
+        unit="shard",
+        delay=2,
+        disable=not distributed.is_main(),
+    )
+    missing = sorted(_gather_lists([work for shard in whole for work in cache.missing([shard])]))
     if missing:
         if distributed.is_main():
             cache.claim(tower.embed_dim)

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from contrastive.open_clip_files import read_open_clip
 from contrastive.text_open_clip import OpenClipTextTower
-from contrastive.tokenizers import HFTokenizer, TokenGroups, Tokens, padded
+from contrastive.tokenizers import HFTokenizer, TokenGroups, Tokens, look_up, padded
 from data.errors import UsageError
 
 Pooling = Literal["cls", "mean", "eos"]
@@ -69,11 +69,12 @@ class HFTextTower(nn.Module):
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
         """One vector per text, group after group."""
         self._choose_attention()
-        # All words are looked up at once: the gradient of a lookup is as large as the vocabulary.
-        ids = torch.cat([group.ids.flatten() for group in groups])
-        words = self.net.get_input_embeddings()(ids).split([g.ids.numel() for g in groups])
-        shaped = [w.view(*g.ids.shape, -1) for w, g in zip(words, groups, strict=True)]
-        return torch.cat([self._pool(w, g.mask) for w, g in zip(shaped, groups, strict=True)])
+        words = look_up(self.net.get_input_embeddings(), groups)
+        return torch.cat([self._pool(w, g.mask) for w, g in zip(words, groups, strict=True)])
+
+    def compile_net(self) -> None:
+        """torch.compile what costs, for texts of any length."""
+        self.net.compile(dynamic=True)
 
     def _choose_attention(self) -> None:
         """The plain attention for bfloat16 on a CPU: over 16 tokens the fused one's backward pass

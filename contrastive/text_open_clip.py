@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from open_clip.model import _build_text_tower
+from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config
-from contrastive.tokenizers import OpenClipTokenizer, Tokens, padded
+from contrastive.tokenizers import OpenClipTokenizer, Tokens, look_up, padded
 from contrastive.weights import load_weights
 from data.errors import UsageError
 
@@ -55,13 +56,34 @@ class OpenClipTextTower(nn.Module):
         """Of token and position embeddings."""
         return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
 
+    @property
+    def _reads_padding(self) -> bool:
+        """Whether what follows the end token counts, as in SigLIP's and CoCa's towers."""
+        net = self.net
+        causal = net.attn_mask is not None and net.cls_emb is None
+        return not causal or net.pool_type not in ("argmax", "eos")
+
     def pad(self, ids: list[list[int]]) -> Tokens:
-        """Texts as one tensor, as wide as the context: its mask fits no shorter text."""
-        return padded(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+        """Texts as one tensor, as wide as the longest; as the context where padding is read."""
+        width = self.tokenizer.context_length if self._reads_padding else max(map(len, ids))
+        return padded(ids, width, self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
-        """One vector per text: causal, pooled at its end token, so padding is never read."""
-        return self.net(torch.cat([group.ids for group in groups]))
+        """One vector per text, group after group."""
+        if self._reads_padding:
+            return self.net(torch.cat([group.ids for group in groups]))
+        words = look_up(self.net.token_embedding, groups)
+        return torch.cat([self._read(w, g.ids) for w, g in zip(words, groups, strict=True)])
+
+    def _read(self, words: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
+        """The net's own forward, which has no mask for texts shorter than the context."""
+        net, n = self.net, ids.shape[1]
+        read = net.transformer(words + net.positional_embedding[:n], net.attn_mask[:n, :n])
+        return text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
+
+    def compile_net(self) -> None:
+        """torch.compile what costs, for texts of any length."""
+        (self.net if self._reads_padding else self.net.transformer).compile(dynamic=True)
 
     def config(self) -> dict[str, Any]:
         return {

@@ -10,8 +10,8 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,14 @@ class TokenGroups:
 
     def to(self, device: torch.device | str) -> "TokenGroups":
         return TokenGroups(tuple(group.to(device) for group in self.groups), self.count)
+
+
+def look_up(embedding: nn.Module, groups: Sequence[Tokens]) -> list[Float[Tensor, "b n w"]]:
+    """The words' vectors of each group, by one look-up: each has a gradient as large as the
+    vocabulary."""
+    ids = torch.cat([group.ids.flatten() for group in groups])
+    words = embedding(ids).split([group.ids.numel() for group in groups])
+    return [w.view(*g.ids.shape, -1) for w, g in zip(words, groups, strict=True)]
 
 
 def padded(ids: list[list[int]], length: int, pad_id: int) -> Tokens:

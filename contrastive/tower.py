@@ -241,6 +241,23 @@ class VisionTower(nn.Module):
         return counter.get_total_flops() / 1e9
 
     @property
+    def made_of(self) -> dict[str, str]:
+        """What `fingerprint` covers, in words; the weights last."""
+        digest = hashlib.blake2b(digest_size=8)
+        for _, tensor in sorted(self.state_dict().items()):
+            digest.update(_bytes(tensor))
+        transform, positions = self.transform, self.config.positions
+        return {
+            "tower": self.config.timm_name,
+            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "image side": f"{self.image_size} px",
+            "mean and std": f"{transform.mean} and {transform.std}",
+            "resizing of positions": json.dumps(asdict(positions)),
+            "arguments": json.dumps(self.config.timm_args, sort_keys=True),
+            "weights": digest.hexdigest(),
+        }
+
+    @property
     def fingerprint(self) -> str:
         """Changes when the weights, their dtype, the resize rule or the transform change."""
         digest = hashlib.blake2b(digest_size=16)
@@ -251,5 +268,9 @@ class VisionTower(nn.Module):
         digest.update(self.transform.fingerprint().encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}".encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            digest.update(_bytes(tensor))
         return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -58,7 +58,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         # torch.compile looks at the gradient of the words' vectors, and warns of its own look
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         tower.compile_blocks()
-        encoder.tower.net.compile(dynamic=True)
+        encoder.tower.compile_net()
     pipeline = TrainPipeline(
         cfg.data,
         None if cfg.data.features else tower.transform,

@@ -8,7 +8,7 @@ made again.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,19 +38,23 @@ class FeatureCache:
         *,
         views: int = 1,
         augment_fingerprint: str = "",
+        made_of: Mapping[str, str] | None = None,
+        max_pixels: int = 0,
         index_dir: str = "",
     ) -> None:
         """A cache for these shards (paths, in the pipeline's order), complete or not.
 
         image_fingerprint: tower, transform and dtype, as the caller tells them. views: the plain
-        one and augmented ones, of which augment_fingerprint tells how they are made.
+        one and augmented ones, of which augment_fingerprint tells how they are made. made_of: the
+        image_fingerprint in words, what says most first. max_pixels: of images that are decoded.
         Raises `UsageError` with a sentence that says what differs when the folder's features are
         of another tower, transform, augmentation or state of a shard.
         """
         self.folder, self._shards = Path(dir), list(shards)
         self._patch_sizes, self._views, self._index_dir = tuple(patch_sizes), views, index_dir
         augment = augment_fingerprint if views > 1 else ""
-        self._wanted = Manifest(image_fingerprint, _describe(shards, index_dir), augment)
+        described = _describe(shards, index_dir)
+        self._wanted = Manifest(image_fingerprint, described, augment, 0, made_of or {}, max_pixels)
         found = Manifest.read(self.folder)
         if found is not None:
             found.check(self.folder, self._wanted)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import UsageError
 from data.intact import write_or_explain
 
 _FORMAT = 1
+_OTHER = "name another folder"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Manifest:
     shards: Mapping[str, Mapping[str, int]]  # name -> size (bytes), samples
     augment: str = ""  # how augmented views are made; "" where there are none
     width: int = 0  # d
+    made_of: Mapping[str, str] = field(default_factory=dict)  # the fingerprint, in words
+    max_pixels: int = 0  # of images that were decoded; 0: not noted
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
@@ -39,21 +42,30 @@ class Manifest:
             raise UsageError(
                 f"{str(path)!r} has format {values.get('format')!r}, allowed is {_FORMAT}"
             )
-        augment = values.get("augment", "")
-        return cls(values["image_fingerprint"], values["shards"], augment, values["width"])
+        return cls(
+            values["image_fingerprint"],
+            values["shards"],
+            values.get("augment", ""),
+            values["width"],
+            values.get("made_of", {}),
+            values.get("max_pixels", 0),
+        )
 
     def check(self, folder: Path, wanted: "Manifest") -> None:
         """Raises `UsageError` with what differs, unless `folder` may hold what is wanted too."""
         cache = f"the feature cache {str(folder)!r}"
         if self.image_fingerprint != wanted.image_fingerprint:
+            had, has = self._what_differs(wanted)
+            raise UsageError(f"{cache} was computed by {had}, this run has {has}, {_OTHER}")
+        if self.max_pixels and wanted.max_pixels and self.max_pixels != wanted.max_pixels:
             raise UsageError(
-                f"{cache} was computed by {self.image_fingerprint!r}, this run needs "
-                f"{wanted.image_fingerprint!r}, name another folder"
+                f"{cache} was computed with --data.max-pixels {self.max_pixels}, this run has "
+                f"{wanted.max_pixels}, {_OTHER}"
             )
         if self.augment and wanted.augment and self.augment != wanted.augment:
             raise UsageError(
                 f"{cache} has augmented views of {self.augment!r}, this run needs "
-                f"{wanted.augment!r}, name another folder"
+                f"{wanted.augment!r}, {_OTHER}"
             )
         for name, entry in wanted.shards.items():
             cached = self.shards.get(name, entry)
@@ -61,8 +73,16 @@ class Manifest:
                 if cached[what] != entry[what]:
                     raise UsageError(
                         f"{cache} was computed when shard {name!r} had {cached[what]} {unit}, it "
-                        f"has {entry[what]} now, name another folder"
+                        f"has {entry[what]} now, {_OTHER}"
                     )
+
+    def _what_differs(self, wanted: "Manifest") -> tuple[str, str]:
+        """What the cache was computed by and what is wanted, as far as they differ."""
+        shared = [name for name in self.made_of if name in wanted.made_of]
+        for name in shared:  # the weights last: another dtype makes them others too
+            if self.made_of[name] != wanted.made_of[name]:
+                return f"{name} {self.made_of[name]}", f"{name} {wanted.made_of[name]}"
+        return f"tower {self.image_fingerprint}", f"tower {wanted.image_fingerprint}"
 
     def write(self, folder: Path, width: int) -> None:
         """Join this with the manifest that is there."""
@@ -74,6 +94,8 @@ class Manifest:
             "image_fingerprint": self.image_fingerprint,
             "width": width,
             "augment": self.augment or (old.augment if old else ""),
+            "made_of": dict(self.made_of),
+            "max_pixels": self.max_pixels or (old.max_pixels if old else 0),
             "shards": {**(old.shards if old else {}), **self.shards},
         }
         text = json.dumps(values, indent=1) + "\n"

@@ -69,8 +69,21 @@ def test_a_cache_of_another_tower_is_refused(data):
     tower = load_vision_tower(TINY_TOWER)
     FeatureSource(tower, data, SIZES)
     tower.net.norm.weight.data[0] += 1
-    with pytest.raises(UsageError, match="was computed by"):
+    words = "was computed by weights [0-9a-f]{16}, this run has weights [0-9a-f]{16}, name another"
+    with pytest.raises(UsageError, match=words):
         FeatureSource(tower, data, SIZES)
+    tower.to(torch.bfloat16)
+    words = "was computed by dtype float32, this run has dtype bfloat16, name another folder"
+    with pytest.raises(UsageError, match=words):
+        FeatureSource(tower, data, SIZES)
+
+
+def test_a_cache_of_larger_images_is_refused(data):
+    tower = load_vision_tower(TINY_TOWER)
+    FeatureSource(tower, data, SIZES)
+    words = r"was computed with --data\.max-pixels 100000000, this run has 1000000, name another"
+    with pytest.raises(UsageError, match=words):
+        FeatureSource(tower, dataclasses.replace(data, max_pixels=1_000_000), SIZES)
 
 
 def test_training_is_the_same_with_and_without_the_cache(emoji_shards, tiny_text, tmp_path):

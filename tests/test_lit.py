@@ -2,6 +2,7 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from contrastive import LitModel
 from contrastive.lit import LossConfig, TextSide
 from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.text_open_clip import OpenClipTextTower
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
@@ -69,6 +71,23 @@ def test_open_clip_text_tower_saves_and_loads(tiny_model, tmp_path):
     torch.testing.assert_close(
         model.encode_text(TEXTS)[:1], model.encode_text(TEXTS[:1]), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "short"), [({}, True), ({"no_causal_mask": True, "pool_type": "last"}, False)]
+)
+def test_open_clip_texts_cost_what_they_are_long(facts, short):
+    """Unless the tower reads padding, as SigLIP's does."""
+    model = open_clip.get_model_config("ViT-S-32-alt")
+    model["text_cfg"] |= facts
+    torch.manual_seed(0)
+    tower = OpenClipTextTower("ViT-S-32-alt", 77, model).eval()
+    ids = tower.tokenizer(["a dog", "a red dog that runs"])
+    groups = TokenGroups.of(tower, ids, 2).groups
+    assert [group.ids.shape[1] for group in groups] == ([4, 7] if short else [77, 77])
+    with torch.no_grad():
+        whole = tower.net(open_clip.tokenize(["a dog", "a red dog that runs"], 77))
+        torch.testing.assert_close(tower(groups), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_text_towers_have_no_dropout_unless_asked(tiny_text):
