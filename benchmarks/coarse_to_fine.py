@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from contrastive import LitModel
 from data.shards import expand_shards
 from harness import Target, write_result
+from icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
 from retrieval.budget import Profile
 from retrieval.classify import close_calls
@@ -38,6 +40,7 @@ CANDIDATES = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 KEPT = 0.99  # of the fine quality
 COMPUTE = 0.35  # of the fine compute
+SHARES = (0.0, 0.1, 0.3, 1.0)  # of the icons
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.table)
 
+    def among(self, icons: int) -> "Corpus":
+        """Every drawing, and so many of the icons, always the same ones first."""
+        is_icon = np.array([not caption for caption in self.table["caption"].to_pylist()])
+        crowd = np.random.default_rng(0).permutation(np.flatnonzero(is_icon))[:icons]
+        rows = np.sort(np.concatenate([np.flatnonzero(~is_icon), crowd]))
+        vectors = {size: rows_of[rows] for size, rows_of in self.vectors.items()}
+        return Corpus(vectors, self.table.take(rows))
+
 
 def first_ten(similarities: np.ndarray) -> np.ndarray:
     """Columns of the best, best first."""
@@ -71,10 +82,15 @@ def first_ten(similarities: np.ndarray) -> np.ndarray:
 class Retrieval:
     """Queries asked of a corpus."""
 
-    def __init__(self, corpus: Corpus, model: LitModel, texts: list[str]) -> None:
+    def __init__(
+        self, corpus: Corpus, model: LitModel, texts: list[str], queries: np.ndarray | None = None
+    ) -> None:
+        """queries: the texts' vectors where they are known."""
         self.corpus, self.texts = corpus, texts
-        blocks = [model.encode_text(texts[i : i + 256]).numpy() for i in range(0, len(texts), 256)]
-        self.queries = np.concatenate(blocks)
+        if queries is None:
+            parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
+            queries = np.concatenate([model.encode_text(part).numpy() for part in parts])
+        self.queries = queries
         captions = np.array(corpus.table["caption"].to_pylist())
         self.right = [set(np.flatnonzero(captions == text)) for text in texts]
 
@@ -166,11 +182,12 @@ def cheapest(curve: list[dict], everything: float) -> float:
     return min((p["compute"] for p in curve if p["of_fine"] >= KEPT), default=everything)
 
 
-def check_searcher(retrieval: Retrieval, embeddings: Path, folder: Path, coarse: int, fine: int):
+def check_searcher(retrieval: Retrieval, embeddings: Path, coarse: int, fine: int) -> None:
     """That `Searcher` finds what the curve counts on, for 20 of the queries."""
-    if not (folder / "index").is_dir():
-        build_index(embeddings, folder / "index", kind="flat", device="cpu")
-    searcher = Searcher.load(folder / "index", device="cpu")
+    index = embeddings.with_name(embeddings.name + "_index")
+    if not index.is_dir():
+        build_index(embeddings, index, kind="flat", device="cpu")
+    searcher = Searcher.load(index, device="cpu")
     found, _ = retrieval.refined(coarse, fine, 50)
     ids = retrieval.corpus.table["id"].to_numpy()
     hits = searcher.search(retrieval.texts[:20], K, coarse, refine_patch_size=fine, candidates=50)
@@ -205,52 +222,64 @@ def main() -> None:
     if args.model == parser.get_default("model") and not Path(args.model).is_dir():
         subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
     data, folder = Path(args.data), Path(args.folder)
-    model = LitModel.from_pretrained(args.model)
-    sizes = model.patch_sizes if args.fine is None else (args.coarse, args.fine)
-    embeddings = folder / f"embeddings_{'_'.join(map(str, sizes))}"
     folder.mkdir(parents=True, exist_ok=True)
-    shards = expand_shards([f"{data}/*/*.tar"])
-    embed_shards(model, shards, sizes, embeddings, model_dir=args.model)
-    corpus = Corpus.open(embeddings)
-    profile = Profile(model)
-    gflops = {size: profile.gflops(size) for size in sizes}
+    model = LitModel.from_pretrained(args.model)
+    drawings = expand_shards([f"{data}/*/*.tar"])
 
-    texts = sorted({text for text in corpus.table["caption"].to_pylist() if text})
+    def embed(name: str, shards: list[str], sizes: Sequence[int]) -> Corpus:
+        embed_shards(model, shards, sizes, folder / name, model_dir=args.model)
+        return Corpus.open(folder / name)
+
+    alone = embed("drawings", drawings, model.patch_sizes)
+    texts = sorted({text for text in alone.table["caption"].to_pylist() if text})
     np.random.default_rng(0).shuffle(texts)
-    half = min(QUERIES, len(texts) // 2)
-    validation = Retrieval(corpus, model, texts[half : 2 * half])
-    on_validation = {size: validation.recall_at(size) for size in sizes}
+    half = min(QUERIES, len(texts) * 2 // 3)
+    validation = Retrieval(alone, model, texts[half:])
+    on_validation = {size: validation.recall_at(size) for size in model.patch_sizes}
     others = {size: value for size, value in on_validation.items() if size != args.coarse}
     fine = args.fine or max(others, key=lambda size: others[size])
 
+    icons = expand_shards([f"{build_icons(folder / 'icons')}/*.tar"])
+    name = f"all_{args.coarse}_{fine}"
+    corpus = embed(name, [*drawings, *icons], (args.coarse, fine))
     retrieval = Retrieval(corpus, model, texts[:half])
-    check_searcher(retrieval, embeddings, folder, args.coarse, fine)
-    alone = {"coarse": retrieval.recall_at(args.coarse), "fine": retrieval.recall_at(fine)}
-    curve = retrieval_curve(retrieval, args.coarse, fine, gflops)
-    sets = [labelled(corpus, data / name, model) for name in ("heldout_captions", "heldout_style")]
-    top1, margins = classification_curve(corpus, sets, args.coarse, fine, gflops)
+    check_searcher(retrieval, folder / name, args.coarse, fine)
+    profile = Profile(model)
+    gflops = {size: profile.gflops(size) for size in model.patch_sizes}
+    everything = 1 + gflops[args.coarse] / gflops[fine]
+    by_size = []
+    for share in SHARES:
+        smaller = corpus.among(round(share * (len(corpus) - len(alone))))
+        asked = Retrieval(smaller, model, texts[:half], retrieval.queries)
+        curve = retrieval_curve(asked, args.coarse, fine, gflops)
+        whole = {"coarse": asked.recall_at(args.coarse), "fine": asked.recall_at(fine)}
+        row = {"images": len(smaller), "recall_at_10": whole}
+        by_size.append(row | {"compute": cheapest(curve, everything), "by_candidates": curve})
+    sets = [labelled(alone, data / name, model) for name in ("heldout_captions", "heldout_style")]
+    top1, margins = classification_curve(alone, sets, args.coarse, fine, gflops)
     figures = {
         "model": os.path.relpath(args.model, ROOT),
         "coarse": args.coarse,
         "fine": fine,
-        "images": len(corpus),
         "queries": half,
         "gflops": gflops,
         "validation_recall_at_10": on_validation,
-        "recall_at_10": alone,
+        "by_size": by_size,
         "top1": top1,
-        "by_candidates": curve,
         "by_margin": margins,
     }
-    everything = 1 + gflops[args.coarse] / gflops[fine]
+    largest = by_size[-1]
+    missed = largest["recall_at_10"]["coarse"] / largest["recall_at_10"]["fine"]
+    images = f"among {len(corpus):,} images"
     targets = [
-        Target("coarse recall@10, of fine", f"<= {KEPT}", alone["coarse"] / alone["fine"]),
+        Target(f"coarse recall@10, of fine, {images}", f"<= {KEPT}", missed),
         Target(
-            f"compute for {KEPT} of fine recall@10", f"<= {COMPUTE}", cheapest(curve, everything)
+            f"compute for {KEPT} of fine recall@10, {images}", f"<= {COMPUTE}", largest["compute"]
         ),
         Target(f"compute for {KEPT} of fine top-1", f"<= {COMPUTE}", cheapest(margins, everything)),
     ]
-    curves = {"recall@10, by candidates": curve, "top-1, by margin": margins}
+    curves = {f"recall@10 among {row['images']:,}": row["by_candidates"] for row in by_size}
+    curves["top-1, by margin"] = margins
     write_result("coarse_to_fine", figures, targets, plot=lambda file: plot(file, curves))
 
 

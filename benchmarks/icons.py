@@ -58,23 +58,22 @@ def build_icons(out: Path, size: int = 224) -> Path:
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    names: list[tuple[str, str]] = []
-    drawings = []
+    keys: list[str] = []
+    drawings: list[str] = []
     for package, (version, _) in PACKAGES.items():
         (icons,) = read_json(fetch_package(f"@iconify-json/{package}", version), "icons.json")
-        for name, icon in icons["icons"].items():
-            names.append((package, name))
-            drawings.append(svg_of(icon, icons))
+        keys += [f"{package}-{number:05d}" for number in range(len(icons["icons"]))]
+        drawings += [svg_of(icon, icons) for icon in icons["icons"].values()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         drawn = pool.map(_draw, drawings, [size] * len(drawings), chunksize=64)
-        pictures = zip(names, tqdm(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
-        good = ((name, png) for name, png in pictures if png)
+        pictures = zip(keys, tqdm(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
+        good = ((key, png) for key, png in pictures if png)
         for number in range(-(-len(drawings) // SHARD_SIZE)):
             shard = part / f"icons-{number:04d}.tar"
             with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for (package, name), png in islice(good, SHARD_SIZE):
-                    add_member(tar, f"{package}-{name}.png", png)
+                for key, png in islice(good, SHARD_SIZE):
+                    add_member(tar, f"{key}.png", png)
     part.rename(out)
     return out
 

@@ -123,7 +123,7 @@ class VisionTower(nn.Module):
         images: already normalised by `mean` and `std`, square, side divisible by `patch_size`.
         keep: the share of the patches that is read, or their numbers for each image.
         """
-        patch_size = patch_size or self.patch_sizes[-1]
+        patch_size = self.patch_sizes[-1] if patch_size is None else patch_size
         self.check_patch_size(patch_size, images.shape[-1])
         self._check_keep(keep)
         images = images.to(next(self.net.parameters()).dtype)

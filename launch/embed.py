@@ -13,7 +13,7 @@ from contrastive.lit import LitModel
 from data.errors import exit_on_usage_error
 from data.samples import OnError
 from data.shards import expand_shards
-from retrieval.embed import embed_shards
+from retrieval.embed import check_batches, embed_shards
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def main() -> None:
     init_from_launcher()
     args = tyro.cli(Args, description=__doc__)
     with exit_on_usage_error():
+        check_batches(args.batch_size, args.num_workers)
         shards = expand_shards(args.shards, allow_pipe=args.allow_pipe)
         manifest = embed_shards(
             LitModel.from_pretrained(args.model, device=device()),

@@ -68,9 +68,14 @@ class Args:
 
 
 def read_picture(query: str) -> Image.Image | None:
-    """The picture that a query names, None for words."""
-    if query.rpartition(".")[2].lower() not in IMAGE_EXTS or not Path(query).is_file():
+    """The picture that a query names, None for words. Raises `UsageError` for one that cannot be
+    read, and for what looks like a file's name and is none."""
+    if query.rpartition(".")[2].lower() not in IMAGE_EXTS:
         return None
+    if not Path(query).is_file():
+        if " " in query:
+            return None
+        raise UsageError(f"{query}: there is no such picture")
     try:
         return decode_image(Path(query).read_bytes(), MAX_PIXELS)
     except (BadSample, OSError) as error:
@@ -91,12 +96,16 @@ def main() -> None:
             raise UsageError("give patch sizes, or --max-gflops and --max-ms, not both")
         where = parse_where(args.where) if args.where else None
         pictures = [read_picture(query) for query in args.queries]
+        if args.query_patch_size is not None and all(p is None for p in pictures):
+            raise UsageError(
+                "--query-patch-size is for pictures; words are looked for at --patch-size"
+            )
         searcher = Searcher.load(args.index, args.model, args.device)
         found: list[list[Hit]] = [[] for _ in pictures]
         for by_picture in (False, True):
             rows = [n for n, p in enumerate(pictures) if (p is not None) == by_picture]
-            patch_size = (not by_picture and budget) or args.patch_size
-            query_patch_size = (by_picture and (budget or args.query_patch_size)) or None
+            patch_size = args.patch_size if by_picture or budget is None else budget
+            query_patch_size = (budget or args.query_patch_size) if by_picture else None
             queries = [pictures[n] if by_picture else args.queries[n] for n in rows]
             hits = searcher.search(
                 queries, args.k, patch_size,
@@ -118,8 +127,16 @@ def main() -> None:
             for hit in hits:
                 print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]")
     if args.picture:
-        contact_sheet(args.queries, found, args.picture)
+        with exit_on_usage_error():
+            _draw(args, found)
         print(args.picture, file=sys.stderr)
+
+
+def _draw(args: Args, found: list[list[Hit]]) -> None:
+    try:
+        contact_sheet(args.queries, found, args.picture)
+    except OSError as error:
+        raise UsageError(f"--picture {args.picture} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

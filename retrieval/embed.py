@@ -53,6 +53,13 @@ def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int,
     return tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)
 
 
+def check_batches(batch_size: int, num_workers: int) -> None:
+    """Raises `UsageError` for values that cannot work."""
+    for name, value, least in (("batch-size", batch_size, 1), ("num-workers", num_workers, 0)):
+        if value < least:
+            raise UsageError(f"--{name} {value}: at least {least}")
+
+
 def embed_shards(
     model: LitModel,
     shards: Sequence[str],
@@ -73,6 +80,7 @@ def embed_shards(
     A finished `out` of the same model, shards and patch sizes is returned as it is; any other
     raises `UsageError`.
     """
+    check_batches(batch_size, num_workers)
     out = Path(out)
     patch_sizes = check_patch_sizes(model, patch_sizes)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]

@@ -10,11 +10,13 @@ Additions become small exact segments, deletions tombstones; `compact_index` mer
 works beside any number of readers and one writer at a time. Ids are given once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
 from tqdm import tqdm
 
 from contrastive.lit import LitModel
@@ -30,7 +32,7 @@ from retrieval.manifest import (
     writing,
 )
 from retrieval.partitions import read_manifest
-from retrieval.pieces import EmbeddedShard, Piece
+from retrieval.pieces import EmbeddedShard, Piece, checked_schema, cut
 from retrieval.segments import Living, Segment, write_segment
 from retrieval.snapshot import Snapshot
 from retrieval.tune import tune
@@ -135,18 +137,11 @@ def change_index(
                 merged.insert(0, Living(segment))
                 total += merged[0].count
                 manifest["deleted_ids"] = np.setdiff1d(manifest["deleted_ids"], segment.ids)
-            schema = snapshot.columns
-            entry, _ = write_segment(
-                folder,
-                manifest["next_segment"],
-                delta_kind(manifest["kind"]),
-                [*merged, *pieces],
-                (0, total),
-                manifest["patch_sizes"],
-                manifest["width"],
-                schema,
+            kind = delta_kind(manifest["kind"])
+            written = _write_segments(
+                folder, manifest, kind, [*merged, *pieces], snapshot.columns, "adding"
             )
-            entries.append(entry | {"delta": True})
+            entries += [entry | {"delta": True} for entry, _ in written]
         elif not len(gone):
             return 0, 0
         commit(folder, manifest, entries)
@@ -183,31 +178,45 @@ def _write_base(
         manifest["kind"], manifest["reason"] = choose_kind(
             count, width, gpus > 0, manifest["memory_bytes"], manifest["latency_ms"]
         )
-    rows = _rows_in_memory(manifest["kind"], manifest)
-    num_segments = -(-count // rows)
+    kind, sizes, width = manifest["kind"], manifest["patch_sizes"], manifest["width"]
     entries = []
-    sizes = manifest["patch_sizes"]
-    bar = tqdm(
-        total=count * len(sizes), desc=f"indexing ({manifest['kind']})", unit="vec", leave=False
-    )
-    schema = None
-    with bar:
+    for entry, samples in _write_segments(
+        folder, manifest, kind, pieces, None, f"indexing ({kind})", gpus
+    ):
+        opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))
+        latency_ms = manifest["latency_ms"] * entry["count"] / count
+        entry["tuning"] = {
+            str(size): tune(opened.inner[size], samples[size], latency_ms).to_json()
+            for size in sizes
+        }
+        entries.append(entry | {"delta": False})
+    return entries
+
+
+def _write_segments(
+    folder: Path,
+    manifest: dict[str, Any],
+    kind: Kind,
+    pieces: Sequence[Piece],
+    schema: pa.Schema | None,
+    what: str,
+    gpus: int = 0,
+) -> Iterator[tuple[dict[str, Any], dict[int, Float[np.ndarray, "n d"]]]]:
+    """All rows of `pieces` as segments, as many as memory demands: entries and samples of
+    `write_segment`. schema: of the metadata, None for that of the first rows."""
+    count, sizes = sum(piece.count for piece in pieces), manifest["patch_sizes"]
+    num_segments = -(-count // _rows_in_memory(kind, manifest))
+    if schema is None and count:
+        ((first, *_),) = cut(pieces, 0, 1)
+        schema = checked_schema(first.metadata(0, 1))
+    with tqdm(total=count * len(sizes), desc=what, unit="vec", leave=False, delay=1) as bar:
         for part in range(num_segments):
             span = count * part // num_segments, count * (part + 1) // num_segments
             number = manifest["next_segment"] + part
-            entry, samples = write_segment(
-                folder, number, manifest["kind"], pieces, span, sizes, width, schema, gpus,
+            yield write_segment(
+                folder, number, kind, pieces, span, sizes, manifest["width"], schema, gpus,
                 bar.update,
             )  # fmt: skip
-            opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))
-            schema = opened.table.schema
-            latency_ms = manifest["latency_ms"] / num_segments
-            entry["tuning"] = {
-                str(size): tune(opened.inner[size], samples[size], latency_ms).to_json()
-                for size in sizes
-            }
-            entries.append(entry | {"delta": False})
-    return entries
 
 
 def _rows_in_memory(kind: Kind, manifest: dict[str, Any]) -> int:

@@ -29,13 +29,18 @@ METADATA_SCHEMA = pa.schema(
     }
 )
 ROW_GROUP = 16_384
+_IN_MANIFEST = {"image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes"}
 
 
 def read_manifest(embeddings: str | Path) -> dict[str, Any]:
     """The manifest of a folder written by `embed_shards`. Raises `UsageError` if it has none."""
     file = Path(embeddings) / "manifest.json"
-    manifest = json.loads(file.read_text()) if file.is_file() else {}
-    if manifest.get("format") != 1 or "partitions" not in manifest:
+    try:
+        manifest = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged ({error}); embed these shards again") from error
+    known = isinstance(manifest, dict) and manifest.get("format") == 1
+    if not known or not manifest.keys() >= {*_IN_MANIFEST, "partitions"}:
         partial = Path(embeddings).with_name(Path(embeddings).name + ".partial")
         hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
         raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
@@ -60,8 +65,25 @@ def vector_file(folder: Path, patch_size: int, number: int) -> Path:
 
 
 def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray, "n d"]:
-    """The vectors of one partition, memory-mapped."""
-    return np.load(vector_file(folder, patch_size, number), mmap_mode="r", allow_pickle=False)
+    """The vectors of one partition, memory-mapped. Raises `UsageError` for a damaged file."""
+    file = vector_file(folder, patch_size, number)
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(
+            f"{file} is missing or damaged ({error}); embed these shards again"
+        ) from error
+
+
+def read_metadata(folder: Path, number: int) -> pa.Table:
+    """The metadata of one partition. Raises `UsageError` for a damaged file."""
+    file = metadata_file(folder, number)
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"{file} is missing or damaged ({error}); embed these shards again"
+        ) from error
 
 
 class _NpyWriter:

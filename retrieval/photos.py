@@ -1,13 +1,15 @@
 """From a folder of pictures to a searchable index, and again when the folder has changed.
 
 Every picture is a row like a shard's sample: `shard` is the picture's own file, `offset` 0, `size`
-its bytes, `key` its path within the folder; `modified` (ns) tells, with the size, whether it is
-what was indexed. KEY.txt or KEY.json beside it give its caption. Work is kept every CHUNK pictures,
-so an interrupted run goes on where it was, and what is done can be searched meanwhile.
+its bytes, `key` its path within the folder; `modified` and `caption_modified` (ns) tell, with the
+size, whether it is what was indexed. KEY.txt or KEY.json beside it give its caption. Work is kept
+every CHUNK pictures, so an interrupted run goes on where it was, and what is done can be searched
+meanwhile.
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from data.problems import BadSample, Problem, SampleError, add_counts
 from data.samples import OnError
 from data.tar import IMAGE_EXTS
 from retrieval.devices import Device
-from retrieval.embed import check_patch_sizes
+from retrieval.embed import check_batches, check_patch_sizes
 from retrieval.index import change_index, compact_index, index_pieces
 from retrieval.kinds import IndexKind
 from retrieval.manifest import LATENCY_MS
@@ -37,7 +39,7 @@ from retrieval.snapshot import Snapshot
 CHUNK = 8192  # pictures between two writes
 COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since it was last merged
 MAX_PIXELS = 100_000_000
-SCHEMA = pa.schema([*METADATA_SCHEMA, pa.field("modified", pa.int64())])
+SCHEMA = pa.schema([*METADATA_SCHEMA, ("modified", pa.int64()), ("caption_modified", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Photo:
     key: str  # the path within the folder
     size: int  # bytes
     modified: int  # ns
+    caption_modified: int = 0  # ns, of the file of its caption; 0 where there is none
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """Differs where the picture or its caption was changed."""
+        return self.size, self.modified, self.caption_modified
 
 
 @dataclass
@@ -83,6 +91,7 @@ def index_photos(
     Raises `UsageError` for a folder without pictures, an index of something else, or of another
     image tower.
     """
+    check_batches(batch_size, num_workers)
     images, out = Path(images_dir).absolute(), Path(out)
     photos, report = list_photos(images, out)
     if not photos and not (out / "manifest.json").is_file():
@@ -102,7 +111,7 @@ def index_photos(
     _check_same(out, snapshot, model, images, patch_sizes)
 
     known = _known(snapshot)
-    todo = [p for p in photos if known.get(p.path, (0, 0, 0))[1:] != (p.size, p.modified)]
+    todo = [p for p in photos if p.path not in known or known[p.path][1] != p.state]
     listed = {photo.path for photo in photos}
     gone = [row[0] for path, row in known.items() if path not in listed]
     report.gone, report.unchanged = len(gone), len(photos) - len(todo)
@@ -126,6 +135,7 @@ def list_photos(images: Path, out: Path) -> tuple[list[Photo], PhotosReport]:
             for name in inside
             if not name.startswith(".") and Path(folder, name).absolute() != out.absolute()
         ]
+        present = set(names)
         for name in names:
             if name.startswith(".") or name.rpartition(".")[2].lower() not in IMAGE_EXTS:
                 continue
@@ -139,8 +149,21 @@ def list_photos(images: Path, out: Path) -> tuple[list[Photo], PhotosReport]:
                 add_counts(report.errors, {"unreadable": 1})
             else:
                 key = os.path.relpath(path, images)
-                photos.append(Photo(path, key, stat.st_size, stat.st_mtime_ns))
+                captioned = _caption_modified(folder, name, present)
+                photos.append(Photo(path, key, stat.st_size, stat.st_mtime_ns, captioned))
     return sorted(photos, key=lambda photo: photo.path), report
+
+
+def _caption_modified(folder: str, name: str, present: set[str]) -> int:
+    """When KEY.txt or KEY.json beside a picture was changed, ns; of both, their exclusive or, so
+    that either change shows."""
+    changed = 0
+    for ext in ("txt", "json"):
+        beside = f"{name.rpartition('.')[0]}.{ext}"
+        if beside in present:
+            with suppress(OSError):
+                changed ^= os.stat(os.path.join(folder, beside)).st_mtime_ns
+    return changed
 
 
 def _check_same(
@@ -150,6 +173,8 @@ def _check_same(
     if manifest["images"] != str(images):
         made = manifest["images"] or "shards"
         raise UsageError(f"{out} was made from {made}, not from {images}; give another --out")
+    if snapshot.columns is not None and not set(SCHEMA.names) <= set(snapshot.columns.names):
+        raise UsageError(f"{out} was made by an earlier version; give another --out")
     if manifest["image_fingerprint"] != model.image_fingerprint:
         raise UsageError(f"{out} was made with another image tower; give that, or another --out")
     if patch_sizes and set(patch_sizes) != set(snapshot.patch_sizes):
@@ -159,13 +184,17 @@ def _check_same(
         )
 
 
-def _known(snapshot: Snapshot) -> dict[str, tuple[int, int, int]]:
-    """path -> (id, size, modified) of what the index holds."""
-    known: dict[str, tuple[int, int, int]] = {}
+Known = dict[str, tuple[int, tuple[int, int, int]]]
+"""path -> (id, state) of what the index holds."""
+
+
+def _known(snapshot: Snapshot) -> Known:
+    known: Known = {}
+    names = ("shard", "id", "size", "modified", "caption_modified")
     for segment in snapshot.segments:
         alive = segment.table.filter(pa.array(segment.alive))
-        columns = (alive[name].to_pylist() for name in ("shard", "id", "size", "modified"))
-        known |= {path: (id, size, when) for path, id, size, when in zip(*columns, strict=True)}
+        columns = (alive[name].to_pylist() for name in names)
+        known |= {path: (id, tuple(state)) for path, id, *state in zip(*columns, strict=True)}
     return known
 
 
@@ -174,7 +203,7 @@ def _take_in(
     model: LitModel,
     patch_sizes: Sequence[int],
     todo: Sequence[Photo],
-    known: dict[str, tuple[int, int, int]],
+    known: Known,
     report: PhotosReport,
     batch_size: int,
     num_workers: int,
@@ -256,6 +285,7 @@ def _rows(
         "offset": np.zeros(len(rows), np.int64),
         "size": [photo.size for photo, _ in rows],
         "modified": [photo.modified for photo, _ in rows],
+        "caption_modified": [photo.caption_modified for photo, _ in rows],
     }
     return [Rows(vectors, pa.Table.from_pydict(columns, schema=SCHEMA))]
 

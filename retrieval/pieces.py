@@ -6,11 +6,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from data.errors import UsageError
-from retrieval.partitions import METADATA_SCHEMA, metadata_file, open_vectors
+from retrieval.partitions import METADATA_SCHEMA, metadata_file, open_vectors, read_metadata
 
 BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
 
@@ -52,11 +51,11 @@ class EmbeddedShard:
         return table.slice(start, stop - start)
 
     def _read(self) -> pa.Table:
-        file = metadata_file(self.folder, self.number)
-        table = pq.read_table(file)
+        table = read_metadata(self.folder, self.number)
         if len(table) != self.count:
             raise UsageError(
-                f"{file} has {len(table)} rows for {self.count} vectors; embed these shards again"
+                f"{metadata_file(self.folder, self.number)} has {len(table)} rows for "
+                f"{self.count} vectors; embed these shards again"
             )
         ids = pa.array(table["id"].to_numpy() + self.first_id)
         return table.set_column(table.schema.get_field_index("id"), "id", ids)

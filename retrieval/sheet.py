@@ -50,6 +50,7 @@ def contact_sheet(
         if not row:
             draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
         y += used
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return sheet
 

@@ -172,6 +172,22 @@ def test_what_cannot_be_indexed_is_refused(
     assert not (out / "manifest.json").exists()
 
 
+def test_damaged_embeddings_are_told_in_one_sentence(embeddings: Path, tmp_path: Path) -> None:
+    for pattern in ("manifest.json", "metadata/*0000.parquet", f"patch_{PATCH}/img_emb/*0000.npy"):
+        (file,) = embeddings.glob(pattern)
+        whole = file.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"\0" * len(whole), b"[1]"):
+            file.write_bytes(damaged)
+            with pytest.raises(
+                UsageError, match=r"embed these shards again|no embeddings"
+            ) as error:
+                build_index(embeddings, tmp_path / "index", device="cpu")
+            assert "\n" not in str(error.value)
+            assert str(embeddings) in str(error.value)
+        file.write_bytes(whole)
+    build_index(embeddings, tmp_path / "index", device="cpu")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_told_in_one_sentence(kind, embeddings: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"

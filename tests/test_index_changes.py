@@ -22,7 +22,7 @@ from retrieval.index import (
     compact_index,
     delete_ids,
 )
-from retrieval.kinds import KINDS
+from retrieval.kinds import KINDS, bytes_per_vector
 from retrieval.pieces import Rows
 from retrieval.search import Searcher
 from retrieval.snapshot import Snapshot
@@ -143,6 +143,23 @@ def test_ids_are_never_given_twice(first: Path, second: Path, tmp_path: Path) ->
         seen |= set(ids)
         delete_ids(index, new)
         compact_index(index, device="cpu")
+
+
+def test_additions_larger_than_the_memory_become_several_segments(
+    second: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
+    index, width = tmp_path / "index", tiny_model.embed_dim
+    gib = 1100 * bytes_per_vector("flat", width) / 2**30
+    build_index(second, index, kind="flat", device="cpu", memory_gib=gib)
+    large = write_embeddings(tmp_path / "large", tiny_model, model_dir, (2000, 1000), seed=7)
+    assert add_embeddings(index, large) == 3000
+    snapshot = Snapshot.open(index)
+    assert [segment.count for segment in snapshot.segments] == [300, 1000, 1000, 1000]
+    vectors, _ = all_vectors(large)
+    found = snapshot.rows(snapshot.nearest(vectors[::300], 1, PATCH)[1][:, 0].tolist())
+    assert [row["key"] for row in found] == [
+        f"7-{n // 2000}-{n % 2000}" for n in range(0, 3000, 300)
+    ]
 
 
 def test_many_small_additions_make_few_segments(

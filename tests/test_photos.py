@@ -87,6 +87,40 @@ def test_one_command_makes_a_folder_searchable(
     assert hits[0].columns["modified"] == os.stat(hits[0].shard).st_mtime_ns
 
 
+def test_a_caption_that_changes_is_taken_in(folder: Path, model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+
+    def captions() -> dict[str, str]:
+        snapshot = Snapshot.open(out)
+        rows = snapshot.rows(snapshot.ids().tolist())
+        return {row["key"]: row["caption"] for row in rows if row["caption"]}
+
+    take_in(folder, model_dir, out, patch_sizes=(48,))
+    assert captions() == {"3.png": "a red bicycle"}
+    (folder / "3.txt").write_text("a blue bicycle")
+    (folder / "4.json").write_text('{"caption": "a boat"}')
+    (folder / "trip" / "9.txt").write_text("a boat on the sea")
+    report = take_in(folder, model_dir, out)
+    assert (report.added, report.changed, report.unchanged) == (0, 3, 9)
+    expected = {"3.png": "a blue bicycle", "4.png": "a boat", "trip/9.PNG": "a boat on the sea"}
+    assert captions() == expected
+    (folder / "4.json").unlink()
+    report = take_in(folder, model_dir, out)
+    assert (report.added, report.changed, report.unchanged) == (0, 1, 11)
+    assert captions() == {key: text for key, text in expected.items() if key != "4.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"batch_size": 0}, "--batch-size 0: at least 1"), ({"num_workers": -1}, "--num-workers -1")],
+)
+def test_impossible_loading_is_refused_before_a_model_is_read(
+    options: dict[str, int], words: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        index_photos(folder, tmp_path / "no model", tmp_path / "index", **options)
+
+
 def test_run_again_takes_in_only_what_changed(
     folder: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFont
+from shard_maker import png
 
 from contrastive.lit import LitModel
 from data.errors import UsageError
@@ -186,7 +187,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_command_line_prints_json_and_draws(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "hits.png"
+    picture = tmp_path / "sheets" / "hits.png"
     arguments = ["--index", str(index), "a cat", "rain", "-k", "3", "--json"]
     launch(monkeypatch, *arguments, "--picture", str(picture))
     found = json.loads(capsys.readouterr().out)
@@ -227,12 +228,24 @@ def test_command_line_takes_pictures_filters_and_patch_sizes(
 
 
 def test_command_line_refuses_in_one_sentence(
-    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (["--index", "nowhere", "a cat"], ["--index", str(index)]):
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        (["--index", "nowhere", "a cat"], "holds no index"),
+        (["--index", str(index)], "nothing to look for"),
+        (["--index", str(index), "typo.png"], "typo.png: there is no such picture"),
+        (["--index", str(index), "a cat", "--query-patch-size", "40"], "is for pictures"),
+        (["--index", str(index), str(tmp_path / "a.png"), "--query-patch-size", "0"], "size 0"),
+        (
+            ["--index", str(index), "a cat", "--picture", str(tmp_path / "file" / "a.png")],
+            "cannot be written",
+        ),
+    ):
         with pytest.raises(SystemExit) as stop:
             launch(monkeypatch, *arguments)
         assert stop.value.code == 2
         error = capsys.readouterr().err
-        assert "Traceback" not in error
-        assert error.strip()
+        assert error.startswith("error: ")
+        assert words in error

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from index_maker import PATCH, clustered, write_embeddings
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server_thread import Served, serving
 
 from contrastive.lit import LitModel
-from retrieval import ZeroShotClassifier, delete_ids
+from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.budget import Budget
+from retrieval.partitions import vector_file
 from retrieval.search import Hit, Searcher
 from retrieval.server.service import distinct
 
@@ -159,10 +161,37 @@ def test_of_near_duplicates_the_best_stays(served: Served, searcher: Searcher) -
     assert_same(found["hits"], expected)
 
 
-def test_near_duplicates_are_groups_that_hang_together() -> None:
-    angles = np.radians([0, 90, 15, 30, 100, 200])  # 0-15-30 hang together, and 90-100
+def test_near_duplicates_are_told_by_what_is_better_alone() -> None:
+    angles = np.radians([0, 90, 15, 30, 100, 200, 75])  # 15 is like 0, 30 like 15, 75 like 90
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert distinct(vectors, np.cos(np.radians(16))).tolist() == [0, 1, 5]
+    for count in range(1, 8):  # however many follow
+        assert set(distinct(vectors[:count], np.cos(np.radians(16)))) <= {0, 1, 5}
+
+
+def test_pages_without_duplicates_join_and_end_with_the_index(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    """29 of 30 images are copies: one look a little further than the page would miss the rest."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    folder = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [900])
+    different = clustered(900, tiny_model.embed_dim)[:30]
+    copies = np.repeat(different + 0.0, 30, axis=0)
+    copies += 1e-3 * np.random.default_rng(0).standard_normal(copies.shape)
+    copies /= np.linalg.norm(copies, axis=1, keepdims=True)
+    np.save(vector_file(folder, PATCH, 0), copies.astype(np.float32))
+    build_index(folder, tmp_path / "index", kind="flat", device="cpu")
+    searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
+    expected = [hit.id // 60 for hit in searcher.search(["a cat"], k=900)[0]]
+    with serving({"copies": searcher}) as served:
+        groups: list[int] = []
+        offset: int | None = 0
+        while offset is not None:
+            body = {"text": "a cat", "k": 7, "offset": offset, "deduplicate": True}
+            answer = served.post("/v1/search", body).json
+            groups += [hit["id"] // 60 for hit in answer["hits"]]
+            offset = answer["next_offset"]
+    assert groups == list(dict.fromkeys(expected))
 
 
 def test_labels_are_ranked_as_by_the_classifier(
@@ -309,7 +338,9 @@ def test_the_page_and_all_that_it_loads_come_from_the_server(served: Served) -> 
 
 def test_every_reference_of_the_openapi_document_leads_somewhere(served: Served) -> None:
     document = served.get("/openapi.json").json
-    assert {"/v1/search", "/v1/classify", "/knn-service", "/healthz"} <= set(document["paths"])
+    for path in ("/v1/search", "/v1/classify", "/knn-service", "/metadata"):
+        assert document["paths"][path]["post"]["requestBody"]["required"]
+    assert "/healthz" in document["paths"]
     references = re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', json.dumps(document))
     assert set(references) <= set(document["components"]["schemas"])
     body = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]

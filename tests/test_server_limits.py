@@ -114,6 +114,8 @@ def assert_refused(answer: Answer, status: int, *words: str) -> None:
         ({"text": "a", "where": WIDE}, ["where", "64 comparisons"]),
         ({"text": "a", "where": [1]}, ["where"]),
         ({"text": "a", "nprobe": 0}, ["nprobe"]),
+        ({"id": True}, ["id", "whole number"]),
+        ({"id": 1.0}, ["id", "whole number"]),
         ({"text": "a", "deduplicate": "perhaps"}, ["deduplicate"]),
         ({"vector": [1.0, 2.0]}, ["vector", "2 numbers", "allowed: 32"]),
         ({"vector": [0.0] * 32}, ["vector", "zero"]),
@@ -147,6 +149,7 @@ def test_a_bad_search_is_refused_with_a_sentence(
         ({"image": SMALL, "labels": ["a"], "templates": ["photo"]}, ["templates", "{c}"]),
         ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
         ({"image": SMALL, "labels": "a"}, ["labels", "array"]),
+        ({"image": SMALL, "labels": ["a"], "k": 1001}, ["k", "less than or equal to 1000"]),
     ],
 )
 def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[str]) -> None:
@@ -160,7 +163,9 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
         ({"text": "a", "modality": "text"}, ["modality", "allowed: image"]),
         ({"embedding_input": [1.0]}, ["vector", "1 numbers"]),
         ({"image_url": "http://127.0.0.1/"}, ["image_url", "fetches nothing"]),
-        ({"text": "a", "num_images": "many"}, ["num_images"]),
+        ({"text": "a", "num_images": "3"}, ["num_images", "integer"]),
+        ({"text": "a", "num_images": True}, ["num_images", "integer"]),
+        ({"text": "a", "deduplicate": 1}, ["deduplicate", "boolean"]),
     ],
 )
 def test_a_bad_knn_request_is_refused(served: Served, body: Any, words: list[str]) -> None:
@@ -179,7 +184,8 @@ def test_what_is_not_there_is_404_and_says_what_is(served: Served) -> None:
     assert_refused(served.get("/v1/search"), 405, "POST")
     for path in ("drawings/0?size=4", "drawings/0?size=a", f"drawings/{10**30}", "drawings/-1"):
         assert_refused(served.get(f"/v1/images/{path}"), 400)
-    assert_refused(served.post("/metadata", {"ids": [-1]}), 400, "ids")
+    for ids in ([-1], [True], ["x"], [2**63], 0):
+        assert_refused(served.post("/metadata", {"ids": ids}), 400, "ids")
     assert_refused(served.post("/metadata", {"ids": list(range(51))}), 400, "ids: at most 50")
 
 

@@ -12,10 +12,8 @@ from retrieval.classify import close_calls
 from retrieval.server.limits import RequestError
 from retrieval.server.patches import afford, budget_of, check_size
 from retrieval.server.queries import check_text, read_image
-from retrieval.server.requests import ClassifyRequest
+from retrieval.server.requests import MAX_LABELS, ClassifyRequest
 from retrieval.server.service import Encoded, Service
-
-MAX_SHARED = 1000  # classes among which shares are told
 
 
 async def classify(service: Service, asked: ClassifyRequest) -> dict[str, Any]:
@@ -41,7 +39,7 @@ async def classify(service: Service, asked: ClassifyRequest) -> dict[str, Any]:
         ms += encoded.ms
         rows, similarities = await classes.rank(service, encoded)
     shares: list[float | None] = [None] * len(rows)
-    if len(classes.names) <= MAX_SHARED:
+    if len(classes.names) <= MAX_LABELS:  # then all of them are ranked
         logits = model.text.scale().item() * similarities
         powers = np.exp(logits - logits.max())
         shares = (powers / powers.sum()).tolist()
@@ -101,8 +99,7 @@ class _Classes:
             order = np.argsort(-similarities, kind="stable")
             return order, similarities[order]
         loop = asyncio.get_running_loop()
-        depth = MAX_SHARED
         rows, similarities = await loop.run_in_executor(
-            service.pool, self._named.classify_embeddings, encoded.vector[None], depth
+            service.pool, self._named.classify_embeddings, encoded.vector[None], MAX_LABELS
         )
         return rows[0], similarities[0]

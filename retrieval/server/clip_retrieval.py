@@ -8,7 +8,6 @@ import base64
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from retrieval.search import Hit
@@ -17,52 +16,30 @@ from retrieval.server.images import Place
 from retrieval.server.limits import RequestError
 from retrieval.server.patches import Patches
 from retrieval.server.queries import encode
-from retrieval.server.requests import MAX_ID, Term, read
+from retrieval.server.requests import KnnRequest, MetadataRequest, Term, read
+from retrieval.server.schemas import KNN, METADATA
 from retrieval.server.service import SearchKey, Service
 
 SIDE = 224  # pixels of an image in an answer
 MAX_IMAGES = 200  # of one answer
 
 
-class KnnRequest(BaseModel):
-    """The first that is given of text, image, image_url and embedding_input counts."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-    text: str | None = None
-    image: str | None = None
-    image_url: str | None = None
-    embedding_input: list[float] | None = Field(default=None, max_length=65536)
-    modality: str = "image"
-    num_images: int = Field(default=100, ge=0)
-    num_result_ids: int | None = Field(default=None, ge=1)
-    indice_name: str | None = None
-    deduplicate: bool = False
-
-
-class MetadataRequest(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    ids: list[int]
-    indice_name: str | None = None
-
-
 def routes(service: Service) -> APIRouter:
     """/knn-service, /metadata, /indices-list and /metrics of a service."""
     router = APIRouter()
 
-    @router.post("/knn-service", summary="clip-retrieval's search")
+    @router.post("/knn-service", **KNN)
     async def knn_service(request: Request) -> Response:
         asked = await read(request, KnnRequest)
         with service.metrics.timed("full_knn_request_time"):
             return json_response(await _search(service, asked))
 
-    @router.post("/metadata", summary="clip-retrieval's metadata by id")
+    @router.post("/metadata", **METADATA)
     async def metadata(request: Request) -> Response:
         asked = await read(request, MetadataRequest)
         name, _ = service.searcher(asked.indice_name, "indice_name")
         if len(asked.ids) > service.limits.max_k:
             raise RequestError(400, f"ids: at most {service.limits.max_k}")
-        if not all(0 <= id <= MAX_ID for id in asked.ids):
-            raise RequestError(400, f"ids: allowed are 0 to {MAX_ID}")
         hits = [(id, Hit.of(0.0, row)) for id, row in await service.rows_of(name, asked.ids)]
         return json_response([{"id": id, "metadata": columns_of(hit)} for id, hit in hits])
 

@@ -1,10 +1,17 @@
-"""The bodies of /v1: JSON, or a form whose part `image` is a file."""
+"""The bodies of requests. Those of /v1 are JSON, or a form whose part `image` is a file."""
 
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -12,11 +19,22 @@ from retrieval.search import CANDIDATES
 from retrieval.server.limits import RequestError, explain
 
 MAX_ID = 2**63 - 1
+MAX_LABELS = 1000  # of an answer
 QUERIES = ("text", "image", "image_url", "vector", "id")
 FORM_JSON = ("where", "vector", "mix", "labels", "templates")  # fields of a form that are JSON
 MAX_FIELD_BYTES = 1 << 20  # of a form's part that is no file
 
 Size = Field(default=None, ge=1, le=4096)
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool | float):
+        raise ValueError("input should be a whole number")
+    return value
+
+
+# A text where 64 bits are too many for a caller's numbers.
+Id = Annotated[int, Field(ge=0, le=MAX_ID, strict=False), BeforeValidator(_no_boolean)]
 
 
 class Strict(BaseModel):
@@ -43,9 +61,7 @@ class Query(Strict):
         max_length=65536,
         description="As wide as the index.",
     )
-    id: int | None = Field(  # a text where 64 bits are too many for a caller's numbers
-        default=None, ge=0, le=MAX_ID, strict=False, description="An image of the index."
-    )
+    id: Id | None = Field(default=None, description="An image of the index.")
 
     def given(self) -> list[str]:
         return [name for name in QUERIES if getattr(self, name) is not None]
@@ -137,7 +153,7 @@ class ClassifyRequest(Sizes):
         max_length=16,
         description="With {c} where the label goes.",
     )
-    k: int = Field(default=20, ge=1, description="Labels, best first.")
+    k: int = Field(default=20, ge=1, le=MAX_LABELS, description="Labels, best first.")
     margin: float = Field(
         default=0.02, ge=0, le=2, description="Refine where the first two lie closer than this."
     )
@@ -153,6 +169,30 @@ class ClassifyRequest(Sizes):
         if any("{c}" not in template for template in self.templates or ()):
             raise ValueError("templates: each needs {c} where the label goes")
         return self
+
+
+class KnnRequest(BaseModel):
+    """The first that is given of text, image, image_url and embedding_input counts. Other fields
+    are ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
+    text: str | None = None
+    image: str | None = Field(default=None, description="A file in base64.")
+    image_url: str | None = None
+    embedding_input: list[float] | None = Field(default=None, max_length=65536)
+    modality: str = "image"
+    num_images: int = Field(default=100, ge=0, description="Hits with metadata.")
+    num_result_ids: int | None = Field(default=None, ge=1, description="Hits in all.")
+    indice_name: str | None = None
+    deduplicate: bool = False
+
+
+class MetadataRequest(BaseModel):
+    """Images of an index. Other fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    ids: list[Id]
+    indice_name: str | None = None
 
 
 Model = TypeVar("Model", bound=BaseModel)

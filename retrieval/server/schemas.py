@@ -1,14 +1,20 @@
 """What /openapi.json says of bodies and answers beyond what FastAPI reads from signatures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from retrieval.server.requests import ClassifyRequest, SearchRequest
+from retrieval.server.requests import (
+    ClassifyRequest,
+    KnnRequest,
+    MetadataRequest,
+    SearchRequest,
+)
 
 REF = "#/components/schemas/{model}"
 
@@ -97,8 +103,28 @@ class SampleAnswer(BaseModel):
     hits: list[FoundImage]
 
 
+class KnnEntry(BaseModel):
+    """Of the first `num_images`, the metadata's columns too."""
+
+    model_config = ConfigDict(extra="allow")
+    id: int
+    similarity: float = Field(description="Cosine.")
+    image: str | None = Field(default=None, description="A JPEG in base64.")
+
+
+class MetadataEntry(BaseModel):
+    id: int
+    metadata: dict[str, Any]
+
+
+JSON, FORM = "application/json", "multipart/form-data"
+
+
 def _route(
-    summary: str, answer: type[BaseModel], body: type[BaseModel] | None = None
+    summary: str,
+    answer: Any,
+    body: type[BaseModel] | None = None,
+    contents: Sequence[str] = (JSON, FORM),
 ) -> dict[str, Any]:
     route: dict[str, Any] = {
         "summary": summary,
@@ -106,13 +132,15 @@ def _route(
     }
     if body is not None:
         schema = {"schema": {"$ref": REF.format(model=body.__name__)}}
-        content = {"application/json": schema, "multipart/form-data": schema}
+        content = dict.fromkeys(contents, schema)
         route["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return route
 
 
 SEARCH = _route("Images for a text, an image, a vector, or a mix", SearchAnswer, SearchRequest)
 CLASSIFY = _route("Labels for an image", ClassifyAnswer, ClassifyRequest)
+KNN = _route("clip-retrieval's search", list[KnnEntry], KnnRequest, [JSON])
+METADATA = _route("clip-retrieval's metadata by id", list[MetadataEntry], MetadataRequest, [JSON])
 INDICES = _route("Indexes, what their patch sizes cost, class sets, limits", IndicesAnswer)
 SAMPLE = _route("Images at random", SampleAnswer)
 IMAGE: dict[str, Any] = {
@@ -125,7 +153,8 @@ IMAGE: dict[str, Any] = {
 def describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that FastAPI does not read itself."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    models = [(model, "validation") for model in (SearchRequest, ClassifyRequest)]
-    _, schemas = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
+    bodies = (SearchRequest, ClassifyRequest, KnnRequest, MetadataRequest)
+    models: Any = [(model, "validation") for model in bodies]
+    _, schemas = models_json_schema(models, ref_template=REF)
     document["components"]["schemas"].update(schemas["$defs"])
     return document

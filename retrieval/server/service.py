@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from contrastive.lit import LitModel
 from data.classes import fill
 from retrieval.classify import ZeroShotClassifier
-from retrieval.search import Hit, Searcher
+from retrieval.search import MAX_K, Hit, Searcher
 from retrieval.server.batching import Batcher
 from retrieval.server.images import Place, Thumbnails, decode_upload
 from retrieval.server.limits import Limits, RequestError
@@ -26,7 +26,6 @@ from retrieval.server.metrics import Metrics
 DUPLICATE = 0.94  # cosine from which on two hits are one, as in clip-retrieval
 KEPT_LABELS = 20_000
 WATCH_S = 1.0
-ATTEMPTS = 3  # at reading vectors of hits, while images are deleted
 
 log = logging.getLogger(__name__)
 
@@ -190,20 +189,27 @@ class Service:
         vectors, fine = (np.stack(part) for part in zip(*items, strict=True))
         step = "knn_index_time" if key.refine_patch_size is None else "refine_time"
         with self.metrics.timed(step):
-            for _ in range(ATTEMPTS):
-                found = searcher.search_embeds(
-                    vectors, key.k, key.patch_size,
-                    refine_patch_size=key.refine_patch_size, refine_embeds=fine,
-                    candidates=key.candidates, where=json.loads(key.where) if key.where else None,
-                    nprobe=key.nprobe, ef=key.ef,
-                )  # fmt: skip
-                if not key.deduplicate:
-                    return found
-                try:
-                    return _without_duplicates(searcher, found, key.patch_size)
-                except KeyError:  # the index was reloaded in between, and a hit is gone
-                    continue
-        return found
+            if not key.deduplicate:
+                return self._nearest(searcher, key, vectors, fine, key.k)
+            most = key.candidates or MAX_K
+            depth = min(2 * key.k + 20, most)
+            while True:  # until there are k, however many are like others
+                found = self._nearest(searcher, key, vectors, fine, depth)
+                kept = _without_duplicates(searcher, found, key.patch_size)
+                rows = zip(found, kept, strict=True)
+                if depth == most or all(len(a) < depth or len(b) >= key.k for a, b in rows):
+                    return [row[: key.k] for row in kept]
+                depth = min(2 * depth, most)
+
+    def _nearest(
+        self, searcher: Searcher, key: SearchKey, vectors: Any, fine: Any, k: int
+    ) -> list[list[Hit]]:
+        return searcher.search_embeds(
+            vectors, k, key.patch_size,
+            refine_patch_size=key.refine_patch_size, refine_embeds=fine,
+            candidates=key.candidates, where=json.loads(key.where) if key.where else None,
+            nprobe=key.nprobe, ef=key.ef,
+        )  # fmt: skip
 
     async def vector_of(self, name: str, id: int, patch_size: int) -> Float[np.ndarray, " d"]:
         """What the index holds of one image."""
@@ -283,8 +289,15 @@ def _row(snapshot: Any, id: int) -> list[tuple[int, dict[str, Any]]]:
 def _without_duplicates(
     searcher: Searcher, found: list[list[Hit]], patch_size: int
 ) -> list[list[Hit]]:
+    """Less the hits that are like better ones, and those that are gone since they were found."""
+    snapshot = searcher.snapshot
     ids = [hit.id for row in found for hit in row]
-    vectors = searcher.vectors(ids, patch_size)
+    try:
+        vectors = snapshot.vectors(ids, patch_size)
+    except KeyError:  # it is a later one than was searched
+        there = set(snapshot.ids().tolist())
+        found = [[hit for hit in row if hit.id in there] for row in found]
+        vectors = snapshot.vectors([hit.id for row in found for hit in row], patch_size)
     kept, start = [], 0
     for row in found:
         own = vectors[start : start + len(row)]
@@ -296,23 +309,9 @@ def _without_duplicates(
 def distinct(
     vectors: Float[np.ndarray, "n d"], threshold: float = DUPLICATE
 ) -> Int[np.ndarray, " m"]:
-    """The first of every group of near-duplicates, in order. Groups are connected: what is like a
-    member belongs to them, as in clip-retrieval."""
+    """Those that are not like any before them, in order: what more vectors follow changes nothing,
+    so that pages join."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(norms, 1e-12)
-    alike = unit @ unit.T >= threshold
-    np.fill_diagonal(alike, True)
-    first = np.ones(len(vectors), bool)
-    seen = np.zeros(len(vectors), bool)
-    for row in np.flatnonzero(alike.sum(axis=1) > 1):
-        if seen[row]:
-            continue
-        group = np.zeros(len(vectors), bool)
-        border = alike[row]
-        while border.any():
-            group |= border
-            border = alike[border].any(axis=0) & ~group
-        seen |= group
-        first[group] = False
-        first[row] = True
-    return np.flatnonzero(first)
+    alike = np.tril(unit @ unit.T >= threshold, -1)
+    return np.flatnonzero(~alike.any(axis=1))

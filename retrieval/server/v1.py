@@ -122,7 +122,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> dict[str, Any
         raise RequestError(400, f"k: k and offset together may be at most {limits.max_k}")
     patches = choose_patches(searcher, name, asked)
     wanted = asked.offset + asked.k
-    depth = min(limits.max_k, wanted + 1 if not asked.deduplicate else 2 * wanted + 20)
+    depth = min(limits.max_k, wanted + 1)  # one more tells whether there is a next page
     if patches.refine is not None:
         if asked.candidates > limits.max_candidates:
             raise RequestError(400, f"candidates: at most {limits.max_candidates}")
@@ -137,7 +137,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> dict[str, Any
     )  # fmt: skip
     with service.metrics.timed("full_knn_request_time"):
         hits = await service.search(key, encoding.vector, encoding.fine)
-    more = len(hits) > wanted and wanted < limits.max_k
+    more = len(hits) > wanted
     looked_at = encoding.image_ms > 0
     return {
         "index": name,
