@@ -18,6 +18,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
+from data.intact import file_digest
 from retrieval.kinds import Kind, cells_of, held_as, kind_of, new_index, num_training
 from retrieval.pieces import BLOCK_ROWS, Piece, checked_schema, conform, cut
 from retrieval.tune import QUERIES
@@ -34,6 +35,12 @@ def index_file(folder: Path, patch_size: int, number: int) -> Path:
 def rows_file(folder: Path, number: int) -> Path:
     """Where the metadata of segment `number` lie."""
     return folder / "metadata" / f"metadata_{number:04d}.arrow"
+
+
+def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
+    """The files of segment `number`, as its entry in the manifest names them."""
+    files = {f"patch_{size}": index_file(folder, size, number) for size in patch_sizes}
+    return {"metadata": rows_file(folder, number), **files}
 
 
 # ---- write ---------------------------------------------------------------------------------
@@ -61,9 +68,8 @@ def write_segment(
     count = span[1] - span[0]
     kind = held_as(kind, count)
     ids = _write_rows(rows_file(folder, number), pieces, span, schema)
-    entry: dict[str, Any] = {"number": number, "kind": kind, "count": count, "bytes": {}}
+    entry: dict[str, Any] = {"number": number, "kind": kind, "count": count}
     entry["first_id"], entry["last_id"] = int(ids[0]), int(ids[-1])
-    entry["bytes"]["metadata"] = rows_file(folder, number).stat().st_size
     samples = {}
     for patch_size in patch_sizes:
         share = min(1.0, max(num_training(kind, count), 2 * QUERIES) / max(count, 1))
@@ -85,7 +91,9 @@ def write_segment(
         part = file.with_name(file.name + ".part")
         faiss.write_index(index, str(part))
         part.replace(file)
-        entry["bytes"][f"patch_{patch_size}"] = file.stat().st_size
+    files = segment_files(folder, number, patch_sizes)
+    entry["bytes"] = {name: file.stat().st_size for name, file in files.items()}
+    entry["blake2b"] = {name: file_digest(file) for name, file in files.items()}
     return entry, samples
 
 

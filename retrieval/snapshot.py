@@ -4,6 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
+from data.intact import file_digest
 from retrieval.devices import Device, to_gpus
 from retrieval.filters import Selection, Where, matching
 from retrieval.kinds import MAX_GPU, bytes_per_vector, exact_search, search, search_params
 from retrieval.manifest import read_index_manifest
-from retrieval.segments import Segment
+from retrieval.segments import Segment, segment_files
 from retrieval.tune import Tuning
 
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
@@ -88,6 +90,15 @@ class Snapshot:
     def columns(self) -> pa.Schema | None:
         """The metadata's columns and their types, None for an index that holds nothing yet."""
         return self.segments[0].table.schema if self.segments else None
+
+    def check_contents(self) -> None:
+        """Read every file through. Raises `UsageError` for one that is not as it was written."""
+        for entry in self.manifest["segments"]:
+            files = segment_files(self.folder, entry["number"], self.patch_sizes)
+            for name, noted in entry.get("blake2b", {}).items():
+                with suppress(FileNotFoundError):  # a writer has replaced it
+                    if file_digest(files[name]) != noted:
+                        raise UsageError(f"{files[name]} is damaged; build the index again")
 
     # ---- rows ------------------------------------------------------------------------------
 

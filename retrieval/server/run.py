@@ -119,6 +119,7 @@ def load_service(cfg: ServeConfig) -> Service:
     searchers: dict[str, Searcher] = {}
     for name, folder in zip(names, cfg.index, strict=True):
         searcher = Searcher.load(folder, cfg.model, cfg.device)
+        searcher.snapshot.check_contents()
         for model in models:  # of equal models one is kept, and their requests share forwards
             if _same(model, searcher.model):
                 searcher = Searcher.load(folder, model, cfg.device)
