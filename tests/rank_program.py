@@ -78,18 +78,18 @@ def train_case(case: dict) -> None:
 
     from data.pipeline import TrainPipeline
 
-    batches = TrainPipeline.batches
+    parts_of = TrainPipeline.parts
 
     def noted(self, start, steps):
-        for batch in batches(self, start, steps):
+        for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
             if start or case.get("note", True):
                 with seen.open("a") as file:
-                    file.write(json.dumps([batch.step, batch.keys]) + "\n")
-            yield batch
+                    file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
+            yield parts
 
-    TrainPipeline.batches = noted
+    TrainPipeline.parts = noted
     train(cfg, callbacks=[witness], resume=case["resume"])
-    TrainPipeline.batches = batches
+    TrainPipeline.parts = parts_of
 
 
 def main() -> None:
