@@ -244,6 +244,7 @@ def test_knn_service_answers_by_words_picture_and_vector(
 ) -> None:
     (hits,) = searcher.search(["a red bicycle"], k=40)
     assert_same(knn(served, text="a red bicycle"), hits)
+    assert_same(knn(served, text="a red bicycle", indice_name=""), hits)
     vector = searcher.model.encode_text(["a red bicycle"])[0].tolist()
     assert_same(knn(served, embedding_input=vector), hits)
     (alike,) = searcher.search([Image.open(io.BytesIO(picture))], k=40)
@@ -267,7 +268,7 @@ def test_metadata_is_found_by_id_and_what_is_gone_is_left_out(served: Served) ->
     asked = {"ids": [ids[2], 12345678, ids[0]], "indice_name": "drawings"}
     found = served.post("/metadata", asked).json
     assert [one["id"] for one in found] == [ids[2], ids[0]]
-    assert found[0]["metadata"]["caption"] == hits[2]["caption"]
+    assert found[0]["metadata"] == {name: hits[2][name] for name in ("key", "caption", "image")}
     assert served.post("/metadata", {"ids": [], "indice_name": "drawings"}).json == []
 
 

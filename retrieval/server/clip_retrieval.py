@@ -5,6 +5,7 @@ that project's own models: the fields are accepted and change nothing.
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -37,11 +38,13 @@ def routes(service: Service) -> APIRouter:
     @router.post("/metadata", **METADATA)
     async def metadata(request: Request) -> Response:
         asked = await read(request, MetadataRequest)
-        name, _ = service.searcher(asked.indice_name, "indice_name")
+        name, _ = service.searcher(asked.indice_name or None, "indice_name")
         if len(asked.ids) > service.limits.max_k:
             raise RequestError(400, f"ids: at most {service.limits.max_k}")
-        hits = [(id, Hit.of(0.0, row)) for id, row in await service.rows_of(name, asked.ids)]
-        return json_response([{"id": id, "metadata": columns_of(hit)} for id, hit in hits])
+        rows = await service.rows_of(name, asked.ids)
+        entries = await _entries(service, [Hit.of(0.0, row) for _, row in rows])
+        found = [{"id": id, "metadata": e} for (id, _), e in zip(rows, entries, strict=True)]
+        return json_response(found)
 
     @router.get("/indices-list", summary="Names of the indexes")
     async def indices_list() -> Response:
@@ -68,7 +71,8 @@ def term_of(asked: KnnRequest) -> Term:
 
 
 async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
-    name, searcher = service.searcher(asked.indice_name, "indice_name")
+    # "" comes from clip-retrieval's page before it knows the names of the indexes
+    name, searcher = service.searcher(asked.indice_name or None, "indice_name")
     if asked.modality != "image":
         raise RequestError(400, f"modality: {asked.modality[:20]!r}; allowed: image")
     size = min(searcher.patch_sizes)
@@ -79,14 +83,26 @@ async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
     encoding = await encode(service, name, [term], Patches(size, size))
     key = SearchKey(name, size, k, deduplicate=asked.deduplicate)
     hits = await service.search(key, encoding.vector)
-    shown = hits[: min(asked.num_images, MAX_IMAGES)]
-    places = [Place(hit.shard, hit.offset, hit.size) for hit in shown]
+    entries = await _entries(service, hits[: asked.num_images])
+    entries += [{} for _ in hits[len(entries) :]]
+    return [
+        {**entry, "id": hit.id, "similarity": hit.similarity}
+        for hit, entry in zip(hits, entries, strict=True)
+    ]
+
+
+async def _entries(service: Service, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """What is known of each, and a small JPEG of the first `MAX_IMAGES`.
+
+    A column that holds nothing is left out: the page would take a null `url` for an address.
+    """
+    places = [Place(hit.shard, hit.offset, hit.size) for hit in hits[:MAX_IMAGES]]
     jpegs = await service.small_jpegs(places, SIDE)
-    found: list[dict[str, Any]] = []
-    for number, hit in enumerate(hits):
-        entry = columns_of(hit) if number < asked.num_images else {}
-        if number < len(jpegs) and (jpeg := jpegs[number]) is not None:
+    entries = [
+        {name: value for name, value in columns_of(hit).items() if value is not None}
+        for hit in hits
+    ]
+    for entry, jpeg in zip(entries, jpegs, strict=False):
+        if jpeg is not None:
             entry["image"] = base64.b64encode(jpeg).decode()
-        entry["id"], entry["similarity"] = hit.id, hit.similarity
-        found.append(entry)
-    return found
+    return entries
