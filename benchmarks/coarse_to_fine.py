@@ -1,13 +1,13 @@
 """Coarse to fine: how much of the fine patch size's quality, for how much of its compute.
 
-    python benchmarks/coarse_to_fine.py [--coarse 56] [--fine 14]
+    python benchmarks/coarse_to_fine.py [--sizes 56 32 28 16]
 
-The corpus: the 5,804 default drawings, among 45,000 icons of other artists (`icons.py`), which are
+The corpus: the 5,804 default drawings among 42,372 icons of other artists (`icons.py`), which are
 never a right answer (`make demo` is run where it has not been). 1,000 captions are queries; one is
 found where a drawing of that caption is among the first ten. Compute is GFLOPs: all pictures
-coarse, and every distinct picture that the 1,000 queries refine, over all pictures fine. The same
-queries over fewer pictures show what the size of the corpus does. Fine is the best patch size for
-the other captions among the drawings, unless it is given.
+coarse, and every distinct picture that the 1,000 queries refine, over all pictures fine. Coarse is
+the coarsest size, fine the one of the others that is best for the 645 other captions. The same
+queries among fewer icons show what the size of the corpus does.
 Classification: the held-out sets, each picture once, refined where its margin is small.
 """
 
@@ -16,9 +16,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,24 +51,22 @@ class Corpus:
     table: pa.Table  # id, key, caption, shard
 
     @classmethod
-    def open(cls, folder: Path) -> "Corpus":
+    def open(cls, folder: Path, others: dict[int, np.ndarray]) -> "Corpus":
+        """others: the vectors at other patch sizes."""
         manifest = json.loads((folder / "manifest.json").read_text())
         numbers = range(len(manifest["partitions"]))
-        return cls(
-            {
-                size: np.concatenate([open_vectors(folder, size, n) for n in numbers])
-                for size in manifest["patch_sizes"]
-            },
-            pa.concat_tables([pq.read_table(metadata_file(folder, n)) for n in numbers]),
-        )
+        (size,) = manifest["patch_sizes"]
+        vectors = np.concatenate([open_vectors(folder, size, n) for n in numbers])
+        table = pa.concat_tables([pq.read_table(metadata_file(folder, n)) for n in numbers])
+        return cls({**others, size: vectors}, table)
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def among(self, icons: int) -> "Corpus":
-        """Every drawing, and so many of the icons, always the same ones first."""
-        is_icon = np.array([not caption for caption in self.table["caption"].to_pylist()])
-        crowd = np.random.default_rng(0).permutation(np.flatnonzero(is_icon))[:icons]
+    def among(self, is_icon: np.ndarray, share: float) -> "Corpus":
+        """Every drawing, and a share of the icons, always the same ones first."""
+        crowd = np.random.default_rng(0).permutation(np.flatnonzero(is_icon))
+        crowd = crowd[: round(share * len(crowd))]
         rows = np.sort(np.concatenate([np.flatnonzero(~is_icon), crowd]))
         vectors = {size: rows_of[rows] for size, rows_of in self.vectors.items()}
         return Corpus(vectors, self.table.take(rows))
@@ -125,25 +123,21 @@ def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
     return {"classifier": classifier, "rows": np.array(rows), "labels": np.array(labels)}
 
 
-def retrieval_curve(
+def retrieval_figures(
     retrieval: Retrieval, coarse: int, fine: int, gflops: dict[int, float]
-) -> list[dict]:
-    whole = retrieval.recall_at(fine)
+) -> dict[str, Any]:
+    """Recall alone, the curve over candidates, and the least compute that keeps the quality."""
+    alone = {"coarse": retrieval.recall_at(coarse), "fine": retrieval.recall_at(fine)}
     count = len(retrieval.corpus)
     curve = []
     for candidates in (c for c in CANDIDATES if c <= count):
         found, distinct = retrieval.refined(coarse, fine, candidates)
         compute = (count * gflops[coarse] + len(distinct) * gflops[fine]) / (count * gflops[fine])
-        curve.append(
-            {
-                "candidates": candidates,
-                "refined": len(distinct),
-                "recall_at_10": retrieval.recall(found),
-                "of_fine": retrieval.recall(found) / whole,
-                "compute": compute,
-            }
-        )
-    return curve
+        recall = retrieval.recall(found)
+        row = {"candidates": candidates, "refined": len(distinct), "recall_at_10": recall}
+        curve.append(row | {"of_fine": recall / alone["fine"], "compute": compute})
+    least = cheapest(curve, 1 + gflops[coarse] / gflops[fine])
+    return {"images": count, "recall_at_10": alone, "compute": least, "by_candidates": curve}
 
 
 def classification_curve(
@@ -182,11 +176,12 @@ def cheapest(curve: list[dict], everything: float) -> float:
     return min((p["compute"] for p in curve if p["of_fine"] >= KEPT), default=everything)
 
 
-def check_searcher(retrieval: Retrieval, embeddings: Path, coarse: int, fine: int) -> None:
-    """That `Searcher` finds what the curve counts on, for 20 of the queries."""
-    index = embeddings.with_name(embeddings.name + "_index")
+def check_searcher(retrieval: Retrieval, folder: Path, coarse: int, fine: int) -> None:
+    """That `Searcher`, which encodes the candidates itself, finds what the curve counts on, for 20
+    of the queries."""
+    index = folder / f"index_{coarse}"
     if not index.is_dir():
-        build_index(embeddings, index, kind="flat", device="cpu")
+        build_index(folder / f"patch_{coarse}", index, kind="flat", device="cpu")
     searcher = Searcher.load(index, device="cpu")
     found, _ = retrieval.refined(coarse, fine, 50)
     ids = retrieval.corpus.table["id"].to_numpy()
@@ -213,8 +208,9 @@ def plot(file: Path, curves: dict[str, list[dict]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--coarse", type=int, default=56, help="pixels")
-    parser.add_argument("--fine", type=int, help="pixels; the best on validation when not given")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", help="patch sizes; all of the model's when not given"
+    )
     parser.add_argument("--model", default=str(ROOT / "runs" / "demo" / "model"))
     parser.add_argument("--data", default=str(ROOT / "runs" / "data" / "emoji"))
     parser.add_argument("--folder", default=str(ROOT / "runs" / "coarse_to_fine"))
@@ -224,53 +220,51 @@ def main() -> None:
     data, folder = Path(args.data), Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = LitModel.from_pretrained(args.model)
-    drawings = expand_shards([f"{data}/*/*.tar"])
+    icons = build_icons(folder / "icons")
+    shards = expand_shards([f"{data}/*/*.tar", f"{icons}/*.tar"])
+    coarse, *finer = sorted(args.sizes or model.patch_sizes, reverse=True)
+    corpus = Corpus({}, pa.table({}))
+    for size in (coarse, *finer):  # a folder each, so that one more size costs that size alone
+        embed_shards(model, shards, (size,), folder / f"patch_{size}", model_dir=args.model)
+        corpus = Corpus.open(folder / f"patch_{size}", corpus.vectors)
 
-    def embed(name: str, shards: list[str], sizes: Sequence[int]) -> Corpus:
-        embed_shards(model, shards, sizes, folder / name, model_dir=args.model)
-        return Corpus.open(folder / name)
-
-    alone = embed("drawings", drawings, model.patch_sizes)
-    texts = sorted({text for text in alone.table["caption"].to_pylist() if text})
+    texts = sorted({text for text in corpus.table["caption"].to_pylist() if text})
     np.random.default_rng(0).shuffle(texts)
     half = min(QUERIES, len(texts) * 2 // 3)
-    validation = Retrieval(alone, model, texts[half:])
-    on_validation = {size: validation.recall_at(size) for size in model.patch_sizes}
-    others = {size: value for size, value in on_validation.items() if size != args.coarse}
-    fine = args.fine or max(others, key=lambda size: others[size])
+    validation = Retrieval(corpus, model, texts[half:])
+    on_validation = {size: validation.recall_at(size) for size in (coarse, *finer)}
+    fine = max(finer, key=lambda size: on_validation[size])
 
-    icons = expand_shards([f"{build_icons(folder / 'icons')}/*.tar"])
-    name = f"all_{args.coarse}_{fine}"
-    corpus = embed(name, [*drawings, *icons], (args.coarse, fine))
     retrieval = Retrieval(corpus, model, texts[:half])
-    check_searcher(retrieval, folder / name, args.coarse, fine)
+    check_searcher(retrieval, folder, coarse, fine)
     profile = Profile(model)
-    gflops = {size: profile.gflops(size) for size in model.patch_sizes}
-    everything = 1 + gflops[args.coarse] / gflops[fine]
+    gflops = {size: profile.gflops(size) for size in (coarse, *finer)}
+    is_icon = np.array([not caption for caption in corpus.table["caption"].to_pylist()])
     by_size = []
     for share in SHARES:
-        smaller = corpus.among(round(share * (len(corpus) - len(alone))))
+        smaller = corpus.among(is_icon, share)
         asked = Retrieval(smaller, model, texts[:half], retrieval.queries)
-        curve = retrieval_curve(asked, args.coarse, fine, gflops)
-        whole = {"coarse": asked.recall_at(args.coarse), "fine": asked.recall_at(fine)}
-        row = {"images": len(smaller), "recall_at_10": whole}
-        by_size.append(row | {"compute": cheapest(curve, everything), "by_candidates": curve})
-    sets = [labelled(alone, data / name, model) for name in ("heldout_captions", "heldout_style")]
-    top1, margins = classification_curve(alone, sets, args.coarse, fine, gflops)
+        by_size.append(retrieval_figures(asked, coarse, fine, gflops))
+    by_fine = {size: retrieval_figures(retrieval, coarse, size, gflops) for size in finer}
+    sets = [labelled(corpus, data / name, model) for name in ("heldout_captions", "heldout_style")]
+    top1, margins = classification_curve(corpus, sets, coarse, fine, gflops)
     figures = {
         "model": os.path.relpath(args.model, ROOT),
-        "coarse": args.coarse,
+        "coarse": coarse,
         "fine": fine,
+        "images": len(corpus),
         "queries": half,
         "gflops": gflops,
         "validation_recall_at_10": on_validation,
-        "by_size": by_size,
+        "by_number_of_images": by_size,
+        "by_fine_patch_size": by_fine,
         "top1": top1,
         "by_margin": margins,
     }
     largest = by_size[-1]
     missed = largest["recall_at_10"]["coarse"] / largest["recall_at_10"]["fine"]
     images = f"among {len(corpus):,} images"
+    everything = 1 + gflops[coarse] / gflops[fine]
     targets = [
         Target(f"coarse recall@10, of fine, {images}", f"<= {KEPT}", missed),
         Target(

@@ -4,6 +4,7 @@ Every loss is a sum over images weighted by `Targets.weight`, so shares of chunk
 to the mean over the global batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +39,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name in ("kl", "features", "labels"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"--loss.{name} {getattr(self, name)}: must be at least 0")
         if not self.kl + self.features + self.labels:
             raise UsageError("--loss.kl, --loss.features and --loss.labels are all 0: weigh one")

@@ -19,6 +19,7 @@ from contrastive.distill_step import STANDARD_FILE, DistillStep, TeacherSource, 
 from contrastive.flexify_config import FlexifyConfig, check_labels, check_losses
 from contrastive.optim import learning_rate
 from contrastive.run import (
+    check_finite,
     claim_folder,
     draw_patch_size,
     find_checkpoint,
@@ -121,6 +122,7 @@ def flexify(
             with log.paused():
                 with whole_parameters(student):
                     exported.load_state_dict(tower.state_dict())
+                check_finite(step, exported)
                 table = validation(exported, patch_sizes) if due else None
                 if table:
                     log.write(step, table.figures())

@@ -41,7 +41,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("eps", self.eps)):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise UsageError(f"--optim.{name} {value}: must be above 0")
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:

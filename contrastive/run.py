@@ -12,7 +12,8 @@ from torch import nn
 from contrastive import distributed
 from contrastive.checkpoint import newest_checkpoint
 from contrastive.config import RunConfig, save_config
-from data.errors import UsageError
+from contrastive.runlog import DIVERGED
+from data.errors import DataError, UsageError
 
 
 def draw_patch_size(
@@ -66,6 +67,13 @@ def claim_folder(
                 shutil.rmtree(cfg.folder / name, ignore_errors=True)
         save_config(cfg, cfg.folder, resumed=checkpoint is not None)
     distributed.barrier()
+
+
+def check_finite(step: int, module: nn.Module) -> None:
+    """Raises `DataError` where a parameter is not finite: such a model is not saved."""
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise DataError(f"step {step}: {name} is not finite; {DIVERGED}")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a run says: a progress bar, metrics.jsonl and TensorBoard, all from rank 0."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ import torch
 from tqdm import tqdm
 
 from contrastive import distributed
+from data.errors import DataError
+
+DIVERGED = "start again with a lower --optim.lr, or more --optim.warmup-steps"
 
 
 class RunLog:
@@ -55,12 +59,15 @@ class RunLog:
         return step % self.log_every == 0 or step == self.steps
 
     def line(self, step: int, **figures: float | int) -> None:
-        """Write the means since the last line. All ranks call it."""
+        """Write the means since the last line. All ranks call it. Raises `DataError` on all of them
+        where the loss is not finite."""
         seconds = time.perf_counter() - self._since
         own_pairs = torch.full_like(self._loss, self._pairs, dtype=torch.float64)
         sums = torch.stack([self._loss.double(), own_pairs])
         loss, pairs = distributed.all_reduce_sum(sums).tolist()
         loss /= self._steps_since
+        if not math.isfinite(loss):
+            raise DataError(f"step {step}: the loss is {loss}; {DIVERGED}")
         for met in distributed.gather_objects(self._met):
             for kind, count in met.items():
                 self._skipped[kind] = self._skipped.get(kind, 0) + count

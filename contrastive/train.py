@@ -16,6 +16,7 @@ from contrastive.features import FeatureSource, fill_texts
 from contrastive.lit import LitModel, TextSide
 from contrastive.optim import learning_rate
 from contrastive.run import (
+    check_finite,
     claim_folder,
     draw_patch_size,
     find_checkpoint,
@@ -129,6 +130,7 @@ def _save_model(
 ) -> None:
     """The portable `model/` folder with its card, replaced as a whole."""
     with whole_parameters(model.text):
+        check_finite(step, model.text)
         if distributed.is_main():
             run = json.loads((cfg.folder / "config.json").read_text())
             card = Card(

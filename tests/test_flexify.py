@@ -23,7 +23,7 @@ from contrastive.student import StudentConfig, TeacherConfig, build_student
 from contrastive.tokens import TokenConfig
 from contrastive.vision import TowerConfig, build_vision_tower
 from contrastive.zero import ZeroConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.pipeline import DataConfig
 from launcher import ROOT, deepspeed
 
@@ -517,3 +517,10 @@ def test_a_teacher_without_a_head_cannot_teach_classes(pictures, tmp_path):
     cfg = config(tmp_path, pictures, teacher=TeacherConfig("dinov2s"))
     with pytest.raises(UsageError, match=r"--teacher\.tower dinov2s has no class head; allowed"):
         flexify(dataclasses.replace(cfg, student=StudentConfig()))
+
+
+def test_a_student_that_diverges_is_not_saved(pictures: Path, tmp_path: Path) -> None:
+    optim = OptimConfig(name="sgd", lr=1e30, clip_norm=0.0)
+    with pytest.raises(DataError, match=r"step \d: .*lower --optim\.lr"):
+        flexify(config(tmp_path, pictures, optim=optim))
+    assert not (tmp_path / "run" / "model").exists()

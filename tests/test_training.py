@@ -20,7 +20,7 @@ from contrastive.optim import OptimConfig
 from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
 from contrastive.train import train
 from contrastive.zero import ZeroConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.pipeline import DataConfig
 from launcher import deepspeed
 
@@ -348,3 +348,15 @@ def test_a_global_batch_above_a_chunk_needs_no_flag(tiny_text, emoji_shards, tmp
         )
         found[chunk] = weights(train(cfg))
     assert relative(flat(found[0], "text."), flat(found[300], "text.")) <= 1e-5
+
+
+@pytest.mark.parametrize("log_every", [1, 10])  # told by the loss, and by the weights before a save
+def test_a_run_that_diverges_stops_and_saves_nothing(
+    log_every: int, emoji_shards: Path, tiny_text: str, tmp_path: Path
+) -> None:
+    optim = OptimConfig(name="sgd", lr=1e30, clip_norm=0.0)
+    cfg = config(tmp_path, "run", tiny_text, emoji_shards, 0, optim=optim, log_every=log_every)
+    with pytest.raises(DataError, match=r"step \d: .*lower --optim\.lr"):
+        train(dataclasses.replace(cfg, steps=6, checkpoint_every=3))
+    assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
