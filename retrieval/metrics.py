@@ -57,18 +57,21 @@ def bootstrap_interval(
     """95% interval of sum(hits) / sum(totals): percentiles over `draws` samples of whole clusters.
 
     The clusters that have observations are drawn with replacement, as many as there are (Efron and
-    Tibshirani, 1993, chapter 13). A pure function of its arguments; None for fewer than two.
+    Tibshirani, 1993, chapter 13); what is drawn is how many of each kind, those with equal numbers
+    being one kind. A pure function of its arguments; None for fewer than two.
     """
     seen = totals > 0
     hits, totals = hits[seen], totals[seen]
     if len(totals) < 2:
         return None
+    kinds, count = np.unique(np.stack([hits, totals], axis=1), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    shares = np.full(len(totals), 1 / len(totals))
-    values = []
-    for _ in range(draws):
-        often = rng.multinomial(len(totals), shares)
-        values.append(float(often @ hits) / float(often @ totals))
+    block = max(1, 2**20 // len(kinds))
+    sums = [
+        rng.multinomial(len(totals), count / len(totals), min(block, draws - start)) @ kinds
+        for start in range(0, draws, block)
+    ]
+    values = np.divide(*np.concatenate(sums).T)
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
 
@@ -221,7 +224,7 @@ def _recall_one_way(
         )
         keys = rows[:, None] * len(candidates) + nearest
         places = np.minimum(np.searchsorted(right_keys, keys), len(right_keys) - 1)
-        right = right_keys[places] == keys
+        right = (right_keys[places] == keys) & (nearest >= 0)  # FAISS says -1 where it found none
         np.add.at(totals, clusters[rows], 1.0)
         for k in ks:
             np.add.at(hits[k], clusters[rows], right[:, :k].any(axis=1).astype(np.float64))

@@ -76,3 +76,10 @@ def test_shards_without_class_names_are_refused(emoji_shards: Path, tmp_path: Pa
     (copy / "classnames.txt").unlink()
     with pytest.raises(UsageError, match=r"has no classnames\.txt"):
         load_dataset("shards", copy)
+
+
+def test_caltech_256s_numbers_are_no_part_of_its_class_names(tmp_path: Path) -> None:
+    folders = ["001.ak47", "003.backpack", "251.airplanes-101", "257.clutter"]
+    make_tree(tmp_path / "caltech256/256_ObjectCategories", folders)
+    dataset = load_dataset("caltech256", tmp_path)
+    assert dataset.class_names == ["ak47", "backpack", "airplanes", "clutter"]

@@ -1,6 +1,7 @@
 """Accuracy and recall against brute force, and standard errors against the bootstrap."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from retrieval.metrics import (
     ClassCounts,
+    bootstrap_interval,
     caption_pairs,
     recall_at_k,
     share_of_counts,
@@ -44,6 +46,24 @@ def test_standard_error_matches_a_bootstrap_over_classes() -> None:
     assert estimate.standard_error == pytest.approx(bootstrap, rel=0.05)
     independent = math.sqrt(estimate.value * (1 - estimate.value) / sizes.sum())
     assert estimate.standard_error > 1.3 * independent
+
+
+def test_the_interval_is_that_of_drawing_clusters_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    totals = rng.integers(1, 5, 60).astype(np.float64)
+    hits = rng.binomial(totals.astype(np.int64), 0.6).astype(np.float64)
+    often = rng.multinomial(60, np.full(60, 1 / 60), 20_000)
+    one_by_one = np.percentile(often @ hits / (often @ totals), (2.5, 97.5))
+    interval = bootstrap_interval(hits, totals, draws=20_000)
+    assert interval == pytest.approx(one_by_one, abs=0.005)
+    assert interval == bootstrap_interval(hits, totals, draws=20_000)
+
+
+def test_the_interval_of_100_000_classes_takes_no_time() -> None:
+    hits = np.random.default_rng(0).integers(0, 10, 100_000).astype(np.float64)
+    start = time.process_time()
+    assert bootstrap_interval(hits, np.full(100_000, 10.0))
+    assert time.process_time() - start < 3
 
 
 def test_accuracy_of_parts_adds_up_to_that_of_the_whole() -> None:
@@ -96,6 +116,14 @@ def test_every_image_that_carries_a_caption_is_right_for_it() -> None:
         assert found.text_to_image[k].value == pytest.approx(
             brute_force_recall(scores.T, right.T, k)
         )
+
+
+def test_an_embedding_of_nan_finds_nothing() -> None:
+    images = np.eye(4, dtype=np.float32)
+    images[1] = np.nan
+    pairs = np.array([[0, 3], [1, 1], [2, 2], [3, 0]])
+    found = recall_at_k(images, np.eye(4, dtype=np.float32), pairs, ks=(1,))
+    assert found.image_to_text[1].value == 0.25  # image 2 alone
 
 
 def test_images_with_the_same_captions_are_one_cluster() -> None:

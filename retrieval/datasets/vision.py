@@ -109,9 +109,9 @@ def _load(factory: str, root: Path) -> Any:
 
 def _clean(name: Any) -> str:
     """`tench` for ("tench", "Tinca tinca"), `abbey` for /a/abbey, `church outdoor` for
-    church/outdoor; F-16A/B stays."""
+    church/outdoor, `airplanes` for 251.airplanes-101; F-16A/B stays."""
     first = name if isinstance(name, str) else name[0]
-    plain = re.sub(r"^/[a-z]/", "", first).replace("_", " ")
+    plain = re.sub(r"^/[a-z]/|^\d{3}\.|(?<=[a-z])-101$", "", first).replace("_", " ")
     return re.sub(r"(?<=[a-z])/(?=[a-z])", " ", plain).strip()
 
 
