@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import TINY_TOWER
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
@@ -47,8 +48,33 @@ def test_files_of_something_else_are_refused(towers, tmp_path):
     save_delta(tower, base, TINY_TOWER, file)
     with pytest.raises(UsageError, match="does not have"):
         apply_delta(load_vision_tower("dinov2s"), file)
+    with pytest.raises(UsageError, match="from another tower; expected the base bigvision:"):
+        apply_delta(tower, file)
+    save_file(load_file(file), file, {"format": "1", "base": "", "vision": vision_of(file)})
+    with pytest.raises(UsageError, match="no difference of towers: 'base_weights'"):
+        apply_delta(base, file)
     with pytest.raises(UsageError, match="other parameters"):
         save_delta(tower, load_vision_tower("dinov2s"), "dinov2s", file)
+
+
+def vision_of(file):
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()["vision"]
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_a_difference_that_float16_cannot_hold_is_refused(towers, tmp_path, value):
+    base, tower = towers
+    with torch.no_grad():
+        tower.net.norm.bias[3] += value
+    with pytest.raises(UsageError, match=r"norm\.bias differs by nan or by more than float16"):
+        save_delta(tower, base, TINY_TOWER, tmp_path / "changed.safetensors")
+
+
+def test_a_file_that_cannot_be_written_is_named(towers, tmp_path):
+    base, tower = towers
+    with pytest.raises(UsageError, match=r"no/changed\.safetensors cannot be written"):
+        save_delta(tower, base, TINY_TOWER, tmp_path / "no" / "changed.safetensors")
 
 
 def test_the_offline_default_is_dinov2s_but_for_its_difference():
