@@ -1,6 +1,7 @@
 """A tower at one patch size as other people's programs read it."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
 
 def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
     """Write `model.safetensors` and timm's `config.json`: `timm.create_model("local-dir:FOLDER",
-    pretrained=True)` reads them."""
+    pretrained=True)` reads them. The folder is written under a temporary name and renamed."""
     if not tower.flexible:
         raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
     net = timm_net(tower, patch_size)
@@ -66,11 +67,17 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
         "crop_mode": "center",
     }
     source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
-    save_for_hf(
-        net,
-        str(folder),
-        model_config={"pretrained_cfg": source},
-        model_args=args,
-        data_config=data,
-        safe_serialization=True,
-    )
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        save_for_hf(
+            net,
+            str(part),
+            model_config={"pretrained_cfg": source},
+            model_args=args,
+            data_config=data,
+            safe_serialization=True,
+        )
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -13,6 +14,16 @@ class UsageError(ValueError):
 
 class DataError(RuntimeError):
     """Data that cannot be used, where the user asked not to skip it. One sentence."""
+
+
+def make_folder(path: str | Path) -> None:
+    """Create the folder that --out names; `UsageError` where it cannot be written in."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be a folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"--out {path} cannot be written in")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contrastive import LitModel
 from contrastive.export import export_model
 from contrastive.export_timm import export_timm
 from contrastive.vision import load_vision_tower
-from data.errors import UsageError, exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error, make_folder
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def main() -> None:
         out = Path(args.out)
         if out.exists():
             raise UsageError(f"--out {args.out} exists; name a new folder")
+        make_folder(out.parent)
         if args.to == "timm":
             export_timm(load_vision_tower(args.model), args.patch_size, out)
             print(f"wrote {args.out}")

@@ -1,8 +1,11 @@
 """Handing over: other libraries load what was written, and compute what we compute."""
 
 import json
+import runpy
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -16,10 +19,12 @@ from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProces
 
 from contrastive import LitModel, load_vision_tower
 from contrastive.export import MIN_COSINE, export_model
+from contrastive.export_timm import export_timm
 from contrastive.lit import LossConfig, TextSide
 from contrastive.text import TextConfig, TextEncoder, load_text_tower
 from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
 from data.errors import UsageError
+from launcher import ROOT
 
 TEXTS = ["a red bicycle", "two dogs", "the sun and a happy cat " * 12]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -195,6 +200,29 @@ def test_what_a_format_cannot_express_is_one_sentence(
     with pytest.raises(UsageError, match=sentence):
         export_model(model, to, patch_size, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stops_an_export_to_timm_leaves_nothing(tmp_path, monkeypatch):
+    def write_half(net, folder, **_):
+        Path(folder).mkdir()
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contrastive.export_timm.save_for_hf", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        export_timm(tiny_vit(), 28, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_inside_a_file_is_refused_before_a_model_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file/x")
+    flags = ["--model", "none", "--to", "timm", "--patch-size", "28", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["export.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "launch/export.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    assert "file cannot be a folder: File exists" in capsys.readouterr().err
 
 
 def test_register_tokens_have_no_place_in_open_clip(tiny_text, tmp_path):
