@@ -13,7 +13,7 @@ from contrastive.recipes import RECIPES, build_recipe, default_data
 from contrastive.train import Callback, train
 from data.errors import exit_on_usage_error
 from retrieval import evaluate
-from retrieval.datasets import EvalDataset, load_named
+from retrieval.datasets import EvalDataset, load_named, tell_apart
 
 
 def evaluators(cfg: TrainConfig) -> list[Callback]:
@@ -31,7 +31,9 @@ def evaluators(cfg: TrainConfig) -> list[Callback]:
 
         return run
 
-    return [evaluator(load_named(text)) for text in cfg.eval_data]
+    datasets = [load_named(text) for text in cfg.eval_data]
+    roots = [text.rpartition(":")[2] for text in cfg.eval_data]
+    return [evaluator(dataset) for dataset in tell_apart(datasets, roots)]
 
 
 def main() -> None:

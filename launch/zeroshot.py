@@ -20,12 +20,12 @@ import tyro
 
 from contrastive.distributed import barrier, device, init_from_launcher, is_main, shutdown
 from contrastive.lit import LitModel
-from data.errors import exit_on_usage_error
+from data.errors import exit_on_usage_error, make_folder
 from data.samples import OnError
-from retrieval.datasets import load_dataset
-from retrieval.embed import check_patch_sizes
-from retrieval.evaluate import evaluate
-from retrieval.report import Report, measure_costs
+from retrieval.datasets import load_dataset, tell_apart
+from retrieval.embed import check_batches, check_patch_sizes
+from retrieval.evaluate import check_captions, evaluate
+from retrieval.report import DatasetResult, Report, measure_costs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Args:
     patch_sizes: tuple[int, ...] = ()
     """Pixels; all of the model's when not given."""
     recall: bool = False
-    """Also recall@k between images and captions (shards with captions; retrieval sets always)."""
+    """Also recall@k between images and captions (shards with captions; retrieval sets always);
+    images without any count for the accuracy alone."""
     out: str = ""
     """Folder for report.json, report.md, report.txt and accuracy.png."""
     batch_size: int = 64
@@ -56,25 +57,32 @@ def main() -> None:
     init_from_launcher()
     args = tyro.cli(Args, description=__doc__)
     with exit_on_usage_error():
+        check_batches(args.batch_size, args.num_workers)
+        if args.out:
+            make_folder(args.out)
         several = len(args.root) > 1
         datasets = [
             load_dataset(args.dataset, root, Path(root).resolve().name if several else "")
             for root in args.root
         ]
+        datasets = tell_apart(datasets, args.root)
+        for dataset in datasets if args.recall else ():
+            check_captions(dataset)
         model = LitModel.from_pretrained(args.model, device=device())
         sizes = check_patch_sizes(model, args.patch_sizes)
-        results = [
-            evaluate(
-                model, dataset, sizes, args.recall, args.batch_size, args.num_workers, args.on_error
-            )
-            for dataset in datasets
-        ]
+        costs = measure_costs(model, sizes) if is_main() else []
         barrier()
-        if is_main():
-            report = Report(args.model, measure_costs(model, sizes), results)
-            print(report.text())
-            for file in report.save(args.out) if args.out else []:
-                print(file)
+        how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error)
+        results: list[DatasetResult] = []
+        try:
+            for dataset in datasets:
+                results.append(evaluate(model, dataset, *how))
+        finally:  # what is finished stays, whatever comes after it
+            if is_main() and results:
+                report = Report(args.model, costs, results)
+                print(report.text())
+                for file in report.save(args.out) if args.out else []:
+                    print(file)
         barrier()
     shutdown()
 

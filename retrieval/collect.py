@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from contrastive.distributed import gather_objects, is_main, world_size
 from data.batch import EvalBatch
 from data.captions import concept_id
-from data.errors import UsageError
 from retrieval.metrics import Recall, recall_at_k
 
 Encode = Callable[[list[str]], Float[np.ndarray, "b d"]]
@@ -45,14 +44,18 @@ class RecallCollector:
         self._num_texts = 0
 
     def add(self, batch: EvalBatch, embeds: Mapping[int, Float[np.ndarray, "b d"]]) -> None:
-        """embeds: patch size -> unit-norm embeddings of the batch's images."""
+        """embeds: patch size -> unit-norm embeddings of the batch's images.
+
+        Images without a caption are left out.
+        """
+        told = [row for row, captions in enumerate(batch.captions) if captions]
         first = len(self._positions)
-        self._positions.extend((batch.shard << 40) + int(index) for index in batch.indices)
+        self._positions.extend((batch.shard << 40) + int(batch.indices[row]) for row in told)
         for size, rows in embeds.items():
-            self._embeds[size].append(rows)
+            self._embeds[size].append(rows[told])
         with self._captions.open("a", encoding="utf-8") as file:
-            for owner, captions in enumerate(batch.captions, first):
-                for caption in captions:
+            for owner, row_told in enumerate(told, first):
+                for caption in batch.captions[row_told]:
                     self._owners.append(owner)
                     row = self._num_texts
                     if self._row_of is not None:
@@ -62,10 +65,14 @@ class RecallCollector:
                         self._num_texts += 1
                     self._rows.append(row)
 
+    def __len__(self) -> int:
+        """This rank's images with captions."""
+        return len(self._positions)
+
     def recall(self, encode: Encode) -> dict[int, Recall]:
         """Patch size -> recall, on every rank. Ranks call it together, and `encode` equally often.
 
-        Raises `UsageError` where no image has a caption.
+        {} where no image has a caption.
         """
         self._encode(encode)
         order = _Order.of_ranks(
@@ -75,7 +82,7 @@ class RecallCollector:
             None if self._row_of is None else np.array(list(self._row_of), np.int64),
         )
         if not len(order.pairs):
-            raise UsageError("recall needs captions, and no image has any")
+            return {}
         texts = self._gather(self._texts, order.texts)
         found = {}
         for size, file in self._embeds.items():

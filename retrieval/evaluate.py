@@ -38,15 +38,25 @@ def evaluate(
     """Top-1 and top-5 accuracy and mean per-class recall (where the set has class names and, for
     the latter, one class for each image), and recall@1/5/10 both ways.
 
-    patch_sizes: none means all of the model's. recall: needs captions; a retrieval set's is always
-    measured. Ranks share the images; each returns the result of all, equal to one process's.
-    Embeddings for the recall wait in the system's temporary folder (TMPDIR). Raises `UsageError`
-    for a label outside the class names, or nothing to evaluate.
+    patch_sizes: none means all of the model's. recall: of the images that have captions; a
+    retrieval set's is always measured. Ranks share the images; each returns the result of all,
+    equal to one process's. Embeddings for the recall wait in the system's temporary folder
+    (TMPDIR). Raises `UsageError` for a label outside the class names, or nothing to evaluate.
     """
+    if recall:
+        check_captions(dataset)
     with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
         recall = recall or dataset.captioned
-        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, recall)
+        needed = recall and not dataset.class_names
+        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, needed)
         return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
+
+
+def check_captions(dataset: EvalDataset) -> None:
+    """Raise `UsageError` where it is known that recall cannot be measured; of shards it is not."""
+    images = dataset.images
+    if images is not None and not any(images.captions(row) for row in range(len(images))):
+        raise UsageError(f"--recall needs captions, and no image of {dataset.name} has any")
 
 
 def _evaluate(
@@ -88,6 +98,10 @@ def _evaluate(
     num_images = sum(gather_objects(num_images))
     if not num_images:
         raise UsageError(f"{dataset.name} has no image that can be read")
+    found = collector.recall(partial(_encode_texts, model)) if recall else {}
+    if not found and classifier is None:
+        raise UsageError(f"recall needs captions, and no image of {dataset.name} has any")
+    captioned = sum(gather_objects(len(collector)))
     return DatasetResult(
         name=dataset.name,
         num_images=num_images,
@@ -101,7 +115,8 @@ def _evaluate(
             if classifier and not dataset.accepted
             else {}
         ),
-        recall=collector.recall(partial(_encode_texts, model)) if recall else {},
+        recall=found,
+        uncaptioned=num_images - captioned if recall else 0,
     )
 
 

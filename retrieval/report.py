@@ -44,6 +44,7 @@ class DatasetResult:
     class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch -> mean over classes
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
+    uncaptioned: int = 0  # images that recall, which was asked for, leaves out
 
     def figures(self) -> dict[str, float]:
         """All shares by name, `pets/p28/top1`, and how many images were not read."""
@@ -163,6 +164,8 @@ class Report:
                 note += f", {d.empty_classes:,} of them without images"
             if d.left_out:
                 note += f"; left out, as its protocol wants it: {d.left_out:,}"
+            if d.uncaptioned:
+                note += f"; without captions, so not in the recall: {d.uncaptioned:,}"
             if d.errors:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
@@ -217,6 +220,7 @@ class Report:
                     "errors": dict(d.errors),
                     "left_out": d.left_out,
                     "empty_classes": d.empty_classes,
+                    "uncaptioned": d.uncaptioned,
                     "accuracy": {
                         str(size): _plain(by_k, "top") for size, by_k in d.accuracy.items()
                     },

@@ -9,7 +9,7 @@ from PIL import Image
 
 from contrastive.lit import LitModel
 from data.errors import DataError, UsageError
-from retrieval.datasets import load_dataset
+from retrieval.datasets import load_dataset, tell_apart
 
 
 def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
@@ -25,7 +25,8 @@ def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
 def test_class_folders_are_named_and_labelled_by_their_sorted_names(
     tmp_path: Path, tiny_model: LitModel
 ) -> None:
-    dataset = load_dataset("folder", make_tree(tmp_path / "pets", ["red_fox", "cat"]))
+    root = make_tree(tmp_path / "pets", ["red_fox", "cat", ".ipynb_checkpoints"])
+    dataset = load_dataset("folder", root)
     assert dataset.name == "pets"
     assert dataset.class_names == ["cat", "red fox"]
     (batch,) = dataset.reader(tiny_model.transform, num_workers=0)
@@ -33,6 +34,15 @@ def test_class_folders_are_named_and_labelled_by_their_sorted_names(
     assert [Path(key).parent.name for key in batch.keys] == ["cat"] * 2 + ["red_fox"] * 2
     assert batch.images is not None
     assert batch.images.shape == (4, 3, tiny_model.image_size, tiny_model.image_size)
+
+
+def test_sets_of_one_name_are_told_apart_by_the_folder_above(tmp_path: Path) -> None:
+    roots = [str(make_tree(tmp_path / name, ["cat"])) for name in ("a/val", "b/val", "b/test")]
+    datasets = [load_dataset("folder", root) for root in roots]
+    assert [dataset.name for dataset in tell_apart(datasets, roots)] == ["a/val", "b/val", "test"]
+    with pytest.raises(UsageError, match="2 data sets are called a/val"):
+        tell_apart([datasets[0]] * 2, roots[:1] * 2)
+    assert tell_apart([], []) == []
 
 
 def test_unreadable_files_are_counted_or_named(tmp_path: Path, tiny_model: LitModel) -> None:

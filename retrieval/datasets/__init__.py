@@ -1,6 +1,8 @@
 """Evaluation sets as they lie on disk. Nothing is downloaded."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.classes import SIMPLE_TEMPLATES
@@ -10,7 +12,7 @@ from retrieval.datasets.base import EvalDataset, class_folders, labelled_files
 from retrieval.datasets.objectnet import open_objectnet
 from retrieval.datasets.shards import open_shards
 
-__all__ = ["DATASETS", "EvalDataset", "load_dataset", "load_named"]
+__all__ = ["DATASETS", "EvalDataset", "load_dataset", "load_named", "tell_apart"]
 
 Opener = Callable[[str, Path, str], EvalDataset]
 
@@ -57,3 +59,23 @@ def load_named(text: str) -> EvalDataset:
     if not colon:
         return load_dataset("shards", text)
     return load_dataset(kind, root)
+
+
+def tell_apart(datasets: Sequence[EvalDataset], roots: Sequence[str]) -> list[EvalDataset]:
+    """The sets by names of their own: equal names get that of the folder above each root in front.
+
+    Raises `UsageError` where they are equal still.
+    """
+    count = Counter(dataset.name for dataset in datasets)
+    told = [
+        replace(dataset, name=f"{Path(root).resolve().parent.name}/{dataset.name}")
+        if count[dataset.name] > 1
+        else dataset
+        for dataset, root in zip(datasets, roots, strict=True)
+    ]
+    (name, often), *_ = Counter(dataset.name for dataset in told).most_common(1) or [("", 0)]
+    if often > 1:
+        raise UsageError(
+            f"{often} data sets are called {name}; their folders need names that differ"
+        )
+    return told

@@ -124,8 +124,9 @@ def find_folder(root: Path, *names: str) -> Path:
 
 
 def class_folders(root: Path) -> list[str]:
-    """The folders below `root`, sorted. Raises `UsageError` where there are none."""
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    """The folders below `root`, sorted, but for hidden ones. `UsageError` where there are none."""
+    found = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    folders = sorted(name for name in found if not name.startswith("."))
     if not folders:
         raise UsageError(f"{root} has no folders; expected one folder of images per class")
     return folders
