@@ -1,5 +1,6 @@
 """The configuration of a flexify run, and what must fit before it starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from contrastive import distributed
@@ -72,9 +73,23 @@ def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
     """Raise `UsageError` where a label of local shards is no class of the student's head."""
     if not cfg.loss.labels:
         return
-    shards = expand_shards(cfg.data.shards, cfg.data.allow_pipe)
-    shards = [shard for shard in shards if is_local(shard)]
-    labels = {-1}
+    num_classes = tower.net.num_classes
+    for flag, patterns in (("--data.shards", cfg.data.shards), ("--val-shards", cfg.val_shards)):
+        found = _labels(cfg, patterns) if patterns else set()
+        if max(found, default=0) >= num_classes:
+            raise UsageError(
+                f"{flag} hold label {max(found)}, but the student has {num_classes} classes; "
+                f"allowed are labels 0 to {num_classes - 1}, or --student.num-classes "
+                f"{max(found) + 1}"
+            )
+        if found == {-1}:
+            raise UsageError(f"--loss.labels needs KEY.cls members, and {flag} hold none")
+
+
+def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> set[int]:
+    """The labels of local shards, -1 for none; nothing where no shard is local."""
+    shards = [s for s in expand_shards(patterns, cfg.data.allow_pipe) if is_local(s)]
+    labels = {-1} if shards else set[int]()
     mine = shards[distributed.rank() :: distributed.world_size()]
     if mine:
         reader = ShardReader(
@@ -82,12 +97,4 @@ def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
         )
         for batch in reader:
             labels |= set(batch.labels.tolist())
-    found = set().union(*distributed.gather_objects(labels))
-    num_classes = tower.net.num_classes
-    if shards and max(found) >= num_classes:
-        raise UsageError(
-            f"--data.shards hold label {max(found)}, but the student has {num_classes} classes; "
-            f"allowed are labels 0 to {num_classes - 1}, or --student.num-classes {max(found) + 1}"
-        )
-    if shards and found == {-1}:
-        raise UsageError("--loss.labels needs KEY.cls members, and --data.shards hold none")
+    return set[int]().union(*distributed.gather_objects(labels))

@@ -510,6 +510,16 @@ def test_labels_out_of_range_are_refused_before_training(pictures, tmp_path):
     write_tar(tmp_path / "x.tar", [("a.png", png(1))])
     with pytest.raises(UsageError, match=r"needs KEY\.cls members"):
         flexify(config(tmp_path, pictures, data=data))
+    write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("a.cls", b"7")])
+    cfg = config(tmp_path, pictures, val_shards=(str(tmp_path / "x.tar"),))
+    cfg = dataclasses.replace(cfg, loss=DistillConfig(labels=1.0))
+    cfg = dataclasses.replace(cfg, student=dataclasses.replace(cfg.student, num_classes=3))
+    with pytest.raises(UsageError, match=r"--data.shards hold label 9, but the student has 3"):
+        flexify(cfg)
+    write_tar(tmp_path / "low.tar", [("a.png", png(1)), ("a.cls", b"2")])
+    data = dataclasses.replace(cfg.data, shards=(str(tmp_path / "low.tar"),))
+    with pytest.raises(UsageError, match="--val-shards hold label 7, but the student has 3"):
+        flexify(dataclasses.replace(cfg, data=data))
     assert not (tmp_path / "run").exists()
 
 
