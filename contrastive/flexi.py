@@ -7,19 +7,22 @@ antialiasing, always from the stored kernel; position grids by a plain resize.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+Mode = Literal["bilinear", "bicubic"]
+MODES: tuple[str, ...] = get_args(Mode)
+
 
 @dataclass(frozen=True)
 class PositionResize:
     """How a tower's position grid is resized. big_vision: bilinear with antialias."""
 
-    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    mode: Mode = "bilinear"
     antialias: bool = True
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contrastive.families import PlainViT, family_of
 from contrastive.flexi import (
+    MODES,
     PositionResize,
     default_patch_sizes,
     resample_patch_embed,
@@ -26,6 +27,9 @@ from contrastive.flexi import (
 from contrastive.tokens import check_keep, keep_patches
 from data.errors import UsageError
 from data.images import ImageTransform
+
+Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
+LIBRARIES: tuple[str, ...] = get_args(Library)
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,25 @@ class TowerConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     positions: PositionResize = field(default_factory=PositionResize)
-    library: Literal["timm", "transformers", "open_clip", "vit_pytorch"] = "timm"
+    library: Library = "timm"
     projection: int = 0  # width of a bias-free linear map after the pooling, as CLIP has; 0: none
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TowerConfig":
-        values = dict(values)
-        for name in ("patch_sizes", "mean", "std"):
-            values[name] = tuple(values[name])
-        return cls(**{**values, "positions": PositionResize(**values["positions"])})
+    def from_json(cls, values: Any) -> "TowerConfig":
+        """What `VisionTower.describe` gave; `UsageError` for anything else."""
+        try:
+            values = dict(values)
+            mode, library = values["positions"]["mode"], values.get("library", "timm")
+            for value, allowed in ((library, LIBRARIES), (mode, MODES)):
+                if value not in allowed:
+                    raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
+            for name in ("patch_sizes", "mean", "std"):
+                values[name] = tuple(values[name])
+            return cls(**{**values, "positions": PositionResize(**values["positions"])})
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"this is no image tower's configuration: {error!r}") from error
 
 
 class VisionTower(nn.Module):
@@ -107,9 +121,11 @@ class VisionTower(nn.Module):
                     f"size; allowed: {self.patch_sizes[0]}"
                 )
         elif patch_size < 1 or side % patch_size:
+            own = [size for size in self.patch_sizes if size > 0 and side % size == 0]
+            allowed = own or default_patch_sizes(side, self.native_patch_size)
             raise UsageError(
                 f"patch size {patch_size} does not divide the image side of {side} px; "
-                f"allowed at {self.image_size} px: {', '.join(map(str, self.patch_sizes))}"
+                f"allowed at {side} px: {', '.join(map(str, allowed)) or 'none'}"
             )
 
     def forward(

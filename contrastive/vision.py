@@ -37,7 +37,10 @@ def save_vision_tower(
 
 def _load_folder(folder: Path) -> VisionTower:
     config = read_config(folder, "vision")
-    tower = build_vision_tower(TowerConfig.from_json(config["vision"]))
+    try:
+        tower = build_vision_tower(TowerConfig.from_json(config["vision"]))
+    except UsageError as error:
+        raise UsageError(f"{folder}/config.json: {error}") from error
     weights = read_weights(folder / "model.safetensors")
     prefix = "vision."  # a LitModel's folder serves as a tower too
     if any(name.startswith(prefix) for name in weights):

@@ -86,21 +86,35 @@ def load_bigvision(rest: str) -> VisionTower:
     path = existing_file(file)
     if size and not (size.isdigit() and int(size)):
         raise UsageError(f"image size {size!r} in bigvision:{rest} is not a number of pixels")
+    raw = _read_npz(path)
     try:
-        opened = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} is no npz archive: {error}") from error
-    with opened as archive:
-        names = [n for n in archive.files if n.endswith("embedding/kernel")]
-        names = [n for n in names if not n.endswith("pos_embedding/kernel")]
-        if len(names) != 1:
-            raise UsageError(f"{file} holds no big_vision ViT (no single embedding/kernel)")
-        prefix = names[0].removesuffix("embedding/kernel")
-        raw = {
-            n.removeprefix(prefix): torch.from_numpy(archive[n].astype(np.float32))
-            for n in archive.files
-            if n.startswith(prefix)
-        }
+        return _bigvision_tower(raw, rest)
+    except UsageError:
+        raise
+    except (KeyError, IndexError, ValueError, AssertionError) as error:
+        raise UsageError(f"{file} holds no whole big_vision ViT: {error!r}") from error
+
+
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    """The arrays of the one ViT in it, without their prefix."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            names = [n for n in archive.files if n.endswith("embedding/kernel")]
+            names = [n for n in names if not n.endswith("pos_embedding/kernel")]
+            if len(names) == 1:
+                prefix = names[0].removesuffix("embedding/kernel")
+                return {
+                    n.removeprefix(prefix): torch.from_numpy(archive[n].astype(np.float32))
+                    for n in archive.files
+                    if n.startswith(prefix)
+                }
+    except Exception as error:  # a damaged file fails in many ways
+        raise UsageError(f"{file} is no npz archive of arrays: {error!r}") from error
+    raise UsageError(f"{file} holds no big_vision ViT (no single embedding/kernel)")
+
+
+def _bigvision_tower(raw: dict[str, Tensor], rest: str) -> VisionTower:
+    file, _, size = rest.partition("@")
     depth = len({n.split("/")[1] for n in raw if n.startswith("Transformer/encoderblock_")})
     if not depth:
         raise UsageError(f"{file} stores its blocks in an unknown layout (no encoderblock_0)")

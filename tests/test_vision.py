@@ -1,5 +1,7 @@
 """Image towers: parity with the programs their weights come from, and what locking promises."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +247,63 @@ def test_files_that_are_not_its_weights_are_one_sentence(content, suffix, tmp_pa
         save_file({"x": torch.ones(1)}, file)
     with pytest.raises(UsageError, match=r"cannot be read as weights|weights of another model"):
         load_vision_tower(f"timm:vit_tiny_patch16_224@{file}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("truncated", "is no npz archive of arrays: BadZipFile"),
+        ("npy", "is no npz archive of arrays"),
+        ("pos_embedding", r"holds no whole big_vision ViT: KeyError\('pos_embedding'\)"),
+        ("Transformer/encoder_norm/scale", "holds no whole big_vision ViT: KeyError"),
+        ("flat", "holds no whole big_vision ViT: ValueError"),
+    ],
+)
+def test_a_damaged_npz_is_one_sentence(damage, sentence, tmp_path):
+    whole, file = PARITY / "bigvision_flexi_tok_p32_g7.npz", tmp_path / "x.npz"
+    arrays, data = dict(np.load(whole)), whole.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "npy":
+        np.save(tmp_path / "x.npy", np.zeros(3))
+        (tmp_path / "x.npy").rename(file)
+    else:
+        name = next(n for n in arrays if n.endswith(damage)) if damage != "flat" else ""
+        kernel = next(n for n in arrays if n.endswith("embedding/kernel"))
+        arrays.pop(name, None)
+        arrays |= {kernel: arrays[kernel].ravel()} if damage == "flat" else {}
+        np.savez(file, **arrays)
+    with pytest.raises(UsageError, match=sentence):
+        load_vision_tower(f"bigvision:{file}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (None, r"config\.json: this is no image tower's configuration: TypeError"),
+        ({}, r"config\.json: this is no image tower's configuration: KeyError"),
+        ({"library": "foo"}, "has 'foo'; allowed: timm, transformers, open_clip, vit_pytorch"),
+        ({"positions": {"mode": "nearest"}}, "has 'nearest'; allowed: bilinear, bicubic"),
+    ],
+)
+def test_a_configuration_of_no_tower_is_one_sentence(changes, sentence, small_vit, tmp_path):
+    save_vision_tower(build_vision_tower(small_vit), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision"] = {**config["vision"], **changes} if changes else changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=sentence):
+        load_vision_tower(str(tmp_path))
+
+
+def test_patch_sizes_that_are_refused_are_not_offered():
+    config = TowerConfig("vit_tiny_patch16_224", {"img_size": 240}, 240, (60, 7))
+    tower = build_vision_tower(config)
+    with pytest.raises(UsageError, match=r"patch size 7 .*; allowed at 240 px: 60$"):
+        tower.check_patch_size(7)
+    with pytest.raises(UsageError, match=r"image side of 49 px; allowed at 49 px: 7$"):
+        tower.check_patch_size(60, 49)
+    with pytest.raises(UsageError, match=r"allowed at 30 px: 6, 5, 3, 2, 1$"):
+        build_vision_tower(replace(config, patch_sizes=(7,))).check_patch_size(60, 30)
 
 
 def test_a_damaged_folder_is_one_sentence(small_vit, tmp_path):
