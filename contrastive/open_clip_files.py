@@ -9,10 +9,11 @@ import open_clip
 from open_clip.pretrained import _PRETRAINED
 from torch import Tensor
 
-from contrastive.weights import existing_file, read_weights
+from contrastive.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
 
 LOCAL = "local-dir:"
+OUR_RESIZING = ("shortest", "bicubic")  # side, interpolation
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
@@ -26,6 +27,7 @@ class OpenClipCheckpoint:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights: dict[str, Tensor]
+    resizing: tuple[str, str] = OUR_RESIZING
 
     def part(self, tower: str) -> dict[str, Tensor]:
         """Tensors of `visual` or `text`, without that prefix."""
@@ -71,15 +73,18 @@ def _read_folder(folder: Path) -> OpenClipCheckpoint:
     try:
         facts = json.loads(file.read_text())
         pixels = facts.get("preprocess_cfg", {})
-        mean = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
-        std = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
+        mean = pixels.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        std = pixels.get("std", open_clip.OPENAI_DATASET_STD)
+        resizing = pixels.get("resize_mode", "shortest"), pixels.get("interpolation", "bicubic")
         config = facts["model_cfg"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} is no open_clip folder: {file.name}: {error}") from error
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
         raise UsageError(f"{folder} holds no weights; allowed: {' or '.join(WEIGHTS)}")
-    return OpenClipCheckpoint(LOCAL + folder.name, config, mean, std, _weights(found[0]))
+    mean, std = three_numbers(mean, f"mean of {file}"), three_numbers(std, f"std of {file}")
+    weights = _weights(found[0])
+    return OpenClipCheckpoint(LOCAL + folder.name, config, mean, std, weights, resizing)
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

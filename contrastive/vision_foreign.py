@@ -13,12 +13,13 @@ from transformers import (
     SegformerModel,
     SiglipVisionModel,
 )
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import logging as transformers_logging
 
 from contrastive.families import build_net
 from contrastive.tower import TowerConfig, VisionTower
 from contrastive.vision_open_clip import PLAIN_VIT, as_timm, renamed
-from contrastive.weights import existing_file, load_weights, read_weights
+from contrastive.weights import existing_file, load_weights, read_weights, three_numbers
 from data.errors import UsageError
 
 # ---- transformers --------------------------------------------------------------------------
@@ -147,12 +148,22 @@ def _pretrained(cls: Any, name: str, config: Any) -> Any:
 
 def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
     """(mean, std, image side) of the folder's preprocessor; the side is 224 unless it says."""
+    what = f"the image processor of transformers:{name}"
     try:
+        if not get_image_processor_config(name):  # no such file
+            return *default, 224
         processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError):
-        return *default, 224
-    size = dict(processor.size)
-    return tuple(processor.image_mean), tuple(processor.image_std), int(max(size.values()))
+        side = int(max(dict(processor.size).values()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{what} cannot be read: {reason}") from error
+    wanted = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    for key, value in wanted.items():
+        theirs = getattr(processor, key, value)
+        if theirs is None or abs(theirs - value) > 1e-6:
+            raise UsageError(f"{what} has {key} {theirs}; allowed: {value}")
+    mean = three_numbers(processor.image_mean, f"image_mean of {what}")
+    return mean, three_numbers(processor.image_std, f"image_std of {what}"), side
 
 
 # ---- vit-pytorch ---------------------------------------------------------------------------

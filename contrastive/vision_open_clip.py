@@ -5,6 +5,7 @@ any other; what timm cannot express is read whole. The projection to the joint s
 texts belongs to the tower: with the checkpoint's text tower, it gives the checkpoint's cosines.
 """
 
+import sys
 from typing import Any
 
 import open_clip
@@ -12,8 +13,9 @@ import torch
 from open_clip.model import CLIPVisionCfg
 from torch import Tensor
 
+from contrastive.distributed import is_main
 from contrastive.families import build_net
-from contrastive.open_clip_files import read_open_clip
+from contrastive.open_clip_files import OUR_RESIZING, read_open_clip
 from contrastive.tower import TowerConfig, VisionTower
 from contrastive.weights import load_weights
 from data.errors import UsageError
@@ -38,6 +40,9 @@ def load_open_clip(rest: str) -> VisionTower:
         visual = build_net("open_clip", "", args)
     except (KeyError, TypeError, AssertionError, RuntimeError) as error:
         raise UsageError(f"open_clip:{rest} has no image tower: {error}") from error
+    if checkpoint.resizing != OUR_RESIZING and is_main():
+        theirs, ours = " ".join(map(str, checkpoint.resizing)), " ".join(OUR_RESIZING)
+        print(f"open_clip:{rest} resizes pictures by {theirs}, here {ours}", file=sys.stderr)
     side = cfg.image_size if isinstance(cfg.image_size, int) else max(cfg.image_size)
     if isinstance(cfg.image_size, list | tuple) and len(set(cfg.image_size)) > 1:
         raise UsageError(f"open_clip:{rest} reads {cfg.image_size} pixels; only squares are read")

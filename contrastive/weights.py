@@ -43,6 +43,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def three_numbers(values: Any, what: str) -> tuple[float, float, float]:
+    """A mean or a deviation of red, green and blue; `UsageError` for anything else."""
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(isinstance(n, int | float) for n in numbers):
+        raise UsageError(f"{what} is {values}; allowed: three numbers")
+    return tuple(numbers)
+
+
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: object) -> None:
     """`load_state_dict`, strict; `UsageError` where the weights are of another model."""
     try:

@@ -430,6 +430,48 @@ def test_checkpoints_of_something_else_are_one_sentence(tiny_text, tmp_path):
         load_text_tower(TextConfig(tower=f"open_clip:ViT-S-32-alt@{tmp_path / 'x.safetensors'}"))
 
 
+PROCESSOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 64}}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "cannot be read: .*JSON"),
+        (json.dumps({**PROCESSOR, "do_normalize": False}), "has do_normalize False; allowed: True"),
+        (json.dumps({**PROCESSOR, "do_rescale": False}), "has do_rescale False; allowed: True"),
+        (json.dumps({**PROCESSOR, "rescale_factor": 1}), r"has rescale_factor 1; allowed: 0\.0039"),
+        (json.dumps({**PROCESSOR, "image_mean": [0.5]}), r"is .*0\.5.*; allowed: three numbers"),
+        (json.dumps({**PROCESSOR, "image_std": "x"}), "is x; allowed: three numbers"),
+    ],
+)
+def test_pixels_that_we_cannot_give_are_refused(text, sentence, tmp_path):
+    spec = of_transformers(clip_model)(tmp_path).spec
+    assert load_vision_tower(spec).mean == open_clip.OPENAI_DATASET_MEAN
+    own = {**PROCESSOR, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    tower = load_vision_tower(spec)
+    assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        load_vision_tower(spec)
+
+
+def test_another_resizing_of_open_clip_is_said_and_a_grey_mean_refused(tmp_path, capsys):
+    make_open_clip(tmp_path, OWN_VIT)
+    spec, file = f"open_clip:local-dir:{tmp_path}", tmp_path / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    load_vision_tower(spec)
+    assert "resizes" not in capsys.readouterr().err
+    pixels = {"resize_mode": "squash", "interpolation": "bilinear"}
+    file.write_text(json.dumps({**config, "preprocess_cfg": pixels}))
+    load_vision_tower(spec)
+    said = capsys.readouterr().err
+    assert said == f"{spec} resizes pictures by squash bilinear, here shortest bicubic\n"
+    file.write_text(json.dumps({**config, "preprocess_cfg": {"mean": [0.5]}}))
+    with pytest.raises(UsageError, match=r"mean of .* is \[0\.5\]; allowed: three numbers"):
+        load_vision_tower(spec)
+
+
 def test_a_projection_is_kept_or_refused(tmp_path):
     torch.manual_seed(0)
     spec = of_transformers(clip_model)(tmp_path / "clip").spec
