@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 from shard_maker import TRANSFORM, png
 from timm.data import ImageNetInfo
+from torchvision.datasets.utils import verify_str_arg
 from tree_maker import write_tree
 
 from contrastive.lit import LitModel
@@ -66,6 +67,14 @@ def test_flat_imagenet_takes_its_labels_from_the_development_kit(tmp_path: Path)
     assert labels(load_dataset("imagenet", tmp_path)) == [285, 0, 999]
     (tmp_path / "ILSVRC2012_img_val/ILSVRC2012_val_00000005.JPEG").write_bytes(png(0))
     with pytest.raises(UsageError, match="a line for each image"):
+        load_dataset("imagenet", tmp_path)
+    meta = tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat"
+    for damaged in (b"", b"garbage" * 100, bytes(500)):
+        meta.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"meta\.mat holds no table of classes"):
+            load_dataset("imagenet", tmp_path)
+    savemat(meta, {"synsets": np.zeros(3)})
+    with pytest.raises(UsageError, match=r"meta\.mat holds no table of classes"):
         load_dataset("imagenet", tmp_path)
 
 
@@ -122,6 +131,23 @@ def test_real_accepts_any_of_an_images_labels(tmp_path: Path, tiny_model: LitMod
     assert dataset.num_images() + dataset.left_out == 1000
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[0.5]]", "has a label that is not a whole number from 0 to 999"),
+        ('[["3"]]', "has a label that is not a whole number from 0 to 999"),
+        ('{"a": [1]}', "is no list of lists of labels"),
+        ("[1, 2]", "is no list of lists of labels"),
+        ("[[3]]", "val_00000000.JPEG is not named like ILSVRC2012_val_00000001"),
+    ],
+)
+def test_damaged_reassessed_labels_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    write_tree(tmp_path / "val", ["ILSVRC2012_val_00000000.JPEG"])
+    (tmp_path / "real.json").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_dataset("imagenet-real", tmp_path)
+
+
 # ---- ObjectNet -------------------------------------------------------------------------------
 
 
@@ -166,6 +192,11 @@ def test_objectnet_scores_113_classes_and_counts_what_it_leaves_out(tmp_path: Pa
         ("not json", r"objectnet_to_imagenet_1k\.json is not JSON"),
         ("name", r"'Thing 2' covers 'no such name', which is no line of"),
         ("class folder", r"images has no folder folder_004; expected the 113"),
+        ("labels", r"folder_to_objectnet_label\.json names 2 folders for 'Thing 0' of"),
+        ("empty", r"objectnet_to_imagenet_1k\.json is no JSON object of names"),
+        ("list", r"objectnet_to_imagenet_1k\.json is no JSON object of names"),
+        ("numbers", r"pytorch_to_imagenet_2012_id\.json is not from numbers to numbers"),
+        ("bytes", r"imagenet_to_label_2012_v2 cannot be read: 'utf-8' codec"),
         ("stranger", r"images/cats is not in folder_to_objectnet_label\.json"),
         ("images", r"has no folder images; expected images and mappings"),
     ],
@@ -182,6 +213,15 @@ def test_damaged_objectnet_is_refused_with_the_path(
         overlap.write_text("{")
     elif damage == "name":
         overlap.write_text(json.dumps({"Thing 2": "no such name"}))
+    elif damage == "labels":
+        file = mappings / "folder_to_objectnet_label.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"folder_001": "Thing 0"}))
+    elif damage in ("empty", "list"):
+        overlap.write_text(json.dumps({} if damage == "empty" else {"Thing 2": ["name 4"]}))
+    elif damage == "numbers":
+        (mappings / "pytorch_to_imagenet_2012_id.json").write_text('{"zero": 0}')
+    elif damage == "bytes":
+        (mappings / "imagenet_to_label_2012_v2").write_bytes(b"\xff")
     elif damage == "class folder":
         (images / "folder_004").rename(root / "elsewhere")
     elif damage == "stranger":
@@ -253,6 +293,31 @@ def test_pets_test_split_with_plain_names(tmp_path: Path, tiny_model: LitModel) 
     assert result.num_images == 3
     assert result.errors == {"not_an_image": 1}
     assert result.figures()["pets/not_read"] == 1.0
+
+
+def test_a_damaged_list_is_no_missing_split(tmp_path: Path) -> None:
+    write_pets(tmp_path)
+    (tmp_path / "oxford-iiit-pet/annotations/test.txt").write_text("nonsense\n")
+    with pytest.raises(UsageError, match=r"OxfordIIITPet \(not enough values to unpack"):
+        load_dataset("pets", tmp_path)
+    (tmp_path / "food-101/meta").mkdir(parents=True)
+    (tmp_path / "food-101/images").mkdir()
+    (tmp_path / "food-101/meta/test.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"cannot be read by torchvision\.datasets\.Food101"):
+        load_dataset("food101", tmp_path)
+
+
+def test_a_set_without_a_test_split_is_read_by_its_validation_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Valued(torchvision.datasets.FakeData):
+        def __init__(self, root: str, split: str) -> None:
+            verify_str_arg(split, "split", ("train", "val"))
+            super().__init__(2, (3, 8, 8))
+            self.classes = [split]
+
+    monkeypatch.setattr(torchvision.datasets, "Valued", Valued, raising=False)
+    assert load_dataset("torchvision:Valued", tmp_path).class_names == ["val"]
 
 
 def test_any_other_class_of_torchvision_by_its_name(tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_clip_benchmarks_retrieval_layout_has_a_caption_on_each_line(
     (tmp_path / "test/1.tar").unlink()
     with pytest.raises(UsageError, match=r"test has 1 tars; .*nshards\.txt says '2'"):
         load_dataset("shards", tmp_path)
+    (tmp_path / "dataset_type.txt").write_bytes(b"\xff")
+    (tmp_path / "test/nshards.txt").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"test has 1 tars; .*nshards\.txt says '\ufffd'"):
+        load_dataset("shards", tmp_path)
+    (tmp_path / "test/nshards.txt").write_text("1")
+    with pytest.raises(UsageError, match=r"says '\ufffd'; allowed: classification, retrieval"):
+        load_dataset("shards", tmp_path)
     (tmp_path / "dataset_type.txt").write_text("detection")
     (tmp_path / "test/nshards.txt").unlink()
     with pytest.raises(UsageError, match="says 'detection'; allowed: classification, retrieval"):

@@ -97,7 +97,7 @@ def _numbers(paths: Sequence[str]) -> list[int]:
     numbers = []
     for path in paths:
         match = VAL_FILE.fullmatch(Path(path).name)
-        if not match:
+        if not match or not int(match[1]):
             raise UsageError(f"{path} is not named like ILSVRC2012_val_00000001.JPEG")
         numbers.append(int(match[1]) - 1)
     return numbers
@@ -120,6 +120,9 @@ def _flat_files(root: Path, folder: Path) -> ImageFiles:
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    except Exception as error:  # a damaged file fails in many ways
+        raise UsageError(f"{meta} holds no table of classes: {error!r}") from error
+    try:
         ids = [int(line) for line in truth.read_text().split()]
         labels = [order.index(wnids[ids[number]]) for number in _numbers(paths)]
     except (ValueError, KeyError, IndexError) as error:
@@ -137,11 +140,12 @@ def _open_real(root: Path, folder: Path, name: str) -> EvalDataset:
     source = file if file.is_file() else files("timm.data") / "_info" / "imagenet_real_labels.json"
     try:
         labels = json.loads(source.read_text())
-        whole = all(0 <= label < 1000 for own in labels for label in own)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f"{file} is no list of lists of labels: {error}") from error
-    if not whole:
-        raise UsageError(f"{file} has a label that is not a number from 0 to 999")
+    if not isinstance(labels, list) or not all(isinstance(own, list) for own in labels):
+        raise UsageError(f"{file} is no list of lists of labels")
+    if not all(type(label) is int and 0 <= label < 1000 for own in labels for label in own):
+        raise UsageError(f"{file} has a label that is not a whole number from 0 to 999")
     if _is_flat(folder):
         paths = list_images(folder)
     else:

@@ -1,6 +1,7 @@
 """ObjectNet (Barbu et al., NeurIPS 2019) with the 113 classes that it shares with ImageNet."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ def open_objectnet(root: Path, name: str) -> EvalDataset:
     of_folder = _read_json(mappings / "folder_to_objectnet_label.json")
     imagenet = _imagenet_classes(mappings)
     scored = sorted(folder for folder, label in of_folder.items() if label in imagenet)
-    if len(scored) != len(imagenet):
-        lost = sorted(set(imagenet) - set(of_folder.values()))
-        raise UsageError(
-            f"{mappings}/folder_to_objectnet_label.json names no folder for {lost[0]!r} of "
-            "objectnet_to_imagenet_1k.json"
-        )
+    count = Counter(of_folder[folder] for folder in scored)
+    for label in imagenet:
+        if count[label] != 1:
+            raise UsageError(
+                f"{mappings}/folder_to_objectnet_label.json names {count[label]} folders for "
+                f"{label!r} of objectnet_to_imagenet_1k.json; expected one"
+            )
     images = root / "images"
     if not images.is_dir():
         raise UsageError(f"{root} has no folder images; expected images and mappings")
@@ -71,10 +73,12 @@ def _imagenet_classes(mappings: Path) -> dict[str, list[int]]:
     name a line, and each line the number that PyTorch's models give the class.
     """
     names = _read_lines(mappings / "imagenet_to_label_2012_v2")
-    of_line = {
-        int(line): int(number)
-        for number, line in _read_json(mappings / "pytorch_to_imagenet_2012_id.json").items()
-    }
+    file = mappings / "pytorch_to_imagenet_2012_id.json"
+    numbers = _read_json(file, (int, str))
+    try:
+        of_line = {int(line): int(number) for number, line in numbers.items()}
+    except ValueError as error:
+        raise UsageError(f"{file} is not from numbers to numbers: {error}") from None
     lines = {name: line for line, name in enumerate(names)}
     file = mappings / "objectnet_to_imagenet_1k.json"
     classes = {}
@@ -89,15 +93,19 @@ def _imagenet_classes(mappings: Path) -> dict[str, list[int]]:
     return classes
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path, kinds: tuple[type, ...] = (str,)) -> dict[str, Any]:
+    """An object of one or more values, each of these kinds."""
     try:
         values = json.loads(_read(file))
     except ValueError as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{file} is not a JSON object; expected ObjectNet's own mapping file")
+    whole = isinstance(values, dict) and all(type(v) in kinds for v in values.values())
+    if not whole or not values:
+        raise UsageError(
+            f"{file} is no JSON object of names; expected ObjectNet's own mapping file"
+        )
     return values
 
 
@@ -108,7 +116,8 @@ def _read_lines(file: Path) -> list[str]:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", error)
         raise UsageError(
-            f"{file} cannot be read: {error.strerror}; expected ObjectNet's own mapping files there"
+            f"{file} cannot be read: {reason}; expected ObjectNet's own mapping files there"
         ) from None

@@ -15,7 +15,9 @@ def open_shards(kind: str, root: Path, name: str) -> EvalDataset:
     """
     shards = _find_tars(root)
     type_file = root / "dataset_type.txt"
-    what = type_file.read_text().strip() if type_file.is_file() else "classification"
+    what = (
+        type_file.read_text("utf-8", "replace").strip() if type_file.is_file() else "classification"
+    )
     if what == "retrieval":
         return EvalDataset(name, shards=shards, captioned=True)
     if what != "classification":
@@ -37,10 +39,9 @@ def _find_tars(root: Path) -> list[str]:
     for folder in (root, root / "test"):
         tars = sorted(folder.glob("*.tar"), key=lambda tar: (len(tar.stem), tar.stem))
         count = folder / "nshards.txt"
-        if count.is_file() and count.read_text().strip() != str(len(tars)):
-            raise UsageError(
-                f"{folder} has {len(tars)} tars; {count} says {count.read_text().strip()!r}"
-            )
+        says = count.read_text("utf-8", "replace").strip() if count.is_file() else str(len(tars))
+        if says != str(len(tars)):
+            raise UsageError(f"{folder} has {len(tars)} tars; {count} says {says!r}")
         if tars:
             return expand_shards([str(tar) for tar in tars])
     raise UsageError(f"{root} has no *.tar; expected them there or in {root / 'test'}")

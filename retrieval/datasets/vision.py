@@ -97,9 +97,11 @@ def _load(factory: str, root: Path) -> Any:
             return build(str(root), **({"train": False} if "train" in parameters else {}))
         try:
             return build(str(root), split="test")
-        except ValueError:  # the set has no test split
+        except ValueError as error:
+            if "Valid values are" not in str(error):  # a damaged file, not a set without this split
+                raise
             return build(str(root), split="val")
-    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # damaged files fail in many ways
         reason = str(error).split(" You can use download")[0].rstrip(".")
         raise UsageError(
             f"{root} cannot be read by torchvision.datasets.{factory} ({reason}); expected its "
