@@ -64,6 +64,12 @@ def test_unknown_recipe_lists_the_known(monkeypatch, capsys):
     assert f"unknown recipe 'imagenet22k'; allowed: {', '.join(sorted(RECIPES))}" in said
 
 
+def test_an_evaluation_named_twice_is_refused(tiny_flags, emoji_shards, monkeypatch, capsys):
+    twice = [str(emoji_shards / "heldout_captions")] * 2
+    said = run_lit(monkeypatch, capsys, *tiny_flags, "--eval-data", *twice)
+    assert "2 data sets are called emoji/heldout_captions; their folders need names" in said
+
+
 def test_a_user_json_that_contradicts_the_batch_is_refused(
     tiny_flags, tmp_path, monkeypatch, capsys
 ):
