@@ -99,7 +99,7 @@ def _evaluate(
     if not num_images:
         raise UsageError(f"{dataset.name} has no image that can be read")
     found = collector.recall(partial(_encode_texts, model)) if recall else {}
-    if not found and classifier is None:
+    if recall and not found and classifier is None:
         raise UsageError(f"recall needs captions, and no image of {dataset.name} has any")
     captioned = sum(gather_objects(len(collector)))
     return DatasetResult(
