@@ -57,6 +57,7 @@ def test_captions_alone_give_recall_alone(tiny_model: LitModel, emoji_shards: Pa
     result = evaluate(tiny_model, unnamed, [size], recall=True, num_workers=0)
     assert not result.accuracy
     assert set(result.recall) == {size}
+    assert not evaluate(tiny_model, unnamed, [size], num_workers=0).recall
 
 
 def write_drawings(root: Path, captioned: int) -> Path:
