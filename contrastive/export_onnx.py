@@ -1,7 +1,7 @@
 """A model at one patch size as two ONNX files, an image tower and a text tower.
 
-Both give unit-norm embeddings for batches of any size, texts of any length up to the longest; what
-they expect is in config.json beside them.
+Both give unit-norm embeddings for batches of any size; what they expect, and of how many tokens,
+is in config.json beside them.
 """
 
 import json
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from contrastive.export_timm import timm_net
 from contrastive.lit import LitModel
-from contrastive.text import HFTextTower, Tokens
+from contrastive.text import HFTextTower, TextTower
+from contrastive.tokenizers import Tokens, padded
 from data.errors import UsageError
 
 OPSET = 17  # the first with LayerNormalization
@@ -48,9 +49,9 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
     image_file = f"image_p{patch_size}.onnx"
     pixels = torch.zeros(2, 3, size, size)
     _export(_Image(model, patch_size), {"pixel_values": pixels}, {0: "batch"}, folder / image_file)
-    tokens = tower.pad(tower.tokenizer(["two dogs", "a red bicycle"]))
+    tokens = _tokens(tower, ["two dogs", "a red bicycle"])
     inputs, axes = {"input_ids": tokens.ids}, {0: "batch"}
-    if isinstance(tower, HFTextTower):  # open_clip's is as long as its context, and masks nothing
+    if isinstance(tower, HFTextTower):
         inputs["attention_mask"] = tokens.mask
         axes[1] = "length"
     names = _export(_Text(model), inputs, axes, folder / "text.onnx")
@@ -68,9 +69,22 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
         "logit_scale": float(model.text.scale()),
         "logit_bias": None if bias is None else float(bias),
         "image": {"file": image_file, "inputs": ["pixel_values"], "output": "image_embeds"},
-        "text": {"file": "text.onnx", "inputs": names, "output": "text_embeds"},
+        "text": {
+            "file": "text.onnx",
+            "inputs": names,
+            "output": "text_embeds",
+            "length": None if 1 in axes else tokens.ids.shape[1],  # None: any
+        },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _tokens(tower: TextTower, texts: list[str]) -> Tokens:
+    """open_clip's are as long as its context: the trace of its attention holds for one length."""
+    ids = tower.tokenizer(texts)
+    if isinstance(tower, HFTextTower):
+        return tower.pad(ids)
+    return padded(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
 
 
 def _export(
@@ -121,7 +135,7 @@ def read_onnx(model: LitModel, folder: Path) -> tuple[Any, Any]:
         return torch.from_numpy(session.run(None, dict(named))[0])
 
     def encode_text(texts: list[str]) -> Tensor:
-        tokens = tower.pad(tower.tokenizer(texts))
+        tokens = _tokens(tower, texts)
         return run("text", tokens.ids, tokens.mask)
 
     return lambda images: run("image", images), encode_text

@@ -22,6 +22,7 @@ from contrastive.export import MIN_COSINE, export_model
 from contrastive.export_timm import export_timm
 from contrastive.lit import LossConfig, TextSide
 from contrastive.text import TextConfig, TextEncoder, load_text_tower
+from contrastive.tokenizers import padded
 from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
 from data.errors import UsageError
 from launcher import ROOT
@@ -118,7 +119,9 @@ def test_onnxruntime_runs_an_exported_model_on_batches_of_any_size(model, pictur
         np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), 1, rtol=1e-5)
     tower = model.text.encoder.tower
     for texts in (TEXTS[:1], TEXTS):
-        tokens = tower.pad(tower.tokenizer(texts))
+        ids = tower.tokenizer(texts)
+        length = facts["text"]["length"] or max(map(len, ids))
+        tokens = padded(ids, length, facts["pad_id"])
         given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
         (embeds,) = text.run(None, {name: given[name] for name in facts["text"]["inputs"]})
         assert_same(embeds, model.encode_text(texts))
