@@ -18,6 +18,7 @@ from data.classes import SIMPLE_TEMPLATES, fill
 from data.errors import UsageError
 from retrieval.budget import PatchSize, Profile
 from retrieval.partitions import write_json
+from retrieval.refine import blend
 
 
 def embed_classes(
@@ -91,7 +92,7 @@ class ZeroShotClassifier:
     ) -> tuple[Int[np.ndarray, "n k2"], Float[np.ndarray, "n k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
 
-        image_embeds: unit norm, float32.
+        image_embeds: unit norm (or what `blend` made of such), float32.
         """
         scores, labels = self.index.search(
             np.ascontiguousarray(image_embeds, np.float32), min(k, self.index.ntotal)
@@ -111,11 +112,13 @@ class ZeroShotClassifier:
 
         images: normalised pixels, or pictures. patch_size: None takes the model's finest; a
         `Budget` may stand for either size. refine_patch_size: images whose first two classes lie
-        less than `margin` apart at `patch_size` are encoded again at this one.
+        less than `margin` apart at `patch_size` are encoded again at this one, and classified by
+        two thirds of the new similarities and one third of the old.
         """
         sizes = self.model.patch_sizes
         coarse = self.profile.choose(patch_size, sizes)
-        labels, scores = self.classify_embeddings(self._encode(images, coarse), max(k, 2))
+        embeds = self._encode(images, coarse)
+        labels, scores = self.classify_embeddings(embeds, max(k, 2))
         if refine_patch_size is not None:
             close = close_calls(scores, margin)
             if close.any():
@@ -126,7 +129,8 @@ class ZeroShotClassifier:
                     else [images[i] for i in chosen]
                 )
                 fine = self._encode(again, self.profile.choose(refine_patch_size, sizes))
-                labels[close], scores[close] = self.classify_embeddings(fine, max(k, 2))
+                both = blend(fine, embeds[close])
+                labels[close], scores[close] = self.classify_embeddings(both, max(k, 2))
         return labels[:, :k], scores[:, :k]
 
     def _encode(

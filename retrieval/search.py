@@ -21,7 +21,7 @@ from retrieval.devices import Device
 from retrieval.filters import Where
 from retrieval.manifest import read_index_manifest
 from retrieval.partitions import METADATA_SCHEMA
-from retrieval.refine import FineVectors
+from retrieval.refine import FineVectors, blend
 from retrieval.snapshot import Snapshot
 
 MAX_K = 2048  # what FAISS searches on a GPU
@@ -145,7 +145,8 @@ class Searcher:
         patch_size: which index answers; None takes its finest. query_patch_size: how query pictures
         are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
         refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
-        from their files, and ranked by that; their fine vectors are kept for the next search.
+        from their files, and ranked by two thirds of that similarity and one third of the index's;
+        their fine vectors are kept for the next search.
         where: a filter, see `retrieval.filters`. nprobe, ef: how far an ivf or hnsw index looks.
         Raises `UsageError` for values that cannot work.
         """
@@ -225,8 +226,8 @@ class Searcher:
         patch_size: int,
         k: int,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """Candidates ranked by their fine vectors. Those whose picture cannot be read any more come
-        last, by their coarse similarity."""
+        """Candidates ranked by both similarities (`blend`). Those whose picture cannot be read any
+        more come last, by their coarse similarity."""
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
         if patch_size in snapshot.patch_sizes:
@@ -240,7 +241,7 @@ class Searcher:
             known = np.array([id in vectors for id in found[:count].tolist()], bool)
             if known.any():
                 rows = np.stack([vectors[id] for id in found[:count][known].tolist()])
-                line[:count][known] = rows @ query
+                line[:count][known] = blend(rows @ query, line[:count][known])
             order = np.lexsort((found[:count], -line[:count], ~known))
             line[:count], found[:count] = line[:count][order], found[:count][order]
         return similarities[:, :k], ids[:, :k]

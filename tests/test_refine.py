@@ -54,22 +54,35 @@ def same(found, expected) -> None:
             assert hit.similarity == pytest.approx(wanted.similarity, abs=1e-5)
 
 
-def test_all_candidates_give_what_the_fine_index_gives(coarse: Searcher, fine: Searcher) -> None:
+def together(coarse, fine, k: int):
+    """Hits of two full searches by the similarity that both give."""
+    for one, other in zip(coarse, fine, strict=True):
+        similarity = {hit.id: hit.similarity for hit in other}
+        both = [
+            hit._replace(similarity=(2 * similarity[hit.id] + hit.similarity) / 3) for hit in one
+        ]
+        yield sorted(both, key=lambda hit: (-hit.similarity, hit.id))[:k]
+
+
+def test_all_candidates_give_what_both_indexes_say_together(
+    coarse: Searcher, fine: Searcher
+) -> None:
     options = {"refine_patch_size": FINE, "candidates": len(coarse)}
     assert len(coarse) > 50
-    same(coarse.search(QUERIES, k=20, **options), fine.search(QUERIES, k=20))
+    expected = together(coarse.search(QUERIES, k=2048), fine.search(QUERIES, k=2048), 20)
+    same(coarse.search(QUERIES, k=20, **options), list(expected))
     pictures = [hit.image() for hit in fine.search(QUERIES[:1], k=3)[0]]
-    same(coarse.search(pictures, k=5, **options), fine.search(pictures, k=5))
-    both = coarse.search(pictures, k=1, query_patch_size=8, **options)  # ranked at the fine patch
-    assert [row[0].similarity for row in both] == pytest.approx([1, 1, 1], abs=1e-4)
+    for size in (None, 8):  # at which the index is asked; the refinement sees queries at its own
+        rough = coarse.search(pictures, k=2048, query_patch_size=size)
+        expected = together(rough, fine.search(pictures, k=2048), 5)
+        same(coarse.search(pictures, k=5, query_patch_size=size, **options), list(expected))
 
 
-def test_few_candidates_are_ranked_finely(coarse: Searcher, fine: Searcher) -> None:
-    everything = {h.id: h.similarity for h in fine.search(["a cat"], k=2048)[0]}
-    candidates = {h.id for h in coarse.search(["a cat"], k=10)[0]}
+def test_few_candidates_are_ranked_by_both(coarse: Searcher, fine: Searcher) -> None:
+    (candidates,) = coarse.search(["a cat"], k=10)
     (hits,) = coarse.search(["a cat"], k=4, refine_patch_size=FINE, candidates=10)
-    best = sorted(candidates, key=lambda id: -everything[id])[:4]
-    assert [h.id for h in hits] == best
+    (expected,) = together([candidates], fine.search(["a cat"], k=2048), 4)
+    same([hits], [expected])
 
 
 def test_fine_vectors_are_computed_once_and_kept(
@@ -99,7 +112,8 @@ def test_a_patch_size_that_the_index_holds_needs_no_pictures(
     found = searcher.search(
         QUERIES, k=9, patch_size=COARSE, refine_patch_size=FINE, candidates=len(searcher)
     )
-    same(found, searcher.search(QUERIES, k=9, patch_size=FINE))
+    whole = [searcher.search(QUERIES, k=2048, patch_size=size) for size in (COARSE, FINE)]
+    same(found, list(together(*whole, 9)))
     assert searcher.fine.num_encoded == 0
 
 

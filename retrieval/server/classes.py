@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from data.classes import SIMPLE_TEMPLATES
 from retrieval.classify import close_calls
+from retrieval.refine import blend
 from retrieval.server.limits import RequestError
 from retrieval.server.patches import afford, budget_of, check_size
 from retrieval.server.queries import check_text, read_image
@@ -35,9 +36,10 @@ async def classify(service: Service, asked: ClassifyRequest) -> dict[str, Any]:
     refined = refine is not None and bool(close_calls(similarities[None], asked.margin)[0])
     ms = encoded.ms
     if refine is not None and refined:
-        encoded = await service.encode_image(model, pixels, refine)
-        ms += encoded.ms
-        rows, similarities = await classes.rank(service, encoded)
+        fine = await service.encode_image(model, pixels, refine)
+        ms += fine.ms
+        both = Encoded(blend(fine.vector, encoded.vector), ms)
+        rows, similarities = await classes.rank(service, both)
     shares: list[float | None] = [None] * len(rows)
     if len(classes.names) <= MAX_LABELS:  # then all of them are ranked
         logits = model.text.scale().item() * similarities
