@@ -8,6 +8,7 @@ found where a drawing of that caption is among the first ten. Compute is GFLOPs:
 coarse, and every distinct picture that the 1,000 queries refine, over all pictures fine. Coarse is
 the coarsest size, fine the one of the others that is best for the 645 other captions. The same
 queries among fewer icons show what the size of the corpus does.
+A refined picture is ranked by both similarities, as `Searcher` does (`retrieval.refine.blend`).
 Classification: the held-out sets, each picture once, refined where its margin is small.
 """
 
@@ -32,11 +33,12 @@ from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, l
 from retrieval.budget import Profile
 from retrieval.classify import close_calls
 from retrieval.partitions import metadata_file, open_vectors
+from retrieval.refine import blend
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERIES = 1000
 K = 10
-CANDIDATES = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
+CANDIDATES = (10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 KEPT = 0.99  # of the fine quality
 COMPUTE = 0.35  # of the fine compute
@@ -73,8 +75,8 @@ class Corpus:
 
 
 def first_ten(similarities: np.ndarray) -> np.ndarray:
-    """Columns of the best, best first."""
-    return np.argsort(-similarities, axis=1, kind="stable")[:, :K]
+    """Columns of the best."""
+    return np.argpartition(-similarities, K - 1, axis=1)[:, :K]
 
 
 class Retrieval:
@@ -98,14 +100,19 @@ class Retrieval:
         return float(np.mean([not right.isdisjoint(row) for row, right in pairs]))
 
     def recall_at(self, patch_size: int) -> float:
-        return self.recall(first_ten(self.queries @ self.corpus.vectors[patch_size].T))
+        return self.recall_of(self.corpus.vectors[patch_size])
+
+    def recall_of(self, vectors: np.ndarray) -> float:
+        return self.recall(first_ten(self.queries @ vectors.T))
 
     def refined(self, coarse: int, fine: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """The ten found by coarse to fine, and the distinct drawings that were refined."""
         rough = self.queries @ self.corpus.vectors[coarse].T
-        rows = np.argsort(-rough, axis=1, kind="stable")[:, :candidates]
+        rows = np.argpartition(-rough, candidates - 1, axis=1)[:, :candidates]
+        rows.sort(axis=1)
         exact = np.einsum("qd,qcd->qc", self.queries, self.corpus.vectors[fine][rows])
-        return np.take_along_axis(rows, first_ten(exact), axis=1), np.unique(rows)
+        both = blend(exact, np.take_along_axis(rough, rows, axis=1))
+        return np.take_along_axis(rows, first_ten(both), axis=1), np.unique(rows)
 
 
 def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
@@ -128,6 +135,8 @@ def retrieval_figures(
 ) -> dict[str, Any]:
     """Recall alone, the curve over candidates, and the least compute that keeps the quality."""
     alone = {"coarse": retrieval.recall_at(coarse), "fine": retrieval.recall_at(fine)}
+    vectors = retrieval.corpus.vectors
+    alone["both"] = retrieval.recall_of(blend(vectors[fine], vectors[coarse]))
     count = len(retrieval.corpus)
     curve = []
     for candidates in (c for c in CANDIDATES if c <= count):
@@ -143,22 +152,23 @@ def retrieval_figures(
 def classification_curve(
     corpus: Corpus, sets: list[dict], coarse: int, fine: int, gflops: dict[int, float]
 ) -> tuple[dict[str, float], list[dict]]:
-    """Top-1 over all sets' pictures: of both patch sizes alone, and per margin."""
+    """Top-1 over all sets' pictures: of either patch size, of both, and per margin."""
     parts = []
     for one in sets:
         found = {}
-        for size in (coarse, fine):
-            vectors = corpus.vectors[size][one["rows"]]
+        own = {size: corpus.vectors[size][one["rows"]] for size in (coarse, fine)}
+        named = {"coarse": own[coarse], "fine": own[fine], "both": blend(own[fine], own[coarse])}
+        for name, vectors in named.items():
             labels, scores = one["classifier"].classify_embeddings(vectors, k=2)
-            found[size] = labels[:, 0] == one["labels"], scores
+            found[name] = labels[:, 0] == one["labels"], scores
         parts.append(found)
-    right = {size: np.concatenate([part[size][0] for part in parts]) for size in (coarse, fine)}
-    scores = np.concatenate([part[coarse][1] for part in parts])
-    alone = {"coarse": float(right[coarse].mean()), "fine": float(right[fine].mean())}
+    right = {name: np.concatenate([part[name][0] for part in parts]) for name in named}
+    scores = np.concatenate([part["coarse"][1] for part in parts])
+    alone = {name: float(rows.mean()) for name, rows in right.items()}
     curve = []
     for margin in MARGINS:
         close = close_calls(scores, margin)
-        top1 = float(np.where(close, right[fine], right[coarse]).mean())
+        top1 = float(np.where(close, right["both"], right["coarse"]).mean())
         curve.append(
             {
                 "margin": margin,

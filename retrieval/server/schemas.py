@@ -25,7 +25,7 @@ class Refusal(BaseModel):
 
 class FoundImage(BaseModel):
     id: int = Field(description="A 64-bit integer; never reused within an index.")
-    similarity: float = Field(description="Cosine.")
+    similarity: float = Field(description="Cosine; refined, of both patch sizes.")
     key: str
     caption: str
     image: str = Field(description="Path of its thumbnail; ?size= in pixels.")
