@@ -100,7 +100,7 @@ def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) 
     optimizer = build_optimizer(optim, module)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if distributed.world_size() == 1 and config["zero_optimization"]["stage"] == 0:
-        # Else all gradients are copied, divided by 1, and copied back: a tenth of a fast step.
+        # Else all gradients are copied, divided by 1, and copied back: 2% of a step of MiniLM.
         engine.enable_backward_allreduce = False
     return engine
 
