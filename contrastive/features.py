@@ -148,14 +148,14 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         max_pixels=cfg.max_pixels,
         index_dir=cfg.index_dir,
     )
-    whole = tqdm(
+    own = tqdm(
         _own_share(range(len(shards))),
         "checking cached features",
         unit="shard",
         delay=2,
         disable=not distributed.is_main(),
     )
-    missing = sorted(_gather_lists([work for shard in whole for work in cache.missing([shard])]))
+    missing = sorted(_gather_lists([work for shard in own for work in cache.missing([shard])]))
     if missing:
         if distributed.is_main():
             cache.claim(tower.embed_dim)
