@@ -26,14 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrastive import LitModel
-from data.shards import expand_shards
-from harness import Target, write_result
-from icons import build_icons
+from data.shards.index import expand_shards
+from lib.harness import Target, write_result
+from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
-from retrieval.budget import Profile
-from retrieval.classify import close_calls
-from retrieval.partitions import metadata_file, open_vectors
-from retrieval.refine import blend
+from retrieval.embed.partitions import metadata_file, open_vectors
+from retrieval.evaluation.classify import close_calls
+from retrieval.search.budget import Profile
+from retrieval.search.refine import blend
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERIES = 1000

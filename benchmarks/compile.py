@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from contrastive import distributed
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
-from harness import interleave, write_result
-from lit_setup import CONTEXT, build_tower, size_here, text_folder
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
+from lib.harness import interleave, write_result
+from lib.lit_setup import CONTEXT, build_tower, size_here, text_folder
 
 SIZE = size_here()
 PATCH_SIZES = (56, 28, 16) if SIZE.image_size == 224 else (48, 30, 16)

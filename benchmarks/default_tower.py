@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from contrastive import VisionTower, distributed, load_vision_tower
-from contrastive.features import fill_cache
+from contrastive.image_features import fill_cache
 from contrastive.recipes import default_data
-from data.emoji import build_emoji
-from data.emoji_concepts import group_of
-from data.pipeline import DataConfig
-from data.reader import ShardReader
-from data.shards import expand_shards
-from harness import Target, write_result
-from subgroups import SCRATCH, subgroup_shards
+from data.emoji.build import build_emoji
+from data.emoji.concepts import group_of
+from data.pipeline.captioned import DataConfig
+from data.pipeline.reader import ShardReader
+from data.shards.index import expand_shards
+from lib.harness import Target, write_result
+from lib.subgroups import SCRATCH, subgroup_shards
 
 SIZES = (56, 32, 28, 16, 14)
 DRAWS = 10_000  # of the bootstrap

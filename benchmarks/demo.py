@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import Target, write_result
+from lib.harness import Target, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

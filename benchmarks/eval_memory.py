@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Float
 
 from data.batch import EvalBatch
-from harness import Target, write_result
-from retrieval.collect import RecallCollector
+from lib.harness import Target, write_result
+from retrieval.evaluation.recall import RecallCollector
 
 CASES = (10_000, 100_000)  # images
 WIDTH = 64

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import VisionTower
-from contrastive.distill import DistillConfig, Student, Targets, class_shares
-from contrastive.optim import OptimConfig, build_optimizer
-from contrastive.tokens import draw_kept
-from contrastive.vision import TowerConfig
-from harness import Target, interleave, write_result
+from contrastive.flexify.losses import DistillConfig, Student, Targets, class_shares
+from contrastive.run.optim import OptimConfig, build_optimizer
+from contrastive.vision.load import TowerConfig
+from contrastive.vision.patch_dropout import draw_kept
+from lib.harness import Target, interleave, write_result
 
 NAME, IMAGE_SIZE = "flexivit_small", 240  # pixels
 STORED = {"patch_size": 32, "img_size": 7 * 32}

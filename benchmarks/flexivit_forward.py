@@ -13,8 +13,8 @@ import timm
 import torch
 
 from contrastive import VisionTower
-from contrastive.vision import TowerConfig
-from harness import Target, interleave, write_result
+from contrastive.vision.load import TowerConfig
+from lib.harness import Target, interleave, write_result
 
 NAME = "flexivit_small"
 IMAGE_SIZE = 240  # pixels

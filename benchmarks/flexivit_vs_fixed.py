@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrastive.distill import DistillConfig
-from contrastive.flexify import flexify
-from contrastive.flexify_config import FlexifyConfig
-from contrastive.optim import OptimConfig
-from contrastive.student import StudentConfig, TeacherConfig
-from contrastive.vision import (
+from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.loop import flexify
+from contrastive.flexify.losses import DistillConfig
+from contrastive.flexify.student import StudentConfig, TeacherConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig
+from contrastive.vision.load import (
     TowerConfig,
     VisionTower,
     build_vision_tower,
     load_vision_tower,
     save_vision_tower,
 )
-from contrastive.zero import ZeroConfig
-from data.pipeline import DataConfig
-from data.reader import ShardReader
-from harness import Target, write_result
-from subgroups import SCRATCH, subgroup_shards
+from data.pipeline.captioned import DataConfig
+from data.pipeline.reader import ShardReader
+from lib.harness import Target, write_result
+from lib.subgroups import SCRATCH, subgroup_shards
 
 IMAGE_SIZE = 48  # pixels
 PATCH_SIZES = (24, 16, 12, 8, 6)  # grids of 2 to 8

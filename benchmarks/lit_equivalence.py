@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from contrastive.config import TrainConfig, VisionConfig
-from contrastive.lit import LossConfig
-from contrastive.optim import OptimConfig
-from contrastive.text import TextConfig
-from contrastive.train import train
-from data.pipeline import DataConfig
-from harness import Target, write_result
-from launcher import deepspeed
+from contrastive.model.lit import LossConfig
+from contrastive.run.config import TrainConfig, VisionConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.text.tower import TextConfig
+from contrastive.train.loop import train
+from data.pipeline.captioned import DataConfig
+from lib.harness import Target, write_result
+from lib.launcher import deepspeed
+from lib.lit_setup import Size, shards, text_folder
 from lit_gradients import build_model, one_shot_gradients, random_pairs, relative_error
-from lit_setup import Size, shards, text_folder
 
 PAIRS, CHUNK = 4096, 64
 LOSSES = ("sigmoid", "softmax")

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from contrastive import LitModel, distributed, load_vision_tower
-from contrastive.lit import LossConfig, TextSide
-from contrastive.optim import OptimConfig
-from contrastive.step import TrainStep
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
-from contrastive.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.train.step import TrainStep
 from data.batch import Batch
-from lit_setup import ready_batch
+from lib.lit_setup import ready_batch
 
 WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
 

@@ -38,14 +38,14 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
 from contrastive import LitModel, distributed
-from contrastive.chunk import find_text_chunk
-from contrastive.features import FeatureSource
-from contrastive.step import TrainStep
-from contrastive.zero import ZeroConfig, batch_shape
+from contrastive.image_features import FeatureSource
+from contrastive.run.zero import ZeroConfig, batch_shape
+from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.step import TrainStep
 from data.batch import Batch
-from data.pipeline import DataConfig, TrainPipeline
-from harness import Target, machine, write_result
-from lit_setup import (
+from data.pipeline.captioned import DataConfig, TrainPipeline
+from lib.harness import Target, machine, write_result
+from lib.lit_setup import (
     CONTEXT,
     adamw,
     build_model,

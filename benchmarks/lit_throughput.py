@@ -19,14 +19,14 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
-from contrastive.features import FeatureSource, fill_texts
-from contrastive.step import TrainStep
-from contrastive.text import TokenGroups, Tokens
-from contrastive.zero import ZeroConfig
+from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.run.zero import ZeroConfig
+from contrastive.text.tower import TokenGroups, Tokens
+from contrastive.train.step import TrainStep
 from data.batch import Batch
-from data.pipeline import DataConfig, TrainPipeline
-from harness import Target, Timings, interleave, write_result
-from lit_setup import (
+from data.pipeline.captioned import DataConfig, TrainPipeline
+from lib.harness import Target, Timings, interleave, write_result
+from lib.lit_setup import (
     CONTEXT,
     adamw,
     build_open_clip,

@@ -29,15 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from collectives import Collective, CountCollectives, loopback_bytes
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from contrastive import VisionTower, distributed
-from contrastive.zero import ZeroConfig
-from harness import Target, write_result
-from launcher import deepspeed
-from lit_gradients import share_of_rank
-from lit_setup import (
+from contrastive.run.zero import ZeroConfig
+from lib.collectives import Collective, CountCollectives, loopback_bytes
+from lib.harness import Target, write_result
+from lib.launcher import deepspeed
+from lib.lit_setup import (
     CPU,
     Size,
     adamw,
@@ -49,6 +48,7 @@ from lit_setup import (
     ready_batch,
     text_folder,
 )
+from lit_gradients import share_of_rank
 
 RANKS, STEPS = 2, 3
 LOSSES = ("sigmoid", "softmax")
@@ -234,7 +234,7 @@ def count(step: Callable[[], object]) -> dict[str, Any]:
 def kind_of(call: Collective) -> str:
     """What a collective carries, by who called it."""
     for file, function in call.places:
-        if file.endswith("contrastive/step.py"):
+        if file.endswith("contrastive/train/step.py"):
             if call.in_backward:
                 return "feature gradients"
             return "features" if function == "__init__" and call.floating else "scalars"

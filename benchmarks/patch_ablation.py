@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from contrastive import LitModel, VisionTower, distributed, load_vision_tower
-from contrastive.features import FeatureSource, fill_cache
+from contrastive.image_features import FeatureSource, fill_cache
 from contrastive.recipes import default_data, demo
-from contrastive.train import train
-from data.emoji import build_emoji
-from data.pipeline import DataConfig
-from data.reader import ShardReader
-from harness import Target, write_result
+from contrastive.train.loop import train
+from data.emoji.build import build_emoji
+from data.pipeline.captioned import DataConfig
+from data.pipeline.reader import ShardReader
+from lib.harness import Target, write_result
 from retrieval import ZeroShotClassifier, load_dataset
 
 OUT = Path("runs/ablation")

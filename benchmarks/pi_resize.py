@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from contrastive import load_vision_tower
 from contrastive.distributed import device, resolve_dtype
-from contrastive.flexi import resample_patch_embed
-from contrastive.student import resize_images
-from contrastive.vision import VisionTower
-from data.reader import ShardReader
-from harness import Target, write_result
-from subgroups import subgroup_shards
+from contrastive.flexify.student import resize_images
+from contrastive.vision.flexi import resample_patch_embed
+from contrastive.vision.load import VisionTower
+from data.pipeline.reader import ShardReader
+from lib.harness import Target, write_result
+from lib.subgroups import subgroup_shards
 
 OWN, GRID = 14, 16
 GROWING = (7, 10, 14, 20, 28)  # patch sizes at 16 x 16 patches: images of 112 to 448 pixels

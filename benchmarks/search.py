@@ -24,12 +24,12 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from harness import Target, interleave, write_result
-from retrieval.kinds import KINDS
-from retrieval.partitions import METADATA_SCHEMA, read_manifest
-from retrieval.pieces import BLOCK_ROWS, EmbeddedShard, Rows
-from retrieval.snapshot import Snapshot
-from retrieval.tune import overlap
+from lib.harness import Target, interleave, write_result
+from retrieval.embed.partitions import METADATA_SCHEMA, read_manifest
+from retrieval.index.index_types import KINDS
+from retrieval.index.snapshot import Snapshot
+from retrieval.index.sources import BLOCK_ROWS, EmbeddedShard, Rows
+from retrieval.index.tune import overlap
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 384
@@ -90,7 +90,7 @@ def write_default_data(folder: Path) -> None:
 
 def build_one(folder: Path, kind: str) -> None:
     """Build an index of `vectors.npy`; prints build time, peak memory and what auto said."""
-    from retrieval.index import index_pieces
+    from retrieval.index.build import index_pieces
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     count = len(vectors)

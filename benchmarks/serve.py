@@ -28,18 +28,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import clip_retrieval_server
 import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import Target, interleave, write_result
-from retrieval.index import index_pieces
-from retrieval.kinds import IndexKind, search_params
-from retrieval.partitions import METADATA_SCHEMA
-from retrieval.pieces import Rows
-from retrieval.search import Searcher
-from retrieval.tune import Tuning
+from lib import clip_retrieval_server
+from lib.harness import Target, interleave, write_result
+from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.build import index_pieces
+from retrieval.index.index_types import IndexKind, search_params
+from retrieval.index.sources import Rows
+from retrieval.index.tune import Tuning
+from retrieval.search.searcher import Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCH = 28
@@ -67,8 +67,8 @@ def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> N
     from search import synthetic
 
     from contrastive import LitModel, load_vision_tower
-    from contrastive.lit import LossConfig, TextSide
-    from contrastive.text import TextConfig, TextEncoder, load_text_tower
+    from contrastive.model.lit import LossConfig, TextSide
+    from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower("dinov2s")

@@ -32,11 +32,11 @@ from PIL import Image
 from search import synthetic
 from serve import PATCH, ROOT, build, texts
 
-from harness import Target, write_result
-from retrieval.index import change_index, compact_index
-from retrieval.partitions import METADATA_SCHEMA
-from retrieval.pieces import Rows
-from retrieval.search import Searcher
+from lib.harness import Target, write_result
+from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.build import change_index, compact_index
+from retrieval.index.sources import Rows
+from retrieval.search.searcher import Searcher
 
 COUNT = 20_000  # images that stay
 ADDED = 200  # images of one addition

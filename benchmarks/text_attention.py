@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
-from harness import interleave, write_result
-from lit_setup import CPU, text_folder
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
+from lib.harness import interleave, write_result
+from lib.lit_setup import CPU, text_folder
 
 TEXTS = 256
 LENGTHS = (8, 16, 32)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
-from harness import interleave, write_result
+from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
+from lib.harness import interleave, write_result
 
 IMAGENET_SIZE = 224  # pixels
 SECONDS_PER_FORWARD = 0.5  # at most, about: the batch is halved until a forward takes less

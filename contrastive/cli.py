@@ -7,8 +7,8 @@ from pathlib import Path
 import tyro
 
 from contrastive import distributed
-from contrastive.config import Config, check_resumable, load_config
 from contrastive.recipes import choose_recipe
+from contrastive.run.config import Config, check_resumable, load_config
 from data.errors import UsageError
 
 

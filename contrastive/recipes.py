@@ -9,17 +9,17 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from contrastive.augment import AugmentConfig
-from contrastive.config import Config, TrainConfig, VisionConfig
-from contrastive.distill import DistillConfig
-from contrastive.flexify_config import FlexifyConfig
-from contrastive.lit import LossConfig
-from contrastive.optim import OptimConfig
-from contrastive.student import StudentConfig, TeacherConfig
-from contrastive.text import TextConfig
-from contrastive.zero import ZeroConfig
+from contrastive.flexify.augment import AugmentConfig
+from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.losses import DistillConfig
+from contrastive.flexify.student import StudentConfig, TeacherConfig
+from contrastive.model.lit import LossConfig
+from contrastive.run.config import Config, TrainConfig, VisionConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig
+from contrastive.text.tower import TextConfig
 from data.errors import UsageError
-from data.pipeline import DataConfig
+from data.pipeline.captioned import DataConfig
 
 
 def default_data() -> Path:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import tyro
 
 from contrastive.distributed import device, init_from_launcher, is_main, shutdown
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import exit_on_usage_error
-from data.samples import OnError
-from data.shards import expand_shards
-from retrieval.embed import check_batches, embed_shards
+from data.pipeline.slots import OnError
+from data.shards.index import expand_shards
+from retrieval.embed.bulk import check_batches, embed_shards
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 
 from contrastive import distributed
 from contrastive.cli import parse_run
-from contrastive.flexify import flexify
+from contrastive.flexify.loop import flexify
 from contrastive.recipes import FLEXIFY_RECIPES, default_data
 from data.errors import exit_on_usage_error
 
@@ -19,7 +19,7 @@ def main() -> None:
         what = "Make a fixed-patch ViT flexible, by distillation or with labels."
         cfg, resume = parse_run(sys.argv[1:], FLEXIFY_RECIPES, "dinov2s", "launch/flexify.py", what)
         if cfg.data.shards == FLEXIFY_RECIPES["dinov2s"]().data.shards and distributed.is_main():
-            from data.emoji import build_emoji
+            from data.emoji.build import build_emoji
 
             build_emoji(default_data())
         distributed.barrier()

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import tyro
 
 from data.errors import UsageError, exit_on_usage_error
-from data.samples import OnError
-from retrieval.devices import Device
-from retrieval.index import add_embeddings, build_index, compact_index, delete_ids
-from retrieval.kinds import IndexKind
-from retrieval.manifest import LATENCY_MS
-from retrieval.photos import index_photos
+from data.pipeline.slots import OnError
+from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.devices import Device
+from retrieval.index.index_types import IndexKind
+from retrieval.index.manifest import LATENCY_MS
+from retrieval.index.photos import index_photos
 
 
 @dataclass(frozen=True)

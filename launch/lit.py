@@ -8,12 +8,12 @@ import sys
 
 from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.cli import parse_run
-from contrastive.config import TrainConfig
 from contrastive.recipes import RECIPES, build_recipe, default_data
-from contrastive.train import Callback, train
+from contrastive.run.config import TrainConfig
+from contrastive.train.loop import Callback, train
 from data.errors import exit_on_usage_error
 from retrieval import evaluate
-from retrieval.datasets import EvalDataset, load_named, tell_apart
+from retrieval.evaluation.datasets import EvalDataset, load_named, tell_apart
 
 
 def evaluators(cfg: TrainConfig) -> list[Callback]:
@@ -42,7 +42,7 @@ def main() -> None:
         what = "Train the text tower against the locked image tower."
         cfg, resume = parse_run(sys.argv[1:], RECIPES, "demo", "launch/lit.py", what)
         if cfg.data.shards == build_recipe("demo").data.shards and distributed.is_main():
-            from data.emoji import build_emoji
+            from data.emoji.build import build_emoji
 
             build_emoji(default_data())
         distributed.barrier()

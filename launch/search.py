@@ -20,12 +20,12 @@ from PIL import Image
 from data.errors import UsageError, exit_on_usage_error
 from data.images import decode_image
 from data.problems import BadSample
-from data.tar import IMAGE_EXTS
-from retrieval.budget import Budget
-from retrieval.devices import Device
-from retrieval.filters import parse_where
-from retrieval.search import CANDIDATES, Hit, Searcher
-from retrieval.sheet import contact_sheet
+from data.shards.tar import IMAGE_EXTS
+from retrieval.index.devices import Device
+from retrieval.index.filters import parse_where
+from retrieval.search.budget import Budget
+from retrieval.search.contact_sheet import contact_sheet
+from retrieval.search.searcher import CANDIDATES, Hit, Searcher
 
 MAX_PIXELS = 100_000_000
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import tyro
 
 from contrastive.distributed import barrier, device, init_from_launcher, is_main, shutdown
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import exit_on_usage_error, make_folder
-from data.samples import OnError
-from retrieval.datasets import load_dataset, tell_apart
-from retrieval.embed import check_batches, check_patch_sizes
-from retrieval.evaluate import check_captions, evaluate
-from retrieval.report import DatasetResult, Report, measure_costs
+from data.pipeline.slots import OnError
+from retrieval.embed.bulk import check_batches, check_patch_sizes
+from retrieval.evaluation.datasets import load_dataset, tell_apart
+from retrieval.evaluation.evaluate import check_captions, evaluate
+from retrieval.evaluation.report import DatasetResult, Report, measure_costs
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """What comes out: bulk embeddings, a FAISS index, zero-shot classification, search."""
 
-from retrieval.budget import Budget
-from retrieval.classify import ZeroShotClassifier
-from retrieval.datasets import EvalDataset, load_dataset
-from retrieval.embed import embed_shards
-from retrieval.evaluate import evaluate
-from retrieval.index import add_embeddings, build_index, compact_index, delete_ids
-from retrieval.metrics import recall_at_k, topk_accuracy
-from retrieval.photos import index_photos
-from retrieval.report import Report, measure_costs
-from retrieval.search import Hit, Searcher
-from retrieval.sheet import contact_sheet
+from retrieval.embed.bulk import embed_shards
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.evaluation.datasets import EvalDataset, load_dataset
+from retrieval.evaluation.evaluate import evaluate
+from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
+from retrieval.evaluation.report import Report, measure_costs
+from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.photos import index_photos
+from retrieval.search.budget import Budget
+from retrieval.search.contact_sheet import contact_sheet
+from retrieval.search.searcher import Hit, Searcher
 
 __all__ = [
     "Budget",

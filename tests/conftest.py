@@ -17,7 +17,7 @@ TINY_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}"
 @pytest.fixture(scope="session")
 def emoji_shards(tmp_path_factory) -> Path:
     """The default data, a tenth of its concepts or fewer."""
-    from data.emoji import build_emoji
+    from data.emoji.build import build_emoji
 
     return build_emoji(tmp_path_factory.mktemp("data") / "emoji", size=96, limit=40)
 
@@ -45,8 +45,8 @@ def tiny_text(tmp_path_factory) -> str:
 def tiny_model(tiny_text):
     """An untrained `LitModel` at 240 px with patch sizes 48 to 8."""
     from contrastive import LitModel, load_vision_tower
-    from contrastive.lit import LossConfig, TextSide
-    from contrastive.text import TextConfig, TextEncoder, load_text_tower
+    from contrastive.model.lit import LossConfig, TextSide
+    from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower(TINY_TOWER)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from contrastive.distributed import device, init_from_launcher, is_main, shutdown, world_size
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import exit_on_usage_error
-from retrieval.datasets import load_named
-from retrieval.evaluate import evaluate
-from retrieval.report import Report
+from retrieval.evaluation.datasets import load_named
+from retrieval.evaluation.evaluate import evaluate
+from retrieval.evaluation.report import Report
 
 
 def results(model: LitModel, job: dict) -> dict:

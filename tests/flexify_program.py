@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from contrastive import distributed
-from contrastive.config import from_dict
-from contrastive.flexify import flexify
-from contrastive.flexify_config import FlexifyConfig
+from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.loop import flexify
+from contrastive.run.config import from_dict
 
 
 def main() -> None:

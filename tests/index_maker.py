@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrastive.lit import LitModel
-from retrieval.partitions import METADATA_SCHEMA, vector_file
+from contrastive.model.lit import LitModel
+from retrieval.embed.partitions import METADATA_SCHEMA, vector_file
 
 PATCH = 28
 

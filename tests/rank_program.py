@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive import distributed
-from contrastive.config import TrainConfig, from_dict
-from contrastive.lit import LitModel, LossConfig, TextSide
-from contrastive.run import whole_parameters
-from contrastive.text import TextConfig, TextEncoder, load_text_tower
-from contrastive.train import train
-from contrastive.vision import load_vision_tower
-from contrastive.zero import ZeroConfig
+from contrastive.model.lit import LitModel, LossConfig, TextSide
+from contrastive.run.config import TrainConfig, from_dict
+from contrastive.run.folder import whole_parameters
+from contrastive.run.zero import ZeroConfig
+from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.train.loop import train
+from contrastive.vision.load import load_vision_tower
 from data.batch import Batch
 from lit_gradients import step_gradients
 
@@ -76,7 +76,7 @@ def train_case(case: dict) -> None:
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    from data.pipeline import TrainPipeline
+    from data.pipeline.captioned import TrainPipeline
 
     parts_of = TrainPipeline.parts
 

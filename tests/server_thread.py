@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.classify import ZeroShotClassifier
-from retrieval.search import Searcher
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.search.searcher import Searcher
 from retrieval.server import Limits, Server, Service, build_app
-from retrieval.server.metrics import Metrics
+from retrieval.server.monitoring import Metrics
 
 
 @dataclass

@@ -16,11 +16,11 @@ from timm.data import ImageNetInfo
 from torchvision.datasets.utils import verify_str_arg
 from tree_maker import write_tree
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.datasets import EvalDataset, load_dataset
-from retrieval.datasets.base import without_red_border
-from retrieval.evaluate import evaluate
+from retrieval.evaluation.datasets import EvalDataset, load_dataset
+from retrieval.evaluation.datasets.base import without_red_border
+from retrieval.evaluation.evaluate import evaluate
 
 WNIDS = ImageNetInfo("imagenet-1k").label_names()
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import budget
-from retrieval.budget import Budget, Profile
-from retrieval.classify import ZeroShotClassifier
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.search import budget
+from retrieval.search.budget import Budget, Profile
 
 MS = {48: 1.0, 24: 4.0, 16: 9.0, 8: 40.0}
 

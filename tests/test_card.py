@@ -11,7 +11,7 @@ from hub_stub import serve
 from huggingface_hub import ModelCard
 
 from contrastive import LitModel
-from contrastive.card import Card
+from contrastive.model.card import Card
 from data.errors import UsageError
 
 CARD = Card(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.classes import SIMPLE_TEMPLATES, fill, read_class_names, read_templates
+from data.class_names import SIMPLE_TEMPLATES, fill, read_class_names, read_templates
 from data.errors import UsageError
 
 

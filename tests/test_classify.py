@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.classify import ZeroShotClassifier, close_calls, embed_classes
+from retrieval.evaluation.classify import ZeroShotClassifier, close_calls, embed_classes
 
 NAMES = ["cat", "red bicycle", "rain {c}", "ship", "piano", "pizza", "owl"]
 TEMPLATES = ["{c}", "a photo of a {c}.", "a drawing of a {c}"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
+from data.cache.features import FeatureCache
 from data.errors import UsageError
-from data.features import FeatureCache
-from data.pipeline import DataConfig, ShardReader, TrainPipeline
+from data.pipeline.captioned import DataConfig, ShardReader, TrainPipeline
 
 TOWER = "tower/transform/float32"
 
@@ -228,7 +228,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_what_is_complete_stays(
 import resource, signal, sys
 import numpy as np
 from data.errors import UsageError
-from data.features import FeatureCache
+from data.cache.features import FeatureCache
 cache = FeatureCache({str(tmp_path / "cache")!r}, "tower", {shards!r}, [8])
 cache.claim(400)
 cache.write(1, 8, 0, [], np.zeros((0, 400), np.float32))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import DataError, UsageError
-from retrieval.datasets import load_dataset, tell_apart
+from retrieval.evaluation.datasets import load_dataset, tell_apart
 
 
 def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
-from contrastive.delta import apply_delta, save_delta
+from contrastive.vision.delta import apply_delta, save_delta
 from data.errors import UsageError
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import TINY_TOWER
 
 from contrastive import load_vision_tower
-from contrastive.distill import (
+from contrastive.flexify.losses import (
     DistillConfig,
     Standard,
     Student,

@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
 from data.problems import SampleError
-from data.shards import expand_shards
-from retrieval.datasets import load_dataset
-from retrieval.embed import embed_shards
-from retrieval.evaluate import evaluate
-from retrieval.partitions import open_vectors
-from retrieval.report import Report
+from data.shards.index import expand_shards
+from retrieval.embed.bulk import embed_shards
+from retrieval.embed.partitions import open_vectors
+from retrieval.evaluation.datasets import load_dataset
+from retrieval.evaluation.evaluate import evaluate
+from retrieval.evaluation.report import Report
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -173,8 +173,8 @@ def test_launch_names_the_pattern_that_matches_nothing(
 DRIVER = """
 import json, sys
 from contrastive.distributed import init_from_launcher, is_main, shutdown
-from contrastive.lit import LitModel
-from data.shards import expand_shards
+from contrastive.model.lit import LitModel
+from data.shards.index import expand_shards
 from retrieval import Report, embed_shards, evaluate, load_dataset
 
 init_from_launcher()

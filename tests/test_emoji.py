@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.emoji as emoji
-from data.classes import read_class_names, read_templates
-from data.emoji_concepts import (
+import data.emoji.build as emoji
+from data.class_names import read_class_names, read_templates
+from data.emoji.concepts import (
     Concept,
     group_of,
     held_out_groups,
@@ -26,8 +26,8 @@ from data.emoji_concepts import (
     with_article,
     without_names_of,
 )
+from data.emoji.npm import fetch_package, read_json
 from data.errors import UsageError
-from data.npm import fetch_package, read_json
 
 FOLDERS = ("train", "heldout_captions", "heldout_style")
 
@@ -340,7 +340,7 @@ def test_without_any_npm_the_sentence_says_what_to_install(
 def test_npm_from_the_wheel_runs_without_one_on_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data.npm import _npm_command
+    from data.emoji.npm import _npm_command
 
     monkeypatch.setenv("PATH", str(tmp_path))
     command = _npm_command("some@1.0.0")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import TINY_TOWER
 
-from contrastive.config import TrainConfig, VisionConfig
-from contrastive.lit import LossConfig
-from contrastive.optim import OptimConfig
-from contrastive.text import TextConfig
-from contrastive.zero import ZeroConfig
-from data.pipeline import DataConfig
+from contrastive.model.lit import LossConfig
+from contrastive.run.config import TrainConfig, VisionConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig
+from contrastive.text.tower import TextConfig
+from data.pipeline.captioned import DataConfig
 from lit_equivalence import (
     BOUNDS,
     LOSS_BOUND,

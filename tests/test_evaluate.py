@@ -11,13 +11,13 @@ import pytest
 import torch
 from shard_maker import png, write_tar
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.classify import ZeroShotClassifier
-from retrieval.datasets import load_dataset
-from retrieval.evaluate import evaluate
-from retrieval.metrics import caption_pairs, recall_at_k, topk_accuracy
-from retrieval.report import Report
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.evaluation.datasets import load_dataset
+from retrieval.evaluation.evaluate import evaluate
+from retrieval.evaluation.metrics import caption_pairs, recall_at_k, topk_accuracy
+from retrieval.evaluation.report import Report
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 

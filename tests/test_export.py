@@ -18,14 +18,14 @@ from PIL import Image
 from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.export import MIN_COSINE, export_model
-from contrastive.export_timm import export_timm
-from contrastive.lit import LossConfig, TextSide
-from contrastive.text import TextConfig, TextEncoder, load_text_tower
-from contrastive.tokenizers import padded
-from contrastive.vision import TowerConfig, VisionTower, build_vision_tower
+from contrastive.export.model import MIN_COSINE, export_model
+from contrastive.export.timm import export_timm
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.text.tokenizers import padded
+from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
 from data.errors import UsageError
-from launcher import ROOT
+from lib.launcher import ROOT
 
 TEXTS = ["a red bicycle", "two dogs", "the sun and a happy cat " * 12]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -211,7 +211,7 @@ def test_what_stops_an_export_to_timm_leaves_nothing(tmp_path, monkeypatch):
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("contrastive.export_timm.save_for_hf", write_half)
+    monkeypatch.setattr("contrastive.export.timm.save_for_hf", write_half)
     with pytest.raises(KeyboardInterrupt):
         export_timm(tiny_vit(), 28, tmp_path / "out")
     assert not list(tmp_path.iterdir())

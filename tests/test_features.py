@@ -10,11 +10,11 @@ from conftest import TINY_TOWER
 from test_training import config, weights
 
 from contrastive import load_vision_tower
-from contrastive.features import FeatureSource
-from contrastive.lit import LossConfig
-from contrastive.train import train
+from contrastive.image_features import FeatureSource
+from contrastive.model.lit import LossConfig
+from contrastive.train.loop import train
 from data.errors import UsageError
-from data.pipeline import DataConfig, TrainPipeline
+from data.pipeline.captioned import DataConfig, TrainPipeline
 
 SIZES = (48, 30)
 
@@ -61,7 +61,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(data, tmp_path, monkeypatc
     FeatureSource(tower, data, SIZES)
     assert np.array_equal(np.load(lost), kept[lost][1])
     assert all(file.stat().st_mtime_ns == kept[file][0] for file in files[1:])
-    monkeypatch.setattr("contrastive.features.compute_features", pytest.fail)
+    monkeypatch.setattr("contrastive.image_features.compute_features", pytest.fail)
     FeatureSource(tower, data, SIZES)  # complete: nothing is computed
 
 
@@ -178,7 +178,7 @@ def test_features_come_ahead_and_in_order(data):
 
 def test_the_pixels_of_a_step_are_never_in_memory_together(data, monkeypatch):
     """However large the batch: what is held is its features, and the part that is being read."""
-    monkeypatch.setattr("data.pipeline.PART_SAMPLES", 2)
+    monkeypatch.setattr("data.pipeline.captioned.PART_SAMPLES", 2)
     cfg = dataclasses.replace(data, features="")
     tower = load_vision_tower(TINY_TOWER)
     held: list[weakref.ref] = []

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.filters import matching, parse_where
-from retrieval.index import build_index, delete_ids
-from retrieval.kinds import KINDS
-from retrieval.snapshot import Snapshot
+from retrieval.index.build import build_index, delete_ids
+from retrieval.index.filters import matching, parse_where
+from retrieval.index.index_types import KINDS
+from retrieval.index.snapshot import Snapshot
 
 TABLE = pa.table(
     {
@@ -130,7 +130,7 @@ def test_an_equal_filter_is_evaluated_once(
     snapshot = Snapshot.open(tmp_path / "index")
     calls = []
     monkeypatch.setattr(
-        "retrieval.snapshot.matching", lambda t, w: calls.append(w) or matching(t, w)
+        "retrieval.index.snapshot.matching", lambda t, w: calls.append(w) or matching(t, w)
     )
     query = all_vectors(embeddings)[0][:1]
     for _ in range(3):

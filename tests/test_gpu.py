@@ -9,9 +9,9 @@ from conftest import TINY_TOWER
 from test_training import config, weights
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.chunk import find_text_chunk
-from contrastive.train import train
-from contrastive.zero import ZeroConfig
+from contrastive.run.zero import ZeroConfig
+from contrastive.train.loop import train
+from contrastive.train.micro_batch import find_text_chunk
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Target, Timings, interleave, write_result
+from lib.harness import Target, Timings, interleave, write_result
 
 
 def test_medians_quartiles_and_ratios_are_those_of_the_samples() -> None:

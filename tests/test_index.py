@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import devices, kinds, pieces
-from retrieval.index import build_index
-from retrieval.kinds import KINDS, bytes_per_vector, choose_kind
-from retrieval.search import Searcher
-from retrieval.snapshot import Snapshot
+from retrieval.index import devices, index_types, sources
+from retrieval.index.build import build_index
+from retrieval.index.index_types import KINDS, bytes_per_vector, choose_kind
+from retrieval.index.snapshot import Snapshot
+from retrieval.search.searcher import Searcher
 
 EXACT = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}
 
@@ -34,7 +34,7 @@ def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
 def test_index_finds_what_an_exact_scan_finds(
     kind, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "BLOCK_ROWS", 700)  # several blocks a partition
+    monkeypatch.setattr(sources, "BLOCK_ROWS", 700)  # several blocks a partition
     build_index(embeddings, tmp_path / "index", kind=kind, device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
     assert [segment.kind for segment in snapshot.segments] == [kind]
@@ -139,7 +139,7 @@ def test_auto_says_why() -> None:
     assert choose_kind(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
     for latency_ms in (0.01, 1.0, 100.0):  # FAISS cannot copy a graph to a GPU
         for count in (1_000, million, 1000 * million):
-            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in kinds.GPU_KINDS
+            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in index_types.GPU_KINDS
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_as_several_gpus_share_vectors_a_search_has_its_parameters(
     parts = halves if layout == "shards" else [vectors, vectors]
     shards, replicas = faiss.IndexShards(width, True, True), faiss.IndexReplicas(width, True)
     together = shards if layout == "shards" else replicas
-    held = [kinds.new_index(kind, width, len(part), part) for part in parts]
+    held = [index_types.new_index(kind, width, len(part), part) for part in parts]
     for one, part in zip(held, parts, strict=True):  # kept, as FAISS's parts do not keep theirs
         one.index.add(part)
         together.addIndex(one.index)
-    params = kinds.search_params(faiss.downcast_index(held[0].index), 1000, 1)
+    params = index_types.search_params(faiss.downcast_index(held[0].index), 1000, 1)
     found = together.search(vectors[::60], 10, params=params)[1]
     expected = nearest(vectors[::60], vectors, np.arange(len(vectors)), 10)
     assert recall(found, expected) >= EXACT[kind]
@@ -246,7 +246,7 @@ def test_replicas_of_cells_are_refused() -> None:
 
 def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> None:
     monkeypatch.setattr(devices, "BLOCK_ROWS", 7)
-    whole = kinds.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
+    whole = index_types.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
     index = faiss.downcast_index(whole.index)
     index.add(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
     held = devices.as_flat(index).reconstruct_n(0, 20)
@@ -255,7 +255,7 @@ def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["auto", "cuda", "shards", "replicas"])
-@pytest.mark.parametrize("kind", kinds.GPU_KINDS)
+@pytest.mark.parametrize("kind", index_types.GPU_KINDS)
 def test_gpu_search_agrees_with_the_cpu(kind, device, embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index", kind=kind)
     queries = all_vectors(embeddings)[0][::60]

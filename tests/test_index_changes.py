@@ -13,19 +13,19 @@ import pyarrow as pa
 import pytest
 from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import (
+from retrieval.index.build import (
     add_embeddings,
     build_index,
     change_index,
     compact_index,
     delete_ids,
 )
-from retrieval.kinds import KINDS, bytes_per_vector
-from retrieval.pieces import Rows
-from retrieval.search import Searcher
-from retrieval.snapshot import Snapshot
+from retrieval.index.index_types import KINDS, bytes_per_vector
+from retrieval.index.snapshot import Snapshot
+from retrieval.index.sources import Rows
+from retrieval.search.searcher import Searcher
 
 WHOLE = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}
 
@@ -297,8 +297,8 @@ def test_one_writer_at_a_time(first: Path, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import retrieval.index as index
-import retrieval.manifest as manifest
+import retrieval.index.build as index
+import retrieval.index.manifest as manifest
 folder, embeddings, step, after = sys.argv[1:]
 left = [int(after)]
 def dying(function):

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel, VisionTower
-from contrastive.lit import LossConfig, TextSide
-from contrastive.text import TextConfig, TextEncoder, load_text_tower
-from contrastive.vision import TowerConfig
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.vision.load import TowerConfig
 from retrieval import Searcher, build_index, embed_shards
 
 pytestmark = pytest.mark.interop

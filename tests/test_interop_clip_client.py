@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from server_thread import Served, serving
 
-from contrastive.lit import LitModel
-from retrieval.search import Searcher
+from contrastive.model.lit import LitModel
+from retrieval.search.searcher import Searcher
 
 pytestmark = pytest.mark.interop
 

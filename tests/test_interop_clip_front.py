@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 from server_thread import Served, serving
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from retrieval import build_index
-from retrieval.search import Hit, Searcher
+from retrieval.search.searcher import Hit, Searcher
 
 pytestmark = pytest.mark.interop
 

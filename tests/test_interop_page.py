@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from server_thread import Served, serving
 
-from contrastive.lit import LitModel
-from retrieval.search import Searcher
+from contrastive.model.lit import LitModel
+from retrieval.search.searcher import Searcher
 from retrieval.server import Limits
 
 pytestmark = pytest.mark.interop

@@ -9,12 +9,12 @@ import pytest
 from conftest import TINY_TOWER
 
 from contrastive import LitModel
-from contrastive.config import TrainConfig, check_resumable, load_config, save_config
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
+from contrastive.run.config import TrainConfig, check_resumable, load_config, save_config
 from data.errors import UsageError
-from launcher import ROOT, deepspeed
+from lib.launcher import ROOT, deepspeed
 from retrieval import evaluate
-from retrieval.datasets import load_named
+from retrieval.evaluation.datasets import load_named
 
 LIT = ROOT / "launch" / "lit.py"
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel
-from contrastive.lit import LossConfig, TextSide
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
-from contrastive.text_open_clip import OpenClipTextTower
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]

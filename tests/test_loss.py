@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 
-from contrastive.loss import pair_targets, partial_lse, sigmoid_loss, softmax_loss
+from contrastive.model.loss import pair_targets, partial_lse, sigmoid_loss, softmax_loss
 
 B, D = 24, 16
 

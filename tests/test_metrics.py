@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.metrics import (
+from retrieval.evaluation.metrics import (
     ClassCounts,
     bootstrap_interval,
     caption_pairs,

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from contrastive.optim import OptimConfig, build_optimizer, learning_rate
-from contrastive.vision import build_vision_tower
+from contrastive.run.optim import OptimConfig, build_optimizer, learning_rate
+from contrastive.vision.load import build_vision_tower
 from data.errors import UsageError
 
 

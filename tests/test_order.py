@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.errors import UsageError
-from data.order import MixedOrder, SampleOrder, permutation
+from data.pipeline.order import MixedOrder, SampleOrder, permutation
 
 COUNTS = [5, 0, 17, 3, 11, 1, 0, 8]
 TOTAL = sum(COUNTS)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from shard_maker import png
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.problems import SampleError
-from retrieval import photos
-from retrieval.photos import index_photos
-from retrieval.search import Searcher
-from retrieval.snapshot import Snapshot
+from retrieval.index import photos
+from retrieval.index.photos import index_photos
+from retrieval.index.snapshot import Snapshot
+from retrieval.search.searcher import Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_taken_in_is_refused(
     else:
         from index_maker import write_embeddings
 
-        from retrieval.index import build_index
+        from retrieval.index.build import build_index
 
         build_index(write_embeddings(tmp_path / "e", tiny_model, model_dir, (9,)), out)
         message = "was made from shards"
@@ -227,7 +227,7 @@ def test_the_first_bad_picture_can_end_the_run(
 
 PROGRAM = """
 import sys, time
-from retrieval import photos
+from retrieval.index import photos
 photos.CHUNK = 4
 getitem = photos._Pictures.__getitem__
 def slow(self, number):

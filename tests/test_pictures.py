@@ -4,10 +4,10 @@ import pytest
 import torch
 from shard_maker import TRANSFORM, png, sample, write_tar
 
-from contrastive.augment import AugmentConfig, build_change, draw_mixup, mix_pairs
+from contrastive.flexify.augment import AugmentConfig, build_change, draw_mixup, mix_pairs
 from data.errors import UsageError
-from data.pictures import PicturePipeline
-from data.pipeline import DataConfig
+from data.pipeline.captioned import DataConfig
+from data.pipeline.labelled import PicturePipeline
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from data.batch import Batch
 from data.captions import concept_id
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline import PART_SAMPLES, DataConfig, ShardReader, TrainPipeline
+from data.pipeline.captioned import PART_SAMPLES, DataConfig, ShardReader, TrainPipeline
 from data.problems import SampleError
 
 COUNTS = [5, 1, 9, 2]  # 17 samples

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrastive.lit import LitModel
-from data.shards import expand_shards
-from retrieval.embed import embed_shards
-from retrieval.index import build_index
-from retrieval.refine import FineVectors
-from retrieval.search import Searcher
+from contrastive.model.lit import LitModel
+from data.shards.index import expand_shards
+from retrieval.embed.bulk import embed_shards
+from retrieval.index.build import build_index
+from retrieval.search.refine import FineVectors
+from retrieval.search.searcher import Searcher
 
 COARSE, FINE = 48, 16
 QUERIES = ["a cat", "rain", "a musical instrument", "something to eat"]

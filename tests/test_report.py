@@ -6,9 +6,9 @@ import math
 import pytest
 from PIL import Image
 
-from contrastive.lit import LitModel
-from retrieval.metrics import Estimate, Recall
-from retrieval.report import DatasetResult, PatchCost, Report, measure_costs
+from contrastive.model.lit import LitModel
+from retrieval.evaluation.metrics import Estimate, Recall
+from retrieval.evaluation.report import DatasetResult, PatchCost, Report, measure_costs
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from PIL import Image
 from shard_maker import TRANSFORM, png, write_tar
 from tree_maker import write_karpathy
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
 from data.errors import UsageError
-from retrieval.collect import RecallCollector
-from retrieval.datasets import load_dataset, load_named
-from retrieval.evaluate import evaluate
-from retrieval.metrics import recall_at_k
+from retrieval.evaluation.datasets import load_dataset, load_named
+from retrieval.evaluation.evaluate import evaluate
+from retrieval.evaluation.metrics import recall_at_k
+from retrieval.evaluation.recall import RecallCollector
 
 WORDS = ("a red bicycle", "a happy cat", "two dogs", "the sun", "smile")
 

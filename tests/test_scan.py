@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from index_maker import clustered
 
-from retrieval import scan
-from retrieval.kinds import KINDS, new_index, search
-from retrieval.tune import pack
+from retrieval.index import scan
+from retrieval.index.index_types import KINDS, new_index, search
+from retrieval.index.tune import pack
 
 WIDTH = 48
 

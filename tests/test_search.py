@@ -10,13 +10,13 @@ import pytest
 from PIL import Image, ImageChops, ImageFont
 from shard_maker import png
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from data.shards import expand_shards
-from retrieval.budget import Budget
-from retrieval.embed import embed_shards
-from retrieval.search import Hit, Searcher
-from retrieval.sheet import contact_sheet, wrap
+from data.shards.index import expand_shards
+from retrieval.embed.bulk import embed_shards
+from retrieval.search.budget import Budget
+from retrieval.search.contact_sheet import contact_sheet, wrap
+from retrieval.search.searcher import Hit, Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 

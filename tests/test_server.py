@@ -19,11 +19,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server_thread import Served, serving
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from retrieval import ZeroShotClassifier, build_index, delete_ids
-from retrieval.budget import Budget
-from retrieval.partitions import vector_file
-from retrieval.search import Hit, Searcher
+from retrieval.embed.partitions import vector_file
+from retrieval.search.budget import Budget
+from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.service import distinct
 
 TEMPLATES = ["a drawing of {c}", "{c}"]

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 from server_thread import Answer, Served, serving
 
-from contrastive.lit import LitModel
+from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.search import Searcher
+from retrieval.search.searcher import Searcher
 from retrieval.server import Limits, ServeConfig, load_service
 
 LAUNCH = Path(__file__).parents[1] / "launch"

@@ -16,7 +16,7 @@ from shard_maker import png, sample, write_shards, write_tar
 
 from data.errors import UsageError
 from data.problems import Problem
-from data.shards import (
+from data.shards.index import (
     ShardIndex,
     expand_shards,
     is_local,
@@ -24,7 +24,7 @@ from data.shards import (
     load_index,
     load_summaries,
 )
-from data.tar import Located
+from data.shards.tar import Located
 
 
 def read_all(shard: str, **options: str) -> tuple[list[str], dict[str, int]]:

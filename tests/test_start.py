@@ -2,7 +2,7 @@
 
 import torch
 
-from contrastive.start import least_squares, whitening
+from contrastive.train.closed_form import least_squares, whitening
 
 
 def test_whitened_features_are_uncorrelated_with_equal_variance():

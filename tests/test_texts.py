@@ -9,9 +9,9 @@ import pytest
 import torch
 from shard_maker import TRANSFORM, sample, write_tar
 
+from data.cache.captions import TextCache
 from data.errors import UsageError
-from data.pipeline import DataConfig, TrainPipeline
-from data.texts import TextCache
+from data.pipeline.captioned import DataConfig, TrainPipeline
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tower_families import FAMILIES, family_table
 
 from contrastive import LitModel, VisionTower, load_vision_tower
-from contrastive.config import TrainConfig, VisionConfig
-from contrastive.delta import save_delta
-from contrastive.export_timm import export_timm
-from contrastive.lit import LossConfig, TextSide
-from contrastive.optim import OptimConfig
-from contrastive.student import StudentConfig, TeacherConfig, build_student
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
-from contrastive.train import train
-from contrastive.vision import save_vision_tower
+from contrastive.export.timm import export_timm
+from contrastive.flexify.student import StudentConfig, TeacherConfig, build_student
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.run.config import TrainConfig, VisionConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.train.loop import train
+from contrastive.vision.delta import save_delta
+from contrastive.vision.load import save_vision_tower
 from data.errors import UsageError
-from data.pipeline import DataConfig
+from data.pipeline.captioned import DataConfig
 from retrieval import ZeroShotClassifier
 
 Forward = Callable[[torch.Tensor], torch.Tensor]

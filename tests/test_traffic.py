@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lit_traffic
-from launcher import deepspeed
+from lib.launcher import deepspeed
 from lit_traffic import RANKS, Text, targets
 
 pytestmark = pytest.mark.slow

@@ -13,16 +13,16 @@ from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.checkpoint import newest_checkpoint
-from contrastive.config import TrainConfig, VisionConfig
-from contrastive.lit import LossConfig, TextSide
-from contrastive.optim import OptimConfig
-from contrastive.text import TextConfig, TextEncoder, TokenGroups, load_text_tower
-from contrastive.train import train
-from contrastive.zero import ZeroConfig
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.run.checkpoint import newest_checkpoint
+from contrastive.run.config import TrainConfig, VisionConfig
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig
+from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.train.loop import train
 from data.errors import DataError, UsageError
-from data.pipeline import DataConfig
-from launcher import deepspeed
+from data.pipeline.captioned import DataConfig
+from lib.launcher import deepspeed
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "rank_program.py"

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive import load_vision_tower
-from contrastive.vision import TowerConfig, VisionTower, build_vision_tower, save_vision_tower
-from contrastive.vision_sources import dinov2s_file
+from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower, save_vision_tower
+from contrastive.vision.timm import dinov2s_file
 from data.errors import UsageError
 
 PARITY = Path(__file__).parent / "parity"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from contrastive.chunk import CPU_CHUNK, largest_divisor
-from contrastive.optim import OptimConfig
-from contrastive.zero import ZeroConfig, batch_shape, deepspeed_config
+from contrastive.run.optim import OptimConfig
+from contrastive.run.zero import ZeroConfig, batch_shape, deepspeed_config
+from contrastive.train.micro_batch import CPU_CHUNK, largest_divisor
 from data.errors import UsageError
 
 

@@ -2,7 +2,7 @@
 
 from retrieval.server.app import build_app
 from retrieval.server.limits import Limits
-from retrieval.server.run import ServeConfig, Server, load_service, serve
 from retrieval.server.service import Service
+from retrieval.server.startup import ServeConfig, Server, load_service, serve
 
 __all__ = ["Limits", "ServeConfig", "Server", "Service", "build_app", "load_service", "serve"]

@@ -11,15 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from retrieval.search import Hit
-from retrieval.server.answers import columns_of, json_response
-from retrieval.server.images import Place
+from retrieval.search.searcher import Hit
+from retrieval.server.json_responses import columns_of, json_response
 from retrieval.server.limits import RequestError
-from retrieval.server.patches import Patches
+from retrieval.server.patch_sizes import Patches
 from retrieval.server.queries import encode
 from retrieval.server.requests import KnnRequest, MetadataRequest, Term, read
 from retrieval.server.schemas import KNN, METADATA
 from retrieval.server.service import SearchKey, Service
+from retrieval.server.thumbnails import Place
 
 SIDE = 224  # pixels of an image in an answer
 MAX_IMAGES = 200  # of one answer

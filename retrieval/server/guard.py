@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from retrieval.server.answers import refusal
+from retrieval.server.json_responses import refusal
 from retrieval.server.limits import RequestError
 from retrieval.server.page import PAGE
 from retrieval.server.service import Service

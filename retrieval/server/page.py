@@ -19,7 +19,7 @@ PAGE_HEADERS = {
 
 
 def _read_page() -> dict[str, tuple[str, bytes]]:
-    files = (importlib.resources.files("retrieval") / "web").iterdir()
+    files = (importlib.resources.files("retrieval.server") / "web").iterdir()
     return {
         "/" if file.name == "index.html" else f"/{file.name}": (
             MEDIA_TYPES[file.name.rpartition(".")[2]],

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 
 from retrieval.server.fetch import fetch
-from retrieval.server.images import from_base64
 from retrieval.server.limits import RequestError
-from retrieval.server.patches import Patches
+from retrieval.server.patch_sizes import Patches
 from retrieval.server.requests import Term
 from retrieval.server.service import Service
+from retrieval.server.thumbnails import from_base64
 
 FETCH_S = 10.0
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from contrastive.lit import LitModel
-from data.classes import fill
-from retrieval.classify import ZeroShotClassifier
-from retrieval.search import MAX_K, Hit, Searcher
+from contrastive.model.lit import LitModel
+from data.class_names import fill
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.search.searcher import MAX_K, Hit, Searcher
 from retrieval.server.batching import Batcher
-from retrieval.server.images import Place, Thumbnails, decode_upload
 from retrieval.server.limits import Limits, RequestError
-from retrieval.server.metrics import Metrics
+from retrieval.server.monitoring import Metrics
+from retrieval.server.thumbnails import Place, Thumbnails, decode_upload
 
 DUPLICATE = 0.94  # cosine from which on two hits are one, as in clip-retrieval
 KEPT_LABELS = 20_000

@@ -11,16 +11,16 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from retrieval.search import Hit, Searcher
-from retrieval.server.answers import json_response
-from retrieval.server.classes import classify
-from retrieval.server.images import MAX_SIDE, Place
+from retrieval.search.searcher import Hit, Searcher
+from retrieval.server.classify import classify
+from retrieval.server.json_responses import json_response
 from retrieval.server.limits import RequestError
-from retrieval.server.patches import choose_patches
+from retrieval.server.patch_sizes import choose_patches
 from retrieval.server.queries import encode
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest, read
 from retrieval.server.schemas import CLASSIFY, IMAGE, INDICES, SAMPLE, SEARCH
 from retrieval.server.service import SearchKey, Service
+from retrieval.server.thumbnails import MAX_SIDE, Place
 
 MAX_WHERE = 20_000  # characters of a filter as JSON
 MAX_TESTS = 64  # comparisons of a filter

@@ -1,0 +1,104 @@
+"""clip-retrieval's own server (`clip-retrieval back`, 2.45.0) over the same FAISS index.
+
+It runs as published: Flask behind Werkzeug's threaded server, which is all that its command offers.
+Of its documented options those that answer fastest here: metadata as Arrow, no columns but those
+wanted, the index in memory rather than mapped, neither M-CLIP nor aesthetic embeddings.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import faiss
+import open_clip
+import pyarrow as pa
+import torch
+
+from retrieval.index.index_types import cells_of
+from retrieval.index.snapshot import Snapshot
+from retrieval.index.tune import Tuning
+
+HERE = Path(__file__).resolve().parent.parent
+ENVIRONMENT = HERE.parent / ".venv-bench" / "clip-retrieval-server"
+REQUIREMENTS = HERE / "clip-retrieval-server.txt"
+ARCHITECTURE = "ViT-S-32-alt"  # a small CLIP that it wants at the start; vectors need none
+START_S = 120
+
+
+def install() -> Path:
+    """Its environment's Python."""
+    python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / REQUIREMENTS.name
+    if not stamp.is_file() or stamp.read_text() != REQUIREMENTS.read_text():
+        venv.create(ENVIRONMENT, with_pip=True)
+        pip = [python, "-m", "pip", "install", "-q", "--no-deps", "-r", REQUIREMENTS]
+        subprocess.run(pip, check=True)
+        shutil.copy(REQUIREMENTS, stamp)
+    return python
+
+
+def export(index: Path, patch_size: int, out: Path) -> None:
+    """An index of one segment as it wants it: image.index, metadata/, a CLIP checkpoint."""
+    snapshot = Snapshot.open(index)
+    (segment,) = snapshot.segments
+    inner = segment.inner[patch_size]
+    tuning = snapshot.tunings.get((segment.number, patch_size), Tuning())
+    (out / "metadata").mkdir(parents=True)
+    faiss.write_index(inner, str(out / "image.index"))
+    inner = faiss.read_index(str(out / "image.index"))  # what a search looks into, in the file
+    if (cells := cells_of(inner)) is not None:
+        cells.nprobe = tuning.nprobe
+    elif isinstance(inner, faiss.IndexHNSW):
+        inner.hnsw.efSearch = tuning.ef
+    faiss.write_index(inner, str(out / "image.index"))
+    table = segment.table.select(["key", "caption"])
+    file = out / "metadata" / "0.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), out / "clip.pt")
+    (out / "indices.json").write_text(json.dumps({"bench": str(out)}))
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[int]:
+    """Its server over an exported index; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ours = sysconfig.get_path("purelib")
+    program = "import sys; sys.path.append(sys.argv.pop(1)); from clip_retrieval import cli; "
+    options = {
+        "port": port, "indices_paths": folder / "indices.json", "use_arrow": True,
+        "clip_model": f"open_clip:{ARCHITECTURE}/{folder / 'clip.pt'}", "use_jit": False,
+        "columns_to_return": '["key", "caption"]', "enable_mclip_option": False,
+        "provide_aesthetic_embeddings": False,
+    }  # fmt: skip
+    command = [install(), "-c", program + "cli.main()", ours, "back"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with open(folder / "log.txt", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        _wait(port, server, folder / "log.txt")
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait(port: int, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(START_S):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/indices-list", timeout=5).read()
+            return
+        except OSError:
+            time.sleep(1)
+    sys.exit(f"clip-retrieval's server did not start:\n{log.read_text()[-2000:]}")

@@ -1,0 +1,180 @@
+"""What every benchmark shares: interleaved timing, what machine it was, and the result file.
+
+What is compared runs in turn, round after round, so that a machine that slows down slows all alike;
+a ratio is that of medians, and the ratios within rounds show the spread.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from contrastive.run.config import revision
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds per round and contender, measured in turn."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        return float(np.median(self.seconds[name]))
+
+    def quartiles(self, name: str) -> tuple[float, float]:
+        """First and third quartile, seconds."""
+        low, high = np.percentile(self.seconds[name], (25, 75))
+        return float(low), float(high)
+
+    def ratio(self, numerator: str, denominator: str) -> float:
+        """The ratio of medians."""
+        return self.median(numerator) / self.median(denominator)
+
+    def round_ratios(self, numerator: str, denominator: str) -> list[float]:
+        """The ratio within each round."""
+        pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
+        return [a / b for a, b in pairs]
+
+    def figures(self) -> dict[str, Any]:
+        """Per contender: median and quartiles in seconds, and the number of rounds."""
+        return {
+            name: {
+                "median_s": self.median(name),
+                "quartiles_s": list(self.quartiles(name)),
+                "rounds": len(self.seconds[name]),
+            }
+            for name in self.seconds
+        }
+
+
+def interleave(
+    fns: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time each function once per round, for `repeats` rounds after `warmup` untimed ones.
+
+    The order rotates from round to round, so that nobody always runs in another's warm cache.
+    A GPU is waited for before and after each call.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats}: at least 1")
+    names = list(fns)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, repeats):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            _synchronize()
+            start = clock()
+            fns[name]()
+            _synchronize()
+            if number >= 0:
+                seconds[name].append(clock() - start)
+    return Timings(seconds)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# ---- the result file -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a figure, written as `>= 0.97` or `<= 60`."""
+
+    what: str
+    wanted: str
+    got: float
+
+    @property
+    def met(self) -> bool:
+        sign, _, bound = self.wanted.partition(" ")
+        if sign not in (">=", "<="):
+            raise ValueError(f"target {self.wanted!r}: allowed are '>= NUMBER' and '<= NUMBER'")
+        return self.got >= float(bound) if sign == ">=" else self.got <= float(bound)
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, threads that torch uses, memory, and the GPU if there is one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def versions(packages: Sequence[str] = ("torch", "timm", "numpy")) -> dict[str, str]:
+    """Python's version, and those of installed packages."""
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def write_result(
+    name: str,
+    figures: Mapping[str, Any],
+    targets: Sequence[Target],
+    plot: Callable[[Path], None] | None = None,
+    packages: Sequence[str] = ("torch", "timm", "numpy"),
+    where: Literal["auto", "cpu", "gpu"] = "auto",
+    results: Path = RESULTS,
+) -> Path:
+    """Write `results/NAME.json`, or `NAME.gpu.json` where a GPU was used; print the targets.
+
+    plot: draws into the PNG file it is given, beside the JSON. packages: whose versions matter.
+    Returns the JSON file.
+    """
+    gpu = torch.cuda.is_available() if where == "auto" else where == "gpu"
+    file = results / f"{name}{'.gpu' if gpu else ''}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "name": name,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "machine": machine(),
+        "versions": versions(packages),
+        "figures": figures,
+        "targets": [
+            {"what": t.what, "wanted": t.wanted, "got": t.got, "met": t.met} for t in targets
+        ],
+    }
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.replace(file)
+    if plot is not None:
+        plot(file.with_suffix(".png"))
+    for target in targets:
+        verdict = "met" if target.met else "MISSED"
+        print(f"{target.what}: {target.got:.3f} (wanted {target.wanted}, {verdict})")
+    print(f"wrote {file}")
+    return file

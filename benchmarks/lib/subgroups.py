@@ -1,0 +1,73 @@
+"""The default drawings as a classification task: which of Unicode's subgroups is drawn?"""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from data.emoji.build import CAPTIONS_PACKAGE, build_emoji, load_drawings, render
+from data.emoji.concepts import load_concepts
+from data.emoji.npm import fetch_package
+
+SCRATCH = Path("runs/benchmarks")
+
+
+def subgroup_shards(size: int) -> tuple[Path, int]:
+    """(folder with train/*.tar and heldout_style/*.tar, number of classes), built when missing.
+
+    Pictures of `size` pixels a side, KEY.png and KEY.cls. train: every concept by three artists;
+    heldout_style: the same concepts by a fourth.
+    """
+    out = SCRATCH / f"subgroups-{size}"
+    facts = out / "classes.json"
+    if not facts.exists():
+        drawings = build_emoji(SCRATCH / f"emoji-{size}", size)
+        found: dict[str, list[tuple[str, bytes, str]]] = {}
+        for tar in sorted(drawings.glob("*/*.tar")):
+            part = "heldout_style" if tar.parent.name == "heldout_style" else "train"
+            found.setdefault(f"{part}/{tar.stem}", []).extend(_read(tar))
+        drawn = {key for samples in found.values() for key, _, _ in samples}
+        found["heldout_style/emojione-rest"] = _rest_of_emojione(drawn, size)
+        classes = sorted({name for samples in found.values() for _, _, name in samples})
+        for shard, samples in found.items():
+            (out / shard).parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(out / f"{shard}.tar", "w") as tar_file:
+                for key, png, name in samples:
+                    _add(tar_file, f"{key}.png", png)
+                    _add(tar_file, f"{key}.cls", str(classes.index(name)).encode())
+        facts.write_text(json.dumps(classes) + "\n")
+    return out, len(json.loads(facts.read_text()))
+
+
+def _rest_of_emojione(drawn: set[str], size: int) -> list[tuple[str, bytes, str]]:
+    """The concepts whose captions are held out; the default data leave out their drawings."""
+    concepts = load_concepts(fetch_package(*CAPTIONS_PACKAGE))
+    kept = [c for c in concepts if f"noto-{c.code}" in drawn]
+    drawings = load_drawings("emojione", kept)
+    return [
+        (f"emojione-{c.code}", render(drawings[c.code], size), c.subgroup)
+        for c in kept
+        if c.code in drawings and f"emojione-{c.code}" not in drawn
+    ]
+
+
+def _read(file: Path) -> list[tuple[str, bytes, str]]:
+    """(key, PNG, subgroup) of each sample."""
+    with tarfile.open(file) as tar:
+        members = {member.name: member for member in tar}
+
+        def data(name: str) -> bytes:
+            opened = tar.extractfile(members[name])
+            assert opened is not None
+            return opened.read()
+
+        keys = [name.removesuffix(".png") for name in members if name.endswith(".png")]
+        return [
+            (key, data(f"{key}.png"), json.loads(data(f"{key}.json"))["subgroup"]) for key in keys
+        ]
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,1 @@
+"""A model at one patch size in the formats of other libraries."""

@@ -1,0 +1,141 @@
+"""A model at one patch size as two ONNX files, an image tower and a text tower.
+
+Both give unit-norm embeddings for batches of any size; what they expect, and of how many tokens,
+is in config.json beside them.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contrastive.export.timm import timm_net
+from contrastive.model.lit import LitModel
+from contrastive.text.tokenizers import Tokens, padded
+from contrastive.text.tower import HFTextTower, TextTower
+from data.errors import UsageError
+
+OPSET = 17  # the first with LayerNormalization
+
+
+class _Image(nn.Module):
+    def __init__(self, model: LitModel, patch_size: int) -> None:
+        super().__init__()
+        self.net = timm_net(model.vision, patch_size)
+        self.mean, self.whiten = model.feature_mean, model.feature_whiten
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features = self.net.forward_head(self.net.forward_features(pixel_values), pre_logits=True)
+        return F.normalize((features - self.mean) @ self.whiten, dim=-1)
+
+
+class _Text(nn.Module):
+    def __init__(self, model: LitModel) -> None:
+        super().__init__()
+        self.tower, self.projection = model.text.encoder.tower, model.text.encoder.projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return F.normalize(self.projection(self.tower([Tokens(input_ids, mask)])), dim=-1)
+
+
+def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
+    """Write image_pN.onnx, text.onnx, the tokenizer, and config.json."""
+    tower, size = model.text.encoder.tower, model.image_size
+    image_file = f"image_p{patch_size}.onnx"
+    pixels = torch.zeros(2, 3, size, size)
+    _export(_Image(model, patch_size), {"pixel_values": pixels}, {0: "batch"}, folder / image_file)
+    tokens = _tokens(tower, ["two dogs", "a red bicycle"])
+    inputs, axes = {"input_ids": tokens.ids}, {0: "batch"}
+    if isinstance(tower, HFTextTower):
+        inputs["attention_mask"] = tokens.mask
+        axes[1] = "length"
+    names = _export(_Text(model), inputs, axes, folder / "text.onnx")
+    tower.save_tokenizer(folder)
+    bias = model.text.logit_bias if model.text.loss.kind == "sigmoid" else None
+    config = {
+        "format": 1,
+        "opset": OPSET,
+        "patch_size": patch_size,
+        "image_size": size,
+        "mean": model.vision.mean,
+        "std": model.vision.std,
+        "context_length": tower.tokenizer.context_length,
+        "pad_id": tower.tokenizer.pad_id,
+        "logit_scale": float(model.text.scale()),
+        "logit_bias": None if bias is None else float(bias),
+        "image": {"file": image_file, "inputs": ["pixel_values"], "output": "image_embeds"},
+        "text": {
+            "file": "text.onnx",
+            "inputs": names,
+            "output": "text_embeds",
+            "length": None if 1 in axes else tokens.ids.shape[1],  # None: any
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _tokens(tower: TextTower, texts: list[str]) -> Tokens:
+    """open_clip's are as long as its context: the trace of its attention holds for one length."""
+    ids = tower.tokenizer(texts)
+    if isinstance(tower, HFTextTower):
+        return tower.pad(ids)
+    return padded(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
+
+
+def _export(
+    net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], file: Path
+) -> list[str]:
+    """Write a file; the names of the inputs that it has: those that are read."""
+    output = "text_embeds" if "input_ids" in inputs else "image_embeds"
+    with warnings.catch_warnings():
+        # torch's other exporter needs onnxscript; a trace of constant shapes warns of each
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                net.eval(),
+                tuple(inputs.values()),
+                file,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_axes=dict.fromkeys(inputs, axes) | {output: {0: "batch"}},
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"onnx cannot express what gives {output}: {reason}; try --to transformers"
+            ) from error
+    return [given.name for given in _session(file).get_inputs()]
+
+
+def _session(file: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError(
+            "--to onnx checks what it wrote and needs onnxruntime; run: pip install onnxruntime"
+        ) from error
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(model: LitModel, folder: Path) -> tuple[Any, Any]:
+    """(encode_image, encode_text) of the folder under onnxruntime, texts by our tokenizer."""
+    config = json.loads((folder / "config.json").read_text())
+    tower = model.text.encoder.tower
+
+    def run(part: str, *inputs: Tensor) -> Tensor:
+        session = _session(folder / config[part]["file"])
+        named = zip(config[part]["inputs"], (i.numpy() for i in inputs), strict=False)
+        return torch.from_numpy(session.run(None, dict(named))[0])
+
+    def encode_text(texts: list[str]) -> Tensor:
+        tokens = _tokens(tower, texts)
+        return run("text", tokens.ids, tokens.mask)
+
+    return lambda images: run("image", images), encode_text

@@ -1,0 +1,83 @@
+"""A tower at one patch size as other people's programs read it."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+
+from contrastive.vision.flexi import resample_patch_embed, resample_position_grid
+from contrastive.vision.load import VisionTower
+from data.errors import UsageError
+
+
+def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
+    """What `timm.create_model` needs beside the name."""
+    sizes = {"patch_size": patch_size, "img_size": tower.image_size} if tower.flexible else {}
+    return {**tower.config.timm_args, **sizes}
+
+
+@torch.no_grad()
+def timm_net(tower: VisionTower, patch_size: int) -> Any:
+    """A plain timm model that computes what the tower does at `patch_size` and its image size.
+
+    Raises `UsageError` for what timm has not.
+    """
+    tower.check_patch_size(patch_size)
+    own, name = tower.net, tower.config.timm_name
+    of_timm = type(own).__module__.startswith("timm.")
+    alone = all(key.startswith("net.") for key in tower.state_dict())  # nothing after timm's part
+    if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
+        raise UsageError(
+            f"{name} cannot be handed over; allowed: timm's own models, of those with flexible "
+            "patch sizes the plain ViTs, without a projection behind"
+        )
+    if not tower.flexible:
+        return copy.deepcopy(own).float().eval()
+    net: Any = timm.create_model(name, pretrained=False, **timm_args(tower, patch_size))
+    weights = {k: v.float() for k, v in own.state_dict().items()}
+    kernel = "patch_embed.proj.weight"
+    weights[kernel] = resample_patch_embed(weights[kernel], (patch_size, patch_size))
+    if own.pos_embed is not None:
+        slots = 0 if own.no_embed_class else own.num_prefix_tokens
+        prefix, grid = weights["pos_embed"].split([slots, own.pos_embed.shape[1] - slots], dim=1)
+        side = tower.image_size // patch_size
+        positions = resample_position_grid(grid, side, tower.config.positions)
+        weights["pos_embed"] = torch.cat([prefix, positions], dim=1)
+    net.load_state_dict(weights)
+    return net.eval()
+
+
+def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
+    """Write `model.safetensors` and timm's `config.json`: `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` reads them. The folder is written under a temporary name and renamed."""
+    if not tower.flexible:
+        raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
+    net = timm_net(tower, patch_size)
+    args = timm_args(tower, patch_size)
+    data = {
+        "input_size": (3, tower.image_size, tower.image_size),
+        "mean": tower.mean,
+        "std": tower.std,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        save_for_hf(
+            net,
+            str(part),
+            model_config={"pretrained_cfg": source},
+            model_args=args,
+            data_config=data,
+            safe_serialization=True,
+        )
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Making a fixed-patch ViT flexible: distillation at random patch sizes."""

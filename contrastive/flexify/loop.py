@@ -1,0 +1,163 @@
+"""Make a fixed-patch ViT flexible: train it at random patch sizes, by distillation or with labels.
+
+FlexiViT (Beyer et al., arXiv:2212.08013): one set of weights serves every patch size once training
+has drawn them all; the best start is the teacher itself (section 4.2).
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from contrastive import distributed
+from contrastive.flexify.augment import build_change
+from contrastive.flexify.config import FlexifyConfig, check_labels, check_losses
+from contrastive.flexify.losses import Student
+from contrastive.flexify.step import STANDARD_FILE, DistillStep, TeacherSource, solve_standard
+from contrastive.flexify.student import Teacher, build_student
+from contrastive.flexify.validation import Table, Validation
+from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
+from contrastive.run.folder import (
+    check_finite,
+    claim_folder,
+    draw_patch_size,
+    find_checkpoint,
+    whole_parameters,
+)
+from contrastive.run.log import RunLog
+from contrastive.run.optim import learning_rate
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.vision.load import VisionTower, save_vision_tower
+from contrastive.vision.patch_dropout import keep_share
+from data.errors import UsageError
+from data.images import ImageTransform
+from data.pipeline.labelled import PicturePipeline
+from data.shards.index import expand_shards
+
+Callback = Callable[[int, VisionTower], dict[str, float]]
+"""(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
+
+
+def flexify(
+    cfg: FlexifyConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False
+) -> Path:
+    """Train from start to end, or on from the newest checkpoint; returns the run folder.
+
+    Its `model/` is a tower that `load_vision_tower` reads. Raises `UsageError`, before training
+    starts, when the configuration cannot work.
+    """
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
+    if cfg.augment.mixup and shape.per_rank % 2:
+        raise UsageError(
+            f"--augment.mixup needs pairs: --global-batch-size {cfg.global_batch_size} gives each "
+            f"of {world_size} ranks {shape.per_rank} pictures; allowed are even numbers"
+        )
+    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    if cfg.val_shards:
+        expand_shards(cfg.val_shards, cfg.data.allow_pipe)
+    checkpoint = find_checkpoint(cfg, resume)
+    if checkpoint and needs_universal(checkpoint[1]):
+        ds_config["checkpoint"] = {"load_universal": True}
+
+    teacher = Teacher(cfg.teacher)
+    torch.manual_seed(cfg.seed)  # new parameters start equal on all ranks
+    tower = build_student(cfg.student, cfg.teacher, teacher.patch_size)
+    patch_sizes = cfg.student.patch_sizes or tower.patch_sizes
+    check_losses(cfg, teacher, tower)
+    tower.to(distributed.device())
+    if distributed.device().type == "cpu" and "torch_autocast" in ds_config:
+        for block in tower.net.blocks:  # as text towers do, see HFTextTower
+            block.attn.fused_attn = False
+    size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
+    pipeline = PicturePipeline(
+        cfg.data,
+        ImageTransform(size, tower.mean, tower.std),
+        build_change(cfg.augment),
+        labels=cfg.loss.labels > 0,
+        seed=cfg.seed,
+        global_batch_size=cfg.global_batch_size,
+        rank=distributed.rank(),
+        world_size=world_size,
+    )
+    check_labels(cfg, tower)
+    identity = {
+        "zero_stage": cfg.zero.stage,
+        "teacher": teacher.tower.fingerprint,
+        "student": tower.fingerprint,
+        "data": pipeline.fingerprint(),
+    }
+    claim_folder(cfg, checkpoint, identity, STANDARD_FILE)
+    source = TeacherSource(cfg, teacher, tower)
+    standard = solve_standard(cfg, pipeline, source) if cfg.loss.features else None
+    validation = Validation(cfg, teacher, tower.transform, standard)
+    exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
+    student = Student(tower, cfg.loss, standard)
+    engine = build_engine(student, cfg.optim, ds_config)
+    _register_stem(student.tower, cfg.zero.stage)
+    step = 0
+    if checkpoint:
+        load_checkpoint(engine, *checkpoint)
+        step = int(checkpoint[1]["step"])
+
+    train_step = DistillStep(cfg, engine, source, shape)
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
+    for batch in pipeline.batches(step, cfg.steps - step):
+        patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
+        keep = keep_share(cfg.tokens, step, cfg.steps)
+        lr = learning_rate(cfg.optim, step, cfg.steps)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        loss = train_step(batch, patch_size, keep)
+        step += 1
+        if log.step(step, loss, int(batch.valid.sum()), batch.errors):
+            log.line(step, lr=lr, patch_size=patch_size, keep=keep)
+        due = step == cfg.steps or (cfg.eval_every and step % cfg.eval_every == 0)
+        save = step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0)
+        if due or save:
+            with log.paused():
+                with whole_parameters(student):
+                    exported.load_state_dict(tower.state_dict())
+                check_finite(step, exported)
+                table = validation(exported, patch_sizes) if due else None
+                if table:
+                    log.write(step, table.figures())
+                for callback in callbacks if due else ():
+                    log.write(step, callback(step, exported))
+                if save:
+                    _save_model(cfg, exported, table)
+                    save_checkpoint(
+                        engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
+                    )
+    log.close()
+    return cfg.folder
+
+
+# ---- paragraphs of flexify() -----------------------------------------------------------------
+
+
+def _register_stem(tower: VisionTower, stage: int) -> None:
+    """ZeRO-3 gathers a module's parameters when it is called; the tower reads these without."""
+    if stage < 3:
+        return
+    import deepspeed
+
+    own = tower.net.named_parameters(recurse=False)
+    for parameter in [*(p for _, p in own), *tower.net.patch_embed.proj.parameters()]:
+        deepspeed.zero.register_external_parameter(tower, parameter)
+
+
+def _save_model(cfg: FlexifyConfig, tower: VisionTower, table: Table | None) -> None:
+    """The portable `model/` folder, replaced as a whole."""
+    if distributed.is_main():
+        folder = cfg.folder / "model"
+        part = folder.with_name("model.part")
+        shutil.rmtree(part, ignore_errors=True)
+        save_vision_tower(tower, part, {"validation": table and table.as_json()})
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    distributed.barrier()

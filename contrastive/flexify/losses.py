@@ -1,0 +1,154 @@
+"""What a student is trained on: its teacher's features and logits, and labels.
+
+Every loss is a sum over images weighted by `Targets.weight`, so shares of chunks and ranks add up
+to the mean over the global batch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from contrastive.vision.load import VisionTower
+from data.errors import UsageError
+
+Distance = Literal["cosine", "mse"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The loss: a weighted sum of up to three."""
+
+    kl: float = 0.0
+    """Weight of the divergence of class probabilities, teacher || student (arXiv:2212.08013)."""
+    temperature: float = 1.0
+    """Both sides' logits are divided by it."""
+    features: float = 1.0
+    """Weight of the distance of pooled features."""
+    distance: Distance = "cosine"
+    """Between features that the teacher's own mean and deviation standardise."""
+    labels: float = 0.0
+    """Weight of the loss on KEY.cls labels."""
+    label_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy, or a sigmoid for each class (arXiv:2006.07159)."""
+    standard_samples: int = 1024
+    """Training samples from which the teacher's mean and deviation are taken."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "features", "labels"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"--loss.{name} {getattr(self, name)}: must be at least 0")
+        if not self.kl + self.features + self.labels:
+            raise UsageError("--loss.kl, --loss.features and --loss.labels are all 0: weigh one")
+        if not self.temperature > 0:
+            raise UsageError(f"--loss.temperature {self.temperature}: must be above 0")
+        if self.standard_samples < 2:
+            raise UsageError(f"--loss.standard-samples {self.standard_samples}: at least 2")
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The teacher's own standardisation: per dimension, over training images."""
+
+    mean: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+
+    def __call__(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return (features - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a chunk of m images is to become. Weights are 1/n for each of the n images that count in
+    the global batch, and 0 for the others."""
+
+    weight: Float[Tensor, " m"]
+    features: Float[Tensor, "m d"] | None = None  # of the teacher, standardised
+    logits: Float[Tensor, "m c"] | None = None  # of the teacher
+    classes: Float[Tensor, "m c"] | None = None  # shares of the labels; rows sum to 1
+    class_weight: Float[Tensor, " m"] | None = None  # as weight, of the images with a label
+
+
+# ---- losses, one number per image ----------------------------------------------------------
+
+
+def kl_loss(
+    student: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float
+) -> Float[Tensor, " m"]:
+    """KL(teacher || student) of softened class probabilities, times temperature^2, so that its
+    gradient keeps its size (Hinton et al., arXiv:1503.02531, section 2.1)."""
+    target = F.log_softmax(teacher / temperature, dim=-1)
+    logs = F.log_softmax(student / temperature, dim=-1)
+    return F.kl_div(logs, target, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def feature_distance(
+    student: Float[Tensor, "m d"], teacher: Float[Tensor, "m d"], distance: Distance
+) -> Float[Tensor, " m"]:
+    """1 - cosine, or the mean square over dimensions."""
+    if distance == "cosine":
+        return 1 - F.cosine_similarity(student, teacher, dim=-1)
+    return (student - teacher).square().mean(-1)
+
+
+def label_loss(
+    logits: Float[Tensor, "m c"],
+    classes: Float[Tensor, "m c"],
+    kind: Literal["softmax", "sigmoid"],
+) -> Float[Tensor, " m"]:
+    """Cross-entropy with shares of classes, or the sum over classes of binary ones."""
+    if kind == "softmax":
+        return -(classes * F.log_softmax(logits, dim=-1)).sum(-1)
+    return F.binary_cross_entropy_with_logits(logits, classes, reduction="none").sum(-1)
+
+
+def class_shares(labels: Int[Tensor, " b"], num_classes: int) -> Float[Tensor, "b c"]:
+    """One-hot rows; zeros where the label is -1."""
+    return F.one_hot(labels.clamp_min(0), num_classes).float() * (labels >= 0)[:, None]
+
+
+def class_head(tower: VisionTower) -> nn.Linear | None:
+    """The layer from pooled features to class logits, if the tower has one."""
+    head = tower.net.get_classifier() if hasattr(tower.net, "get_classifier") else None
+    return head if isinstance(head, nn.Linear) else None
+
+
+# ---- the module that trains ----------------------------------------------------------------
+
+
+class Student(nn.Module):
+    """What the engine holds: a tower, and the loss of a chunk of images."""
+
+    def __init__(self, tower: VisionTower, cfg: DistillConfig, standard: Standard | None) -> None:
+        super().__init__()
+        self.tower, self.cfg, self.standard = tower, cfg, standard
+
+    def forward(
+        self,
+        images: Float[Tensor, "m 3 s s"],
+        patch_size: int,
+        keep: float | Int[Tensor, "m k"],
+        targets: Targets,
+    ) -> Float[Tensor, ""]:
+        """The chunk's share of the loss of the global batch."""
+        cfg = self.cfg
+        features = self.tower(images, patch_size, keep)
+        loss = features.new_zeros(())
+        if targets.features is not None and self.standard is not None:
+            each = feature_distance(self.standard(features), targets.features, cfg.distance)
+            loss = loss + cfg.features * (each * targets.weight).sum()
+        if targets.logits is None and targets.classes is None:
+            return loss
+        head = class_head(self.tower)
+        assert head is not None
+        logits = head(features).float()
+        if targets.logits is not None:
+            each = kl_loss(logits, targets.logits, cfg.temperature)
+            loss = loss + cfg.kl * (each * targets.weight).sum()
+        if targets.classes is not None and targets.class_weight is not None:
+            each = label_loss(logits, targets.classes, cfg.label_loss)
+            loss = loss + cfg.labels * (each * targets.class_weight).sum()
+        return loss

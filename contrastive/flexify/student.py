@@ -1,0 +1,243 @@
+"""Who teaches and who learns: the teacher tower, and the student that starts from it."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastive import distributed
+from contrastive.flexify.losses import class_head
+from contrastive.run.config import check_patch_weights
+from contrastive.vision.flexi import (
+    default_patch_sizes,
+    restored_patch_embed,
+    restored_position_grid,
+)
+from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
+from data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The locked tower whose features and logits are the targets."""
+
+    tower: str = "dinov2s"
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
+    patch_size: int = 0
+    """At which it teaches; 0: its own."""
+    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """Of its weights; fastest: bfloat16 where the GPU or CPU computes in it."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The tower that becomes flexible."""
+
+    tower: str = ""
+    """Where it starts; as the teacher's flag. Empty: from the teacher."""
+    image_size: int = 0
+    """Pixels a side; 0: the tower's own."""
+    patch_sizes: tuple[int, ...] | None = None
+    """One is drawn per step, for all ranks. Not given: all that the tower offers."""
+    patch_weights: tuple[float, ...] = ()
+    """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    kernel_size: int = 0
+    """Side of the stored patch kernel, from which all others are resized; 0: as it is."""
+    grid: int = 0
+    """Side of the stored position grid; 0: as it is."""
+    pooling: Literal["own", "token", "avg", "map"] = "own"
+    """Class token, mean, attention, or what the tower has."""
+    num_classes: int = 0
+    """Of a new class head; 0: the tower's own head, if it has one."""
+    trainable: tuple[str, ...] = ()
+    """Parameters that train: those whose name one of these regular expressions finds. Empty:
+    all."""
+
+    def __post_init__(self) -> None:
+        if self.patch_sizes is not None and not self.patch_sizes:
+            raise UsageError(
+                "--student.patch-sizes is empty; name at least one, or leave the flag out"
+            )
+        if self.patch_sizes is not None or self.patch_weights:
+            check_patch_weights("--student", self.patch_sizes or (), self.patch_weights)
+        for name in ("image_size", "kernel_size", "grid", "num_classes"):
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--student.{flag} {getattr(self, name)}: at least 0")
+
+
+# ---- teacher -------------------------------------------------------------------------------
+
+
+class Teacher:
+    """`teacher(images)`: the locked tower's features at its own patch size and image size."""
+
+    def __init__(self, cfg: TeacherConfig) -> None:
+        self.tower = load_vision_tower(cfg.tower, dtype=distributed.resolve_dtype(cfg.dtype))
+        self.tower.to(distributed.device())
+        self.patch_size = cfg.patch_size or own_patch_size(self.tower)
+        self.tower.check_patch_size(self.patch_size)
+        self.head = class_head(self.tower)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "b 3 s s"], student: VisionTower
+    ) -> Float[Tensor, "b d"]:
+        """Features of images that are normalised for `student`."""
+        images = resize_images(images, self.tower.image_size)
+        if (self.tower.mean, self.tower.std) != (student.mean, student.std):
+            theirs, ours = (
+                [images.new_tensor(v).view(3, 1, 1) for v in (t.mean, t.std)]
+                for t in (student, self.tower)
+            )
+            images = (images * theirs[1] + theirs[0] - ours[0]) / ours[1]
+        return self.tower(images, self.patch_size)
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        assert self.head is not None
+        return self.head(features.to(self.head.weight.dtype)).float()
+
+
+def own_patch_size(tower: VisionTower) -> int:
+    """The stored kernel's size where it divides the image, else the finest that is offered."""
+    own = tower.native_patch_size
+    fits = not tower.flexible or tower.image_size % own == 0
+    return own if fits else tower.patch_sizes[-1]
+
+
+def resize_images(images: Float[Tensor, "b 3 s s"], size: int) -> Float[Tensor, "b 3 t t"]:
+    """Bicubic with antialias, as the loader's transform; nothing where the size is right."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+# ---- student -------------------------------------------------------------------------------
+
+
+def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -> VisionTower:
+    """The student before its first step, float32, unlocked.
+
+    What `patch_size` sees stays what it was, whatever the stored sizes become (as far as they are
+    not smaller). New parameters (a head, attention pooling) draw from torch's own randomness.
+    """
+    spec = cfg.tower or teacher.tower
+    tower = load_vision_tower(spec, locked=False)
+    if not tower.is_plain_vit:
+        raise UsageError(
+            f"--student.tower {spec}: {tower.config.timm_name} cannot be made flexible by "
+            "training; allowed are plain ViTs"
+        )
+    config = replace(tower.config, **_offers(cfg, tower))
+    changes = _changes(cfg, tower)
+    if changes:
+        config = replace(config, timm_args={**config.timm_args, **changes})
+        rebuilt = build_vision_tower(config)
+        _carry_over(tower, rebuilt, patch_size)
+    else:
+        rebuilt = VisionTower(tower.net, config)
+    rebuilt.projection.load_state_dict(tower.projection.state_dict())
+    tower = rebuilt
+    for size in cfg.patch_sizes or tower.patch_sizes:
+        tower.check_patch_size(size)
+    if cfg.trainable:
+        _freeze(tower, cfg.trainable)
+    return tower.train()
+
+
+def _offers(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
+    """Image size and the patch sizes that the saved tower lists."""
+    size = cfg.image_size or tower.image_size
+    offered = tower.patch_sizes
+    if size != tower.image_size:
+        offered = default_patch_sizes(size, tower.native_patch_size)
+    if cfg.patch_sizes:
+        offered = tuple(sorted(set(cfg.patch_sizes), reverse=True))
+    if not offered:
+        raise UsageError(
+            f"--student.image-size {size}: no patch size gives a grid of 4 to 30; name "
+            "--student.patch-sizes, or another size"
+        )
+    return {"image_size": size, "patch_sizes": offered}
+
+
+def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
+    """timm's arguments that differ from the tower's own."""
+    net = tower.net
+    changes: dict[str, Any] = {}
+    if cfg.kernel_size or cfg.grid:
+        kernel = cfg.kernel_size or tower.native_patch_size
+        if cfg.grid and net.pos_embed is None:
+            raise UsageError(
+                f"--student.grid {cfg.grid}: {tower.config.timm_name} has no positions"
+            )
+        grid = cfg.grid or round(
+            (_positions(net).shape[1] if net.pos_embed is not None else 1) ** 0.5
+        )
+        changes |= {"patch_size": kernel, "img_size": kernel * grid}
+    if cfg.pooling != "own" and cfg.pooling != net.global_pool:
+        if cfg.pooling == "token" and net.cls_token is None:
+            raise UsageError(
+                f"--student.pooling token: {tower.config.timm_name} has no class token; "
+                "allowed: own, avg, map"
+            )
+        changes |= {"global_pool": cfg.pooling, "fc_norm": False}
+    if cfg.num_classes and tower.config.projection:
+        raise UsageError(
+            f"--student.num-classes {cfg.num_classes}: this tower ends in a projection to a "
+            "space of images and texts; allowed: 0"
+        )
+    if cfg.num_classes and cfg.num_classes != net.num_classes:
+        changes |= {"num_classes": cfg.num_classes}
+    return changes
+
+
+def _positions(net: Any) -> Float[Tensor, "1 n d"]:
+    """The stored grid, without the prefix tokens' slots."""
+    slots = 0 if net.no_embed_class else net.num_prefix_tokens
+    return net.pos_embed[:, slots:]
+
+
+def _carry_over(old: VisionTower, new: VisionTower, patch_size: int) -> None:
+    """The old tower's weights into the new one, resized where the stored sizes differ."""
+    weights = {k: v.clone() for k, v in old.net.state_dict().items()}
+    shapes = {k: v.shape for k, v in new.net.state_dict().items()}
+    kernel = "patch_embed.proj.weight"
+    if shapes[kernel] != weights[kernel].shape:
+        size = shapes[kernel][-1]
+        weights[kernel] = restored_patch_embed(weights[kernel], size, patch_size)
+    if "pos_embed" in weights and shapes["pos_embed"] != weights["pos_embed"].shape:
+        grid = _positions(old.net).detach()
+        slots = weights["pos_embed"][:, : weights["pos_embed"].shape[1] - grid.shape[1]]
+        size = round(_positions(new.net).shape[1] ** 0.5)
+        side = old.image_size // patch_size
+        resized = restored_position_grid(grid, size, side, old.config.positions)
+        weights["pos_embed"] = torch.cat([slots, resized], dim=1)
+    for end in ("weight", "bias"):  # timm's norm after a mean is the norm before another pooling
+        if f"fc_norm.{end}" in weights and f"norm.{end}" in shapes:
+            weights[f"norm.{end}"] = weights.pop(f"fc_norm.{end}")
+    fitting = {k: v for k, v in weights.items() if shapes.get(k) == v.shape}
+    missing = new.net.load_state_dict(fitting, strict=False).missing_keys
+    strange = [name for name in missing if name.split(".")[0] not in ("head", "attn_pool")]
+    assert not strange, strange
+
+
+def _freeze(tower: VisionTower, patterns: tuple[str, ...]) -> None:
+    names = {name.removeprefix("net."): p for name, p in tower.named_parameters()}
+    for pattern in patterns:
+        try:
+            found = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise UsageError(f"--student.trainable {pattern!r} is no pattern: {error}") from error
+        if not found:
+            raise UsageError(
+                f"--student.trainable {pattern!r} finds no parameter; there are {', '.join(names)}"
+            )
+    for name, parameter in names.items():
+        parameter.requires_grad_(any(re.search(pattern, name) for pattern in patterns))

@@ -1,0 +1,142 @@
+"""How close a student is to its teacher, patch size by patch size."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from contrastive import distributed
+from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.losses import Standard, class_head, kl_loss
+from contrastive.flexify.student import Teacher, resize_images
+from contrastive.vision.load import VisionTower
+from data.errors import UsageError
+from data.images import ImageTransform
+from data.pipeline.labelled import PicturePipeline
+
+IMAGES_PER_FORWARD = 32  # of one rank
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the saved tower's config.json says under `validation`."""
+
+    held_out: bool  # whether the pictures were none of the training's
+    samples: int
+    teacher: str
+    teacher_patch_size: int
+    patch_sizes: dict[int, dict[str, float]]
+    """Means: `cosine` of standardised features, and where both have class heads `kl` and
+    `agreement` of the first choice; `top1` where the labels were read."""
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            f"val/p{size}/{name}": value
+            for size, row in self.patch_sizes.items()
+            for name, value in row.items()
+        }
+
+
+class Validation:
+    """`validation(tower, patch_sizes)`: the table, of the same pictures for any number of ranks."""
+
+    def __init__(
+        self,
+        cfg: FlexifyConfig,
+        teacher: Teacher,
+        transform: ImageTransform,
+        standard: Standard | None,
+    ) -> None:
+        """transform: the student's; pictures come as large as the larger of the two towers'."""
+        self._cfg, self._teacher, self._standard = cfg, teacher, standard
+        shards = cfg.val_shards or cfg.data.shards
+        self._batch = IMAGES_PER_FORWARD * distributed.world_size()
+        self._pipeline = PicturePipeline(
+            replace(
+                cfg.data, shards=shards, weights=(), features="", views=1, crop=1.0, flip=False
+            ),
+            replace(transform, image_size=max(transform.image_size, teacher.tower.image_size)),
+            labels=cfg.loss.labels > 0,
+            seed=cfg.seed,
+            global_batch_size=self._batch,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    @torch.no_grad()
+    def __call__(self, tower: VisionTower, patch_sizes: Sequence[int]) -> Table:
+        """tower: a locked one. All ranks call it."""
+        limit = min(self._cfg.val_samples, self._pipeline.num_samples or self._cfg.val_samples)
+        names = self._names(tower)
+        sums = torch.zeros(len(patch_sizes), len(names), dtype=torch.float64)
+        sums = sums.to(distributed.device())
+        counts = torch.zeros(2, dtype=torch.float64, device=sums.device)  # all, and with a label
+        for batch in self._pipeline.batches(0, -(-limit // self._batch)):
+            assert batch.images is not None
+            first = batch.step * self._batch + distributed.rank() * IMAGES_PER_FORWARD
+            positions = first + torch.arange(len(batch.valid))
+            good = batch.valid & (positions < limit)
+            images = batch.images[good].to(sums.device)
+            labels = None if batch.labels is None else batch.labels[good].to(sums.device)
+            if not len(images):
+                continue
+            labelled = None if labels is None else labels >= 0
+            counts += counts.new_tensor(
+                [len(images), 0 if labelled is None else int(labelled.sum())]
+            )
+            taught = self._teacher(images, tower)
+            own = resize_images(images, tower.image_size)
+            for row, size in enumerate(patch_sizes):
+                figures = self._compare(tower, tower(own, size), taught, labels, labelled)
+                sums[row] += torch.stack([figures[name].double() for name in names])
+        sums, counts = distributed.all_reduce_sum(sums), distributed.all_reduce_sum(counts)
+        if not counts[0]:
+            raise UsageError("not one picture of the validation table could be read")
+        divisors = [max(1.0, float(counts[1 if name == "top1" else 0])) for name in names]
+        means = (sums.cpu() / torch.tensor(divisors, dtype=torch.float64)).tolist()
+        return Table(
+            held_out=bool(self._cfg.val_shards),
+            samples=int(counts[0]),
+            teacher=self._cfg.teacher.tower,
+            teacher_patch_size=self._teacher.patch_size,
+            patch_sizes={
+                size: dict(zip(names, row, strict=True))
+                for size, row in sorted(zip(patch_sizes, means, strict=True), reverse=True)
+            },
+        )
+
+    def _names(self, tower: VisionTower) -> list[str]:
+        theirs, ours = self._teacher.head, class_head(tower)
+        names = ["cosine"] if tower.embed_dim == self._teacher.tower.embed_dim else []
+        if theirs is not None and ours is not None and theirs.out_features == ours.out_features:
+            names += ["kl", "agreement"]
+        return names + (["top1"] if self._cfg.loss.labels else [])
+
+    def _compare(
+        self,
+        tower: VisionTower,
+        features: Float[Tensor, "b d"],
+        taught: Float[Tensor, "b e"],
+        labels: Int[Tensor, " b"] | None,
+        labelled: Bool[Tensor, " b"] | None,
+    ) -> dict[str, Tensor]:
+        """Sums over the images."""
+        out: dict[str, Tensor] = {}
+        names = self._names(tower)
+        if "cosine" in names:
+            ours, theirs = (self._standard(x) if self._standard else x for x in (features, taught))
+            out["cosine"] = torch.cosine_similarity(ours, theirs).sum()
+        head = class_head(tower)
+        logits = head(features) if head is not None else None
+        if "kl" in names and logits is not None:
+            theirs = self._teacher.logits(taught)
+            out["kl"] = kl_loss(logits, theirs, 1.0).sum()
+            out["agreement"] = (logits.argmax(-1) == theirs.argmax(-1)).sum()
+        if labels is not None and labelled is not None and logits is not None:
+            out["top1"] = ((logits.argmax(-1) == labels) & labelled).sum()
+        return out

@@ -1,0 +1,277 @@
+"""Image features: computed from pixels in one pass, or read from the cache that the lock allows."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from contrastive import distributed
+from contrastive.vision.load import VisionTower
+from data.batch import Batch, EvalBatch
+from data.cache.captions import TextCache
+from data.cache.features import FeatureCache, Work
+from data.captions import Tokenizer
+from data.errors import UsageError
+from data.pipeline.captioned import DataConfig
+from data.pipeline.reader import ShardReader
+from data.shards.index import expand_shards, load_summaries
+
+# Bounds the tower's activations; a rank's share may be thousands. On a CPU they are to stay in its
+# caches: 32 images at a time are a sixth to a third faster than 128.
+IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
+
+
+@torch.no_grad()
+def compute_features(
+    tower: VisionTower, reader: ShardReader, patch_sizes: Sequence[int]
+) -> Iterator[tuple[EvalBatch, dict[int, Float[Tensor, "b d"]]]]:
+    """Raw tower features at several patch sizes in one pass over the pixels, float32 on the CPU."""
+    device = next(tower.parameters()).device
+    for batch in reader:
+        assert batch.images is not None
+        images = batch.images.to(device, non_blocking=True)  # once, for all patch sizes
+        yield batch, {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
+
+
+def in_parts(
+    tower: VisionTower, images: Float[Tensor, "b 3 s s"], patch_size: int
+) -> Float[Tensor, "b d"]:
+    """The tower's features of any number of images, on its device."""
+    device = next(tower.parameters()).device
+    parts = images.split(IMAGES_PER_FORWARD[device.type])
+    return torch.cat([tower(p.to(device, non_blocking=True), patch_size) for p in parts])
+
+
+class FeatureSource:
+    """Gives training batches their image features: from the cache, or computed."""
+
+    def __init__(self, tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) -> None:
+        self._tower = tower
+        self._cache: FeatureCache | None = None
+        self.bad_images = 0  # that the cache lacks; without a cache, each step meets its own
+        if cfg.features:
+            self._cache = fill_cache(tower, cfg, patch_sizes)
+            self.bad_images = self._cache.num_missing_samples()
+            if self.bad_images and cfg.on_error == "raise":
+                raise UsageError(
+                    f"{self.bad_images} images of these shards could not be read when "
+                    f"--data.features {cfg.features} was filled; allowed with --data.on-error skip"
+                )
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, patch_size: int
+    ) -> tuple[Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+        """Raw features of the batch's slots, and which slots are good."""
+        if self._cache is None:
+            assert batch.images is not None
+            return in_parts(self._tower, batch.images, patch_size), batch.valid
+        features, found = self._cache.lookup(
+            batch.shards.numpy(), batch.indices.numpy(), patch_size, batch.views.numpy()
+        )
+        return torch.from_numpy(features), batch.valid & torch.from_numpy(found)
+
+    def ahead(
+        self, steps: Iterable[Iterable[Batch]], patch_size_of: Callable[[int], int]
+    ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
+        """Each step's batch with its features, at the patch size of the step, without pixels.
+
+        steps: the parts of each (`TrainPipeline.parts`); the pixels of one part are in memory at a
+        time. The next batch's features are asked for before a batch is handed over; on a GPU the
+        tower has a stream of its own, so that it reads pixels while the text tower trains.
+        """
+        on_gpu = distributed.device().type == "cuda"
+        side = torch.cuda.Stream() if on_gpu else None
+        waiting: tuple[Batch, Tensor, Tensor] | None = None
+        ready: torch.cuda.Event | None = None
+        for parts in steps:
+            with torch.cuda.stream(side):  # nothing, without a GPU
+                batch = self._whole(parts, patch_size_of)
+                computed = side.record_event() if side else None
+            if waiting is not None:
+                yield _arrived(waiting, ready)
+            waiting, ready = batch, computed
+        if waiting is not None:
+            yield _arrived(waiting, ready)
+
+    def _whole(
+        self, parts: Iterable[Batch], patch_size_of: Callable[[int], int]
+    ) -> tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+        """One batch of a step's parts, each without its pixels once its features are known."""
+        without_pixels, features, valid = [], [], []
+        for part in parts:
+            known, good = self(part, patch_size_of(part.step))
+            part.images = None
+            without_pixels.append(part)
+            features.append(known)
+            valid.append(good)
+        return Batch.join(without_pixels), torch.cat(features), torch.cat(valid)
+
+
+def _arrived(
+    item: tuple[Batch, Tensor, Tensor], ready: "torch.cuda.Event | None"
+) -> tuple[Batch, Tensor, Tensor]:
+    """Features of another stream, safe to use on the current one."""
+    if ready is not None:
+        here = torch.cuda.current_stream()
+        here.wait_event(ready)
+        if item[1].is_cuda:
+            item[1].record_stream(here)
+    return item
+
+
+# ---- fill the cache ------------------------------------------------------------------------
+
+
+def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) -> FeatureCache:
+    """Open the cache in `cfg.features`, first computing what it lacks.
+
+    Ranks share the shards; a shard's features appear whole or not at all, so an interrupted fill
+    goes on where it stopped. Raises `UsageError` when the folder belongs to another tower,
+    transform, augmentation or set of shards.
+    """
+    shards = expand_shards(cfg.shards, cfg.allow_pipe)
+    cache = FeatureCache(
+        cfg.features,
+        tower.fingerprint,
+        shards,
+        patch_sizes,
+        views=cfg.views,
+        augment_fingerprint=cfg.augment.fingerprint(),
+        made_of=tower.made_of,
+        max_pixels=cfg.max_pixels,
+        index_dir=cfg.index_dir,
+    )
+    own = tqdm(
+        _own_share(range(len(shards))),
+        "checking cached features",
+        unit="shard",
+        delay=2,
+        disable=not distributed.is_main(),
+    )
+    missing = sorted(_gather_lists([work for shard in own for work in cache.missing([shard])]))
+    if missing:
+        if distributed.is_main():
+            cache.claim(tower.embed_dim)
+        distributed.barrier()
+        cache.width = tower.embed_dim
+        mine = _own_share(missing)
+        sizes = sorted({size for _, work in missing for s in work.values() for size in s})
+        summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)
+        with tqdm(
+            total=sum(
+                s.num_samples * len(work) for s, (_, work) in zip(summaries, mine, strict=True)
+            ),
+            unit="img",
+            desc=f"image features at patch {', '.join(map(str, sizes))}",
+            disable=not distributed.is_main(),
+        ) as bar:
+            for work, group in groupby(mine, key=lambda item: item[1]):
+                _compute_shards(tower, cfg, cache, shards, [n for n, _ in group], work, bar)
+        distributed.barrier()
+    return cache
+
+
+def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
+    """Read and tokenise the captions that the cache in `cfg.features` lacks, by all ranks."""
+    shards = expand_shards(cfg.shards, cfg.allow_pipe)
+    cache = TextCache(cfg.features, shards, tokenizer, cfg.index_dir)
+    missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
+    jobs = DataLoader(
+        _TextJobs(cache, _own_share(missing)), batch_size=None, num_workers=cfg.num_workers
+    )
+    for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
+        if isinstance(done, UsageError):
+            raise done
+    distributed.barrier()
+
+
+class _TextJobs(torch.utils.data.Dataset):
+    """Shards whose texts are to be cached; an error is handed over, and raised by the caller."""
+
+    def __init__(self, cache: TextCache, shards: Sequence[int]) -> None:
+        self._cache, self._shards = cache, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: int) -> UsageError | None:
+        if number >= len(self):
+            raise IndexError
+        try:
+            self._cache.write(self._shards[number])
+        except UsageError as error:
+            return error
+        return None
+
+
+def _own_share(items: Sequence) -> list:
+    return list(items[distributed.rank() :: distributed.world_size()])
+
+
+def _gather_lists(own: list) -> list:
+    return [item for items in distributed.gather_objects(own) for item in items]
+
+
+def _compute_shards(
+    tower: VisionTower,
+    cfg: DataConfig,
+    cache: FeatureCache,
+    shards: list[str],
+    numbers: list[int],
+    work: Work,
+    bar: tqdm,
+) -> None:
+    """Compute the same work for some shards, each written as soon as its last sample is done."""
+    for view, sizes in work.items():
+        reader = _reader(tower, cfg, [shards[n] for n in numbers], view)
+        waiting = list(numbers)
+        batches = compute_features(tower, reader, sizes)
+        for position, group in groupby(batches, key=lambda item: item[0].shard):
+            while waiting[0] != numbers[position]:
+                _write(cache, tower, waiting.pop(0), view, sizes, [])
+            done = []
+            for batch, features in group:
+                done.append((batch.keys, features))
+                bar.update(len(batch.keys))
+            _write(cache, tower, waiting.pop(0), view, sizes, done)
+        for without_samples in waiting:
+            _write(cache, tower, without_samples, view, sizes, [])
+        if reader.errors:
+            kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
+            tqdm.write(f"skipped while reading images: {kinds}")
+
+
+def _write(
+    cache: FeatureCache,
+    tower: VisionTower,
+    shard: int,
+    view: int,
+    sizes: Sequence[int],
+    done: list[tuple[list[str], dict[int, Tensor]]],
+) -> None:
+    none = np.zeros((0, tower.embed_dim), dtype=np.float32)
+    keys = [key for keys, _ in done for key in keys]
+    for size in sizes:
+        features = np.concatenate([none, *(features[size].numpy() for _, features in done)])
+        cache.write(shard, size, view, keys, features)
+
+
+def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str], view: int) -> ShardReader:
+    return ShardReader(
+        shards,
+        tower.transform,
+        batch_size=64,
+        num_workers=cfg.num_workers,
+        augment=partial(cfg.augment, view=view) if view else None,
+        on_error=cfg.on_error,
+        max_pixels=cfg.max_pixels,
+        allow_pipe=cfg.allow_pipe,
+        index_dir=cfg.index_dir,
+    )

@@ -1,0 +1,269 @@
+"""The model: a locked flexible image tower, and a text encoder that learns to read it.
+
+LiT: Zero-Shot Transfer with Locked-image text Tuning (Zhai et al., arXiv:2111.07991).
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
+from jaxtyping import Float, Int
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from contrastive.model.card import Card, model_card
+from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
+from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
+from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
+from contrastive.weights import load_weights, read_config, read_weights
+from data.errors import UsageError
+from data.images import ImageTransform
+
+Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which loss, and what counts as a positive pair."""
+
+    kind: Literal["sigmoid", "softmax"] = "sigmoid"
+    positives: Literal["pair", "caption"] = "pair"
+    """pair: a text's own image. caption: all images of the batch with the same captions."""
+    start_scale: float = 10.0
+    """The temperature's multiplier t at the start. SigLIP 10; CLIP 14.3."""
+    start_bias: float = -10.0
+    """The sigmoid loss's bias at the start. SigLIP -10; big_vision's batches of 512 -2.71."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start_scale <= 100:
+            raise UsageError(f"--loss.start-scale {self.start_scale}: above 0, at most 100")
+
+
+class TextSide(nn.Module):
+    """Everything that trains: the text encoder, the temperature and, for sigmoid, the bias."""
+
+    def __init__(self, encoder: TextEncoder, loss: LossConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.loss = loss
+        # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.start_scale)]))
+        if loss.kind == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
+
+    def scale(self) -> Float[Tensor, ""]:
+        """The temperature's multiplier t, at most 100.
+
+        Clamped here, because ZeRO's master copy forgets a clamp of the parameter; the gradient
+        passes, so that a temperature that overshot can come back.
+        """
+        log_scale = self.logit_scale[0]
+        return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
+
+    def forward(
+        self,
+        tokens: TokenGroups,
+        pairs: Pairs | None = None,
+        reduce_lse: Reduce = lambda partial: partial,
+    ) -> Tensor:
+        """The share of the global loss of these m texts.
+
+        pairs: gives all B images (b, d) and the targets (b, m); asked after the texts are read, so
+        that the images may still be on their way. Without targets, the softmax's partial
+        logsumexps (b,); without pairs, the text embeddings (m, d). One entry for all three: ZeRO-3
+        gathers parameters around it.
+        """
+        text_embeds = self.encoder(tokens)
+        if pairs is None:
+            return text_embeds
+        image_embeds, targets = pairs()
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            if targets is None:
+                return partial_lse(image_embeds, text_embeds, self.scale())
+            if self.loss.kind == "sigmoid":
+                return sigmoid_loss(
+                    image_embeds, text_embeds, targets, self.scale(), self.logit_bias[0]
+                )
+            return softmax_loss(image_embeds, text_embeds, targets, self.scale(), reduce_lse)
+
+
+class LitModel(nn.Module, ModelHubMixin):
+    """`encode_image` and `encode_text` into one space, the images at any patch size.
+
+    The affine (feature_mean, feature_whiten) whitens the tower's features: one for all patch sizes,
+    fitted on training features. A self-supervised tower spends most of its variance on a few
+    directions, such as drawing style; left as they are, they drown the rest in every cosine.
+
+    `push_to_hub("user/name")` is huggingface_hub's, and uploads what `save_pretrained` writes.
+    """
+
+    feature_mean: Tensor
+    feature_whiten: Tensor
+
+    def __init__(self, vision: VisionTower, text: TextSide) -> None:
+        super().__init__()
+        self.vision = vision
+        self.text = text
+        self.card = Card()
+        self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
+        self.register_buffer("feature_whiten", torch.eye(vision.embed_dim))
+
+    # ---- encode ----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.feature_mean.device
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        return self.vision.patch_sizes
+
+    @property
+    def image_size(self) -> int:
+        return self.vision.image_size
+
+    @property
+    def embed_dim(self) -> int:
+        return self.vision.embed_dim
+
+    @property
+    def transform(self) -> ImageTransform:
+        return self.vision.transform
+
+    def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Unit-norm image embeddings from the tower's raw features."""
+        centred = features.to(self.feature_mean.dtype) - self.feature_mean
+        return F.normalize(centred @ self.feature_whiten, dim=-1)
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        images: Float[Tensor, "b 3 s s"] | Sequence[Image.Image],
+        patch_size: int | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """Unit-norm image embeddings, float32.
+
+        images: a tensor of pixels already normalised, or PIL images of any size.
+        patch_size: pixels; the finest of `patch_sizes` when not given.
+        Raises `UsageError` when it does not divide the image side.
+        """
+        if not isinstance(images, Tensor):
+            images = torch.stack([self.transform(image) for image in images])
+        return self.embed_features(self.vision(images.to(self.device), patch_size))
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        """Unit-norm text embeddings, float32.
+
+        texts: strings, cut at the tower's context length, or token ids as its tokenizer pads them.
+        """
+        tower = self.text.encoder.tower
+        if isinstance(texts, str):
+            raise TypeError("encode_text takes a list of texts, not one text")
+        if isinstance(texts, Tensor):
+            mask = (texts != tower.tokenizer.pad_id).long()
+            tokens = TokenGroups((Tokens(texts, mask),), len(texts))
+        else:
+            tokens = TokenGroups.of(tower, tower.tokenizer(texts))
+        training = self.text.training
+        self.text.eval()
+        embeds = self.text(tokens.to(self.device))
+        self.text.train(training)
+        return embeds
+
+    # ---- identity --------------------------------------------------------------------------
+
+    @property
+    def image_fingerprint(self) -> str:
+        """Equal for models whose image embeddings are equal: tower, affine, transform, dtype."""
+        digest = hashlib.blake2b(self.vision.fingerprint.encode(), digest_size=16)
+        digest.update(self.feature_mean.cpu().numpy().tobytes())
+        digest.update(self.feature_whiten.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def text_fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps(self.text.encoder.tower.config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.text.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    # ---- files -----------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | Path, card: Card | None = None, **_: Any
+    ) -> None:
+        """Write config.json, model.safetensors, the tokenizer's files and a model card; no pickles.
+
+        card: what is known of the training; as loaded when not given. The folder is written under
+        a temporary name and renamed: a reader never sees half of one. (What else the hub's mixin
+        passes is its own card's and configuration.)
+        """
+        folder = Path(folder)
+        self.card = card or self.card
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        save_file(state, part / "model.safetensors")
+        config = {
+            "format": 1,
+            "vision": self.vision.describe(),
+            "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
+            "text": self.text.encoder.tower.config(),
+            "loss": asdict(self.text.loss),
+            "card": asdict(self.card),
+        }
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (part / "README.md").write_text(model_card(self, self.card), encoding="utf-8")
+        self.text.encoder.tower.save_tokenizer(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | Path, device: str | torch.device = "cpu", **hub: Any
+    ) -> "LitModel":
+        """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode.
+
+        folder: or a hub name, `user/name`, for which `hub` may give `revision`, `token`, and what
+        else `huggingface_hub.snapshot_download` takes. Raises `UsageError` for what is no model of
+        format 1.
+        """
+        folder = _local(folder, hub)
+        config = read_config(folder, "text")
+        try:
+            vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
+            vision.to(getattr(torch, config["vision_dtype"]))
+            encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
+            model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+            model.card = Card.from_json(config.get("card", {}))
+        except (KeyError, TypeError, AttributeError, OSError) as error:
+            raise UsageError(f"{folder} is not a whole model folder: {error}") from error
+        load_weights(model, read_weights(folder / "model.safetensors"), folder)
+        return model.to(device).eval()
+
+
+def _local(folder: str | Path, hub: dict[str, Any]) -> Path:
+    """The folder, or a copy of what the hub has under this name."""
+    if Path(folder).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder)):
+        return Path(folder)
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(str(folder), allow_patterns=wanted, **hub))
+    except Exception as error:  # the hub's client raises many kinds
+        raise UsageError(
+            f"{folder} is not a model folder, nor does the hub give a model of that name "
+            f"({type(error).__name__})"
+        ) from error

@@ -1,0 +1,147 @@
+"""DeepSpeed's configuration, and the only place where batch arithmetic lives."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from contrastive import distributed
+from contrastive.run.optim import OptimConfig, build_optimizer
+from data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """How DeepSpeed holds the text side."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage: 1 shards the optimiser's state, 2 the gradients too, 3 the parameters too."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where the optimiser's state (stage 1, 2) and the parameters (stage 3) rest."""
+    precision: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
+    GPU or CPU computes in it."""
+    text_chunk: int = 0
+    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
+    fit and help (flexify: the rank's whole share)."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """global_batch_size = world_size * chunks * chunk, in pairs."""
+
+    per_rank: int
+    chunk: int
+    chunks: int
+
+
+def batch_shape(global_batch_size: int, text_chunk: int, world_size: int) -> BatchShape:
+    """Split the global batch over ranks and chunks; `UsageError` when it does not divide."""
+    if global_batch_size < 1 or global_batch_size % world_size:
+        raise UsageError(
+            f"--global-batch-size {global_batch_size} cannot be shared by {world_size} ranks; "
+            f"allowed are multiples of {world_size}"
+        )
+    per_rank = global_batch_size // world_size
+    chunk = text_chunk or per_rank
+    if chunk < 1 or per_rank % chunk:
+        raise UsageError(
+            f"--zero.text-chunk {text_chunk} does not divide a rank's {per_rank} pairs; "
+            f"allowed: {', '.join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)}"
+        )
+    return BatchShape(per_rank, chunk, per_rank // chunk)
+
+
+def deepspeed_config(
+    zero: ZeroConfig, optim: OptimConfig, shape: BatchShape, world_size: int, file: str = ""
+) -> dict[str, Any]:
+    """DeepSpeed's JSON. `file`: a user's own JSON, merged over ours.
+
+    Raises `UsageError` where that file contradicts the batch sizes or brings an optimiser.
+    """
+    if zero.offload == "cpu" and zero.stage == 0:
+        raise UsageError("--zero.offload cpu needs --zero.stage 1, 2 or 3")
+    if optim.name == "adafactor" and zero.stage:  # stages 1 to 3 flatten the matrices it factors
+        raise UsageError(f"--optim.name adafactor needs --zero.stage 0, not {zero.stage}")
+    stage: dict[str, Any] = {"stage": zero.stage}
+    if zero.offload == "cpu":
+        stage["offload_optimizer"] = {"device": "cpu"}
+        if zero.stage == 3:
+            stage["offload_param"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_batch_size": shape.per_rank * world_size,
+        "train_micro_batch_size_per_gpu": shape.chunk,
+        "gradient_accumulation_steps": shape.chunks,
+        "gradient_clipping": optim.clip_norm,
+        "zero_optimization": stage,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no compiler needed
+        "steps_per_print": 10**9,
+    }
+    if distributed.resolve_dtype(zero.precision) == torch.bfloat16:
+        # "bf16" would cast every parameter, and bf16 moves a temperature near ln(100) in 3% steps.
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": ["torch.nn.Linear"],
+        }
+    return _merge_user_json(config, file) if file else config
+
+
+def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the trainable part of a model."""
+    import deepspeed  # slow to import
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    optimizer = build_optimizer(optim, module)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if distributed.world_size() == 1 and config["zero_optimization"]["stage"] == 0:
+        # Else all gradients are copied, divided by 1, and copied back: 2% of a step of MiniLM.
+        engine.enable_backward_allreduce = False
+    return engine
+
+
+def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:
+    try:
+        user = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--deepspeed_config {file} cannot be read as JSON: {error}") from error
+    if not isinstance(user, dict):
+        raise UsageError(f"--deepspeed_config {file} holds no JSON object")
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+    ):
+        if user.get(key, "auto") not in ("auto", config[key]):
+            raise UsageError(
+                f"--deepspeed_config {file} says {key} = {user[key]}, but --global-batch-size and "
+                f"--zero.text-chunk give {config[key]}; allowed there: {config[key]} or nothing"
+            )
+        user.pop(key, None)
+    ours = {"optimizer": "optim", "scheduler": "optim", "bf16": "zero", "fp16": "zero"}
+    for key, flags in ours.items():
+        if key in user:
+            raise UsageError(
+                f"--deepspeed_config {file} may not say {key!r}; use the --{flags} flags"
+            )
+    stage = config["zero_optimization"]["stage"]
+    if user.get("zero_optimization", {}).get("stage", stage) not in ("auto", stage):
+        raise UsageError(
+            f"--deepspeed_config {file} says another ZeRO stage than --zero.stage {stage}"
+        )
+    return _merged(config, user)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        if value == "auto":  # ours is meant
+            continue
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out

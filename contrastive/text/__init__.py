@@ -1,0 +1,1 @@
+"""Text towers and their tokenizers. Knows nothing of images."""

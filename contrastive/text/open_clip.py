@@ -1,0 +1,97 @@
+"""The text tower of an open_clip model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from open_clip.model import _build_text_tower
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config
+from contrastive.text.tokenizers import OpenClipTokenizer, Tokens, look_up, padded
+from contrastive.weights import load_weights
+from data.errors import UsageError
+
+
+class OpenClipTextTower(nn.Module):
+    """open_clip's text transformer up to its own pooling."""
+
+    def __init__(
+        self, architecture: str, context_length: int, model: dict[str, Any] | None = None
+    ) -> None:
+        """model: what open_clip builds it from; not given: as it knows the architecture."""
+        super().__init__()
+        self.model = architecture_config(architecture) if model is None else model
+        facts = dict(self.model.get("text_cfg", {}))
+        for name in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "embed_cls"):
+            if facts.get(name):
+                raise UsageError(
+                    f"open_clip:{architecture} cannot be used as text tower: it has {name}; "
+                    "allowed: one with open_clip's own tokenizer and transformer, e.g. ViT-B-32"
+                )
+        length = min(context_length, int(facts.get("context_length", 77)))
+        self.tokenizer = OpenClipTokenizer(architecture, length)
+        facts |= {"context_length": length, "proj_type": "none", "output_tokens": False}
+        self.net: Any = _build_text_tower(0, facts, self.model.get("quick_gelu", False))
+        self.width = int(self.net.width)
+        self.projection_start: Tensor | None = None
+
+    @classmethod
+    def of(cls, checkpoint: OpenClipCheckpoint, context_length: int) -> "OpenClipTextTower":
+        """The text tower of an open_clip model, with its weights."""
+        tower = cls(checkpoint.name, context_length, checkpoint.model)
+        weights = checkpoint.part("text")
+        own = weights.pop("text_projection", None)
+        if "positional_embedding" in weights:
+            length = tower.tokenizer.context_length
+            weights["positional_embedding"] = weights["positional_embedding"][:length]
+        load_weights(tower.net, weights, f"open_clip:{checkpoint.name}")
+        tower.projection_start = None if own is None else own.T
+        return tower
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """Of token and position embeddings."""
+        return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
+
+    @property
+    def _reads_padding(self) -> bool:
+        """Whether what follows the end token counts, as in SigLIP's and CoCa's towers."""
+        net = self.net
+        causal = net.attn_mask is not None and net.cls_emb is None
+        return not causal or net.pool_type not in ("argmax", "eos")
+
+    def pad(self, ids: list[list[int]]) -> Tokens:
+        """Texts as one tensor, as wide as the longest; as the context where padding is read."""
+        width = self.tokenizer.context_length if self._reads_padding else max(map(len, ids))
+        return padded(ids, width, self.tokenizer.pad_id)
+
+    def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
+        """One vector per text, group after group."""
+        if self._reads_padding:
+            return self.net(torch.cat([group.ids for group in groups]))
+        words = look_up(self.net.token_embedding, groups)
+        return torch.cat([self._read(w, g.ids) for w, g in zip(words, groups, strict=True)])
+
+    def _read(self, words: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
+        """The net's own forward, which has no mask for texts shorter than the context."""
+        net, n = self.net, ids.shape[1]
+        read = net.transformer(words + net.positional_embedding[:n], net.attn_mask[:n, :n])
+        return text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
+
+    def compile_net(self) -> None:
+        """torch.compile what costs, for texts of any length."""
+        (self.net if self._reads_padding else self.net.transformer).compile(dynamic=True)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "open_clip",
+            "architecture": self.tokenizer.architecture,
+            "context_length": self.tokenizer.context_length,
+            "model": self.model,
+        }
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """open_clip ships its vocabulary."""

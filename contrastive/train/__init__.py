@@ -1,0 +1,1 @@
+"""Training a text tower against the locked image tower (LiT)."""

@@ -1,0 +1,133 @@
+"""What a locked tower lets one solve instead of learn, from the first few thousand samples.
+
+Image features are constants, so two things have closed forms before any gradient step:
+
+- The whitening of the features. A self-supervised tower spends most of its variance on a few
+  directions, such as drawing style; left as they are, they drown the rest in every cosine.
+- The start of the text projection: the least-squares map from the text tower's vectors, as they
+  come, to the whitened image features.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from contrastive import distributed
+from contrastive.image_features import FeatureSource
+from contrastive.model.lit import LitModel
+from contrastive.run.config import TrainConfig
+from contrastive.text.tower import TokenGroups
+from data.errors import UsageError
+from data.pipeline.captioned import TrainPipeline
+
+START_FILE = "start.safetensors"
+
+
+def solve_start(
+    cfg: TrainConfig,
+    model: LitModel,
+    pipeline: TrainPipeline,
+    source: FeatureSource,
+    patch_sizes: Sequence[int],
+) -> None:
+    """Set the model's affine and projection from the first `cfg.start_samples` samples.
+
+    Solved once per run, at every patch size, by all ranks together, and kept in the run's folder.
+    """
+    file = cfg.folder / START_FILE
+    if not file.exists():
+        moments = _collect(cfg, model, pipeline, source, patch_sizes)
+        if not moments["n"]:
+            raise UsageError(f"not one of the first {cfg.start_samples} samples could be read")
+        if distributed.is_main():
+            mean, whiten = whitening(moments["n"], moments["x"], moments["xx"])
+            centred = moments["yx"] - torch.outer(moments["y"], mean.double())
+            projection = least_squares(moments["yy"], centred @ whiten.double())
+            # as large as a random projection would be, so that one learning rate suits both
+            projection *= model.text.encoder.projection.weight.std().cpu() / projection.std()
+            save_file({"mean": mean, "whiten": whiten, "projection": projection.contiguous()}, file)
+        distributed.barrier()
+    start = load_file(file)
+    model.feature_mean.copy_(start["mean"])
+    model.feature_whiten.copy_(start["whiten"])
+    model.text.encoder.projection.weight.data.copy_(start["projection"])
+
+
+@torch.no_grad()
+def _collect(
+    cfg: TrainConfig,
+    model: LitModel,
+    pipeline: TrainPipeline,
+    source: FeatureSource,
+    patch_sizes: Sequence[int],
+) -> dict[str, Tensor]:
+    """Sums over samples, of all ranks: image features x (and x x^T) over all patch sizes, text
+    vectors y, y y^T, and y x^T with x the mean over patch sizes."""
+    encoder, d = model.text.encoder, model.embed_dim
+    w = encoder.tower.width
+    shapes: dict[str, tuple[int, ...]] = {"n": (), "x": (d,), "xx": (d, d)}
+    shapes |= {"y": (w,), "yy": (w, w), "yx": (w, d)}
+    device = distributed.device()
+    sums = {
+        k: torch.zeros(shape, dtype=torch.float64, device=device) for k, shape in shapes.items()
+    }
+    encoder.eval()
+    samples = min(cfg.start_samples, pipeline.num_samples or cfg.start_samples)
+    steps = -(-samples // cfg.global_batch_size)
+    bar = tqdm(
+        pipeline.parts(0, steps), "closed-form start", steps, disable=not distributed.is_main()
+    )
+    for part in chain.from_iterable(bar):
+        views = []
+        for patch_size in patch_sizes:
+            features, valid = source(part, patch_size)
+            x = features.to(device)[valid.to(device)].double()
+            sums["n"] += len(x)
+            sums["x"] += x.sum(0)
+            sums["xx"] += x.T @ x
+            views.append(x)
+        texts = [part.tokens[i] for i in valid.nonzero()[:, 0]]
+        if not texts:
+            continue
+        y = encoder.pool(TokenGroups.of(encoder.tower, texts).to(device)).double()
+        sums["y"] += y.sum(0)
+        sums["yy"] += y.T @ y
+        sums["yx"] += y.T @ torch.stack(views).mean(0)
+    encoder.train()
+    return {name: distributed.all_reduce_sum(value).cpu() for name, value in sums.items()}
+
+
+def whitening(
+    count: Float[Tensor, ""],
+    total: Float[Tensor, " d"],
+    outer: Float[Tensor, "d d"],
+    shrinkage: float = 0.05,
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean and symmetric (ZCA) whitening matrix, float32, from sums over n features in float64.
+
+    total: sum of x; outer: sum of x x^T. shrinkage: of the mean eigenvalue, added to each, so that
+    directions without variance are not blown up. Kessy et al., arXiv:1512.00809.
+    """
+    mean = total / count
+    covariance = outer / count - torch.outer(mean, mean)
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp_min(0)
+    floor = shrinkage * values.mean() + torch.finfo(torch.float64).tiny
+    matrix = vectors @ torch.diag((values + floor).rsqrt()) @ vectors.T
+    return mean.float(), matrix.float()
+
+
+def least_squares(
+    inner: Float[Tensor, "w w"], cross: Float[Tensor, "w d"], ridge: float = 0.02
+) -> Float[Tensor, "d w"]:
+    """The bias-free linear map from y to x, float32, from the sums of y y^T and y x^T.
+
+    ridge: of the mean diagonal, added to it.
+    """
+    penalty = ridge * inner.diagonal().mean() * torch.eye(len(inner), dtype=inner.dtype)
+    return torch.linalg.solve(inner + penalty, cross).T.float()

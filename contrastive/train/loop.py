@@ -1,0 +1,146 @@
+"""Train a text tower against a locked image tower (LiT), with DeepSpeed ZeRO."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from contrastive import distributed
+from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.model.card import Card
+from contrastive.model.lit import LitModel, TextSide
+from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
+from contrastive.run.config import TrainConfig
+from contrastive.run.folder import (
+    check_finite,
+    claim_folder,
+    draw_patch_size,
+    find_checkpoint,
+    whole_parameters,
+)
+from contrastive.run.log import RunLog
+from contrastive.run.optim import learning_rate
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.train.closed_form import START_FILE, solve_start
+from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.step import TrainStep
+from contrastive.vision.load import load_vision_tower
+from data.pipeline.captioned import TrainPipeline
+from data.shards.index import expand_shards
+
+Callback = Callable[[int, LitModel], dict[str, float]]
+"""(step, model) -> figures for metrics.jsonl and TensorBoard. Called on all ranks."""
+
+
+def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False) -> Path:
+    """Train from start to end, or on from the newest checkpoint; returns the run folder.
+
+    Raises `UsageError`, before any model is built, when the configuration cannot work.
+    """
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
+    deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    checkpoint = find_checkpoint(cfg, resume)
+
+    tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
+    patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
+    for patch_size in patch_sizes:
+        tower.check_patch_size(patch_size)
+    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
+    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
+    model.text.train()
+    if cfg.compile:
+        # torch.compile looks at the gradient of the words' vectors, and warns of its own look
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        tower.compile_blocks()
+        encoder.tower.compile_net()
+    pipeline = TrainPipeline(
+        cfg.data,
+        None if cfg.data.features else tower.transform,
+        tokenizer=encoder.tower.tokenizer,
+        seed=cfg.seed,
+        global_batch_size=cfg.global_batch_size,
+        rank=distributed.rank(),
+        world_size=world_size,
+    )
+    identity = {
+        "zero_stage": cfg.zero.stage,
+        "image_tower": tower.fingerprint,
+        "data": pipeline.fingerprint(),
+    }
+    claim_folder(cfg, checkpoint, identity, START_FILE)
+    source = FeatureSource(tower, cfg.data, patch_sizes)
+    if cfg.data.features:
+        fill_texts(cfg.data, encoder.tower.tokenizer)
+    skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
+    if cfg.start_samples:
+        solve_start(cfg, model, pipeline, source, patch_sizes)
+    if not cfg.zero.text_chunk:
+        dtype = distributed.resolve_dtype(cfg.zero.precision)
+        chunk = find_text_chunk(model.text, cfg.global_batch_size, dtype)
+        shape = batch_shape(cfg.global_batch_size, chunk, world_size)
+    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    if checkpoint and needs_universal(checkpoint[1]):
+        ds_config["checkpoint"] = {"load_universal": True}
+    engine = build_engine(model.text, cfg.optim, ds_config)
+    step = 0
+    if checkpoint:
+        load_checkpoint(engine, *checkpoint)
+        step = int(checkpoint[1]["step"])
+
+    train_step = TrainStep(model, engine, shape, cfg.seed)
+    figures: dict[str, float] = {}  # of the newest evaluation
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
+
+    def draw(step: int) -> int:
+        return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+
+    for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
+        lr = learning_rate(cfg.optim, step, cfg.steps)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        loss = train_step(batch, features, valid)
+        step += 1
+        if log.step(step, loss, int(valid.sum()), batch.errors):
+            log.line(step, lr=lr, patch_size=draw(batch.step))
+        if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+            with log.paused():
+                for callback in callbacks:
+                    found = callback(step, model)
+                    log.write(step, found)
+                    figures |= found
+        if step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0):
+            with log.paused():
+                _save_model(cfg, model, step, pipeline.num_samples or 0, figures)
+                save_checkpoint(
+                    engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
+                )
+    log.close()
+    return cfg.folder
+
+
+def _save_model(
+    cfg: TrainConfig, model: LitModel, step: int, samples: int, figures: dict[str, float]
+) -> None:
+    """The portable `model/` folder with its card, replaced as a whole."""
+    with whole_parameters(model.text):
+        check_finite(step, model.text)
+        if distributed.is_main():
+            run = json.loads((cfg.folder / "config.json").read_text())
+            card = Card(
+                shards=cfg.data.shards,
+                samples=samples,
+                steps=step,
+                global_batch_size=cfg.global_batch_size,
+                command=run["command"],
+                revision=run["revision"],
+                figures=figures,
+            )
+            model.save_pretrained(cfg.folder / "model", card)
+    distributed.barrier()

@@ -1,0 +1,52 @@
+"""How many texts go through the text tower at once: enough to be fast, few enough to fit."""
+
+import torch
+
+from contrastive import distributed
+from contrastive.model.lit import TextSide
+from contrastive.text.tower import TokenGroups
+
+CPU_CHUNK = 256  # texts; more are no faster on a CPU and only cost memory
+FREE_SHARE = 0.8  # of the GPU's free memory that activations may take
+OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffers
+
+
+def find_text_chunk(side: TextSide, global_batch_size: int, dtype: torch.dtype) -> int:
+    """The most texts per forward that fit on every rank; divides a rank's share of the batch.
+
+    dtype: of the linear layers. On a GPU the memory of two small chunks of longest texts is
+    measured, and tells that of any.
+    """
+    per_rank = global_batch_size // distributed.world_size()
+    if distributed.device().type == "cpu":
+        return largest_divisor(per_rank, CPU_CHUNK)
+    small, large = (_peak_bytes(side, m, global_batch_size, dtype) for m in (32, 96))
+    per_text = max(1.0, (large - small) / 64)
+    free, _ = torch.cuda.mem_get_info()
+    parameters = sum(p.numel() for p in side.parameters() if p.requires_grad)
+    room = FREE_SHARE * free - OPTIMIZER_BYTES * parameters - (small - 32 * per_text)
+    fits = torch.tensor([room / per_text], device=distributed.device())
+    return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`; `most` is at least 1."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
+def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
+    """What a forward and backward over this many texts of full length allocate at most."""
+    device = distributed.device()
+    tower = side.encoder.tower
+    ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
+    tokens = TokenGroups.of(tower, [ids] * num_texts).to(device)
+    images = torch.zeros(num_images, side.encoder.projection.out_features, device=device)
+    targets = torch.zeros(num_images, num_texts, device=device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        side(tokens, lambda: (images, targets)).backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    side.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return peak

@@ -1,0 +1,292 @@
+"""The image tower: any of `families.FAMILIES`, the flexible ones at any patch size.
+
+A tower gives one pooled vector per image, before any class head. Locked, it has no gradients,
+stays in eval mode whatever its parents do, and keeps its resized kernels and positions, so a
+forward at any patch size costs what a ViT of that patch size costs.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from contrastive.vision.families import PlainViT, family_of
+from contrastive.vision.flexi import (
+    MODES,
+    PositionResize,
+    default_patch_sizes,
+    resample_patch_embed,
+    resample_position_grid,
+)
+from contrastive.vision.patch_dropout import check_keep, keep_patches
+from data.errors import UsageError
+from data.images import ImageTransform
+
+Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
+LIBRARIES: tuple[str, ...] = get_args(Library)
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What is needed to rebuild a tower before its weights are read (JSON-able)."""
+
+    timm_name: str  # what `library` calls it
+    timm_args: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 224  # pixels a side
+    patch_sizes: tuple[int, ...] = ()  # coarsest first
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    positions: PositionResize = field(default_factory=PositionResize)
+    library: Library = "timm"
+    projection: int = 0  # width of a bias-free linear map after the pooling, as CLIP has; 0: none
+
+    @classmethod
+    def from_json(cls, values: Any) -> "TowerConfig":
+        """What `VisionTower.describe` gave; `UsageError` for anything else."""
+        try:
+            values = dict(values)
+            mode, library = values["positions"]["mode"], values.get("library", "timm")
+            for value, allowed in ((library, LIBRARIES), (mode, MODES)):
+                if value not in allowed:
+                    raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
+            for name in ("patch_sizes", "mean", "std"):
+                values[name] = tuple(values[name])
+            return cls(**{**values, "positions": PositionResize(**values["positions"])})
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"this is no image tower's configuration: {error!r}") from error
+
+
+class VisionTower(nn.Module):
+    """`tower(images, patch_size)`: normalised pixels to one pooled vector per image.
+
+    Attributes: `patch_sizes` (coarsest first), `image_size` (pixels), `mean`, `std`, `embed_dim`.
+    """
+
+    def __init__(self, net: Any, config: TowerConfig) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.config = config
+        self.family: Any = family_of(net)
+        self.flexible = self.family.flexible
+        self.locked = False
+        self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
+        self.native_patch_size = self.family.patch_size(net, config.image_size)
+        if not self.flexible:
+            self.patch_sizes: tuple[int, ...] = (self.native_patch_size,)
+        else:
+            offered = default_patch_sizes(config.image_size, self.native_patch_size)
+            self.patch_sizes = config.patch_sizes or offered
+        width = self.family.width(net)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection:
+            self.projection = nn.Linear(width, config.projection, bias=False)
+        self.embed_dim = config.projection or width
+        self._stems: dict[tuple, tuple[Tensor, ...]] = {}
+        self._rotary: dict[tuple, Tensor | None] = {}
+
+    @property
+    def is_plain_vit(self) -> bool:
+        """Whether the network is timm's VisionTransformer with nothing added to it."""
+        return type(self.family) is PlainViT
+
+    # ---- lock ------------------------------------------------------------------------------
+
+    def lock(self) -> "VisionTower":
+        """No gradients, eval mode for good. Returns self."""
+        self.requires_grad_(False)
+        self.locked = True
+        return self.eval()
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        self._stems.clear()  # ZeRO changes weights where no version counter shows it
+        return super().train(mode and not self.locked)
+
+    # ---- forward ---------------------------------------------------------------------------
+
+    def check_patch_size(self, patch_size: int, side: int | None = None) -> None:
+        """Raise `UsageError` unless this tower runs at `patch_size` on images of `side` pixels."""
+        side = side or self.image_size
+        if not self.flexible:
+            if patch_size != self.patch_sizes[0]:
+                raise UsageError(
+                    f"patch size {patch_size}: {self.config.timm_name} cannot change its patch "
+                    f"size; allowed: {self.patch_sizes[0]}"
+                )
+        elif patch_size < 1 or side % patch_size:
+            own = [size for size in self.patch_sizes if size > 0 and side % size == 0]
+            allowed = own or default_patch_sizes(side, self.native_patch_size)
+            raise UsageError(
+                f"patch size {patch_size} does not divide the image side of {side} px; "
+                f"allowed at {side} px: {', '.join(map(str, allowed)) or 'none'}"
+            )
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        patch_size: int | None = None,
+        keep: float | Int[Tensor, "b k"] = 1.0,
+    ) -> Float[Tensor, "b d"]:
+        """Pooled features, float32, not unit-normed; `patch_size` defaults to the finest listed.
+
+        images: already normalised by `mean` and `std`, square, side divisible by `patch_size`.
+        keep: the share of the patches that is read, or their numbers for each image.
+        """
+        patch_size = self.patch_sizes[-1] if patch_size is None else patch_size
+        self.check_patch_size(patch_size, images.shape[-1])
+        self._check_keep(keep)
+        images = images.to(next(self.net.parameters()).dtype)
+        if not self.flexible:
+            return self.projection(self.family.features(self.net, images)).float()
+        tokens = self.embed_patches(images, patch_size, keep)
+        rotary = self._angles(images.shape[-1] // patch_size, keep, len(images))
+        return self.pool(self.family.body(self.net, tokens, rotary)).float()
+
+    def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
+        if not isinstance(keep, Tensor):
+            check_keep("keep", keep)
+            if keep == 1:
+                return
+        if not self.flexible:
+            raise UsageError(f"{self.config.timm_name} reads all of an image; allowed: keep 1")
+
+    def embed_patches(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        patch_size: int,
+        keep: float | Int[Tensor, "b k"] = 1.0,
+    ) -> Float[Tensor, "b n d"]:
+        """Tokens with positions, prefix tokens (class, registers) first."""
+        kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
+        tokens = self.family.patches(self.net, images, kernel) + positions
+        if isinstance(keep, Tensor) or keep < 1:
+            tokens = keep_patches(tokens, keep)
+        if prefix.shape[1]:
+            tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens
+
+    def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """The tower's own pooling (class token, mean, or attention) and what follows it."""
+        return self.projection(self.family.pool(self.net, tokens))
+
+    def _stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
+        """(kernel, prefix tokens with their positions, grid positions) at one patch size.
+
+        Kept until a stored weight changes, so nothing is resized per call; computed anew, and
+        differentiable, while the tower trains.
+        """
+        stored = self.family.stored(self.net)
+        if torch.is_grad_enabled() and any(w.requires_grad for w in stored):
+            return self._resize_stem(patch_size, side)
+        state = tuple((w.data_ptr(), w._version) for w in stored)
+        key = (patch_size, side, stored[0].dtype, stored[0].device, state)
+        if key not in self._stems:
+            if any(other[2:] != key[2:] for other in self._stems):
+                self._stems.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                self._stems[key] = tuple(
+                    part.detach().clone() for part in self._resize_stem(patch_size, side)
+                )
+        return self._stems[key]
+
+    def _resize_stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
+        kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
+        width = kernel.shape[0]
+        tokens = self.family.prefix(self.net)
+        prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
+        slots, grid = self.family.places(self.net)
+        if slots is not None:
+            prefix = prefix + slots
+        if grid is None:
+            return kernel, prefix, kernel.new_zeros(1, 1, width)
+        return kernel, prefix, resample_position_grid(grid, side, self.config.positions)
+
+    def _angles(
+        self, side: int, keep: float | Int[Tensor, "b k"], num_images: int
+    ) -> Tensor | None:
+        """Rotary positions of the patches that are read, if the tower has such; kept too."""
+        weight = self.family.kernel(self.net)
+        key = (side, weight.device)
+        if key not in self._rotary:
+            with torch.inference_mode(False), torch.no_grad():
+                self._rotary[key] = self.family.rotary(self.net, side)
+        rotary = self._rotary[key]
+        if rotary is None or not (isinstance(keep, Tensor) or keep < 1):
+            return rotary
+        return keep_patches(rotary.expand(num_images, -1, -1), keep)[:, None]
+
+    def compile_blocks(self) -> None:
+        """torch.compile what costs; the compiled blocks serve every patch size."""
+        blocks = getattr(self.net, "blocks", self.net)
+        for part in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
+            part.compile(dynamic=True)
+
+    # ---- facts -----------------------------------------------------------------------------
+
+    @property
+    def transform(self) -> ImageTransform:
+        """How a picture becomes this tower's input."""
+        return ImageTransform(self.image_size, self.mean, self.std)
+
+    def describe(self) -> dict[str, Any]:
+        """What `TowerConfig.from_json` reads back."""
+        return asdict(self.config) | {"patch_sizes": self.patch_sizes}
+
+    def num_tokens(self, patch_size: int) -> int:
+        """Sequence length of the transformer (grid cells and prefix tokens) at `image_size`."""
+        self.check_patch_size(patch_size)
+        prefix = self.family.prefix(self.net) if self.flexible else []
+        return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
+
+    @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
+    def gflops(self, patch_size: int) -> float:
+        """10^9 floating-point operations per image (2 x multiply-adds), counted by torch."""
+        weight = next(self.net.parameters())
+        image = weight.new_zeros(1, 3, self.image_size, self.image_size)
+        with torch.no_grad():
+            self(image, patch_size)  # resizes kernel and positions, once, which is not counted
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self(image, patch_size)
+        return counter.get_total_flops() / 1e9
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """What `fingerprint` covers, in words; the weights last."""
+        digest = hashlib.blake2b(digest_size=8)
+        for _, tensor in sorted(self.state_dict().items()):
+            digest.update(_bytes(tensor))
+        transform, positions = self.transform, self.config.positions
+        return {
+            "tower": self.config.timm_name,
+            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "image side": f"{self.image_size} px",
+            "mean and std": f"{transform.mean} and {transform.std}",
+            "resizing of positions": json.dumps(asdict(positions)),
+            "arguments": json.dumps(self.config.timm_args, sort_keys=True),
+            "weights": digest.hexdigest(),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights, their dtype, the resize rule or the transform change."""
+        digest = hashlib.blake2b(digest_size=16)
+        config = {**asdict(self.config), "patch_sizes": None}  # a list of offers, not numerics
+        for name in ("library", "projection"):  # said by the names of the weights
+            del config[name]
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        digest.update(self.transform.fingerprint().encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}".encode())
+            digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data

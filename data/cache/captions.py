@@ -1,0 +1,102 @@
+"""The captions of whole shards and their token ids, read and tokenised once."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data.cache.checksums import IntactFiles
+from data.captions import Texts, Tokenizer
+from data.pipeline.slots import SampleStore
+from data.problems import BadSample, Problem
+from data.shards.index import load_index, shard_name
+from data.shards.tar import Located
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("tokens", pa.list_(pa.list_(pa.int32()))),
+        ("concept", pa.int64()),
+        ("problem", pa.string()),  # why the sample has no captions; null where it has
+        ("cause", pa.string()),
+    ]
+)
+
+
+class TextCache:
+    """DIR/SHARD.texts.FINGERPRINT.arrow: a row per sample, in the shard's order, memory-mapped."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        shards: Sequence[str],
+        tokenizer: Tokenizer,
+        index_dir: str,
+        keep: int = 128,
+    ) -> None:
+        """`shards`: paths of local tars, in the pipeline's order. `keep`: maps that stay open."""
+        self._arguments = folder, shards, tokenizer, index_dir, keep
+        self._folder, self._shards, self._tokenizer = Path(folder), shards, tokenizer
+        self._index_dir = index_dir
+        self._table = lru_cache(keep)(self._map_table)
+
+    def __reduce__(self) -> tuple[object, ...]:  # loader workers map the files anew
+        return TextCache, self._arguments
+
+    def missing(self, shards: Sequence[int]) -> list[int]:
+        """Those of these shards (numbers) whose file is absent or damaged. Raises `UsageError`
+        where a shard's contents are others than those that were read."""
+        for shard in shards:
+            self._files(shard).check_shard()
+        return [s for s in shards if not self._files(s).intact(self._name(s))]
+
+    def write(self, shard: int) -> int:
+        """Read and tokenise one shard's captions; returns its number of samples."""
+        index = load_index(self._shards[shard], self._index_dir)
+        store = SampleStore(self._shards, self._index_dir, keep=1)
+        found = [self._row(item) for item in store.read(shard, range(len(index)), pixels=False)]
+        ids = iter(self._tokenizer([text for row in found for text in row["captions"]]))
+        for row in found:
+            row["tokens"] = [next(ids) for _ in row["captions"]]
+        table = pa.Table.from_pylist(found, schema=_SCHEMA)
+
+        def write(file: object) -> None:
+            with pa.ipc.new_file(file, _SCHEMA) as writer:
+                writer.write_table(table.combine_chunks())
+
+        self._files(shard).write(self._name(shard), write)
+        return len(index)
+
+    def read(self, shard: int, numbers: Sequence[int]) -> Iterator[Texts | Problem]:
+        """The texts of these samples of one shard, in turn."""
+        rows = self._table(shard).take(pa.array(numbers, pa.int64())).to_pylist()
+        for row in rows:
+            if row["problem"] is not None:
+                yield Problem(row["problem"], row["key"], row["cause"])
+            else:
+                yield Texts(
+                    row["key"], tuple(row["captions"]), row["concept"], tuple(row["tokens"])
+                )
+
+    def _row(self, sample: Located | Problem) -> dict[str, Any]:
+        row: dict[str, Any] = {"key": sample.key, "captions": [], "problem": None, "concept": 0}
+        if isinstance(sample, Problem):
+            return row | {"problem": sample.kind, "cause": sample.cause}
+        try:
+            texts = Texts.of(sample.key, sample.payloads)
+        except BadSample as bad:
+            return row | {"problem": bad.kind, "cause": bad.cause}
+        return row | {"captions": texts.captions, "concept": texts.concept}
+
+    def _map_table(self, shard: int) -> pa.Table:
+        with pa.memory_map(str(self._folder / self._name(shard))) as file:
+            return pa.ipc.open_file(file).read_all()
+
+    def _name(self, shard: int) -> str:
+        return f"{shard_name(self._shards[shard])}.texts.{self._tokenizer.fingerprint}.arrow"
+
+    def _files(self, shard: int) -> IntactFiles:
+        return IntactFiles(self._folder, self._shards[shard])

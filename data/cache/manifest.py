@@ -1,0 +1,102 @@
+"""manifest.json of a feature cache: what its features are of."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.cache.checksums import write_or_explain
+from data.errors import UsageError
+
+_FORMAT = 1
+_OTHER = "name another folder"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which tower, shards and augmentation a folder of features belongs to."""
+
+    image_fingerprint: str
+    shards: Mapping[str, Mapping[str, int]]  # name -> size (bytes), samples
+    augment: str = ""  # how augmented views are made; "" where there are none
+    width: int = 0  # d
+    made_of: Mapping[str, str] = field(default_factory=dict)  # the fingerprint, in words
+    max_pixels: int = 0  # of images that were decoded; 0: not noted
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """None where there is no manifest; `UsageError` where it is no feature cache's."""
+        path = folder / "manifest.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise UsageError(f"{str(folder)!r} is a file, name a folder") from None
+        except ValueError as error:
+            raise UsageError(f"{str(path)!r} is not JSON: {error}") from None
+        names = {"image_fingerprint", "width", "shards"}
+        if not isinstance(values, dict) or not names <= values.keys():
+            raise UsageError(f"{str(path)!r} is no feature cache's manifest, name another folder")
+        if values.get("format") != _FORMAT:
+            raise UsageError(
+                f"{str(path)!r} has format {values.get('format')!r}, allowed is {_FORMAT}"
+            )
+        return cls(
+            values["image_fingerprint"],
+            values["shards"],
+            values.get("augment", ""),
+            values["width"],
+            values.get("made_of", {}),
+            values.get("max_pixels", 0),
+        )
+
+    def check(self, folder: Path, wanted: "Manifest") -> None:
+        """Raises `UsageError` with what differs, unless `folder` may hold what is wanted too."""
+        cache = f"the feature cache {str(folder)!r}"
+        if self.image_fingerprint != wanted.image_fingerprint:
+            had, has = self._what_differs(wanted)
+            raise UsageError(f"{cache} was computed by {had}, this run has {has}, {_OTHER}")
+        if self.max_pixels and wanted.max_pixels and self.max_pixels != wanted.max_pixels:
+            raise UsageError(
+                f"{cache} was computed with --data.max-pixels {self.max_pixels}, this run has "
+                f"{wanted.max_pixels}, {_OTHER}"
+            )
+        if self.augment and wanted.augment and self.augment != wanted.augment:
+            raise UsageError(
+                f"{cache} has augmented views of {self.augment!r}, this run needs "
+                f"{wanted.augment!r}, {_OTHER}"
+            )
+        for name, entry in wanted.shards.items():
+            cached = self.shards.get(name, entry)
+            for what, unit in (("size", "bytes"), ("samples", "samples")):
+                if cached[what] != entry[what]:
+                    raise UsageError(
+                        f"{cache} was computed when shard {name!r} had {cached[what]} {unit}, it "
+                        f"has {entry[what]} now, {_OTHER}"
+                    )
+
+    def _what_differs(self, wanted: "Manifest") -> tuple[str, str]:
+        """What the cache was computed by and what is wanted, as far as they differ."""
+        shared = [name for name in self.made_of if name in wanted.made_of]
+        for name in shared:  # the weights last: another dtype makes them others too
+            if self.made_of[name] != wanted.made_of[name]:
+                return f"{name} {self.made_of[name]}", f"{name} {wanted.made_of[name]}"
+        return f"tower {self.image_fingerprint}", f"tower {wanted.image_fingerprint}"
+
+    def write(self, folder: Path, width: int) -> None:
+        """Join this with the manifest that is there."""
+        old = Manifest.read(folder)
+        if old is not None:
+            old.check(folder, self)
+        values = {
+            "format": _FORMAT,
+            "image_fingerprint": self.image_fingerprint,
+            "width": width,
+            "augment": self.augment or (old.augment if old else ""),
+            "made_of": dict(self.made_of),
+            "max_pixels": self.max_pixels or (old.max_pixels if old else 0),
+            "shards": {**(old.shards if old else {}), **self.shards},
+        }
+        text = json.dumps(values, indent=1) + "\n"
+        write_or_explain(folder / "manifest.json", lambda file: file.write(text.encode()))

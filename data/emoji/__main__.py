@@ -1,0 +1,3 @@
+from data.emoji.build import main
+
+main()

@@ -1,0 +1,1 @@
+"""Bulk embedding of shards, and the files it writes."""

@@ -1,0 +1,180 @@
+"""Zero-shot classification: search in an index of class embeddings."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from contrastive.model.lit import LitModel
+from data.class_names import SIMPLE_TEMPLATES, fill
+from data.errors import UsageError
+from retrieval.embed.partitions import write_json
+from retrieval.search.budget import PatchSize, Profile
+from retrieval.search.refine import blend
+
+
+def embed_classes(
+    model: LitModel, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 256
+) -> Float[np.ndarray, "c d"]:
+    """One unit-norm vector per class: its prompts' unit-norm embeddings, averaged, renormalised.
+
+    templates: texts with a `{c}` where the class name goes (CLIP, arXiv:2103.00020, section
+    3.1.4). At most about batch_size prompts are in flight at a time.
+    """
+    per_chunk = max(1, batch_size // len(templates))
+    rows = []
+    starts = range(0, len(class_names), per_chunk)
+    for start in tqdm(starts, "embedding class names", unit="batch", delay=5, leave=False):
+        names = class_names[start : start + per_chunk]
+        prompts = [fill(template, name) for name in names for template in templates]
+        with torch.no_grad():
+            embeds = torch.cat(
+                [
+                    model.encode_text(prompts[i : i + batch_size])
+                    for i in range(0, len(prompts), batch_size)
+                ]
+            )
+        means = embeds.unflatten(0, (len(names), len(templates))).mean(dim=1)
+        rows.append(torch.nn.functional.normalize(means, dim=-1).float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def close_calls(scores: Float[np.ndarray, "n k"], margin: float) -> Bool[np.ndarray, " n"]:
+    """Which images' first two classes lie less than `margin` (a cosine) apart."""
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores), bool)
+    return scores[:, 0] - scores[:, 1] < margin
+
+
+class ZeroShotClassifier:
+    """Names the class of an image among any number of classes, at any patch size.
+
+    class_names: at least one; templates: at least one, with `{c}` where the name goes.
+    Raises `UsageError` when either is empty or a template has no `{c}`.
+    """
+
+    def __init__(
+        self,
+        model: LitModel,
+        class_names: Sequence[str],
+        templates: Sequence[str] = SIMPLE_TEMPLATES,
+        class_embeds: Float[np.ndarray, "c d"] | None = None,
+    ) -> None:
+        """class_embeds: of these names and templates, where they were computed before."""
+        if not class_names or not templates:
+            raise UsageError(
+                f"{len(class_names)} class names and {len(templates)} templates; "
+                "at least one of each is needed"
+            )
+        for template in templates:
+            if "{c}" not in template:
+                raise UsageError(f"template {template!r} has no {{c}} where the class name goes")
+        self.model = model
+        self.class_names, self.templates = list(class_names), list(templates)
+        self.profile = Profile(model)
+        if class_embeds is None:
+            class_embeds = embed_classes(model, class_names, templates)
+        self.index = faiss.IndexFlatIP(model.embed_dim)
+        self.index.add(class_embeds)
+
+    # ---- classify --------------------------------------------------------------------------
+
+    def classify_embeddings(
+        self, image_embeds: Float[np.ndarray, "n d"], k: int = 5
+    ) -> tuple[Int[np.ndarray, "n k2"], Float[np.ndarray, "n k2"]]:
+        """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
+
+        image_embeds: unit norm (or what `blend` made of such), float32.
+        """
+        scores, labels = self.index.search(
+            np.ascontiguousarray(image_embeds, np.float32), min(k, self.index.ntotal)
+        )
+        return labels, scores
+
+    def predict(
+        self,
+        images: Float[Tensor, "b 3 s s"] | list[Image.Image],
+        patch_size: PatchSize = None,
+        k: int = 5,
+        *,
+        refine_patch_size: PatchSize = None,
+        margin: float = 0.02,
+    ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
+        """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
+
+        images: normalised pixels, or pictures. patch_size: None takes the model's finest; a
+        `Budget` may stand for either size. refine_patch_size: images whose first two classes lie
+        less than `margin` apart at `patch_size` are encoded again at this one, and classified by
+        two thirds of the new similarities and one third of the old.
+        """
+        sizes = self.model.patch_sizes
+        coarse = self.profile.choose(patch_size, sizes)
+        embeds = self._encode(images, coarse)
+        labels, scores = self.classify_embeddings(embeds, max(k, 2))
+        if refine_patch_size is not None:
+            close = close_calls(scores, margin)
+            if close.any():
+                chosen = np.flatnonzero(close)
+                again = (
+                    images[torch.from_numpy(chosen)]
+                    if isinstance(images, Tensor)
+                    else [images[i] for i in chosen]
+                )
+                fine = self._encode(again, self.profile.choose(refine_patch_size, sizes))
+                both = blend(fine, embeds[close])
+                labels[close], scores[close] = self.classify_embeddings(both, max(k, 2))
+        return labels[:, :k], scores[:, :k]
+
+    def _encode(
+        self, images: Float[Tensor, "b 3 s s"] | list[Image.Image], patch_size: int
+    ) -> Float[np.ndarray, "b d"]:
+        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
+
+    # ---- files -----------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the class set, so that its names need not be embedded again."""
+        folder = Path(folder)
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        vectors = self.index.reconstruct_n(0, self.index.ntotal)
+        np.save(part / "classes.npy", vectors, allow_pickle=False)
+        manifest = {
+            "format": 1,
+            "text_fingerprint": self.model.text_fingerprint,
+            "class_names": self.class_names,
+            "templates": self.templates,
+        }
+        write_json(part / "manifest.json", manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: LitModel) -> "ZeroShotClassifier":
+        """Read what `save` wrote. Raises `UsageError` for anything else, or where another text
+        tower embedded the names."""
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            vectors = np.load(folder / "classes.npy", allow_pickle=False)
+            names, templates = manifest["class_names"], manifest["templates"]
+            fits = manifest["format"] == 1 and vectors.shape == (len(names), model.embed_dim)
+            text_fingerprint = manifest["text_fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UsageError(f"{folder} holds no class set of format 1 ({error})") from error
+        if not fits:
+            raise UsageError(f"{folder} holds no class set of this model's width")
+        if text_fingerprint != model.text_fingerprint:
+            raise UsageError(
+                f"the class names of {folder} were embedded by another text tower; embed them again"
+            )
+        return cls(model, names, templates, vectors.astype(np.float32))

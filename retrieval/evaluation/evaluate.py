@@ -1,0 +1,136 @@
+"""Zero-shot accuracy and recall of a model at several patch sizes, in one pass over the pixels."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm import tqdm
+
+from contrastive.distributed import all_reduce_sum, gather_objects, is_main, world_size
+from contrastive.model.lit import LitModel
+from data.batch import EvalBatch
+from data.errors import UsageError
+from data.pipeline.reader import ShardReader
+from data.pipeline.slots import OnError
+from retrieval.embed.bulk import check_patch_sizes, embed_batches
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.evaluation.datasets import EvalDataset
+from retrieval.evaluation.datasets.files import FileReader
+from retrieval.evaluation.metrics import ClassCounts
+from retrieval.evaluation.recall import RecallCollector
+from retrieval.evaluation.report import DatasetResult
+
+
+def evaluate(
+    model: LitModel,
+    dataset: EvalDataset,
+    patch_sizes: Sequence[int] = (),
+    recall: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    on_error: OnError = "skip",
+) -> DatasetResult:
+    """Top-1 and top-5 accuracy and mean per-class recall (where the set has class names and, for
+    the latter, one class for each image), and recall@1/5/10 both ways.
+
+    patch_sizes: none means all of the model's. recall: of the images that have captions; a
+    retrieval set's is always measured. Ranks share the images; each returns the result of all,
+    equal to one process's. Embeddings for the recall wait in the system's temporary folder
+    (TMPDIR). Raises `UsageError` for a label outside the class names, or nothing to evaluate.
+    """
+    if recall:
+        check_captions(dataset)
+    with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
+        recall = recall or dataset.captioned
+        needed = recall and not dataset.class_names
+        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, needed)
+        return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
+
+
+def check_captions(dataset: EvalDataset) -> None:
+    """Raise `UsageError` where it is known that recall cannot be measured; of shards it is not."""
+    images = dataset.images
+    if images is not None and not any(images.captions(row) for row in range(len(images))):
+        raise UsageError(f"--recall needs captions, and no image of {dataset.name} has any")
+
+
+def _evaluate(
+    model: LitModel,
+    dataset: EvalDataset,
+    patch_sizes: Sequence[int],
+    reader: ShardReader | FileReader,
+    recall: bool,
+    folder: Path,
+) -> DatasetResult:
+    sizes = check_patch_sizes(model, patch_sizes)
+    classifier = None
+    if dataset.class_names:
+        classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)
+    counts = {size: ClassCounts(len(dataset.class_names)) for size in sizes}
+    collector = RecallCollector(folder, sizes, model.embed_dim, not dataset.captioned)
+    num_images = 0
+    with tqdm(
+        desc=f"evaluating {dataset.name}",
+        unit="img",
+        total=dataset.num_images() // world_size() or None,
+        disable=not is_main(),
+    ) as bar:
+        for batch, embeds in embed_batches(model, reader, sizes):
+            if classifier is not None:
+                targets = _targets(batch, dataset)
+                accepted = [dataset.accepted[i] for i in batch.indices] if dataset.accepted else ()
+                for size in sizes:
+                    labels, _ = classifier.classify_embeddings(embeds[size])
+                    counts[size].add(labels, targets, accepted)
+            if recall:
+                collector.add(batch, embeds)
+            num_images += len(batch)
+            bar.update(len(batch))
+
+    for size in sizes:
+        total = all_reduce_sum(torch.from_numpy(counts[size].counts).to(model.device))
+        counts[size].counts = total.cpu().numpy()
+    num_images = sum(gather_objects(num_images))
+    if not num_images:
+        raise UsageError(f"{dataset.name} has no image that can be read")
+    found = collector.recall(partial(_encode_texts, model)) if recall else {}
+    if recall and not found and classifier is None:
+        raise UsageError(f"recall needs captions, and no image of {dataset.name} has any")
+    captioned = sum(gather_objects(len(collector)))
+    return DatasetResult(
+        name=dataset.name,
+        num_images=num_images,
+        num_classes=len(dataset.class_names),
+        errors=dict(sum(map(Counter, gather_objects(reader.errors)), Counter[str]())),
+        left_out=dataset.left_out,
+        empty_classes=int((counts[sizes[0]].counts[:, 0] == 0).sum()),
+        accuracy={s: counts[s].accuracy() for s in sizes} if classifier else {},
+        class_recall=(
+            {s: counts[s].class_recall() for s in sizes}
+            if classifier and not dataset.accepted
+            else {}
+        ),
+        recall=found,
+        uncaptioned=num_images - captioned if recall else 0,
+    )
+
+
+def _encode_texts(model: LitModel, texts: list[str]) -> Float[np.ndarray, "b d"]:
+    return model.encode_text(texts).float().cpu().numpy()
+
+
+def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:
+    targets = batch.labels.numpy()
+    wrong = (targets < 0) | (targets >= len(dataset.class_names))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UsageError(
+            f"{dataset.name}: sample {batch.keys[row]!r} has label {int(targets[row])} "
+            f"(-1: no .cls); allowed: 0 to {len(dataset.class_names) - 1}"
+        )
+    return targets

@@ -1,0 +1,139 @@
+"""Filters on metadata columns, as JSON that a request can carry.
+
+    {"size": {">": 1000}, "caption": {"contains": "cat"}}       both
+    {"shard": "photos/0001.tar"}                                equal
+    {"any": [{"key": {"in": ["a", "b"]}}, {"not": {"caption": {"=": ""}}}]}
+
+`any` and `all` hold a list of filters, `not` one. `contains` ignores case. A row without a value
+(null) fits no comparison.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+
+from data.errors import UsageError
+from retrieval.index.tune import pack
+
+Where = Mapping[str, Any] | Callable[[np.ndarray], np.ndarray]
+"""A filter as JSON, or a function from ids (n,) int64 to the ones wanted, (n,) bool."""
+
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+MAX_DEPTH = 16  # filters within filters
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of one segment that a search may find."""
+
+    mask: Bool[np.ndarray, " n"]
+    packed: np.ndarray  # the same, a bit each
+    count: int
+
+    @classmethod
+    def of(cls, mask: Bool[np.ndarray, " n"]) -> "Selection":
+        return cls(mask, pack(mask), int(mask.sum()))
+
+
+def parse_where(text: str) -> dict[str, Any]:
+    """A filter from JSON text. Raises `UsageError` for anything else."""
+    try:
+        where = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"where {text[:80]!r} is not JSON: {str(error)[:80]}") from error
+    if not isinstance(where, dict):
+        raise UsageError(f"where {text[:80]!r} is no JSON object such as {EXAMPLE}")
+    return where
+
+
+EXAMPLE = '{"caption": {"contains": "cat"}}'
+
+
+def matching(table: pa.Table, where: Where) -> Bool[np.ndarray, " n"]:
+    """Which rows of `table` a filter lets through. Raises `UsageError` for a column that is not
+    there, an operator that does not exist, or a value that the column cannot be compared with."""
+    if callable(where):
+        wanted = np.asarray(where(table["id"].to_numpy()))
+        if wanted.shape != (len(table),) or wanted.dtype != np.bool_:
+            raise UsageError(
+                f"the filter gave {wanted.dtype} of shape {wanted.shape}, allowed is bool of shape "
+                f"({len(table)},)"
+            )
+        return wanted
+    return _evaluate(table, where, MAX_DEPTH)
+
+
+def _evaluate(table: pa.Table, where: Any, depth: int) -> Bool[np.ndarray, " n"]:
+    if depth == 0:
+        raise UsageError(f"where has more than {MAX_DEPTH} filters within filters")
+    if not isinstance(where, Mapping):
+        raise UsageError(f"where: {_short(where)} is no object such as {EXAMPLE}")
+    parts = [np.ones(len(table), bool)]
+    for name, wanted in where.items():
+        if name in ("any", "all"):
+            if not isinstance(wanted, list) or not wanted:
+                raise UsageError(f"where: {name} takes a list of filters, not {_short(wanted)}")
+            join = np.logical_or if name == "any" else np.logical_and
+            parts.append(reduce(join, [_evaluate(table, w, depth - 1) for w in wanted]))
+        elif name == "not":
+            parts.append(~_evaluate(table, wanted, depth - 1))
+        else:
+            tests = wanted if isinstance(wanted, Mapping) else {"=": wanted}
+            parts += [_compare(table, name, test, value) for test, value in tests.items()]
+    return reduce(np.logical_and, parts)
+
+
+def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarray, " n"]:
+    if name not in table.column_names:
+        allowed = ", ".join(table.column_names)
+        raise UsageError(f"where: no column {name!r:.80}; allowed: {allowed}, any, all, not")
+    column = table[name]
+    try:
+        if test == "contains":
+            if not isinstance(value, str):
+                raise UsageError(f"where: contains takes a text, not {_short(value)}")
+            result = pc.match_substring(column, value, ignore_case=True)
+        elif test == "in":
+            if not isinstance(value, list):
+                raise UsageError(f"where: in takes a list, not {_short(value)}")
+            result = pc.is_in(column, pa.array(value, column.type))
+        elif test in COMPARISONS:
+            if value is None or isinstance(value, (list, Mapping)):
+                raise UsageError(f"where: {test} takes a text or a number, not {_short(value)}")
+            result = COMPARISONS[test](column, _scalar(value, column.type))
+        else:
+            allowed = ", ".join([*COMPARISONS, "in", "contains"])
+            raise UsageError(f"where: no operator {test!r:.80}; allowed: {allowed}")
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"where: column {name} holds {column.type}, which {test} {_short(value)} does not fit"
+        ) from error
+    return pc.fill_null(result, False).to_numpy().astype(bool)
+
+
+def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
+    """A number stays what it is (a column of whole numbers may be compared with 0.5)."""
+    if isinstance(value, float) and pa.types.is_integer(type_):
+        return pa.scalar(value)
+    return pa.scalar(value, type_)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,248 @@
+"""A segment: vectors that are never changed once written, as files of an index folder.
+
+NAME/patch_28/image.index              segment 0; a later one is image_0007.index
+NAME/metadata/metadata_0000.arrow      its rows, in the vectors' order, ids ascending
+
+What an index holds is the list of segments in its manifest.json, less the ids of its tombstones.
+Every change writes new files beside the old and then replaces the manifest, so a reader sees the
+index before or after, and keeps what it has opened.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+
+from data.cache.checksums import file_digest
+from data.errors import UsageError
+from retrieval.index.index_types import Kind, cells_of, held_as, kind_of, new_index, num_training
+from retrieval.index.sources import BLOCK_ROWS, Piece, checked_schema, conform, cut
+from retrieval.index.tune import QUERIES
+
+READ_FLAGS = faiss.IO_FLAG_MMAP_IFC
+
+
+def index_file(folder: Path, patch_size: int, number: int) -> Path:
+    """Where the vectors of segment `number` at `patch_size` lie."""
+    name = f"image_{number:04d}.index" if number else "image.index"
+    return folder / f"patch_{patch_size}" / name
+
+
+def rows_file(folder: Path, number: int) -> Path:
+    """Where the metadata of segment `number` lie."""
+    return folder / "metadata" / f"metadata_{number:04d}.arrow"
+
+
+def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
+    """The files of segment `number`, as its entry in the manifest names them."""
+    files = {f"patch_{size}": index_file(folder, size, number) for size in patch_sizes}
+    return {"metadata": rows_file(folder, number), **files}
+
+
+# ---- write ---------------------------------------------------------------------------------
+
+
+def write_segment(
+    folder: Path,
+    number: int,
+    kind: Kind,
+    pieces: Sequence[Piece],
+    span: tuple[int, int],
+    patch_sizes: Iterable[int],
+    width: int,
+    schema: pa.Schema | None = None,
+    gpus: int = 0,
+    progress: Callable[[int], object] = lambda count: None,
+) -> tuple[dict[str, Any], dict[int, Float[np.ndarray, "n d"]]]:
+    """Write rows span[0] to span[1] of `pieces` as segment `number`.
+
+    schema: of the index's metadata; None takes that of the first piece. progress: is told how many
+    vectors were added. Memory: one patch size's index, and a block. Returns the segment's entry in
+    the manifest, and a sample of its vectors per patch size. Raises `UsageError` for rows whose
+    ids do not ascend, or vectors that are not finite.
+    """
+    count = span[1] - span[0]
+    kind = held_as(kind, count)
+    ids = _write_rows(rows_file(folder, number), pieces, span, schema)
+    entry: dict[str, Any] = {"number": number, "kind": kind, "count": count}
+    entry["first_id"], entry["last_id"] = int(ids[0]), int(ids[-1])
+    samples = {}
+    for patch_size in patch_sizes:
+        share = min(1.0, max(num_training(kind, count), 2 * QUERIES) / max(count, 1))
+        samples[patch_size] = _sample(pieces, patch_size, span, share, width)
+        index = new_index(kind, width, count, samples[patch_size], gpus)
+        done = 0
+        for piece, start, stop in cut(pieces, *span):
+            vectors = piece.vectors(patch_size, start, stop)
+            if not np.isfinite(vectors).all():
+                raise UsageError(
+                    f"vectors of patch size {patch_size} hold numbers that are not finite; "
+                    "embed these images again"
+                )
+            index.add_with_ids(vectors, ids[done : done + len(vectors)])
+            done += len(vectors)
+            progress(len(vectors))
+        file = index_file(folder, patch_size, number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(file.name + ".part")
+        faiss.write_index(index, str(part))
+        part.replace(file)
+    files = segment_files(folder, number, patch_sizes)
+    entry["bytes"] = {name: file.stat().st_size for name, file in files.items()}
+    entry["blake2b"] = {name: file_digest(file) for name, file in files.items()}
+    return entry, samples
+
+
+def _sample(
+    pieces: Sequence[Piece], patch_size: int, span: tuple[int, int], share: float, width: int
+) -> Float[np.ndarray, "n d"]:
+    """About `share` of the vectors, the same ones every time."""
+    draw = np.random.default_rng(0)
+    chosen = [np.zeros((0, width), np.float32)]
+    for piece, start, stop in cut(pieces, *span):
+        rows = draw.random(stop - start) < share
+        if rows.any():
+            chosen.append(piece.vectors(patch_size, start, stop)[rows])
+    return np.concatenate(chosen)
+
+
+def _write_rows(
+    file: Path, pieces: Sequence[Piece], span: tuple[int, int], schema: pa.Schema | None
+) -> Int[np.ndarray, " n"]:
+    """The metadata file, record batch after record batch; returns the ids."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    ids, writer = [np.zeros(0, np.int64)], None
+    with pa.OSFile(str(part), "wb") as sink:
+        for piece, start, stop in cut(pieces, *span):
+            block = piece.metadata(start, stop)
+            schema = schema or checked_schema(block)
+            block = conform(block, schema)
+            ids.append(block["id"].to_numpy())
+            writer = writer or pa.ipc.new_file(sink, schema)
+            writer.write_table(block.combine_chunks(), max_chunksize=BLOCK_ROWS)
+        assert writer is not None, "a segment has rows"
+        writer.close()
+    joined = np.concatenate(ids)
+    if (np.diff(joined) <= 0).any():
+        raise UsageError("the ids of the metadata do not ascend; embed these shards again")
+    part.replace(file)
+    return joined
+
+
+# ---- read ----------------------------------------------------------------------------------
+
+
+class Segment:
+    """One segment, opened: memory-mapped metadata, and per patch size its vectors.
+
+    Everything is opened at once, so that files which a later change removes stay readable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        entry: dict[str, Any],
+        patch_sizes: Iterable[int],
+        width: int,
+        deleted: Int[np.ndarray, " t"],
+    ) -> None:
+        """entry: of the manifest. deleted: tombstones, ascending. Raises `UsageError` for a file
+        that is damaged or not what the entry says, FileNotFoundError for one that is gone."""
+        self.number: int = entry["number"]
+        self.count: int = entry["count"]
+        self.kind: Kind = entry["kind"]
+        file = rows_file(folder, self.number)
+        _check_bytes(file, entry["bytes"].get("metadata"))
+        try:
+            self.table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            self.ids = self.table["id"].to_numpy()
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise UsageError(f"{file} is damaged; build the index again") from error
+        self._batches = self.table.to_batches()
+        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])])
+        if len(self.ids) != self.count:
+            raise UsageError(f"{file} has {len(self.ids)} rows, not {self.count}; build it again")
+        self._maps: dict[int, Any] = {}
+        self.inner: dict[int, faiss.Index] = {}
+        for size in patch_sizes:
+            path = index_file(folder, size, self.number)
+            _check_bytes(path, entry["bytes"].get(f"patch_{size}"))
+            self._maps[size] = whole = _read(path)
+            if whole.d != width or whole.ntotal != self.count:
+                raise UsageError(
+                    f"{path} holds {whole.ntotal} vectors of width {whole.d}, not {self.count} of "
+                    f"width {width}; build the index again"
+                )
+            self.inner[size] = faiss.downcast_index(whole.index)
+        places = np.searchsorted(self.ids, deleted)
+        places = places[places < self.count]
+        gone = places[np.isin(self.ids[places], deleted)]
+        self.alive: Bool[np.ndarray, " n"] = np.ones(self.count, bool)
+        self.alive[gone] = False
+        self.num_alive = int(self.alive.sum())
+
+    def places(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The rows of ids that are alive, -1 for others."""
+        rows = np.minimum(np.searchsorted(self.ids, ids), self.count - 1)
+        return np.where((self.ids[rows] == ids) & self.alive[rows], rows, -1)
+
+    def rows(self, places: Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+        """The columns of rows, in turn."""
+        found: list[dict[str, Any]] = [{}] * len(places)
+        batches = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(batches):
+            at = np.flatnonzero(batches == number)
+            local = pa.array(places[at] - self._starts[number])
+            part = self._batches[number].take(local).to_pylist()
+            for place, row in zip(at.tolist(), part, strict=True):
+                found[place] = row
+        return found
+
+    def reconstruct(self, patch_size: int, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """The stored vectors of rows. Not for several threads before the first call returned: an
+        ivf then makes its table of where every row lies, 8 bytes each."""
+        index: Any = self.inner[patch_size]
+        if isinstance(index, faiss.IndexIVF) and index.direct_map.no():
+            index.make_direct_map(True)
+        return index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+
+
+class Living:
+    """What of a segment is alive, as a piece, for a merge."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._rows = np.flatnonzero(segment.alive)
+        self.count = len(self._rows)
+
+    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        return self._segment.reconstruct(patch_size, self._rows[start:stop])
+
+    def metadata(self, start: int, stop: int) -> pa.Table:
+        return self._segment.table.take(pa.array(self._rows[start:stop]))
+
+
+def _read(file: Path) -> Any:
+    try:
+        whole = faiss.read_index(str(file), READ_FLAGS)
+        if not isinstance(whole, faiss.IndexIDMap):
+            raise UsageError(f"{file} is no index of this project; build the index again")
+        kind_of(faiss.downcast_index(whole.index))
+        cells = cells_of(faiss.downcast_index(whole.index))
+    except RuntimeError as error:
+        raise UsageError(f"{file} is damaged; build the index again") from error
+    if cells is not None:
+        cells.parallel_mode = 0  # one thread per query; several queries share the cores
+    return whole
+
+
+def _check_bytes(file: Path, expected: int | None) -> None:
+    """Raises FileNotFoundError where the file is gone, `UsageError` where its size is another."""
+    size = file.stat().st_size
+    if expected is not None and size != expected:
+        raise UsageError(f"{file} has {size} bytes, not {expected}: it is damaged; build it again")

@@ -1,0 +1,241 @@
+"""What a reader sees of an index folder: one state of it, whole, whatever is written meanwhile."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from data.cache.checksums import file_digest
+from data.errors import UsageError
+from retrieval.index.devices import Device, to_gpus
+from retrieval.index.filters import Selection, Where, matching
+from retrieval.index.index_types import (
+    MAX_GPU,
+    bytes_per_vector,
+    exact_search,
+    search,
+    search_params,
+)
+from retrieval.index.manifest import read_index_manifest
+from retrieval.index.segments import Segment, segment_files
+from retrieval.index.tune import Tuning
+
+KEPT_FILTERS = 32  # whose rows a snapshot remembers
+ATTEMPTS = 5  # at opening, while a writer replaces files
+
+
+class Snapshot:
+    """One state of an index. Make one with `Snapshot.open`; safe for any number of threads."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], device: Device) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.generation: int = manifest["generation"]
+        self.patch_sizes: tuple[int, ...] = tuple(manifest["patch_sizes"])
+        self.width: int = manifest["width"]
+        self.deleted: Int[np.ndarray, " t"] = np.zeros(0, np.int64)
+        if manifest["deleted"]:
+            try:
+                self.deleted = np.load(folder / manifest["deleted"], allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                file = folder / manifest["deleted"]
+                raise UsageError(f"{file} is damaged; build the index again") from error
+        self.segments = [
+            Segment(folder, entry, self.patch_sizes, self.width, self.deleted)
+            for entry in manifest["segments"]
+        ]
+        self._first = np.array([segment.ids[0] for segment in self.segments], np.int64)
+        self.tunings = {
+            (entry["number"], int(size)): Tuning(**values)
+            for entry in manifest["segments"]
+            for size, values in entry.get("tuning", {}).items()
+        }
+        self._lock = threading.Lock()
+        self._selections: OrderedDict[tuple[int, str], Selection] = OrderedDict()
+        self._gpu_lock = threading.Lock()  # FAISS's GPU indexes serve one thread at a time
+        self._gpu: dict[tuple[int, int], faiss.Index] = {}
+        for segment in self.segments:
+            held = segment.count * bytes_per_vector(segment.kind, self.width)
+            for size in self.patch_sizes:
+                copy = to_gpus(segment.inner[size], segment.kind, device, held)
+                if copy is not None:
+                    self._gpu[segment.number, size] = copy
+
+    @classmethod
+    def open(cls, folder: str | Path, device: Device = "cpu") -> "Snapshot":
+        """The newest state of an index folder.
+
+        Raises `UsageError` for a folder that is no index, is damaged or misses files.
+        """
+        folder = Path(folder)
+        generation = None
+        for _ in range(ATTEMPTS):
+            manifest = read_index_manifest(folder)
+            if manifest.get("generation") == generation:  # no writer: the file is really missing
+                break
+            try:
+                return cls(folder, manifest, device)
+            except FileNotFoundError as error:  # a writer has replaced what the manifest named
+                generation, missing = manifest["generation"], error.filename
+            except (KeyError, TypeError, AttributeError) as error:
+                file = folder / "manifest.json"
+                raise UsageError(f"{file} is damaged ({error}); build the index again") from error
+        raise UsageError(f"{missing} is missing from the index; build it again")
+
+    def __len__(self) -> int:
+        return sum(segment.num_alive for segment in self.segments)
+
+    @property
+    def columns(self) -> pa.Schema | None:
+        """The metadata's columns and their types, None for an index that holds nothing yet."""
+        return self.segments[0].table.schema if self.segments else None
+
+    def check_contents(self) -> None:
+        """Read every file through. Raises `UsageError` for one that is not as it was written."""
+        for entry in self.manifest["segments"]:
+            files = segment_files(self.folder, entry["number"], self.patch_sizes)
+            for name, noted in entry.get("blake2b", {}).items():
+                with suppress(FileNotFoundError):  # a writer has replaced it
+                    if file_digest(files[name]) != noted:
+                        raise UsageError(f"{files[name]} is damaged; build the index again")
+
+    # ---- rows ------------------------------------------------------------------------------
+
+    def _find(
+        self, ids: Sequence[int] | Int[np.ndarray, " n"]
+    ) -> Iterator[tuple[Segment, np.ndarray, np.ndarray]]:
+        """Per segment that holds some of the ids: their places in `ids`, and their rows."""
+        wanted = np.asarray(ids, np.int64)
+        numbers = np.searchsorted(self._first, wanted, side="right") - 1
+        for number in np.unique(numbers):
+            at = np.flatnonzero(numbers == number)
+            rows = self.segments[number].places(wanted[at]) if number >= 0 else np.full(1, -1)
+            if (rows < 0).any():
+                raise KeyError(int(wanted[at[rows < 0][0]]))
+            yield self.segments[number], at, rows
+
+    def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
+        """The metadata of ids, in turn. Raises KeyError for one that is not there."""
+        found: list[dict[str, Any]] = [{}] * len(ids)
+        for segment, at, places in self._find(ids):
+            for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
+                found[row] = columns
+        return found
+
+    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+        """The stored vectors of ids, float32. Raises KeyError for an id that is not there."""
+        out = np.zeros((len(ids), self.width), np.float32)
+        for segment, at, places in self._find(ids):
+            with self._lock:
+                out[at] = segment.reconstruct(patch_size, places)
+        return out
+
+    def ids(self) -> Int[np.ndarray, " n"]:
+        """All ids, ascending."""
+        alive = [segment.ids[segment.alive] for segment in self.segments]
+        return np.concatenate([np.zeros(0, np.int64), *alive])
+
+    # ---- search ----------------------------------------------------------------------------
+
+    def nearest(
+        self,
+        queries: Float[np.ndarray, "q d"],
+        k: int,
+        patch_size: int,
+        where: Where | None = None,
+        nprobe: int | None = None,
+        ef: int | None = None,
+        exact: bool = False,
+    ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+        """(similarities, ids), best first; -1 where fewer than k match.
+
+        where: only rows that it lets through. nprobe, ef: for this call, instead of what was
+        measured when the index was built. exact: scan everything.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        empty = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
+        found = [empty]
+        for segment in self.segments:
+            chosen = self._select(segment, where)
+            if chosen is not None and not chosen.count:
+                continue
+            tuning = self.tunings.get((segment.number, patch_size), Tuning())
+            wanted = min(k, segment.count if chosen is None else chosen.count)
+            share = 1.0 if chosen is None else chosen.count / segment.count
+            packed = None if chosen is None else chosen.packed
+            index = segment.inner[patch_size]
+            if exact or share < tuning.exact_below:
+                similarities, rows = exact_search(index, queries, wanted, packed)
+            else:
+                copy = self._gpu.get((segment.number, patch_size))
+                # k of what k matches take, were they everywhere as many; twice that to be safe
+                deeper = wanted if chosen is None else int(2 * wanted / share) + 16
+                if copy is not None and deeper <= MAX_GPU:
+                    params = search_params(index, min(nprobe or tuning.nprobe, MAX_GPU), 1)
+                    with self._gpu_lock:
+                        similarities, rows = copy.search(
+                            queries, min(deeper, segment.count), params=params
+                        )
+                    similarities, rows = _drop(similarities, rows, chosen, wanted)
+                else:
+                    walk = max(ef or tuning.ef, wanted)
+                    cells = nprobe or tuning.nprobe
+                    similarities, rows = search(index, queries, wanted, cells, walk, packed)
+                short = (rows < 0).any(axis=1)
+                if short.any():  # an approximate search lost its way among what matches
+                    again = exact_search(index, queries[short], wanted, packed)
+                    similarities[short], rows[short] = again
+            found.append((similarities, np.where(rows < 0, -1, segment.ids[rows])))
+        similarities = np.concatenate([part[0] for part in found], axis=1)
+        ids = np.concatenate([part[1] for part in found], axis=1)
+        similarities[ids < 0] = -np.inf
+        order = np.lexsort((ids, -similarities))[:, :k]
+        return np.take_along_axis(similarities, order, 1), np.take_along_axis(ids, order, 1)
+
+    def count_matching(self, where: Where | None) -> int:
+        """How many images a filter lets through."""
+        chosen = [(segment, self._select(segment, where)) for segment in self.segments]
+        return sum(segment.count if one is None else one.count for segment, one in chosen)
+
+    def _select(self, segment: Segment, where: Where | None) -> Selection | None:
+        """The rows that may be found, None for all."""
+        if where is None and segment.num_alive == segment.count:
+            return None
+        if callable(where):
+            return Selection.of(matching(segment.table, where) & segment.alive)
+        try:
+            key = segment.number, json.dumps(where, sort_keys=True)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"where cannot be written as JSON: {str(error)[:80]}") from error
+        with self._lock:
+            if key in self._selections:
+                self._selections.move_to_end(key)
+                return self._selections[key]
+        mask = segment.alive
+        if where is not None:
+            mask = matching(segment.table, where) & mask
+        chosen = Selection.of(mask)
+        with self._lock:
+            self._selections[key] = chosen
+            if len(self._selections) > KEPT_FILTERS * max(1, len(self.segments)):
+                self._selections.popitem(last=False)
+        return chosen
+
+
+def _drop(
+    similarities: np.ndarray, rows: np.ndarray, chosen: Selection | None, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a search without a filter found, less what the filter does not let through."""
+    if chosen is not None:
+        rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
+        order = np.argsort(rows < 0, axis=1, kind="stable")
+        similarities = np.take_along_axis(similarities, order, 1)
+        rows = np.take_along_axis(rows, order, 1)
+    return similarities[:, :k], rows[:, :k]

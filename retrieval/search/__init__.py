@@ -1,0 +1,1 @@
+"""Searching an index by words, pictures or vectors, at any patch size."""

@@ -1,0 +1,96 @@
+"""Contact sheets: the pictures found for each query, as one PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from data.errors import UsageError
+from data.problems import BadSample
+from retrieval.search.searcher import Hit
+
+THUMBNAIL = 168  # pixels a side, as all lengths here
+GAP = 20
+MARGIN = 40
+COLUMNS = 10
+TITLE_SIZE, CAPTION_SIZE = 30, 16
+LINE = 21  # of a caption
+CAPTION_LINES = 2
+CELL = THUMBNAIL + 10 + LINE * (CAPTION_LINES + 1)
+TITLE = 58
+
+INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
+
+
+def contact_sheet(
+    queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path
+) -> Image.Image:
+    """Write a PNG with a row of pictures per query, best first; return it.
+
+    Each picture has its caption and its cosine similarity below. More than ten hits wrap. A
+    picture whose shard cannot be read is drawn as an empty box.
+    """
+    columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
+    heights = [-(-len(row) // columns) * (CELL + GAP) or LINE + 2 * GAP for row in hits]
+    width = max(2 * MARGIN + columns * (THUMBNAIL + GAP) - GAP, 640)
+    height = 2 * MARGIN + sum(TITLE + used for used in heights) - GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    title_font, caption_font = map(ImageFont.load_default, (TITLE_SIZE, CAPTION_SIZE))
+    y = MARGIN
+    for number, (query, row, used) in enumerate(zip(queries, hits, heights, strict=True)):
+        if number:
+            draw.line((MARGIN, y - GAP // 2, width - MARGIN, y - GAP // 2), fill=BORDER)
+        title = wrap(query, title_font, width - 2 * MARGIN, 1)[0]
+        draw.text((MARGIN, y + 8), title, font=title_font, fill=INK)
+        y += TITLE
+        for place, hit in enumerate(row):
+            x = MARGIN + (place % columns) * (THUMBNAIL + GAP)
+            _draw_hit(sheet, draw, hit, x, y + (place // columns) * (CELL + GAP))
+        if not row:
+            draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
+        y += used
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    return sheet
+
+
+def _draw_hit(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, x: int, y: int) -> None:
+    box = (x, y, x + THUMBNAIL - 1, y + THUMBNAIL - 1)
+    try:
+        picture = ImageOps.contain(hit.image(), (THUMBNAIL - 16, THUMBNAIL - 16))
+    except (OSError, BadSample, UsageError):
+        draw.rounded_rectangle(box, radius=10, fill=EMPTY, outline=BORDER)
+    else:
+        draw.rounded_rectangle(box, radius=10, fill="white", outline=BORDER)
+        corner = (x + (THUMBNAIL - picture.width) // 2, y + (THUMBNAIL - picture.height) // 2)
+        sheet.paste(picture, corner)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    y += THUMBNAIL + 10
+    for line in wrap(hit.caption or hit.key, font, THUMBNAIL, CAPTION_LINES):
+        draw.text((x, y), line, font=font, fill=INK)
+        y += LINE
+    draw.text((x, y), f"{hit.similarity:.3f}", font=font, fill=FAINT)
+
+
+def wrap(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int
+) -> list[str]:
+    """`text` broken between words into at most `max_lines` lines of `width` pixels; an ellipsis
+    ends what does not fit. At least one line, possibly empty."""
+    lines, words = [""], text.split()
+    while words:
+        line = f"{lines[-1]} {words[0]}".strip()
+        if font.getlength(line) <= width:
+            lines[-1] = line
+            words.pop(0)
+        elif lines[-1] and len(lines) < max_lines:
+            lines.append("")
+        else:
+            lines[-1] = line
+            break
+    if words:
+        while lines[-1] and font.getlength(lines[-1] + "…") > width:
+            lines[-1] = lines[-1][:-1].rstrip()
+        lines[-1] += "…"
+    return lines

@@ -1,0 +1,191 @@
+"""Coarse to fine: fine vectors of the candidates alone, computed when asked for, then kept, and how
+they and the coarse ones rank together.
+
+What was computed lies in a small SQLite file, so that the next search, thread or program finds it.
+"""
+
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from contrastive.model.lit import LitModel
+from data.errors import UsageError
+from data.images import decode_image
+from data.problems import BadSample
+from data.shards.index import open_shard
+
+MAX_KEPT = 1_000_000  # vectors, of all patch sizes: 1.5 GB at width 384
+BATCH = 32  # images per forward
+MAX_PIXELS = 100_000_000
+_READERS = 4  # threads that read and decode
+
+
+COARSE_SHARE = 1 / 3  # of what a refinement says
+
+
+def blend(fine: Any, coarse: Any) -> Any:
+    """What two patch sizes say together: similarities, or vectors whose products with another are
+    these. Two thirds fine and one third coarse are right more often than the fine ones alone
+    (benchmarks/coarse_to_fine.py), and the coarse ones are there anyway."""
+    return (1 - COARSE_SHARE) * fine + COARSE_SHARE * coarse
+
+
+@runtime_checkable
+class Located(Protocol):
+    """Where an image's bytes lie."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def shard(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+def read_bytes(located: Sequence[Located]) -> Iterator[bytes | None]:
+    """The image files, None for each that cannot be read. A shard is opened once for neighbours."""
+    name, file = None, None
+    try:
+        for one in located:
+            try:
+                if one.shard != name or file is None:
+                    if file is not None:
+                        file.close()
+                    name, file = one.shard, None
+                    file = open_shard(one.shard)
+                file.seek(one.offset)
+                yield file.read(one.size)
+            except (OSError, ValueError):  # gone, or from a program (webdataset's pipe:)
+                yield None
+    finally:
+        if file is not None:
+            file.close()
+
+
+class FineVectors:
+    """Vectors by (patch size, id), computed from the pictures' files when they are not there.
+
+    Safe for threads: what several ask for at once is computed once.
+    """
+
+    def __init__(self, model: LitModel, file: Path | None, max_kept: int = MAX_KEPT) -> None:
+        """file: of the cache, None for memory alone; where it cannot be written, memory too."""
+        self._model, self._max_kept = model, max_kept
+        self._width = model.embed_dim
+        self._lock = threading.Lock()
+        self._encoding = threading.Lock()
+        self._file = file
+        self._opened: sqlite3.Connection | None = None  # most searches need none
+        self.num_encoded = 0  # images, since this object was made
+
+    def get(
+        self, located: Sequence[Located], patch_size: int
+    ) -> dict[int, Float[np.ndarray, " d"]]:
+        """id -> unit-norm vector; ids whose picture cannot be read are missing."""
+        found = self._look_up([one.id for one in located], patch_size)
+        if len(found) < len(located):
+            with self._encoding:
+                missing = [one for one in located if one.id not in found]
+                found |= self._look_up([one.id for one in missing], patch_size)
+                missing = [one for one in missing if one.id not in found]
+                computed = self._encode(missing, patch_size)
+                self._keep(computed, patch_size)
+                found |= computed
+        return found
+
+    def _encode(
+        self, located: Sequence[Located], patch_size: int
+    ) -> dict[int, Float[np.ndarray, " d"]]:
+        ordered = sorted(located, key=lambda one: (one.shard, one.offset))
+        computed: dict[int, np.ndarray] = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(ordered), BATCH):
+                part = ordered[start : start + BATCH]
+                pixels = list(pool.map(self._pixels, read_bytes(part)))
+                good = [(one.id, p) for one, p in zip(part, pixels, strict=True) if p is not None]
+                if good:
+                    images = torch.stack([p for _, p in good])
+                    rows = self._model.encode_image(images, patch_size=patch_size).cpu().numpy()
+                    computed |= {id: row for (id, _), row in zip(good, rows, strict=True)}
+        self.num_encoded += len(computed)
+        return computed
+
+    def _pixels(self, data: bytes | None) -> torch.Tensor | None:
+        try:
+            if data is None:
+                return None
+            image: Image.Image = decode_image(data, MAX_PIXELS)
+            return self._model.transform(image)
+        except BadSample:
+            return None
+
+    # ---- the cache -------------------------------------------------------------------------
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        """Within the lock."""
+        if self._opened is None:
+            self._opened = _open(self._file, self._model.image_fingerprint)
+            weakref.finalize(self, self._opened.close)
+        return self._opened
+
+    def _look_up(self, ids: Sequence[int], patch_size: int) -> dict[int, np.ndarray]:
+        found = {}
+        with self._lock:
+            for start in range(0, len(ids), 500):
+                part = ids[start : start + 500]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT id, vector FROM fine WHERE patch_size = ? AND id IN ({marks})"
+                for id, blob in self._database.execute(query, (patch_size, *part)):
+                    found[id] = np.frombuffer(blob, np.float32)
+        return {id: vector for id, vector in found.items() if len(vector) == self._width}
+
+    def _keep(self, vectors: Mapping[int, np.ndarray], patch_size: int) -> None:
+        """Add vectors, and forget the oldest above the limit."""
+        rows = [(patch_size, id, v.astype(np.float32).tobytes()) for id, v in vectors.items()]
+        with self._lock, suppress(sqlite3.OperationalError):  # a full disk costs only the cache
+            self._database.executemany("INSERT OR REPLACE INTO fine VALUES (?, ?, ?)", rows)
+            newest = "SELECT max(rowid) - ? FROM fine"
+            self._database.execute(f"DELETE FROM fine WHERE rowid <= ({newest})", (self._max_kept,))
+            self._database.commit()
+
+
+def _open(file: Path | None, image_fingerprint: str) -> sqlite3.Connection:
+    """The cache of this image tower; a damaged one, or another tower's, is begun anew."""
+    for _ in range(3):
+        try:
+            name = ":memory:" if file is None else str(file)
+            database = sqlite3.connect(name, timeout=10, check_same_thread=False)
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute("CREATE TABLE IF NOT EXISTS of (image_fingerprint TEXT)")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS fine (patch_size INTEGER, id INTEGER, vector BLOB, "
+                "UNIQUE (patch_size, id))"
+            )
+            row = database.execute("SELECT image_fingerprint FROM of").fetchone()
+            if row != (image_fingerprint,):
+                database.execute("DELETE FROM fine")
+                database.execute("DELETE FROM of")
+                database.execute("INSERT INTO of VALUES (?)", (image_fingerprint,))
+            database.commit()
+            return database
+        except sqlite3.DatabaseError as error:
+            readable = not isinstance(error, sqlite3.OperationalError)
+            if file is not None and readable:  # damaged
+                with suppress(OSError):
+                    file.unlink()
+            else:
+                file = None
+    raise UsageError("no cache of fine vectors can be opened, not even in memory")

@@ -1,0 +1,278 @@
+"""Search an index by words, pictures or vectors, at any patch size that it holds."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from contrastive.model.lit import LitModel
+from data.errors import UsageError
+from data.images import decode_image
+from data.shards.index import open_shard
+from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.devices import Device
+from retrieval.index.filters import Where
+from retrieval.index.manifest import read_index_manifest
+from retrieval.index.snapshot import Snapshot
+from retrieval.search.budget import PatchSize, Profile
+from retrieval.search.refine import FineVectors, blend
+
+MAX_K = 2048  # what FAISS searches on a GPU
+CANDIDATES = 200
+OWN_COLUMNS = frozenset(METADATA_SCHEMA.names)
+
+
+class Hit(NamedTuple):
+    """One image found: its place in a shard (or a file of its own), and its cosine similarity."""
+
+    id: int
+    similarity: float
+    key: str
+    caption: str
+    shard: str
+    offset: int
+    size: int
+    columns: Mapping[str, Any] = {}  # the index's others
+
+    @classmethod
+    def of(cls, similarity: float, row: Mapping[str, Any]) -> "Hit":
+        """From a row of metadata."""
+        others = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+        return cls(
+            row["id"], similarity, row["key"], row["caption"],
+            row["shard"], row["offset"], row["size"], others,
+        )  # fmt: skip
+
+    def image_bytes(self) -> bytes:
+        """The image's file as it lies in its shard. Raises OSError where the shard is gone,
+        `UsageError` where it came from a program (webdataset's pipe:)."""
+        with open_shard(self.shard) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def image(self, max_pixels: int = 100_000_000) -> Image.Image:
+        """The picture, RGB."""
+        return decode_image(self.image_bytes(), max_pixels)
+
+
+class Searcher:
+    """An index folder opened for search. Make one with `Searcher.load`. Safe for threads."""
+
+    def __init__(self, folder: Path, model: LitModel, device: Device = "auto") -> None:
+        self.folder = folder
+        self.model = model
+        self._device: Device = device
+        self._image_fingerprint = model.image_fingerprint
+        self._reload_lock = threading.Lock()
+        self.snapshot = self._open()
+        self.profile = Profile(model)
+        self.fine = FineVectors(model, folder / "fine.sqlite")
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, model: LitModel | str | Path | None = None, device: Device = "auto"
+    ) -> "Searcher":
+        """Open an index folder.
+
+        model: a model, its folder, or None for the one kept in the index; it must have the image
+        tower of the index, its text tower may be another.
+        device: see `retrieval.devices`; `auto` searches and encodes on GPUs where there are some.
+        Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
+        that does not fit it.
+        """
+        folder = Path(folder)
+        read_index_manifest(folder)  # before a model is built
+        if not isinstance(model, LitModel):
+            encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+            model = LitModel.from_pretrained(model or folder / "model", device=encode_on)
+        return cls(folder, model, device)
+
+    def _open(self) -> Snapshot:
+        snapshot = Snapshot.open(self.folder, self._device)
+        found = snapshot.manifest["image_fingerprint"]
+        if self._image_fingerprint != found:
+            raise UsageError(
+                f"{self.folder} was built with another image tower ({found}) than the model's "
+                f"({self._image_fingerprint}); embed and index again"
+            )
+        return snapshot
+
+    def reload(self) -> bool:
+        """Take up what was added to or deleted from the folder meanwhile; whether there was any.
+
+        Searches that are under way end on the state they began with. Raises `UsageError`, and
+        stays as it is, when the folder is no longer an index for this model.
+        """
+        with self._reload_lock:
+            if read_index_manifest(self.folder) == self.snapshot.manifest:
+                return False
+            self.snapshot = self._open()
+            return True
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Those of the index."""
+        return self.snapshot.patch_sizes
+
+    # ---- search ----------------------------------------------------------------------------
+
+    def search(
+        self,
+        queries: Sequence[str] | Sequence[Image.Image] | Float[Tensor, "q 3 s s"],
+        k: int = 10,
+        patch_size: PatchSize = None,
+        *,
+        query_patch_size: PatchSize = None,
+        refine_patch_size: PatchSize = None,
+        candidates: int = CANDIDATES,
+        where: Where | None = None,
+        nprobe: int | None = None,
+        ef: int | None = None,
+    ) -> list[list[Hit]]:
+        """Per query, the k most similar images, best first (fewer where fewer match).
+
+        queries: texts, pictures, or normalised pixels. k: 1 to 2,048.
+        patch_size: which index answers; None takes its finest. query_patch_size: how query pictures
+        are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
+        refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
+        from their files, and ranked by two thirds of that similarity and one third of the index's;
+        their fine vectors are kept for the next search.
+        where: a filter, see `retrieval.filters`. nprobe, ef: how far an ivf or hnsw index looks.
+        Raises `UsageError` for values that cannot work.
+        """
+        check_k(k)
+        if len(queries) == 0:
+            return []
+        texts = not isinstance(queries, Tensor) and isinstance(queries[0], str)
+        if texts and query_patch_size is not None:
+            raise UsageError("query_patch_size is for pictures; a text is not cut into patches")
+        size = self._index_patch_size(patch_size)
+        if texts:
+            embeds = fine = self._encode_texts(queries)  # type: ignore[arg-type]
+        else:
+            coarse = self.profile.choose(query_patch_size, self.model.patch_sizes)
+            coarse = size if query_patch_size is None else coarse
+            embeds = fine = self._encode_images(queries, coarse)  # type: ignore[arg-type]
+            if refine_patch_size is not None:
+                refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+                fine = embeds if refined == coarse else self._encode_images(queries, refined)  # type: ignore[arg-type]
+        return self.search_embeds(
+            embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
+            candidates=candidates, where=where, nprobe=nprobe, ef=ef,
+        )  # fmt: skip
+
+    def search_embeds(
+        self,
+        embeds: Float[np.ndarray, "q d"],
+        k: int = 10,
+        patch_size: PatchSize = None,
+        *,
+        refine_patch_size: PatchSize = None,
+        refine_embeds: Float[np.ndarray, "q d"] | None = None,
+        candidates: int = CANDIDATES,
+        where: Where | None = None,
+        nprobe: int | None = None,
+        ef: int | None = None,
+    ) -> list[list[Hit]]:
+        """`search` by unit-norm vectors. refine_embeds: the queries as the refinement sees them;
+        the same ones when not given."""
+        check_k(k)
+        for name, value in (("nprobe", nprobe), ("ef", ef)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is out of range; allowed: 1 and more")
+        if embeds.shape[1] != self.snapshot.width:
+            raise UsageError(
+                f"a vector of width {embeds.shape[1]} does not fit {self.folder}; allowed: "
+                f"{self.snapshot.width}"
+            )
+        if not np.isfinite(embeds).all():
+            raise UsageError("a query vector has numbers that are not finite")
+        snapshot = self.snapshot  # one state of the index, whatever is reloaded meanwhile
+        size = self._index_patch_size(patch_size)
+        depth = k
+        if refine_patch_size is not None:
+            if not k <= candidates <= MAX_K:
+                raise UsageError(f"candidates {candidates}: allowed are k ({k}) to {MAX_K}")
+            depth = candidates
+        similarities, ids = snapshot.nearest(embeds, depth, size, where, nprobe, ef)
+        if refine_patch_size is not None:
+            refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+            queries = embeds if refine_embeds is None else refine_embeds
+            similarities, ids = self._refine(snapshot, queries, similarities, ids, refined, k)
+        present = ids >= 0
+        rows = iter(snapshot.rows(ids[present]))
+        counts = present.sum(axis=1).tolist()
+        return [
+            [Hit.of(s, row) for s, row in zip(line[:count], islice(rows, count), strict=True)]
+            for line, count in zip(similarities.tolist(), counts, strict=True)
+        ]
+
+    def _refine(
+        self,
+        snapshot: Snapshot,
+        queries: Float[np.ndarray, "q d"],
+        similarities: Float[np.ndarray, "q c"],
+        ids: Int[np.ndarray, "q c"],
+        patch_size: int,
+        k: int,
+    ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+        """Candidates ranked by both similarities (`blend`). Those whose picture cannot be read any
+        more come last, by their coarse similarity."""
+        self.model.vision.check_patch_size(patch_size)
+        distinct = np.unique(ids[ids >= 0]).tolist()
+        if patch_size in snapshot.patch_sizes:
+            vectors = dict(zip(distinct, snapshot.vectors(distinct, patch_size), strict=True))
+        else:
+            hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
+            vectors = self.fine.get(hits, patch_size)
+        similarities, ids = similarities.copy(), ids.copy()
+        for query, line, found in zip(queries, similarities, ids, strict=True):
+            count = int((found >= 0).sum())
+            known = np.array([id in vectors for id in found[:count].tolist()], bool)
+            if known.any():
+                rows = np.stack([vectors[id] for id in found[:count][known].tolist()])
+                line[:count][known] = blend(rows @ query, line[:count][known])
+            order = np.lexsort((found[:count], -line[:count], ~known))
+            line[:count], found[:count] = line[:count][order], found[:count][order]
+        return similarities[:, :k], ids[:, :k]
+
+    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+        """What the index holds of ids, as precise as its kind. KeyError for an unknown one."""
+        return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
+
+    def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The metadata of ids, in turn. Raises KeyError for one that is not there."""
+        return self.snapshot.rows(ids)
+
+    def _index_patch_size(self, patch_size: PatchSize) -> int:
+        size = self.profile.choose(patch_size, self.patch_sizes)
+        if size not in self.patch_sizes:
+            raise UsageError(
+                f"patch size {size} is not in {self.folder}; "
+                f"allowed: {', '.join(map(str, self.patch_sizes))}"
+            )
+        return size
+
+    def _encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "q d"]:
+        return self.model.encode_text(texts).float().cpu().numpy()
+
+    def _encode_images(
+        self, images: Sequence[Image.Image] | Float[Tensor, "q 3 s s"], patch_size: int
+    ) -> Float[np.ndarray, "q d"]:
+        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
+
+
+def check_k(k: int) -> None:
+    """Raises `UsageError` for a number of hits that cannot be asked for."""
+    if not 1 <= k <= MAX_K:
+        raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")

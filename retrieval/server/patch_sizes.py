@@ -1,0 +1,61 @@
+"""Which patch sizes a request means, and whether the index and the model have them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.errors import UsageError
+from retrieval.search.budget import Budget
+from retrieval.search.searcher import Searcher
+from retrieval.server.limits import RequestError
+from retrieval.server.requests import SearchRequest, Sizes
+
+
+@dataclass(frozen=True)
+class Patches:
+    """At which patch sizes a query is looked at."""
+
+    index: int  # which index answers
+    query: int  # how pictures are encoded
+    refine: int | None = None
+
+
+def choose_patches(searcher: Searcher, name: str, asked: SearchRequest) -> Patches:
+    """The patch sizes that a search means. Raises `RequestError` naming what is allowed."""
+    pictures = any(t.image is not None or t.image_url is not None for t in asked.terms())
+    if asked.query_patch_size is not None and not pictures:
+        raise RequestError(400, "query_patch_size: is for pictures; nothing else has patches")
+    own, held = searcher.model.patch_sizes, searcher.patch_sizes
+    budget = budget_of(asked)
+    index = asked.index_patch_size or asked.patch_size
+    if index is None:
+        index = min(held) if pictures or budget is None else afford(searcher, budget, held)
+    field = "patch_size" if asked.index_patch_size is None else "index_patch_size"
+    check_size(field, index, held, f"index {name}")
+    query = asked.query_patch_size or asked.patch_size or index
+    if pictures and budget is not None:
+        query = afford(searcher, budget, own)
+    if pictures and asked.query_patch_size is not None:
+        check_size("query_patch_size", query, own, "the model")
+    if asked.refine_patch_size is not None:
+        check_size("refine_patch_size", asked.refine_patch_size, own, "the model")
+    return Patches(index, query, asked.refine_patch_size)
+
+
+def budget_of(asked: Sizes) -> Budget | None:
+    """What an image may cost, where a request says so."""
+    return Budget(asked.max_gflops, asked.max_ms) if asked.has_budget() else None
+
+
+def afford(searcher: Searcher, budget: Budget, allowed: Sequence[int]) -> int:
+    """The finest of `allowed` that a budget pays for. Raises `RequestError` where none is."""
+    try:
+        return searcher.profile.choose(budget, allowed)
+    except UsageError as error:
+        raise RequestError(400, str(error)) from error
+
+
+def check_size(field: str, size: int, allowed: Sequence[int], of: str) -> None:
+    """Raises `RequestError` for a patch size that is not offered."""
+    if size not in allowed:
+        sizes = ", ".join(map(str, sorted(allowed, reverse=True)))
+        raise RequestError(400, f"{field}: {size} is not one of {of}; allowed: {sizes}")
