@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
-from data.class_names import fill
+from data.class_names import fill_template
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import MAX_K, Hit, Searcher
 from retrieval.server.batching import Batcher
@@ -147,7 +147,7 @@ class Service:
         found = {label: self._labels.get((number, label, frame)) for label in labels}
         new = [label for label, vector in found.items() if vector is None]
         if new:
-            prompts = [fill(template, label) for label in new for template in frame]
+            prompts = [fill_template(template, label) for label in new for template in frame]
             encoded = await self.encode_text(model, prompts)
             embeds = np.stack([one.vector for one in encoded])
             means = embeds.reshape(len(new), len(frame), -1).mean(axis=1)
