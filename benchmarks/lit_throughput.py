@@ -24,7 +24,7 @@ from contrastive.run.zero import ZeroConfig
 from contrastive.text.tower import TokenGroups, Tokens
 from contrastive.train.step import TrainStep
 from data.batch import Batch
-from data.pipeline.captioned import DataConfig, TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline, DataConfig
 from lib.harness import Target, Timings, interleave, write_result
 from lib.lit_setup import (
     CONTEXT,
@@ -67,7 +67,7 @@ class Trainer:
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
     def _batches(self, tokenizer) -> Iterator[Batch]:
-        pipeline = TrainPipeline(
+        pipeline = CaptionedPipeline(
             self.cfg,
             None,
             tokenizer=tokenizer,

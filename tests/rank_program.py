@@ -76,9 +76,9 @@ def train_case(case: dict) -> None:
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    from data.pipeline.captioned import TrainPipeline
+    from data.pipeline.captioned import CaptionedPipeline
 
-    parts_of = TrainPipeline.parts
+    parts_of = CaptionedPipeline.parts
 
     def noted(self, start, steps):
         for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
@@ -87,9 +87,9 @@ def train_case(case: dict) -> None:
                     file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
             yield parts
 
-    TrainPipeline.parts = noted
+    CaptionedPipeline.parts = noted
     train(cfg, callbacks=[witness], resume=case["resume"])
-    TrainPipeline.parts = parts_of
+    CaptionedPipeline.parts = parts_of
 
 
 def main() -> None:

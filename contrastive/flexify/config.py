@@ -12,7 +12,7 @@ from contrastive.vision.load import VisionTower
 from contrastive.vision.patch_dropout import TokenConfig
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.shards.index import expand_shards, is_local
+from data.shards.names import expand_shards, is_local
 
 
 @dataclass(frozen=True)

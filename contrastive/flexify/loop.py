@@ -32,9 +32,9 @@ from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.vision.load import VisionTower, save_vision_tower
 from contrastive.vision.patch_dropout import keep_share
 from data.errors import UsageError
-from data.images import ImageTransform
-from data.pipeline.labelled import PicturePipeline
-from data.shards.index import expand_shards
+from data.pipeline.labelled import LabelledPipeline
+from data.shards.names import expand_shards
+from data.transform import ImageTransform
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
 """(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
@@ -74,7 +74,7 @@ def flexify(
         for block in tower.net.blocks:  # as text towers do, see HFTextTower
             block.attn.fused_attn = False
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
-    pipeline = PicturePipeline(
+    pipeline = LabelledPipeline(
         cfg.data,
         ImageTransform(size, tower.mean, tower.std),
         build_change(cfg.augment),

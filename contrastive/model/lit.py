@@ -27,7 +27,7 @@ from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_
 from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
 from contrastive.weights import load_weights, read_config, read_weights
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
 

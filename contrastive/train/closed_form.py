@@ -23,7 +23,7 @@ from contrastive.model.lit import LitModel
 from contrastive.run.config import TrainConfig
 from contrastive.text.tower import TokenGroups
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 
 START_FILE = "start.safetensors"
 
@@ -31,7 +31,7 @@ START_FILE = "start.safetensors"
 def solve_start(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> None:
@@ -62,7 +62,7 @@ def solve_start(
 def _collect(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from contrastive.vision.flexi import (
 )
 from contrastive.vision.patch_dropout import check_keep, keep_patches
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
 LIBRARIES: tuple[str, ...] = get_args(Library)

@@ -82,7 +82,7 @@ class ForwardFile:
 
 
 @dataclass
-class Located:
+class TarSample:
     """One sample with an image: where its members lie, and those of their bytes that were read."""
 
     key: str
@@ -120,7 +120,7 @@ class _Group:
         self.spans[ext] = (member.offset_data, member.size)
         return True
 
-    def close(self) -> Iterator[Located | Problem]:
+    def close(self) -> Iterator[TarSample | Problem]:
         shown = _shown(self.key)
         if not self.seen:  # nothing of ours in it
             return
@@ -135,12 +135,12 @@ class _Group:
         elif not self.image_ext:
             yield Problem("no_image", shown, f"only {', '.join(sorted(self.seen))}")
         else:
-            yield Located(self.key, self.image_ext, self.spans, self.payloads)
+            yield TarSample(self.key, self.image_ext, self.spans, self.payloads)
             for _ in range(max(self.seen.values()) - 1):
                 yield Problem("duplicate_key", shown, "its members come more than once")
 
 
-def iter_located(file: Any, *, read_payloads: bool) -> Iterator[Located | Problem]:
+def iter_samples(file: Any, *, read_payloads: bool) -> Iterator[TarSample | Problem]:
     """Samples of an archive in order, between them what had to be left out.
 
     `file`: open at its start; a `ForwardFile` or an unbuffered file. Members of a sample follow

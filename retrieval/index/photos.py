@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -23,10 +24,11 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.captions import read_captions
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
+from data.images import decode_image
 from data.pipeline.slots import OnError
-from data.problems import BadSample, Problem, SampleError, add_counts
+from data.problems import BadSample, Problem, add_counts, attempt, skip_or_raise
 from data.shards.tar import IMAGE_EXTS
+from data.transform import ImageTransform
 from retrieval.embed.bulk import check_batches, check_patch_sizes
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index, index_pieces
@@ -231,10 +233,8 @@ def _take_in(
                 if pixels is not None:
                     report.changed += before is not None
                     report.added += before is None
-                elif on_error == "raise":
-                    raise SampleError.at(photo.path, problem)
                 else:
-                    add_counts(report.errors, {problem.kind: 1})
+                    skip_or_raise(problem, photo.path, on_error, report.errors)
             waiting.add(model, [(todo[n], p, c) for n, p, c, _ in batch if p is not None])
             bar.update(len(batch))
             if waiting.num_seen >= CHUNK:
@@ -315,13 +315,17 @@ class _Pictures(Dataset):
 
     def __getitem__(self, number: int) -> Loaded:
         photo = self._photos[number]
-        try:
-            image = decode_image(Path(photo.path).read_bytes(), MAX_PIXELS)
-        except BadSample as bad:
-            return number, None, "", Problem(bad.kind, photo.key, bad.cause)
-        except OSError as error:
-            return number, None, "", Problem("unreadable", photo.key, str(error))
+        image = attempt(photo.key, lambda: _decode(Path(photo.path)))
+        if isinstance(image, Problem):
+            return number, None, "", image
         return number, self._transform(image), _caption(Path(photo.path)), None
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        return decode_image(path.read_bytes(), MAX_PIXELS)
+    except OSError as error:
+        raise BadSample("unreadable", str(error)) from None
 
 
 def _caption(path: Path) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
+from data.files import file_digest
 from retrieval.index.index_types import Kind, cells_of, held_as, kind_of, new_index, num_training
 from retrieval.index.sources import BLOCK_ROWS, Piece, checked_schema, conform, cut
 from retrieval.index.tune import QUERIES

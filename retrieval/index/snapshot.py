@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
+from data.files import file_digest
 from retrieval.index.devices import Device, to_gpus
 from retrieval.index.filters import Selection, Where, matching
 from retrieval.index.index_types import (

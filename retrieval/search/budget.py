@@ -1,13 +1,12 @@
 """A patch size, or what an image may cost instead: the finest grid that fits.
 
-What a patch size costs on this machine is measured once, one image at a time, and kept under
-~/.cache/flexilit/profiles (or XDG_CACHE_HOME).
+What a patch size costs on this machine is measured once, one image at a time, and kept in
+`profiles` of the user's cache.
 """
 
 import hashlib
 import json
 import math
-import os
 import platform
 import threading
 import time
@@ -21,6 +20,7 @@ import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.files import cache_folder
 from retrieval.embed.partitions import write_json
 
 ROUNDS = 10
@@ -53,7 +53,7 @@ class Profile:
         self._model = model
         self.machine = _machine(model)
         name = hashlib.blake2b(json.dumps(self.machine).encode(), digest_size=8).hexdigest()
-        self.file = (folder or _cache_folder()) / f"{name}.json"
+        self.file = (folder or cache_folder("profiles")) / f"{name}.json"
         self._lock = threading.Lock()
         self._ms: dict[int, float] = {}
         self._gflops: dict[int, float] = {}
@@ -136,11 +136,6 @@ def _machine(model: LitModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "least_of": ROUNDS,
     }
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "flexilit" / "profiles"
 
 
 def _read(file: Path, machine: dict[str, Any]) -> dict[int, float]:
