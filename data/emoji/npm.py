@@ -1,4 +1,4 @@
-"""Files out of pinned npm packages, fetched once by the machine's npm or by the one on PyPI."""
+"""Files of pinned npm packages, fetched once by the machine's npm or the one on PyPI."""
 
 import importlib.util
 import json
