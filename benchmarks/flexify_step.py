@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import VisionTower
-from contrastive.flexify.losses import DistillConfig, Student, Targets, class_shares
-from contrastive.run.optim import OptimConfig, build_optimizer
+from contrastive.flexify.config import DistillConfig
+from contrastive.flexify.losses import Student, Targets, class_shares
+from contrastive.run.config import OptimConfig
+from contrastive.run.optim import build_optimizer
 from contrastive.vision.load import TowerConfig
 from contrastive.vision.patch_dropout import draw_kept
 from lib.harness import Target, interleave, write_result

@@ -16,12 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.config import DistillConfig, FlexifyConfig, StudentConfig, TeacherConfig
 from contrastive.flexify.loop import flexify
-from contrastive.flexify.losses import DistillConfig
-from contrastive.flexify.student import StudentConfig, TeacherConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
+from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.load import (
     TowerConfig,
     VisionTower,
@@ -29,7 +26,7 @@ from contrastive.vision.load import (
     load_vision_tower,
     save_vision_tower,
 )
-from data.pipeline.captioned import DataConfig
+from data.config import DataConfig
 from data.pipeline.reader import ShardReader
 from lib.harness import Target, write_result
 from lib.subgroups import SCRATCH, subgroup_shards

@@ -20,9 +20,11 @@ from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProces
 from contrastive import LitModel, load_vision_tower
 from contrastive.export.model import MIN_COSINE, export_model
 from contrastive.export.timm import export_timm
-from contrastive.model.lit import LossConfig, TextSide
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.text.config import TextConfig
 from contrastive.text.tokenizers import padded
-from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
 from data.errors import UsageError
 from lib.launcher import ROOT

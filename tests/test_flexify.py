@@ -14,17 +14,20 @@ from safetensors.torch import load_file
 from shard_maker import png, write_tar
 
 from contrastive import VisionTower, load_vision_tower
-from contrastive.flexify.augment import AugmentConfig
-from contrastive.flexify.config import FlexifyConfig
+from contrastive.flexify.config import (
+    AugmentConfig,
+    DistillConfig,
+    FlexifyConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from contrastive.flexify.loop import flexify
-from contrastive.flexify.losses import DistillConfig
-from contrastive.flexify.student import StudentConfig, TeacherConfig, build_student
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
+from contrastive.flexify.student import build_student
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.vision.config import TokenConfig
 from contrastive.vision.load import TowerConfig, build_vision_tower
-from contrastive.vision.patch_dropout import TokenConfig
+from data.config import DataConfig
 from data.errors import DataError, UsageError
-from data.pipeline.captioned import DataConfig
 from lib.launcher import ROOT, deepspeed
 
 PROGRAM = Path(__file__).parent / "flexify_program.py"

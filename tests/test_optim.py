@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from contrastive.run.optim import OptimConfig, build_optimizer, learning_rate
+from contrastive.run.config import OptimConfig
+from contrastive.run.optim import build_optimizer, learning_rate
 from contrastive.vision.load import build_vision_tower
 from data.errors import UsageError
 

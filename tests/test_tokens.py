@@ -6,8 +6,9 @@ import torch
 from conftest import PARITY, TINY_TOWER
 
 from contrastive import VisionTower, load_vision_tower
+from contrastive.vision.config import TokenConfig
 from contrastive.vision.load import TowerConfig
-from contrastive.vision.patch_dropout import TokenConfig, draw_kept, keep_share, num_kept
+from contrastive.vision.patch_dropout import draw_kept, keep_share, num_kept
 from data.errors import UsageError
 
 

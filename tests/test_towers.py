@@ -20,16 +20,20 @@ from tower_families import FAMILIES, family_table
 
 from contrastive import LitModel, VisionTower, load_vision_tower
 from contrastive.export.timm import export_timm
-from contrastive.flexify.student import StudentConfig, TeacherConfig, build_student
-from contrastive.model.lit import LossConfig, TextSide
-from contrastive.run.config import TrainConfig, VisionConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.flexify.config import StudentConfig, TeacherConfig
+from contrastive.flexify.student import build_student
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.run.config import OptimConfig
+from contrastive.text.config import TextConfig
+from contrastive.text.tower import TextEncoder, TokenGroups, load_text_tower
+from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
+from contrastive.vision.config import VisionConfig
 from contrastive.vision.delta import save_delta
 from contrastive.vision.load import save_vision_tower
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig
 from retrieval import ZeroShotClassifier
 
 Forward = Callable[[torch.Tensor], torch.Tensor]

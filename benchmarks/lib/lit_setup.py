@@ -11,11 +11,14 @@ import torch
 import transformers
 
 from contrastive import LitModel, VisionTower, distributed
-from contrastive.model.lit import LossConfig, TextSide
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
 from contrastive.recipes import default_data
-from contrastive.run.optim import OptimConfig, build_optimizer
-from contrastive.run.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
-from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.optim import build_optimizer
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.text.config import TextConfig
+from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.train.step import TrainStep
 from contrastive.vision.load import TowerConfig, build_vision_tower
 from data.batch import Batch

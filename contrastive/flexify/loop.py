@@ -13,7 +13,8 @@ import torch
 
 from contrastive import distributed
 from contrastive.flexify.augment import build_change
-from contrastive.flexify.config import FlexifyConfig, check_labels, check_losses
+from contrastive.flexify.checks import check_labels, check_losses
+from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Student
 from contrastive.flexify.step import STANDARD_FILE, DistillStep, TeacherSource, solve_standard
 from contrastive.flexify.student import Teacher, build_student

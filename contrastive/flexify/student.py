@@ -1,8 +1,8 @@
 """Who teaches and who learns: the teacher tower, and the student that starts from it."""
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
-from contrastive.run.config import check_patch_weights
 from contrastive.vision.flexi import (
     default_patch_sizes,
     restored_patch_embed,
@@ -19,57 +19,6 @@ from contrastive.vision.flexi import (
 )
 from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
 from data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The locked tower whose features and logits are the targets."""
-
-    tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
-    folder, or what else contrastive.load_vision_tower reads."""
-    patch_size: int = 0
-    """At which it teaches; 0: its own."""
-    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """Of its weights; fastest: bfloat16 where the GPU or CPU computes in it."""
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """The tower that becomes flexible."""
-
-    tower: str = ""
-    """Where it starts; as the teacher's flag. Empty: from the teacher."""
-    image_size: int = 0
-    """Pixels a side; 0: the tower's own."""
-    patch_sizes: tuple[int, ...] | None = None
-    """One is drawn per step, for all ranks. Not given: all that the tower offers."""
-    patch_weights: tuple[float, ...] = ()
-    """How often each patch size is drawn, relative to the others. Empty: equally often."""
-    kernel_size: int = 0
-    """Side of the stored patch kernel, from which all others are resized; 0: as it is."""
-    grid: int = 0
-    """Side of the stored position grid; 0: as it is."""
-    pooling: Literal["own", "token", "avg", "map"] = "own"
-    """Class token, mean, attention, or what the tower has."""
-    num_classes: int = 0
-    """Of a new class head; 0: the tower's own head, if it has one."""
-    trainable: tuple[str, ...] = ()
-    """Parameters that train: those whose name one of these regular expressions finds. Empty:
-    all."""
-
-    def __post_init__(self) -> None:
-        if self.patch_sizes is not None and not self.patch_sizes:
-            raise UsageError(
-                "--student.patch-sizes is empty; name at least one, or leave the flag out"
-            )
-        if self.patch_sizes is not None or self.patch_weights:
-            check_patch_weights("--student", self.patch_sizes or (), self.patch_weights)
-        for name in ("image_size", "kernel_size", "grid", "num_classes"):
-            if getattr(self, name) < 0:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--student.{flag} {getattr(self, name)}: at least 0")
-
 
 # ---- teacher -------------------------------------------------------------------------------
 

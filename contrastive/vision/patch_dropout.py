@@ -1,44 +1,12 @@
 """Fewer tokens at any patch size: a share of each image's patches is read, the rest is dropped."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data.errors import UsageError
+from contrastive.vision.config import TokenConfig
 from data.pipeline.order import permutation
-
-
-@dataclass(frozen=True)
-class TokenConfig:
-    """Which share of the patches a training step reads.
-
-    A random choice for each image: PatchDropout (Liu et al., arXiv:2208.07220). A share that
-    changes over training: the patch sampling schedule (McDanel and Huynh, arXiv:2208.09520).
-    """
-
-    keep: float = 1.0
-    """Share of the patches that is read, at the first step; 1: all."""
-    keep_end: float = 1.0
-    """Share at the other end of a schedule."""
-    schedule: Literal["constant", "linear", "cyclic"] = "constant"
-    """linear: from keep to keep_end over the run; cyclic: there and back in cycle_steps."""
-    cycle_steps: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("keep", "keep_end"):
-            check_keep(f"--tokens.{name.replace('_', '-')}", getattr(self, name))
-        if self.cycle_steps < 2:
-            raise UsageError(f"--tokens.cycle-steps {self.cycle_steps}: at least 2")
-
-
-def check_keep(name: str, share: float) -> None:
-    """Raise `UsageError` for a share of the patches that cannot be kept."""
-    if not 0 < share <= 1:
-        raise UsageError(f"{name} {share}: allowed are shares above 0, up to 1")
 
 
 def keep_share(cfg: TokenConfig, step: int, steps: int) -> float:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from contrastive.vision.config import check_keep
 from contrastive.vision.families import PlainViT, family_of
 from contrastive.vision.flexi import (
     MODES,
@@ -24,7 +25,7 @@ from contrastive.vision.flexi import (
     resample_patch_embed,
     resample_position_grid,
 )
-from contrastive.vision.patch_dropout import check_keep, keep_patches
+from contrastive.vision.patch_dropout import keep_patches
 from data.errors import UsageError
 from data.images import ImageTransform
 
