@@ -9,8 +9,8 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from contrastive.vision.flexi import resample_patch_embed, resample_position_grid
 from contrastive.vision.load import VisionTower
+from contrastive.vision.resize import resample_patch_embed, resample_position_grid
 from data.errors import UsageError
 
 

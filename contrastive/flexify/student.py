@@ -12,12 +12,12 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.flexify.losses import class_head
 from contrastive.run.config import check_patch_weights
-from contrastive.vision.flexi import (
+from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
+from contrastive.vision.resize import (
     default_patch_sizes,
     restored_patch_embed,
     restored_position_grid,
 )
-from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
 from data.errors import UsageError
 
 

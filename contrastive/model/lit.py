@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, model_card
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
 from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
-from contrastive.weights import load_weights, read_config, read_weights
 from data.errors import UsageError
 from data.images import ImageTransform
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from contrastive.vision.families import build_net
+from contrastive.files.weights import load_weights, read_config, read_weights
+from contrastive.vision.flexible_families import build_net
 from contrastive.vision.tower import TowerConfig, VisionTower
-from contrastive.weights import load_weights, read_config, read_weights
 from data.errors import UsageError
 
 

@@ -14,10 +14,10 @@ from open_clip.model import CLIPVisionCfg
 from torch import Tensor
 
 from contrastive.distributed import is_main
-from contrastive.open_clip_files import OUR_RESIZING, read_open_clip
-from contrastive.vision.families import build_net
+from contrastive.files.open_clip import OUR_RESIZING, read_open_clip
+from contrastive.files.weights import load_weights
+from contrastive.vision.flexible_families import build_net
 from contrastive.vision.tower import TowerConfig, VisionTower
-from contrastive.weights import load_weights
 from data.errors import UsageError
 
 PLAIN_VIT = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # by the norms' eps

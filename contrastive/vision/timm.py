@@ -10,15 +10,15 @@ import timm
 import torch
 from torch import Tensor
 
+from contrastive.files.weights import existing_file, load_weights, read_weights
 from contrastive.vision.delta import apply_delta
-from contrastive.vision.families import family_of
-from contrastive.vision.flexi import PositionResize
+from contrastive.vision.flexible_families import family_of
 from contrastive.vision.load import (
     TowerConfig,
     VisionTower,
     build_vision_tower,
 )
-from contrastive.weights import existing_file, load_weights, read_weights
+from contrastive.vision.resize import PositionResize
 from data.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

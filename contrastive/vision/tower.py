@@ -16,15 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from contrastive.vision.families import PlainViT, family_of
-from contrastive.vision.flexi import (
+from contrastive.vision.flexible_families import PlainViT, family_of
+from contrastive.vision.patch_dropout import check_keep, keep_patches
+from contrastive.vision.resize import (
     MODES,
     PositionResize,
     default_patch_sizes,
     resample_patch_embed,
     resample_position_grid,
 )
-from contrastive.vision.patch_dropout import check_keep, keep_patches
 from data.errors import UsageError
 from data.images import ImageTransform
 

@@ -16,10 +16,10 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import logging as transformers_logging
 
-from contrastive.vision.families import build_net
+from contrastive.files.weights import existing_file, load_weights, read_weights, three_numbers
+from contrastive.vision.flexible_families import build_net
 from contrastive.vision.open_clip import PLAIN_VIT, as_timm, renamed
 from contrastive.vision.tower import TowerConfig, VisionTower
-from contrastive.weights import existing_file, load_weights, read_weights, three_numbers
 from data.errors import UsageError
 
 # ---- transformers --------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from contrastive.vision.flexi import PositionResize
-from contrastive.vision.whole import ClipVisual, Compact, Encoder, Family
+from contrastive.vision.fixed_families import ClipVisual, Compact, Encoder, Family
+from contrastive.vision.resize import PositionResize
 from data.errors import UsageError
 
 

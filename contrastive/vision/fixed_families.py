@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrastive.vision.flexi import PositionResize
+from contrastive.vision.resize import PositionResize
 
 
 class Family:
