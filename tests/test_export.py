@@ -23,7 +23,9 @@ from contrastive.export.timm import export_timm
 from contrastive.model.lit import LossConfig, TextSide
 from contrastive.text.tokenizers import padded
 from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from lib.launcher import ROOT
 

@@ -16,7 +16,7 @@ from PIL import Image
 from contrastive import LitModel, VisionTower
 from contrastive.model.lit import LossConfig, TextSide
 from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
-from contrastive.vision.load import TowerConfig
+from contrastive.vision.tower_config import TowerConfig
 from retrieval import Searcher, build_index, embed_shards
 
 pytestmark = pytest.mark.interop

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contrastive.run.optim import OptimConfig, build_optimizer, learning_rate
-from contrastive.vision.load import build_vision_tower
+from contrastive.vision.build import build_vision_tower
 from data.errors import UsageError
 
 

@@ -26,8 +26,8 @@ from contrastive.run.config import TrainConfig, VisionConfig
 from contrastive.run.optim import OptimConfig
 from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
 from contrastive.train.loop import train
-from contrastive.vision.delta import save_delta
-from contrastive.vision.load import save_vision_tower
+from contrastive.vision.delta_file import save_delta
+from contrastive.vision.saved import save_vision_tower
 from data.errors import UsageError
 from data.pipeline.captioned import DataConfig
 from retrieval import ZeroShotClassifier
@@ -205,7 +205,7 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
     if not tower.flexible:
         with pytest.raises(UsageError, match=rf"cannot change its patch size; allowed: {own}$"):
             tower(images, own + 1)
-        with pytest.raises(UsageError, match="reads all of an image; allowed: keep 1"):
+        with pytest.raises(UsageError, match="cannot leave out patches; allowed: keep 1"):
             tower(images, own, 0.5)
     sizes = (own, 2 * own) if tower.flexible else (own,)
 
@@ -466,7 +466,7 @@ def test_another_resizing_of_open_clip_is_said_and_a_grey_mean_refused(tmp_path,
     file.write_text(json.dumps({**config, "preprocess_cfg": pixels}))
     load_vision_tower(spec)
     said = capsys.readouterr().err
-    assert said == f"{spec} resizes pictures by squash bilinear, here shortest bicubic\n"
+    assert said == f"{spec} resizes images by squash bilinear, here shortest bicubic\n"
     file.write_text(json.dumps({**config, "preprocess_cfg": {"mean": [0.5]}}))
     with pytest.raises(UsageError, match=r"mean of .* is \[0\.5\]; allowed: three numbers"):
         load_vision_tower(spec)
@@ -481,7 +481,7 @@ def test_a_projection_is_kept_or_refused(tmp_path):
         torch.testing.assert_close(student(images, 16), tower(images, 16))
     with pytest.raises(UsageError, match="without a projection"):
         export_timm(tower, 32, tmp_path / "exported")
-    with pytest.raises(UsageError, match="ends in a projection, which a difference leaves out"):
+    with pytest.raises(UsageError, match="ends in a projection, which such a file does not hold"):
         save_delta(student, tower, spec, tmp_path / "changed.safetensors")
 
 

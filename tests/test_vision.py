@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive import load_vision_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower, save_vision_tower
-from contrastive.vision.timm import dinov2s_file
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.formats.dinov2s import dinov2s_file
+from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 
 PARITY = Path(__file__).parent / "parity"
@@ -280,8 +283,8 @@ def test_a_damaged_npz_is_one_sentence(damage, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (None, r"config\.json: this is no image tower's configuration: TypeError"),
-        ({}, r"config\.json: this is no image tower's configuration: KeyError"),
+        (None, r"config\.json: not an image tower's configuration: TypeError"),
+        ({}, r"config\.json: not an image tower's configuration: KeyError"),
         ({"library": "foo"}, "has 'foo'; allowed: timm, transformers, open_clip, vit_pytorch"),
         ({"positions": {"mode": "nearest"}}, "has 'nearest'; allowed: bilinear, bicubic"),
     ],

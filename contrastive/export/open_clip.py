@@ -91,7 +91,7 @@ def _vision(model: LitModel, patch_size: int) -> Part:
     reason = _why_not_native(net)
     if not reason:
         return _native(model, net, patch_size)
-    name = model.vision.config.timm_name
+    name = model.vision.config.name
     published: Any = timm.create_model(name, pretrained=False, num_classes=0)
     weights = {k: v for k, v in net.state_dict().items() if k in published.state_dict()}
     shapes = {k: v.shape for k, v in published.state_dict().items()}

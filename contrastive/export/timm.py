@@ -9,15 +9,15 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from contrastive.vision.load import VisionTower
 from contrastive.vision.resize import resample_patch_embed, resample_position_grid
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 
 
 def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
     """What `timm.create_model` needs beside the name."""
     sizes = {"patch_size": patch_size, "img_size": tower.image_size} if tower.flexible else {}
-    return {**tower.config.timm_args, **sizes}
+    return {**tower.config.args, **sizes}
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
     Raises `UsageError` for what timm has not.
     """
     tower.check_patch_size(patch_size)
-    own, name = tower.net, tower.config.timm_name
+    own, name = tower.net, tower.config.name
     of_timm = type(own).__module__.startswith("timm.")
     alone = all(key.startswith("net.") for key in tower.state_dict())  # nothing after timm's part
     if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
@@ -55,7 +55,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
     """Write `model.safetensors` and timm's `config.json`: `timm.create_model("local-dir:FOLDER",
     pretrained=True)` reads them. The folder is written under a temporary name and renamed."""
     if not tower.flexible:
-        raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
+        raise UsageError(f"{tower.config.name} is a plain timm model; only ViTs are exported")
     net = timm_net(tower, patch_size)
     args = timm_args(tower, patch_size)
     data = {

@@ -111,12 +111,12 @@ def _vision(model: LitModel, patch_size: int) -> TimmWrapperModel:
     net = timm_net(tower, patch_size)
     args = {k: v for k, v in timm_args(tower, patch_size).items() if k != "num_classes"}
     more: Any = {"hidden_size": tower.embed_dim, "num_labels": 0}
-    config = TimmWrapperConfig(architecture=tower.config.timm_name, model_args=args, **more)
+    config = TimmWrapperConfig(architecture=tower.config.name, model_args=args, **more)
     wrapped = TimmWrapperModel(config)
     wanted = wrapped.timm_model.state_dict()
     wrapped.timm_model.load_state_dict({k: v for k, v in net.state_dict().items() if k in wanted})
     if model.feature_mean.any():
-        _last_bias(wrapped.timm_model, tower.config.timm_name).sub_(model.feature_mean)
+        _last_bias(wrapped.timm_model, tower.config.name).sub_(model.feature_mean)
     return wrapped
 
 

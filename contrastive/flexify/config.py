@@ -8,8 +8,8 @@ from contrastive.flexify.augment import AugmentConfig
 from contrastive.flexify.losses import DistillConfig, class_head
 from contrastive.flexify.student import StudentConfig, Teacher, TeacherConfig
 from contrastive.run.config import RunConfig
-from contrastive.vision.load import VisionTower
 from contrastive.vision.patch_dropout import TokenConfig
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
 from data.shards.index import expand_shards, is_local

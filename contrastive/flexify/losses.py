@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 
 Distance = Literal["cosine", "mse"]
