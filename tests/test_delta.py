@@ -48,7 +48,9 @@ def test_files_of_something_else_are_refused(towers, tmp_path):
     save_delta(tower, base, TINY_TOWER, file)
     with pytest.raises(UsageError, match="does not have"):
         apply_delta(load_vision_tower("dinov2s"), file)
-    with pytest.raises(UsageError, match="was made from other weights; it can only be added to bigvision:"):
+    with pytest.raises(
+        UsageError, match="was made from other weights; it can only be added to bigvision:"
+    ):
         apply_delta(tower, file)
     save_file(load_file(file), file, {"format": "1", "base": "", "vision": vision_of(file)})
     with pytest.raises(UsageError, match="is not a file of save_delta: 'base_weights'"):

@@ -169,7 +169,7 @@ class Foreign(timm.models.ConvNeXt):
 def test_a_network_that_is_not_timms_is_refused(to, tiny_text, tmp_path):
     net = Foreign(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=0)
     model = with_text(VisionTower(net, TowerConfig("foreign", image_size=64)), tiny_text)
-    with pytest.raises(UsageError, match="foreign cannot be handed over; allowed: timm's own"):
+    with pytest.raises(UsageError, match="foreign cannot be exported; allowed: timm's own"):
         export_model(model, to, 32, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -178,7 +178,7 @@ def test_what_the_other_library_computes_differently_is_refused(tiny_text, tmp_p
     # transformers' mean pooling loses one direction, and this projection reads all alike
     model = with_text(tiny_vit(embed_dim=48), tiny_text)
     torch.nn.init.orthogonal_(model.text.encoder.projection.weight)
-    with pytest.raises(UsageError, match="--to transformers cannot express this model: cosine"):
+    with pytest.raises(UsageError, match="transformers cannot express this model: cosine"):
         export_model(model, "transformers", 28, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -209,7 +209,7 @@ def test_what_a_format_cannot_express_is_one_sentence(
 
 def test_what_stops_an_export_to_timm_leaves_nothing(tmp_path, monkeypatch):
     def write_half(net, folder, **_):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 

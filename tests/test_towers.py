@@ -489,7 +489,7 @@ def test_only_a_plain_vit_is_a_student_or_handed_on(tmp_path):
     spec = SMALL_ONES["CaiT"](tmp_path / "cait").spec
     with pytest.raises(UsageError, match="cannot be made flexible by training"):
         build_student(StudentConfig(tower=spec), TeacherConfig(), 16)
-    with pytest.raises(UsageError, match="cait_xxs24_224 cannot be handed over"):
+    with pytest.raises(UsageError, match="cait_xxs24_224 cannot be exported"):
         export_timm(load_vision_tower(spec), 32, tmp_path / "exported")
 
 
