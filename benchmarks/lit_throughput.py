@@ -21,7 +21,7 @@ from open_clip.loss import SigLipLoss
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.run.config import ZeroConfig
-from contrastive.text.tower import TokenGroups, Tokens
+from contrastive.text.tokenizers import TokenGroups, Tokens
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from contrastive import distributed
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.batch import Batch, EvalBatch
 from data.cache.captions import TextCache
 from data.cache.features import FeatureCache, Work

@@ -13,7 +13,8 @@ from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 from data.cache.features import FeatureCache
 from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import ShardReader, TrainPipeline
+from data.pipeline.captioned import TrainPipeline
+from data.pipeline.reader import ShardReader
 
 TOWER = "tower/transform/float32"
 

@@ -16,7 +16,8 @@ from data.captions import concept_id
 from data.config import DataConfig
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.captioned import PART_SAMPLES, ShardReader, TrainPipeline
+from data.pipeline.captioned import PART_SAMPLES, TrainPipeline
+from data.pipeline.reader import ShardReader
 from data.problems import SampleError
 
 COUNTS = [5, 1, 9, 2]  # 17 samples

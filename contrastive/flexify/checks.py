@@ -8,7 +8,7 @@ from contrastive.flexify.config import (
 )
 from contrastive.flexify.losses import class_head
 from contrastive.flexify.student import Teacher
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
 from data.shards.index import expand_shards, is_local

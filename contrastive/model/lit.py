@@ -21,12 +21,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
-from contrastive.weights import load_weights, read_config, read_weights
+from contrastive.text.tokenizers import TokenGroups, Tokens
+from contrastive.text.tower import TextEncoder, build_text_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.images import ImageTransform
 

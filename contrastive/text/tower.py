@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, SiglipTextModel
 from transformers.utils import logging as transformers_logging
 
-from contrastive.open_clip_files import read_open_clip
+from contrastive.files.open_clip import read_open_clip
 from contrastive.text.config import Pooling, TextConfig
 from contrastive.text.open_clip import OpenClipTextTower
 from contrastive.text.tokenizers import HFTokenizer, TokenGroups, Tokens, look_up, padded
