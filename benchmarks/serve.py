@@ -36,8 +36,8 @@ from lib import clip_retrieval_server
 from lib.harness import Target, interleave, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import index_pieces
-from retrieval.index.index_types import IndexKind, search_params
-from retrieval.index.sources import Rows
+from retrieval.index.create import IndexKind, search_params
+from retrieval.index.row_sources import Rows
 from retrieval.index.tune import Tuning
 from retrieval.search.searcher import Searcher
 
