@@ -10,8 +10,9 @@ import torch
 from shard_maker import TRANSFORM, sample, write_tar
 
 from data.cache.captions import CaptionCache
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import CaptionedPipeline, DataConfig
+from data.pipeline.captioned import CaptionedPipeline
 
 
 @dataclass(frozen=True)

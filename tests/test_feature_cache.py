@@ -11,8 +11,9 @@ import pytest
 from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
 from data.cache.features import FeatureCache
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import CaptionedPipeline, DataConfig
+from data.pipeline.captioned import CaptionedPipeline
 from data.pipeline.reader import ShardReader
 
 TOWER = "tower/transform/float32"

@@ -13,9 +13,10 @@ from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
 from data.batch import Batch
 from data.captions import concept_id
+from data.config import DataConfig
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.captioned import CaptionedPipeline, DataConfig
+from data.pipeline.captioned import CaptionedPipeline
 from data.pipeline.reader import ShardReader
 from data.pipeline.training import PART_SAMPLES
 from data.problems import SampleError

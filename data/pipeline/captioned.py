@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from data.batch import Batch
 from data.cache.captions import CaptionCache
 from data.captions import SampleCaptions, Tokenizer, draw
-from data.pipeline.slots import DataConfig, Slots
+from data.config import DataConfig
+from data.pipeline.slots import Slots
 from data.pipeline.training import Read, TrainPipeline
 from data.shards.tar import TarSample
 from data.transform import ImageTransform

@@ -9,8 +9,9 @@ from PIL import Image
 
 from data.batch import Batch
 from data.captions import SampleCaptions, read_label
+from data.config import DataConfig
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import DataConfig, Slots
+from data.pipeline.slots import Slots
 from data.pipeline.training import TrainPipeline
 from data.shards.tar import TarSample
 from data.transform import ImageTransform

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
 from data.captions import read_captions, read_label
+from data.config import OnError, check_loading
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.slots import OnError, check_loading
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local

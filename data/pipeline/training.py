@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.captions import SampleCaptions
+from data.config import DataConfig, OnError, check_loading, check_views
 from data.errors import UsageError
 from data.pipeline.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
-from data.pipeline.slots import DataConfig, OnError, Slots, check_loading, check_views
+from data.pipeline.slots import Slots
 from data.pipeline.streams import StreamParts
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries

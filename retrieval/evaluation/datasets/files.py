@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
-from data.pipeline.slots import OnError, check_loading
+from data.config import OnError, check_loading
 from data.problems import Problem, attempt, skip_or_raise
 from data.transform import ImageTransform
 
