@@ -6,7 +6,7 @@ from data.batch import Batch
 from data.cache.captions import CaptionCache
 from data.captions import SampleCaptions, Tokenizer, draw
 from data.config import DataConfig
-from data.pipeline.slots import Slots
+from data.pipeline.slots import Sample, Slots
 from data.pipeline.training import Read, TrainPipeline
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
@@ -18,7 +18,7 @@ class CaptionedSlots(Slots):
 
     tokenizer: Tokenizer | None = None  # None: captions stay strings
 
-    def fill(self, part: Batch, row: int, sample: TarSample | SampleCaptions, epoch: int) -> None:
+    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
         part.keys[row] = sample.key
         own = sample
         if isinstance(own, TarSample):

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from data.batch import Batch
-from data.captions import SampleCaptions, read_label
+from data.captions import read_label
 from data.config import DataConfig
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import Slots
+from data.pipeline.slots import Sample, Slots
 from data.pipeline.training import TrainPipeline
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
@@ -33,7 +33,7 @@ class LabelledSlots(Slots):
             part.labels = torch.full((size,), -1, dtype=torch.int64)
         return part
 
-    def fill(self, part: Batch, row: int, sample: TarSample | SampleCaptions, epoch: int) -> None:
+    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
         assert isinstance(sample, TarSample)
         part.keys[row] = sample.key
         label = read_label(sample.payloads) if self.labels else -1

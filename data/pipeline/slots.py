@@ -12,6 +12,9 @@ from data.images import decode_image
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
 
+Sample = TarSample | SampleCaptions
+"""A sample read from a shard, or its captions alone from a cache."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -39,7 +42,7 @@ class Slots:
             views=torch.zeros(size, dtype=torch.int64),
         )
 
-    def fill(self, part: Batch, row: int, sample: TarSample | SampleCaptions, epoch: int) -> None:
+    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
         """Make one slot good. Raises `BadSample`; the slot then holds nothing but its key."""
         raise NotImplementedError
 
@@ -50,9 +53,7 @@ class Slots:
         """A further change of a view, before the transform."""
         return image
 
-    def fill_view(
-        self, part: Batch, row: int, sample: TarSample | SampleCaptions, epoch: int
-    ) -> None:
+    def fill_view(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
         """Draw a view, and put its pixels into the slot where pixels are read."""
         view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
         if part.images is not None and self.transform is not None:

@@ -10,23 +10,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
-from data.captions import SampleCaptions
 from data.config import DataConfig, OnError, check_loading, check_views
 from data.errors import UsageError
 from data.pipeline.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
-from data.pipeline.slots import Slots
+from data.pipeline.slots import Sample, Slots
 from data.pipeline.streams import StreamParts
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
-from data.shards.tar import TarSample
 
 # Loader workers hand over parts of at most this many samples, which bounds the memory of a worker's
 # queue: 2 parts * 256 samples * 600 kB (224 px, float32) = 300 MB.
 PART_SAMPLES = 256
 
-Sample = TarSample | SampleCaptions
 Read = Callable[[int, Sequence[int]], Iterator[Sample | Problem]]
 """(shard, numbers) -> these samples of it, in turn."""
 

@@ -12,7 +12,7 @@ class SampleStore:
     """Samples of local shards by (shard, sample) number, with the last few indices in memory."""
 
     def __init__(self, shards: Sequence[str], index_dir: str, keep: int) -> None:
-        """`keep`: how many indices stay in memory."""
+        """`keep`: indices that stay in memory."""
         self._arguments = shards, index_dir, keep
         self._index: Callable[[int], ShardIndex] = lru_cache(keep)(
             lambda shard: load_index(shards[shard], index_dir)
@@ -26,8 +26,7 @@ class SampleStore:
     ) -> Iterator[TarSample | Problem]:
         """These samples of one shard, in turn; the problem "unreadable" for each that is not there.
 
-        The file is open no longer than this runs, so that nobody has to close it. `pixels`: read
-        the images' bytes too.
+        `pixels`: read the images' bytes too. The file is closed when the iteration ends.
         """
         try:
             index = self._index(shard)
