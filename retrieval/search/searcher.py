@@ -17,15 +17,14 @@ from data.errors import UsageError
 from data.images import decode_image
 from data.shards.index import open_shard
 from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.config import Device
 from retrieval.index.filters import Where
-from retrieval.index.gpus import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
-from retrieval.search.cost_profile import PatchSize, Profile
+from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
+from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import FineVectors, blend
 
-MAX_K = 2048  # what FAISS searches on a GPU
-CANDIDATES = 200
 OWN_COLUMNS = frozenset(METADATA_SCHEMA.names)
 
 
@@ -72,7 +71,7 @@ class Searcher:
         self._image_fingerprint = model.image_fingerprint
         self._reload_lock = threading.Lock()
         self.snapshot = self._open()
-        self.profile = Profile(model)
+        self.profile = CostProfile(model)
         self.fine = FineVectors(model, folder / "fine.sqlite")
 
     @classmethod
@@ -96,7 +95,7 @@ class Searcher:
 
     def _open(self) -> Snapshot:
         snapshot = Snapshot.open(self.folder, self._device)
-        found = snapshot.manifest["image_fingerprint"]
+        found = snapshot.manifest.image_fingerprint
         if self._image_fingerprint != found:
             raise UsageError(
                 f"{self.folder} was built with another image tower ({found}) than the model's "
@@ -130,10 +129,10 @@ class Searcher:
         self,
         queries: Sequence[str] | Sequence[Image.Image] | Float[Tensor, "q 3 s s"],
         k: int = 10,
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         *,
-        query_patch_size: PatchSize = None,
-        refine_patch_size: PatchSize = None,
+        query_patch_size: PatchSizeOrBudget = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         candidates: int = CANDIDATES,
         where: Where | None = None,
         nprobe: int | None = None,
@@ -175,9 +174,9 @@ class Searcher:
         self,
         embeds: Float[np.ndarray, "q d"],
         k: int = 10,
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         *,
-        refine_patch_size: PatchSize = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         refine_embeds: Float[np.ndarray, "q d"] | None = None,
         candidates: int = CANDIDATES,
         where: Where | None = None,
@@ -254,7 +253,7 @@ class Searcher:
         """The metadata of ids, in turn. Raises KeyError for one that is not there."""
         return self.snapshot.rows(ids)
 
-    def _index_patch_size(self, patch_size: PatchSize) -> int:
+    def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> int:
         size = self.profile.choose(patch_size, self.patch_sizes)
         if size not in self.patch_sizes:
             raise UsageError(
@@ -270,9 +269,3 @@ class Searcher:
         self, images: Sequence[Image.Image] | Float[Tensor, "q 3 s s"], patch_size: int
     ) -> Float[np.ndarray, "q d"]:
         return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
-
-
-def check_k(k: int) -> None:
-    """Raises `UsageError` for a number of hits that cannot be asked for."""
-    if not 1 <= k <= MAX_K:
-        raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
