@@ -69,8 +69,10 @@ def build(folder: Path, count: int, types: Sequence[IndexTypeChoice] = ("auto",)
     from search import synthetic
 
     from contrastive import LitModel, load_vision_tower
-    from contrastive.model.lit import LossConfig, TextSide
-    from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+    from contrastive.model.config import LossConfig
+    from contrastive.model.lit import TextSide
+    from contrastive.text.config import TextConfig
+    from contrastive.text.tower import TextEncoder, load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower("dinov2s")

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from contrastive.distributed import barrier, is_main, rank, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
+from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.pipeline.slots import OnError
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import PartitionWriter, metadata_file
 from retrieval.json_files import write_json

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
+from data.config import OnError
 from data.errors import UsageError
 from data.images import ImageTransform, decode_image
-from data.pipeline.slots import OnError
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.tar import IMAGE_EXTS
 from retrieval.embed.bulk import check_batches, check_patch_sizes
