@@ -23,6 +23,7 @@ from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import PartitionWriter, metadata_file
 from retrieval.json_files import write_json
@@ -49,20 +50,13 @@ def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int,
     return tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)
 
 
-def check_batches(batch_size: int, num_workers: int) -> None:
-    """Raises `UsageError` for values that cannot work."""
-    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < least:
-            raise UsageError(f"{name} {value}: at least {least}")
-
-
 def embed_shards(
     model: LitModel,
     shards: Sequence[str],
     patch_sizes: Sequence[int],
     out: str | Path,
-    batch_size: int = 64,
-    num_workers: int = 2,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = NUM_WORKERS,
     on_error: OnError = "skip",
     allow_pipe: bool = False,
     model_dir: str | Path = "",

@@ -27,6 +27,7 @@ from retrieval.index.row_sources import EmbeddedPartition, RowSource, blocks, in
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import tune
+from retrieval.model_folder import check_model_folder
 
 
 def build_index(
@@ -209,9 +210,9 @@ def _write_base(
     for entry, samples in _write_segments(
         folder, manifest, index_type, sources, None, f"indexing ({index_type})", gpus
     ):
-        indexes = Segment(folder, entry, sizes, width, np.zeros(0, np.int64)).indexes
+        opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))  # owns its indexes
         latency_ms = manifest.latency_ms * entry.count / count
-        tuning = {size: tune(indexes[size], samples[size], latency_ms) for size in sizes}
+        tuning = {size: tune(opened.indexes[size], samples[size], latency_ms) for size in sizes}
         segments.append(replace(entry, tuning=tuning))
     return manifest, segments
 
@@ -258,11 +259,7 @@ def _embedded(embeddings: Path, source: dict[str, Any], first_id: int = 0) -> li
 
 def _find_model(name: str, image_fingerprint: str) -> Path:
     """The folder of the model that the embeddings were made with, checked."""
-    if not name or not (Path(name) / "config.json").is_file():
-        raise UsageError(
-            f"no model at {name!r}; name the folder (config.json, model.safetensors) that the "
-            "embeddings were made with"
-        )
+    check_model_folder(name)
     if LitModel.from_pretrained(name).image_fingerprint != image_fingerprint:
         raise UsageError(
             f"the model at {name} has another image tower than the one the embeddings were made "

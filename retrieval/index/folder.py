@@ -63,11 +63,16 @@ def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " 
 # ---- change --------------------------------------------------------------------------------
 
 
+def check_new(out: Path) -> None:
+    """Raises `UsageError` where something lies in the folder already."""
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} exists already; give another name, or remove it first")
+
+
 @contextmanager
 def new_folder(out: Path, model: Path) -> Iterator[Path]:
     """A folder that gets its name when everything is in it."""
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists already; give another name, or remove it first")
+    check_new(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

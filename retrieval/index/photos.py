@@ -21,7 +21,8 @@ from data.errors import UsageError
 from data.images import ImageTransform, decode_image
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.tar import IMAGE_EXTS
-from retrieval.embed.bulk import check_batches, check_patch_sizes
+from retrieval.embed.bulk import check_patch_sizes
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.photo_folder import SCHEMA, Photo, compare, list_photos, read_caption
@@ -54,8 +55,8 @@ def index_photos(
     device: Device = "auto",
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
-    batch_size: int = 64,
-    num_workers: int = 2,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = NUM_WORKERS,
     on_error: OnError = "skip",
     *,
     kind: IndexTypeChoice | None = None,

@@ -1,4 +1,4 @@
-"""Search an index by words, pictures or vectors, at any patch size that it holds."""
+"""Search an index by texts, images or vectors, at any patch size that it holds."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ class Hit(NamedTuple):
             return file.read(self.size)
 
     def image(self, max_pixels: int = 100_000_000) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return decode_image(self.image_bytes(), max_pixels)
 
 
@@ -82,7 +82,8 @@ class Searcher:
 
         model: a model, its folder, or None for the one kept in the index; it must have the image
         tower of the index, its text tower may be another.
-        device: see `retrieval.devices`; `auto` searches and encodes on GPUs where there are some.
+        device: see `retrieval.index.config`; `auto` searches and encodes on GPUs where
+        there are some.
         Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
         that does not fit it.
         """
@@ -140,13 +141,14 @@ class Searcher:
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
-        queries: texts, pictures, or normalised pixels. k: 1 to 2,048.
-        patch_size: which index answers; None takes its finest. query_patch_size: how query pictures
+        queries: texts, images, or normalised pixels. k: 1 to 2,048.
+        patch_size: which index answers; None takes its finest. query_patch_size: how query images
         are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
         refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
         from their files, and ranked by two thirds of that similarity and one third of the index's;
         their fine vectors are kept for the next search.
-        where: a filter, see `retrieval.filters`. nprobe, ef: how far an ivf or hnsw index looks.
+        where: a filter, see `retrieval.index.filters`. nprobe, ef (efSearch): how far an index of
+        type ivf, ivfpq or hnsw looks.
         Raises `UsageError` for values that cannot work.
         """
         check_k(k)
@@ -154,7 +156,7 @@ class Searcher:
             return []
         texts = not isinstance(queries, Tensor) and isinstance(queries[0], str)
         if texts and query_patch_size is not None:
-            raise UsageError("query_patch_size is for pictures; a text is not cut into patches")
+            raise UsageError("query_patch_size is for images; a text is not cut into patches")
         size = self._index_patch_size(patch_size)
         if texts:
             embeds = fine = self._encode_texts(queries)  # type: ignore[arg-type]
@@ -225,7 +227,7 @@ class Searcher:
         patch_size: int,
         k: int,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """Candidates ranked by both similarities (`blend`). Those whose picture cannot be read any
+        """Candidates ranked by both similarities (`blend`). Those whose image cannot be read any
         more come last, by their coarse similarity."""
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
@@ -246,7 +248,7 @@ class Searcher:
         return similarities[:, :k], ids[:, :k]
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
-        """What the index holds of ids, as precise as its kind. KeyError for an unknown one."""
+        """What the index holds of ids, as precise as its type. KeyError for an unknown one."""
         return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
