@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,8 +15,10 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
-from retrieval.embed.partitions import write_json
-from retrieval.search.cost_profile import PatchSize, Profile
+from retrieval.index.faiss_setup import faiss
+from retrieval.json_files import write_json
+from retrieval.search.config import PatchSizeOrBudget
+from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import blend
 
 
@@ -79,7 +80,7 @@ class ZeroShotClassifier:
                 raise UsageError(f"template {template!r} has no {{c}} where the class name goes")
         self.model = model
         self.class_names, self.templates = list(class_names), list(templates)
-        self.profile = Profile(model)
+        self.profile = CostProfile(model)
         if class_embeds is None:
             class_embeds = embed_classes(model, class_names, templates)
         self.index = faiss.IndexFlatIP(model.embed_dim)
@@ -102,10 +103,10 @@ class ZeroShotClassifier:
     def predict(
         self,
         images: Float[Tensor, "b 3 s s"] | list[Image.Image],
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         k: int = 5,
         *,
-        refine_patch_size: PatchSize = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         margin: float = 0.02,
     ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).

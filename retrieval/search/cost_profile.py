@@ -1,7 +1,7 @@
-"""A patch size, or what an image may cost instead: the finest grid that fits.
+"""What one image costs a model at each patch size, and the finest that a budget pays for.
 
-What a patch size costs on this machine is measured once, one image at a time, and kept in
-`profiles` of the user's cache.
+Times are measured once per machine, one image at a time, and kept under `profiles` of the cache
+folder.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,13 @@ import torch
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.files import cache_folder
-from retrieval.embed.partitions import write_json
+from retrieval.json_files import write_json
+from retrieval.search.config import Budget, PatchSizeOrBudget
 
 ROUNDS = 10
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What encoding one image may cost; both hold where both are given."""
-
-    max_gflops: float | None = None  # 10^9 floating-point operations, 2 x multiply-adds
-    max_ms: float | None = None  # on this machine, one image at a time
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_gflops", self.max_gflops), ("max_ms", self.max_ms)):
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} {value:g}: allowed are numbers above 0")
-        if self.max_gflops is None and self.max_ms is None:
-            raise UsageError("a budget needs max_gflops or max_ms")
-
-
-PatchSize = int | Budget | None
-"""Pixels, what an image may cost, or None for the finest."""
-
-
-class Profile:
+class CostProfile:
     """What one image costs a model on this machine, per patch size. Safe for threads."""
 
     def __init__(self, model: LitModel, folder: Path | None = None) -> None:
@@ -79,7 +60,7 @@ class Profile:
                     write_json(self.file, {"format": 1, "machine": self.machine, "ms": kept})
             return {size: self._ms[size] for size in patch_sizes}
 
-    def choose(self, patch_size: PatchSize, allowed: Sequence[int]) -> int:
+    def choose(self, patch_size: PatchSizeOrBudget, allowed: Sequence[int]) -> int:
         """The patch size meant: itself, or of `allowed` the finest that a budget pays for.
 
         Raises `UsageError` where the budget pays for none.

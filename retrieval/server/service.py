@@ -18,7 +18,8 @@ from contrastive.model.lit import LitModel
 from data.class_names import fill_template
 from data.shards.location import ImageLocation
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.search.searcher import MAX_K, Hit, Searcher
+from retrieval.search.config import MAX_K
+from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.batching import Batcher
 from retrieval.server.limits import Limits, RequestError
 from retrieval.server.monitoring import Metrics

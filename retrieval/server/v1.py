@@ -102,7 +102,7 @@ def _describe(name: str, searcher: Searcher) -> dict[str, Any]:
     return {
         "name": name,
         "count": len(snapshot),
-        "kind": snapshot.manifest["kind"],
+        "kind": snapshot.manifest.index_type,
         "width": snapshot.width,
         "generation": snapshot.generation,
         "image_size": model.image_size,
