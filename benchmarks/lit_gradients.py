@@ -25,7 +25,7 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
 from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.transformers import TextEncoder, load_text_tower
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from lib.lit_setup import ready_batch

@@ -24,7 +24,7 @@ from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.tokenizers import padded
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.transformers import TextEncoder, load_text_tower
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig

@@ -27,7 +27,7 @@ from contrastive.model.lit import TextSide
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.transformers import TextEncoder, load_text_tower
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig

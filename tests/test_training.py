@@ -19,7 +19,7 @@ from contrastive.run.checkpoint import newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.transformers import TextEncoder, load_text_tower
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig

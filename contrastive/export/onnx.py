@@ -17,7 +17,7 @@ from contrastive.export.timm import timm_net
 from contrastive.files.transformers import first_line
 from contrastive.model.lit import LitModel
 from contrastive.text.tokenizers import Tokens, padded
-from contrastive.text.tower import HFTextTower, TextTower
+from contrastive.text.transformers import HFTextTower, TextTower
 from data.errors import UsageError
 
 OPSET = 17  # the first with LayerNormalization

@@ -18,7 +18,7 @@ from torch import Tensor
 from contrastive.export.timm import timm_net
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import HFTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 HF_TYPES = ("bert", "roberta", "xlm-roberta")  # of which open_clip finds width and layers

@@ -37,7 +37,7 @@ from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import HFTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 BERTS = ("bert", "camembert", "roberta", "xlm-roberta")

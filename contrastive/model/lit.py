@@ -26,7 +26,7 @@ from contrastive.model.card import Card, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text.tokenizers import TokenGroups, Tokens
-from contrastive.text.tower import TextEncoder, build_text_tower
+from contrastive.text.transformers import TextEncoder, build_text_tower
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
