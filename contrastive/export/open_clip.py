@@ -197,6 +197,7 @@ def _text(model: LitModel, home: Path) -> Part:
     tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
     if isinstance(tower, OpenClipTextTower):
         return _own_text(tower, projection)
+    assert isinstance(tower, HFTextTower)
     kind = tower.net.config.model_type
     if kind not in HF_TYPES:
         raise UsageError(

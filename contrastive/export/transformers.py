@@ -63,6 +63,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
         text, projection = _clip_text(tower, projection)
         tokenizer = _clip_tokenizer(tower)
     else:
+        assert isinstance(tower, HFTextTower)
         text = _bert(tower, projection)
         tokenizer = tower.tokenizer.hf
     vision = _vision(model, patch_size)

@@ -1,0 +1,50 @@
+"""What a text tower is: the base of all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from contrastive.text.padding import PaddedTokens
+from contrastive.text.tokenizers import HFTokenizer, OpenClipTokenizer
+
+
+class TextTower(nn.Module):
+    """Reads padded texts and gives one vector each, before the projection to the image width.
+
+    A new kind of tower is a subclass in a module of its own, and a line in `load`.
+    """
+
+    net: Any
+    """The library's network."""
+    tokenizer: HFTokenizer | OpenClipTokenizer
+    width: int
+    """Of its vectors."""
+    own_projection: Tensor | None
+    """(d, width): the projection that a checkpoint brings, from which ours starts."""
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """What `freeze_embeddings` freezes: of tokens, positions, types."""
+        raise NotImplementedError
+
+    def pad(self, ids: list[list[int]]) -> PaddedTokens:
+        """Texts as one tensor, as wide as the longest, or as this tower needs."""
+        raise NotImplementedError
+
+    def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:
+        """One vector per text, group after group."""
+        raise NotImplementedError
+
+    def compile_net(self) -> None:
+        """torch.compile what costs most, for texts of any length."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What `build_text_tower` rebuilds the tower from (JSON-able)."""
+        raise NotImplementedError
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the files that `build_text_tower` needs besides."""
+        raise NotImplementedError
