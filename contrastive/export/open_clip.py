@@ -137,10 +137,10 @@ def _why_not_native(net: Any) -> str:
     if activation not in ACTIVATIONS:
         return f"its activation is {activation}"
     known = {f"{old}.{end}" for old in BLOCK for end in ("weight", "bias", "gamma")} | set(BLOCK)
-    strange = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
+    unknown = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
         k for k in net.state_dict() if k.startswith("patch_embed.norm")
     ]
-    return f"it has {strange[0]}" if strange else ""
+    return f"it has {unknown[0]}" if unknown else ""
 
 
 def _native(model: LitModel, net: Any, patch_size: int) -> Part:
