@@ -21,7 +21,8 @@ from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
 from contrastive.run.folder import whole_parameters
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower

@@ -22,7 +22,8 @@ from contrastive.run.folder import (
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import START_FILE, solve_start
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_text_chunk
