@@ -61,7 +61,7 @@ class FeatureSource:
             if self.bad_images and cfg.on_error == "raise":
                 raise UsageError(
                     f"{self.bad_images} images of these shards could not be read when "
-                    f"--data.features {cfg.features} was filled; allowed with --data.on-error skip"
+                    f"data.features {cfg.features} was filled; allowed with data.on_error skip"
                 )
 
     @torch.no_grad()

@@ -41,9 +41,9 @@ class TextSide(nn.Module):
         self.encoder = encoder
         self.loss = loss
         # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.start_scale)]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.temperature_init)]))
         if loss.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
+            self.logit_bias = nn.Parameter(torch.tensor([loss.bias_init]))
 
     def scale(self) -> Float[Tensor, ""]:
         """The temperature's multiplier t, at most 100.
@@ -206,7 +206,7 @@ class LitModel(nn.Module, ModelHubMixin):
             "vision": self.vision.describe(),
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
-            "loss": asdict(self.text.loss),
+            "loss": self.text.loss.as_json(),
             "card": asdict(self.card),
         }
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -231,7 +231,7 @@ class LitModel(nn.Module, ModelHubMixin):
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
-            model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+            model = cls(vision.lock(), TextSide(encoder, LossConfig.from_json(config["loss"])))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

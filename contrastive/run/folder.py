@@ -36,8 +36,8 @@ def find_checkpoint(cfg: RunConfig, resume: bool) -> tuple[Path, dict[str, Any]]
         raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
     if not resume and checkpoint:
         raise UsageError(
-            f"{cfg.folder} holds a run of {checkpoint[1]['step']} steps; give another --name, "
-            f"or --resume {cfg.folder}"
+            f"{cfg.folder} holds a run of {checkpoint[1]['step']} steps; give another name, "
+            f"or resume={cfg.folder}"
         )
     return checkpoint
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch, EvalBatch
 from data.cache.captions import TextCache
 from data.captions import Texts, Tokenizer
-from data.config import DataConfig, OnError, check_loading, check_views
+from data.config import DataConfig, OnError, check_data
 from data.errors import UsageError
 from data.images import ImageTransform
-from data.pipeline.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
+from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
 from data.pipeline.reader import ShardReader
 from data.pipeline.slots import SampleStore, Slots
 from data.pipeline.streams import StreamParts
@@ -62,19 +62,12 @@ class TrainPipeline:
         Raises `UsageError` for impossible values, `SampleError` where `on_error` is "raise" and a
         shard's headers show a problem.
         """
-        check_loading(cfg.num_workers, cfg.max_pixels)
-        check_views(cfg)
+        check_data(cfg)
         if global_batch_size < 1 or global_batch_size % world_size:
             raise UsageError(
                 f"global_batch_size is {global_batch_size}, allowed are multiples of the number "
                 f"of ranks, {world_size}"
             )
-        if cfg.weights and len(cfg.weights) != len(cfg.shards):
-            raise UsageError(
-                f"{len(cfg.weights)} weights were given, allowed are one for each of the "
-                f"{len(cfg.shards)} entries of shards, or none"
-            )
-        check_weights(cfg.weights)
         if not 0 <= seed < 2**63:
             raise UsageError(f"the seed is {seed}, allowed are 0 to 2^63 - 1")
         self._cfg, self._seed = cfg, seed
