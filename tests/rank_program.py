@@ -19,7 +19,7 @@ from contrastive.model.config import LossConfig
 from contrastive.model.lit import LitModel, TextSide
 from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
-from contrastive.run.folder import whole_parameters
+from contrastive.run.zero import whole_parameters
 from contrastive.text.config import TextConfig
 from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.train.config import TrainConfig

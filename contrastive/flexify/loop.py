@@ -24,17 +24,17 @@ from contrastive.flexify.step import (
 )
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
-from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
-from contrastive.run.folder import (
+from contrastive.run.checkpoint import (
     check_finite,
-    claim_folder,
-    draw_patch_size,
-    find_checkpoint,
-    whole_parameters,
+    load_checkpoint,
+    needs_universal,
+    save_checkpoint,
 )
+from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.run.patch_size import draw_patch_size
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
 from contrastive.vision.load import VisionTower, save_vision_tower
 from contrastive.vision.patch_dropout import keep_share
 from data.errors import UsageError

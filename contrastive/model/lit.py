@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contrastive.model.card import Card, model_card
+from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
@@ -183,6 +183,23 @@ class LitModel(nn.Module, ModelHubMixin):
             digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def facts(self) -> ModelFacts:
+        """For the model card."""
+        tower = self.text.encoder.tower
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks are not counted
+            costs = {
+                s: (self.vision.num_tokens(s), self.vision.gflops(s)) for s in self.patch_sizes
+            }
+        return ModelFacts(
+            image_tower=self.vision.config.timm_name,
+            image_size=self.image_size,
+            text_tower=type(tower.net).__name__,
+            context_length=tower.tokenizer.context_length,
+            loss=self.text.loss.kind,
+            embed_dim=self.embed_dim,
+            costs=costs,
+        )
+
     # ---- files -----------------------------------------------------------------------------
 
     def save_pretrained(  # type: ignore[override]
@@ -210,7 +227,7 @@ class LitModel(nn.Module, ModelHubMixin):
             "card": asdict(self.card),
         }
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (part / "README.md").write_text(model_card(self, self.card), encoding="utf-8")
+        (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
         self.text.encoder.tower.save_tokenizer(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)

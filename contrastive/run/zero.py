@@ -1,7 +1,9 @@
-"""DeepSpeed's configuration, and the only place where batch arithmetic lives."""
+"""DeepSpeed: its configuration, its engine, and the only place where batch arithmetic lives."""
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from data.errors import UsageError
 
 @dataclass(frozen=True)
 class BatchShape:
-    """global_batch_size = world_size * chunks * chunk, in pairs."""
+    """global_batch_size = world_size * micro_batches * micro_batch_size, in pairs."""
 
     per_rank: int
     micro_batch_size: int
@@ -25,20 +27,20 @@ class BatchShape:
 
 
 def batch_shape(global_batch_size: int, micro_batch_size: int, world_size: int) -> BatchShape:
-    """Split the global batch over ranks and chunks; `UsageError` when it does not divide."""
+    """Split the global batch over ranks and micro-batches; `UsageError` when it does not divide."""
     if global_batch_size < 1 or global_batch_size % world_size:
         raise UsageError(
             f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks; "
             f"allowed are multiples of {world_size}"
         )
     per_rank = global_batch_size // world_size
-    chunk = micro_batch_size or per_rank
-    if chunk < 1 or per_rank % chunk:
+    size = micro_batch_size or per_rank
+    if size < 1 or per_rank % size:
         raise UsageError(
             f"zero.micro_batch_size {micro_batch_size} does not divide a rank's {per_rank} pairs; "
             f"allowed: {', '.join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)}"
         )
-    return BatchShape(per_rank, chunk, per_rank // chunk)
+    return BatchShape(per_rank, size, per_rank // size)
 
 
 def deepspeed_config(
@@ -88,6 +90,16 @@ def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) 
         # Else all gradients are copied, divided by 1, and copied back: 2% of a step of MiniLM.
         engine.enable_backward_allreduce = False
     return engine
+
+
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Within this context every rank holds whole parameters, also under ZeRO-3."""
+    import deepspeed
+
+    sharded = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+        yield
 
 
 def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:

@@ -11,17 +11,17 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel, TextSide
-from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
-from contrastive.run.folder import (
+from contrastive.run.checkpoint import (
     check_finite,
-    claim_folder,
-    draw_patch_size,
-    find_checkpoint,
-    whole_parameters,
+    load_checkpoint,
+    needs_universal,
+    save_checkpoint,
 )
+from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.run.patch_size import draw_patch_size
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
 from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
