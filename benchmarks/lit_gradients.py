@@ -114,10 +114,10 @@ def step_gradients(
     """Loss and gradients of a training step over all ranks, then one SGD step (not in float64)."""
     optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
     world_size = distributed.world_size()
-    shape = batch_shape(len(batch), zero.text_chunk, world_size)
+    shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
     engine: GradientProbe | PlainEngine
     if model.feature_mean.dtype == torch.float64:
-        engine = PlainEngine(model.text, shape.chunks)
+        engine = PlainEngine(model.text, shape.micro_batches)
     else:
         config = deepspeed_config(zero, optim, shape, world_size)
         engine = GradientProbe(build_engine(model.text, optim, config))
@@ -163,7 +163,7 @@ def main() -> None:
     for name, case in job["cases"].items():
         dtype = getattr(torch, case["dtype"])
         model = build_model(job["tower"], job["text"], LossConfig(kind=case["loss"]), dtype)
-        zero = ZeroConfig(stage=case["stage"], text_chunk=job["chunk"])
+        zero = ZeroConfig(stage=case["stage"], micro_batch_size=job["chunk"])
         result = step_gradients(model, zero, *random_pairs(model, job["pairs"]))
         if distributed.is_main():
             save_file(result, job_file.parent / f"{name}.safetensors")

@@ -41,7 +41,7 @@ from contrastive import LitModel, distributed
 from contrastive.image_features import FeatureSource
 from contrastive.run.config import ZeroConfig
 from contrastive.run.zero import batch_shape
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig
@@ -153,8 +153,8 @@ def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
     model = build_model(tower, text, loss)
-    chunk = min(pairs, find_text_chunk(model.text, BATCHES[0], torch.bfloat16))
-    zero = ZeroConfig(precision="bfloat16", text_chunk=chunk)
+    chunk = min(pairs, find_micro_batch_size(model.text, BATCHES[0], torch.bfloat16))
+    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:

@@ -19,7 +19,7 @@ from contrastive.model.config import LossConfig
 from contrastive.model.lit import LitModel, TextSide
 from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
-from contrastive.run.folder import whole_parameters
+from contrastive.run.zero import whole_parameters
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
@@ -59,7 +59,7 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
     model = LitModel(tower, TextSide(encoder, loss))
-    zero = ZeroConfig(stage=case["stage"], text_chunk=case["chunk"])
+    zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])
     batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
     out = step_gradients(model, zero, batch, features)
     with whole_parameters(model.text):

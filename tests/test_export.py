@@ -54,7 +54,7 @@ def tiny_vit(**args) -> VisionTower:
 def with_text(tower: VisionTower, text: str, pooling="mean") -> LitModel:
     """A model whose affine and text are random."""
     encoder = TextEncoder(load_text_tower(TextConfig(text, pooling)), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, LossConfig(start_bias=-3.0))).eval()
+    model = LitModel(tower, TextSide(encoder, LossConfig(bias_init=-3.0))).eval()
     model.feature_mean.normal_(std=0.3)
     model.feature_whiten.add_(torch.randn_like(model.feature_whiten) / 8)
     return model

@@ -354,7 +354,7 @@ def test_a_model_of_transformers_keeps_its_space(make, tmp_path, monkeypatch):
 
 
 def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
-    """Through the trainer: with --start-samples 0 small steps stay near the checkpoint."""
+    """Through the trainer: with init_samples=0 small steps stay near the checkpoint."""
     torch.manual_seed(0)
     make_open_clip(tmp_path / "clip", OWN_VIT)
     spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
@@ -365,7 +365,7 @@ def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
         text=TextConfig(tower=spec, context_length=16),
         optim=OptimConfig(lr=1e-5),
         global_batch_size=8,
-        start_samples=0,
+        init_samples=0,
         steps=2,
         log_every=1,
     )

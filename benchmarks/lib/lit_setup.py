@@ -101,7 +101,7 @@ def build_step(
     optim = optim or OptimConfig(lr=1e-5)
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(batch_size, zero.text_chunk, world_size)
+    shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
     engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
     return TrainStep(model, engine, shape, seed=0)
 
