@@ -1,7 +1,7 @@
 """Families of image towers: which are flexible, at which patch sizes, and what each costs.
 
     python benchmarks/tower_families.py             # measures, writes JSON and a table
-    python benchmarks/tower_families.py --table     # prints the table of docs/towers.md, measures nothing
+    python benchmarks/tower_families.py --table     # the table of docs/towers.md; measures nothing
 
 The smallest common published architecture of each family at its own image size, float32, random
 weights: they do not change the time. Images per second are medians of rounds in turn.
