@@ -32,7 +32,7 @@ from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
 from retrieval.embed.partitions import metadata_file, open_vectors
 from retrieval.evaluation.classify import close_calls
-from retrieval.search.budget import Profile
+from retrieval.search.cost_profile import Profile
 from retrieval.search.refine import blend
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from contrastive import distributed
-from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
+from contrastive.text.config import TextConfig
+from contrastive.text.tokenizers import TokenGroups, Tokens
+from contrastive.text.tower import TextEncoder, load_text_tower
 from lib.harness import interleave, write_result
 from lib.lit_setup import CONTEXT, build_tower, size_here, text_folder
 

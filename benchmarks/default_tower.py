@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from contrastive import VisionTower, distributed, load_vision_tower
 from contrastive.image_features import fill_cache
 from contrastive.recipes import default_data
+from data.config import DataConfig
 from data.emoji.build import build_emoji
 from data.emoji.concepts import group_of
-from data.pipeline.captioned import DataConfig
 from data.pipeline.reader import ShardReader
 from data.shards.index import expand_shards
 from lib.harness import Target, write_result

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from contrastive.model.lit import LossConfig
-from contrastive.run.config import TrainConfig, VisionConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.text.tower import TextConfig
+from contrastive.model.config import LossConfig
+from contrastive.run.config import OptimConfig
+from contrastive.text.config import TextConfig
+from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
-from data.pipeline.captioned import DataConfig
+from contrastive.vision.config import VisionConfig
+from data.config import DataConfig
 from lib.harness import Target, write_result
 from lib.launcher import deepspeed
 from lib.lit_setup import Size, shards, text_folder

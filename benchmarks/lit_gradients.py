@@ -19,10 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from contrastive import LitModel, distributed, load_vision_tower
-from contrastive.model.lit import LossConfig, TextSide
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig, batch_shape, build_engine, deepspeed_config
-from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.text.config import TextConfig
+from contrastive.text.tokenizers import TokenGroups
+from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from lib.lit_setup import ready_batch

@@ -39,11 +39,13 @@ from torch import Tensor
 
 from contrastive import LitModel, distributed
 from contrastive.image_features import FeatureSource
-from contrastive.run.zero import ZeroConfig, batch_shape
+from contrastive.run.config import ZeroConfig
+from contrastive.run.zero import batch_shape
 from contrastive.train.micro_batch import find_text_chunk
 from contrastive.train.step import TrainStep
 from data.batch import Batch
-from data.pipeline.captioned import DataConfig, TrainPipeline
+from data.config import DataConfig
+from data.pipeline.captioned import TrainPipeline
 from lib.harness import Target, machine, write_result
 from lib.lit_setup import (
     CONTEXT,

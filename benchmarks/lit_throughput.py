@@ -20,11 +20,12 @@ from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TokenGroups, Tokens
+from contrastive.run.config import ZeroConfig
+from contrastive.text.tokenizers import TokenGroups, Tokens
 from contrastive.train.step import TrainStep
 from data.batch import Batch
-from data.pipeline.captioned import DataConfig, TrainPipeline
+from data.config import DataConfig
+from data.pipeline.captioned import TrainPipeline
 from lib.harness import Target, Timings, interleave, write_result
 from lib.lit_setup import (
     CONTEXT,

@@ -32,7 +32,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from contrastive import VisionTower, distributed
-from contrastive.run.zero import ZeroConfig
+from contrastive.run.config import ZeroConfig
 from lib.collectives import Collective, CountCollectives, loopback_bytes
 from lib.harness import Target, write_result
 from lib.launcher import deepspeed

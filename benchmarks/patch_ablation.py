@@ -19,8 +19,8 @@ from contrastive import LitModel, VisionTower, distributed, load_vision_tower
 from contrastive.image_features import FeatureSource, fill_cache
 from contrastive.recipes import default_data, demo
 from contrastive.train.loop import train
+from data.config import DataConfig
 from data.emoji.build import build_emoji
-from data.pipeline.captioned import DataConfig
 from data.pipeline.reader import ShardReader
 from lib.harness import Target, write_result
 from retrieval import ZeroShotClassifier, load_dataset

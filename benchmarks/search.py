@@ -26,9 +26,9 @@ import pyarrow as pa
 
 from lib.harness import Target, interleave, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA, read_manifest
-from retrieval.index.index_types import KINDS
+from retrieval.index.create import KINDS
+from retrieval.index.row_sources import BLOCK_ROWS, EmbeddedShard, Rows
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import BLOCK_ROWS, EmbeddedShard, Rows
 from retrieval.index.tune import overlap
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -36,8 +36,8 @@ from lib import clip_retrieval_server
 from lib.harness import Target, interleave, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import index_pieces
-from retrieval.index.index_types import IndexKind, search_params
-from retrieval.index.sources import Rows
+from retrieval.index.create import IndexKind, search_params
+from retrieval.index.row_sources import Rows
 from retrieval.index.tune import Tuning
 from retrieval.search.searcher import Searcher
 
@@ -67,8 +67,10 @@ def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> N
     from search import synthetic
 
     from contrastive import LitModel, load_vision_tower
-    from contrastive.model.lit import LossConfig, TextSide
-    from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+    from contrastive.model.config import LossConfig
+    from contrastive.model.lit import TextSide
+    from contrastive.text.config import TextConfig
+    from contrastive.text.tower import TextEncoder, load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower("dinov2s")

@@ -35,7 +35,7 @@ from serve import PATCH, ROOT, build, texts
 from lib.harness import Target, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index
-from retrieval.index.sources import Rows
+from retrieval.index.row_sources import Rows
 from retrieval.search.searcher import Searcher
 
 COUNT = 20_000  # images that stay

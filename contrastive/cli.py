@@ -8,7 +8,7 @@ import tyro
 
 from contrastive import distributed
 from contrastive.recipes import choose_recipe
-from contrastive.run.config import Config, check_resumable, load_config
+from contrastive.run.config_file import Config, check_resumable, load_config
 from data.errors import UsageError
 
 

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from contrastive import distributed
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.batch import Batch, EvalBatch
 from data.cache.captions import TextCache
 from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig
 from data.pipeline.reader import ShardReader
 from data.shards.index import expand_shards, load_summaries
 

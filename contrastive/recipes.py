@@ -9,17 +9,21 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from contrastive.flexify.augment import AugmentConfig
-from contrastive.flexify.config import FlexifyConfig
-from contrastive.flexify.losses import DistillConfig
-from contrastive.flexify.student import StudentConfig, TeacherConfig
-from contrastive.model.lit import LossConfig
-from contrastive.run.config import Config, TrainConfig, VisionConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TextConfig
+from contrastive.flexify.config import (
+    AugmentConfig,
+    DistillConfig,
+    FlexifyConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from contrastive.model.config import LossConfig
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.config_file import Config
+from contrastive.text.config import TextConfig
+from contrastive.train.config import TrainConfig
+from contrastive.vision.config import VisionConfig
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig
 
 
 def default_data() -> Path:

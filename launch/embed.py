@@ -10,8 +10,8 @@ import tyro
 
 from contrastive.distributed import device, init_from_launcher, is_main, shutdown
 from contrastive.model.lit import LitModel
+from data.config import OnError
 from data.errors import exit_on_usage_error
-from data.pipeline.slots import OnError
 from data.shards.index import expand_shards
 from retrieval.embed.bulk import check_batches, embed_shards
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import tyro
 
+from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error
-from data.pipeline.slots import OnError
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
-from retrieval.index.devices import Device
-from retrieval.index.index_types import IndexKind
+from retrieval.index.create import IndexKind
+from retrieval.index.gpus import Device
 from retrieval.index.manifest import LATENCY_MS
 from retrieval.index.photos import index_photos
 

@@ -9,7 +9,7 @@ import sys
 from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.cli import parse_run
 from contrastive.recipes import RECIPES, build_recipe, default_data
-from contrastive.run.config import TrainConfig
+from contrastive.train.config import TrainConfig
 from contrastive.train.loop import Callback, train
 from data.errors import exit_on_usage_error
 from retrieval import evaluate

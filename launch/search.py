@@ -21,10 +21,10 @@ from data.errors import UsageError, exit_on_usage_error
 from data.images import decode_image
 from data.problems import BadSample
 from data.shards.tar import IMAGE_EXTS
-from retrieval.index.devices import Device
 from retrieval.index.filters import parse_where
-from retrieval.search.budget import Budget
+from retrieval.index.gpus import Device
 from retrieval.search.contact_sheet import contact_sheet
+from retrieval.search.cost_profile import Budget
 from retrieval.search.searcher import CANDIDATES, Hit, Searcher
 
 MAX_PIXELS = 100_000_000

@@ -20,8 +20,8 @@ import tyro
 
 from contrastive.distributed import barrier, device, init_from_launcher, is_main, shutdown
 from contrastive.model.lit import LitModel
+from data.config import OnError
 from data.errors import exit_on_usage_error, make_folder
-from data.pipeline.slots import OnError
 from retrieval.embed.bulk import check_batches, check_patch_sizes
 from retrieval.evaluation.datasets import load_dataset, tell_apart
 from retrieval.evaluation.evaluate import check_captions, evaluate

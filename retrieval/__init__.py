@@ -8,8 +8,8 @@ from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
 from retrieval.evaluation.report import Report, measure_costs
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
 from retrieval.index.photos import index_photos
-from retrieval.search.budget import Budget
 from retrieval.search.contact_sheet import contact_sheet
+from retrieval.search.cost_profile import Budget
 from retrieval.search.searcher import Hit, Searcher
 
 __all__ = [

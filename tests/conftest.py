@@ -45,8 +45,10 @@ def tiny_text(tmp_path_factory) -> str:
 def tiny_model(tiny_text):
     """An untrained `LitModel` at 240 px with patch sizes 48 to 8."""
     from contrastive import LitModel, load_vision_tower
-    from contrastive.model.lit import LossConfig, TextSide
-    from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+    from contrastive.model.config import LossConfig
+    from contrastive.model.lit import TextSide
+    from contrastive.text.config import TextConfig
+    from contrastive.text.tower import TextEncoder, load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower(TINY_TOWER)

@@ -12,7 +12,7 @@ from pathlib import Path
 from contrastive import distributed
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.loop import flexify
-from contrastive.run.config import from_dict
+from contrastive.run.config_file import from_dict
 
 
 def main() -> None:

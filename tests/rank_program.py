@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive import distributed
-from contrastive.model.lit import LitModel, LossConfig, TextSide
-from contrastive.run.config import TrainConfig, from_dict
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import LitModel, TextSide
+from contrastive.run.config import ZeroConfig
+from contrastive.run.config_file import from_dict
 from contrastive.run.folder import whole_parameters
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
+from contrastive.text.config import TextConfig
+from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower
 from data.batch import Batch

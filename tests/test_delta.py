@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
-from contrastive.vision.delta import apply_delta, save_delta
+from contrastive.vision.delta_file import apply_delta, save_delta
 from data.errors import UsageError
 
 
@@ -40,20 +40,22 @@ def test_files_of_something_else_are_refused(towers, tmp_path):
     base, tower = towers
     file = tmp_path / "changed.safetensors"
     file.write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="no difference of towers"):
+    with pytest.raises(UsageError, match="is not a file of save_delta"):
         apply_delta(base, file)
     save_file({"norm.bias": torch.zeros(3)}, file)
-    with pytest.raises(UsageError, match="no difference of towers"):
+    with pytest.raises(UsageError, match="is not a file of save_delta"):
         apply_delta(base, file)
     save_delta(tower, base, TINY_TOWER, file)
     with pytest.raises(UsageError, match="does not have"):
         apply_delta(load_vision_tower("dinov2s"), file)
-    with pytest.raises(UsageError, match="from another tower; expected the base bigvision:"):
+    with pytest.raises(
+        UsageError, match="was made from other weights; it can only be added to bigvision:"
+    ):
         apply_delta(tower, file)
     save_file(load_file(file), file, {"format": "1", "base": "", "vision": vision_of(file)})
-    with pytest.raises(UsageError, match="no difference of towers: 'base_weights'"):
+    with pytest.raises(UsageError, match="is not a file of save_delta: 'base_weights'"):
         apply_delta(base, file)
-    with pytest.raises(UsageError, match="other parameters"):
+    with pytest.raises(UsageError, match="has other parameters than this tower"):
         save_delta(tower, load_vision_tower("dinov2s"), "dinov2s", file)
 
 

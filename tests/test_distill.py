@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import TINY_TOWER
 
 from contrastive import load_vision_tower
+from contrastive.flexify.config import DistillConfig
 from contrastive.flexify.losses import (
-    DistillConfig,
     Standard,
     Student,
     Targets,

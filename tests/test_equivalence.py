@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import TINY_TOWER
 
-from contrastive.model.lit import LossConfig
-from contrastive.run.config import TrainConfig, VisionConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TextConfig
-from data.pipeline.captioned import DataConfig
+from contrastive.model.config import LossConfig
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.text.config import TextConfig
+from contrastive.train.config import TrainConfig
+from contrastive.vision.config import VisionConfig
+from data.config import DataConfig
 from lit_equivalence import (
     BOUNDS,
     LOSS_BOUND,

@@ -11,10 +11,11 @@ from test_training import config, weights
 
 from contrastive import load_vision_tower
 from contrastive.image_features import FeatureSource
-from contrastive.model.lit import LossConfig
+from contrastive.model.config import LossConfig
 from contrastive.train.loop import train
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig, TrainPipeline
+from data.pipeline.captioned import TrainPipeline
 
 SIZES = (48, 30)
 

@@ -11,8 +11,8 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.index.build import build_index, delete_ids
+from retrieval.index.create import KINDS
 from retrieval.index.filters import matching, parse_where
-from retrieval.index.index_types import KINDS
 from retrieval.index.snapshot import Snapshot
 
 TABLE = pa.table(

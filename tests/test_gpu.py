@@ -9,7 +9,7 @@ from conftest import TINY_TOWER
 from test_training import config, weights
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.run.zero import ZeroConfig
+from contrastive.run.config import ZeroConfig
 from contrastive.train.loop import train
 from contrastive.train.micro_batch import find_text_chunk
 

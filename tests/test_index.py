@@ -10,9 +10,9 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import devices, index_types, sources
+from retrieval.index import create, gpus, row_sources
 from retrieval.index.build import build_index
-from retrieval.index.index_types import KINDS, bytes_per_vector, choose_kind
+from retrieval.index.create import KINDS, bytes_per_vector, choose_kind
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
@@ -34,7 +34,7 @@ def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
 def test_index_finds_what_an_exact_scan_finds(
     kind, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK_ROWS", 700)  # several blocks a partition
+    monkeypatch.setattr(row_sources, "BLOCK_ROWS", 700)  # several blocks a partition
     build_index(embeddings, tmp_path / "index", kind=kind, device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
     assert [segment.kind for segment in snapshot.segments] == [kind]
@@ -139,7 +139,7 @@ def test_auto_says_why() -> None:
     assert choose_kind(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
     for latency_ms in (0.01, 1.0, 100.0):  # FAISS cannot copy a graph to a GPU
         for count in (1_000, million, 1000 * million):
-            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in index_types.GPU_KINDS
+            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in create.GPU_KINDS
 
 
 @pytest.mark.parametrize(
@@ -225,15 +225,15 @@ def test_as_several_gpus_share_vectors_a_search_has_its_parameters(
     """By FAISS's shards and replicas of CPU indexes, which refuse what those of GPUs refuse."""
     vectors, _ = all_vectors(embeddings)
     width, halves = vectors.shape[1], np.split(vectors, 2)
-    layout = devices.spread(kind, "auto", fits_twice)
+    layout = gpus.spread(kind, "auto", fits_twice)
     parts = halves if layout == "shards" else [vectors, vectors]
     shards, replicas = faiss.IndexShards(width, True, True), faiss.IndexReplicas(width, True)
     together = shards if layout == "shards" else replicas
-    held = [index_types.new_index(kind, width, len(part), part) for part in parts]
+    held = [create.new_index(kind, width, len(part), part) for part in parts]
     for one, part in zip(held, parts, strict=True):  # kept, as FAISS's parts do not keep theirs
         one.index.add(part)
         together.addIndex(one.index)
-    params = index_types.search_params(faiss.downcast_index(held[0].index), 1000, 1)
+    params = create.search_params(faiss.downcast_index(held[0].index), 1000, 1)
     found = together.search(vectors[::60], 10, params=params)[1]
     expected = nearest(vectors[::60], vectors, np.arange(len(vectors)), 10)
     assert recall(found, expected) >= EXACT[kind]
@@ -241,21 +241,21 @@ def test_as_several_gpus_share_vectors_a_search_has_its_parameters(
 
 def test_replicas_of_cells_are_refused() -> None:
     with pytest.raises(UsageError, match="replicas take no nprobe"):
-        devices.spread("ivf", "replicas", True)
+        gpus.spread("ivf", "replicas", True)
 
 
 def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> None:
-    monkeypatch.setattr(devices, "BLOCK_ROWS", 7)
-    whole = index_types.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
+    monkeypatch.setattr(gpus, "BLOCK_ROWS", 7)
+    whole = create.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
     index = faiss.downcast_index(whole.index)
     index.add(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
-    held = devices.as_flat(index).reconstruct_n(0, 20)
+    held = gpus.as_flat(index).reconstruct_n(0, 20)
     np.testing.assert_array_equal(held, index.reconstruct_n(0, 20))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["auto", "cuda", "shards", "replicas"])
-@pytest.mark.parametrize("kind", index_types.GPU_KINDS)
+@pytest.mark.parametrize("kind", create.GPU_KINDS)
 def test_gpu_search_agrees_with_the_cpu(kind, device, embeddings: Path, tmp_path: Path) -> None:
     build_index(embeddings, tmp_path / "index", kind=kind)
     queries = all_vectors(embeddings)[0][::60]

@@ -22,9 +22,9 @@ from retrieval.index.build import (
     compact_index,
     delete_ids,
 )
-from retrieval.index.index_types import KINDS, bytes_per_vector
+from retrieval.index.create import KINDS, bytes_per_vector
+from retrieval.index.row_sources import Rows
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import Rows
 from retrieval.search.searcher import Searcher
 
 WHOLE = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}

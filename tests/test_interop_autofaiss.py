@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel, VisionTower
-from contrastive.model.lit import LossConfig, TextSide
-from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
-from contrastive.vision.load import TowerConfig
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.text.config import TextConfig
+from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.vision.tower_config import TowerConfig
 from retrieval import Searcher, build_index, embed_shards
 
 pytestmark = pytest.mark.interop

@@ -10,7 +10,8 @@ from conftest import TINY_TOWER
 
 from contrastive import LitModel
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
-from contrastive.run.config import TrainConfig, check_resumable, load_config, save_config
+from contrastive.run.config_file import check_resumable, load_config, save_config
+from contrastive.train.config import TrainConfig
 from data.errors import UsageError
 from lib.launcher import ROOT, deepspeed
 from retrieval import evaluate

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel
-from contrastive.model.lit import LossConfig, TextSide
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.text.config import TextConfig
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.text.tokenizers import TokenGroups
+from contrastive.text.tower import TextEncoder, load_text_tower
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]

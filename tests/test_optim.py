@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from contrastive.run.optim import OptimConfig, build_optimizer, learning_rate
-from contrastive.vision.load import build_vision_tower
+from contrastive.run.config import OptimConfig
+from contrastive.run.optim import build_optimizer, learning_rate
+from contrastive.vision.build import build_vision_tower
 from data.errors import UsageError
 
 

@@ -13,9 +13,11 @@ from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
 from data.batch import Batch
 from data.captions import concept_id
+from data.config import DataConfig
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.captioned import PART_SAMPLES, DataConfig, ShardReader, TrainPipeline
+from data.pipeline.captioned import PART_SAMPLES, TrainPipeline
+from data.pipeline.reader import ShardReader
 from data.problems import SampleError
 
 COUNTS = [5, 1, 9, 2]  # 17 samples

@@ -14,8 +14,8 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.shards.index import expand_shards
 from retrieval.embed.bulk import embed_shards
-from retrieval.search.budget import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap
+from retrieval.search.cost_profile import Budget
 from retrieval.search.searcher import Hit, Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"

@@ -13,15 +13,18 @@ from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.model.lit import LossConfig, TextSide
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
 from contrastive.run.checkpoint import newest_checkpoint
-from contrastive.run.config import TrainConfig, VisionConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_text_tower
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.text.config import TextConfig
+from contrastive.text.tokenizers import TokenGroups
+from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
+from contrastive.vision.config import VisionConfig
+from data.config import DataConfig
 from data.errors import DataError, UsageError
-from data.pipeline.captioned import DataConfig
 from lib.launcher import deepspeed
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig, batch_shape, deepspeed_config
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.zero import batch_shape, deepspeed_config
 from contrastive.train.micro_batch import CPU_CHUNK, largest_divisor
 from data.errors import UsageError
 

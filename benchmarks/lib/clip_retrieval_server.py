@@ -23,7 +23,7 @@ import open_clip
 import pyarrow as pa
 import torch
 
-from retrieval.index.index_types import cells_of
+from retrieval.index.create import cells_of
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import Tuning
 

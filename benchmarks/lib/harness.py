@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from contrastive.run.config import revision
+from contrastive.run.config_file import revision
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -3,32 +3,13 @@
 A teacher that sees exactly what its student sees teaches best (Beyer et al., arXiv:2106.05237).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.errors import UsageError
+from contrastive.flexify.config import AugmentConfig
 from data.pipeline.labelled import Change
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """What is done to training pictures besides the crops and flips of `data`."""
-
-    randaugment: int = 0
-    """Magnitude, 1 to 30, of two random operations on each picture (arXiv:1909.13719); 0: none."""
-    mixup: float = 0.0
-    """Alpha of the Beta distribution by which pairs of pictures, and their labels, are mixed
-    (arXiv:1710.09412); 0: none."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.randaugment <= 30:
-            raise UsageError(f"--augment.randaugment {self.randaugment}: allowed are 0 to 30")
-        if not self.mixup >= 0:
-            raise UsageError(f"--augment.mixup {self.mixup}: must be at least 0")
 
 
 def build_change(cfg: AugmentConfig) -> Change | None:

@@ -1,18 +1,113 @@
-"""The configuration of a flexify run, and what must fit before it starts."""
+"""The configuration of a training that makes a tower flexible."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
-from contrastive import distributed
-from contrastive.flexify.augment import AugmentConfig
-from contrastive.flexify.losses import DistillConfig, class_head
-from contrastive.flexify.student import StudentConfig, Teacher, TeacherConfig
 from contrastive.run.config import RunConfig
-from contrastive.vision.load import VisionTower
-from contrastive.vision.patch_dropout import TokenConfig
+from contrastive.vision.config import TokenConfig, check_patch_weights
 from data.errors import UsageError
-from data.pipeline.reader import ShardReader
-from data.shards.index import expand_shards, is_local
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The locked tower whose features and logits are the targets."""
+
+    tower: str = "dinov2s"
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
+    patch_size: int = 0
+    """At which it teaches; 0: its own."""
+    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """Of its weights; fastest: bfloat16 where the GPU or CPU computes in it."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The tower that becomes flexible."""
+
+    tower: str = ""
+    """Where it starts; as the teacher's flag. Empty: from the teacher."""
+    image_size: int = 0
+    """Pixels a side; 0: the tower's own."""
+    patch_sizes: tuple[int, ...] | None = None
+    """One is drawn per step, for all ranks. Not given: all that the tower offers."""
+    patch_weights: tuple[float, ...] = ()
+    """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    kernel_size: int = 0
+    """Side of the stored patch kernel, from which all others are resized; 0: as it is."""
+    grid: int = 0
+    """Side of the stored position grid; 0: as it is."""
+    pooling: Literal["own", "token", "avg", "map"] = "own"
+    """Class token, mean, attention, or what the tower has."""
+    num_classes: int = 0
+    """Of a new class head; 0: the tower's own head, if it has one."""
+    trainable: tuple[str, ...] = ()
+    """Parameters that train: those whose name one of these regular expressions finds. Empty:
+    all."""
+
+    def __post_init__(self) -> None:
+        if self.patch_sizes is not None and not self.patch_sizes:
+            raise UsageError(
+                "--student.patch-sizes is empty; name at least one, or leave the flag out"
+            )
+        if self.patch_sizes is not None or self.patch_weights:
+            check_patch_weights("--student", self.patch_sizes or (), self.patch_weights)
+        for name in ("image_size", "kernel_size", "grid", "num_classes"):
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--student.{flag} {getattr(self, name)}: at least 0")
+
+
+Distance = Literal["cosine", "mse"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The loss: a weighted sum of up to three."""
+
+    kl: float = 0.0
+    """Weight of the divergence of class probabilities, teacher || student (arXiv:2212.08013)."""
+    temperature: float = 1.0
+    """Both sides' logits are divided by it."""
+    features: float = 1.0
+    """Weight of the distance of pooled features."""
+    distance: Distance = "cosine"
+    """Between features that the teacher's own mean and deviation standardise."""
+    labels: float = 0.0
+    """Weight of the loss on KEY.cls labels."""
+    label_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy, or a sigmoid for each class (arXiv:2006.07159)."""
+    standard_samples: int = 1024
+    """Training samples from which the teacher's mean and deviation are taken."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "features", "labels"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"--loss.{name} {getattr(self, name)}: must be at least 0")
+        if not self.kl + self.features + self.labels:
+            raise UsageError("--loss.kl, --loss.features and --loss.labels are all 0: weigh one")
+        if not self.temperature > 0:
+            raise UsageError(f"--loss.temperature {self.temperature}: must be above 0")
+        if self.standard_samples < 2:
+            raise UsageError(f"--loss.standard-samples {self.standard_samples}: at least 2")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training pictures besides the crops and flips of `data`."""
+
+    randaugment: int = 0
+    """Magnitude, 1 to 30, of two random operations on each picture (arXiv:1909.13719); 0: none."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution by which pairs of pictures, and their labels, are mixed
+    (arXiv:1710.09412); 0: none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.randaugment <= 30:
+            raise UsageError(f"--augment.randaugment {self.randaugment}: allowed are 0 to 30")
+        if not self.mixup >= 0:
+            raise UsageError(f"--augment.mixup {self.mixup}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -38,63 +133,3 @@ class FlexifyConfig(RunConfig):
                 "--data.features keeps what the teacher says of unchanged pictures; leave out the "
                 "--augment flags, or the cache"
             )
-
-
-def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> None:
-    """Raise `UsageError` where a loss does not fit these towers."""
-    theirs, ours = teacher.tower.embed_dim, tower.embed_dim
-    if cfg.loss.features and theirs != ours:
-        raise UsageError(
-            f"--loss.features compares features, but the teacher's have width {theirs} and the "
-            f"student's {ours}; allowed with other widths: --loss.kl, --loss.labels"
-        )
-    head = class_head(tower)
-    if cfg.loss.kl:
-        if teacher.head is None:
-            raise UsageError(
-                f"--loss.kl needs class logits, and --teacher.tower {cfg.teacher.tower} has no "
-                "class head; allowed: --loss.features, --loss.labels"
-            )
-        classes = teacher.head.out_features
-        if head is None or head.out_features != classes:
-            raise UsageError(
-                f"--loss.kl compares class logits: the teacher has {classes}, the student "
-                f"{head.out_features if head else 0}; allowed: --student.num-classes {classes}"
-            )
-    if cfg.loss.labels and head is None:
-        raise UsageError("--loss.labels needs a class head; say --student.num-classes N")
-    if head is not None and not (cfg.loss.kl or cfg.loss.labels):
-        head.requires_grad_(False)  # without a loss of its own it would only decay
-    if not any(p.requires_grad for p in tower.parameters()):
-        raise UsageError("--student.trainable leaves nothing that these losses could train")
-
-
-def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
-    """Raise `UsageError` where a label of local shards is no class of the student's head."""
-    if not cfg.loss.labels:
-        return
-    num_classes = tower.net.num_classes
-    for flag, patterns in (("--data.shards", cfg.data.shards), ("--val-shards", cfg.val_shards)):
-        found = _labels(cfg, patterns) if patterns else set()
-        if max(found, default=0) >= num_classes:
-            raise UsageError(
-                f"{flag} hold label {max(found)}, but the student has {num_classes} classes; "
-                f"allowed are labels 0 to {num_classes - 1}, or --student.num-classes "
-                f"{max(found) + 1}"
-            )
-        if found == {-1}:
-            raise UsageError(f"--loss.labels needs KEY.cls members, and {flag} hold none")
-
-
-def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> set[int]:
-    """The labels of local shards, -1 for none; nothing where no shard is local."""
-    shards = [s for s in expand_shards(patterns, cfg.data.allow_pipe) if is_local(s)]
-    labels = {-1} if shards else set[int]()
-    mine = shards[distributed.rank() :: distributed.world_size()]
-    if mine:
-        reader = ShardReader(
-            mine, None, batch_size=4096, num_workers=0, index_dir=cfg.data.index_dir
-        )
-        for batch in reader:
-            labels |= set(batch.labels.tolist())
-    return set[int]().union(*distributed.gather_objects(labels))

@@ -13,7 +13,8 @@ import torch
 
 from contrastive import distributed
 from contrastive.flexify.augment import build_change
-from contrastive.flexify.config import FlexifyConfig, check_labels, check_losses
+from contrastive.flexify.checks import check_labels, check_losses
+from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Student
 from contrastive.flexify.step import STANDARD_FILE, DistillStep, TeacherSource, solve_standard
 from contrastive.flexify.student import Teacher, build_student
@@ -29,8 +30,9 @@ from contrastive.run.folder import (
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
-from contrastive.vision.load import VisionTower, save_vision_tower
-from contrastive.vision.patch_dropout import keep_share
+from contrastive.vision.patch_dropout import keep_rate_at
+from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.images import ImageTransform
 from data.pipeline.labelled import PicturePipeline
@@ -108,7 +110,7 @@ def flexify(
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
     for batch in pipeline.batches(step, cfg.steps - step):
         patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
-        keep = keep_share(cfg.tokens, step, cfg.steps)
+        keep = keep_rate_at(cfg.tokens, step, cfg.steps)
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr

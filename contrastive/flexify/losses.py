@@ -4,7 +4,6 @@ Every loss is a sum over images weighted by `Targets.weight`, so shares of chunk
 to the mean over the global batch.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,41 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive.vision.load import VisionTower
-from data.errors import UsageError
-
-Distance = Literal["cosine", "mse"]
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """The loss: a weighted sum of up to three."""
-
-    kl: float = 0.0
-    """Weight of the divergence of class probabilities, teacher || student (arXiv:2212.08013)."""
-    temperature: float = 1.0
-    """Both sides' logits are divided by it."""
-    features: float = 1.0
-    """Weight of the distance of pooled features."""
-    distance: Distance = "cosine"
-    """Between features that the teacher's own mean and deviation standardise."""
-    labels: float = 0.0
-    """Weight of the loss on KEY.cls labels."""
-    label_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy, or a sigmoid for each class (arXiv:2006.07159)."""
-    standard_samples: int = 1024
-    """Training samples from which the teacher's mean and deviation are taken."""
-
-    def __post_init__(self) -> None:
-        for name in ("kl", "features", "labels"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"--loss.{name} {getattr(self, name)}: must be at least 0")
-        if not self.kl + self.features + self.labels:
-            raise UsageError("--loss.kl, --loss.features and --loss.labels are all 0: weigh one")
-        if not self.temperature > 0:
-            raise UsageError(f"--loss.temperature {self.temperature}: must be above 0")
-        if self.standard_samples < 2:
-            raise UsageError(f"--loss.standard-samples {self.standard_samples}: at least 2")
+from contrastive.flexify.config import Distance, DistillConfig
+from contrastive.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from contrastive.flexify.losses import Standard, Targets, class_shares
 from contrastive.flexify.student import Teacher, resize_images
 from contrastive.image_features import FeatureSource
 from contrastive.run.zero import BatchShape
-from contrastive.vision.load import VisionTower
 from contrastive.vision.patch_dropout import draw_kept
+from contrastive.vision.tower import VisionTower
 from data.batch import Batch
 from data.errors import DataError, UsageError
 from data.pipeline.labelled import PicturePipeline

@@ -1,8 +1,8 @@
 """Who teaches and who learns: the teacher tower, and the student that starts from it."""
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,66 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
-from contrastive.run.config import check_patch_weights
-from contrastive.vision.flexi import (
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.load import load_vision_tower
+from contrastive.vision.resize import (
     default_patch_sizes,
     restored_patch_embed,
     restored_position_grid,
 )
-from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The locked tower whose features and logits are the targets."""
-
-    tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
-    folder, or what else contrastive.load_vision_tower reads."""
-    patch_size: int = 0
-    """At which it teaches; 0: its own."""
-    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """Of its weights; fastest: bfloat16 where the GPU or CPU computes in it."""
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """The tower that becomes flexible."""
-
-    tower: str = ""
-    """Where it starts; as the teacher's flag. Empty: from the teacher."""
-    image_size: int = 0
-    """Pixels a side; 0: the tower's own."""
-    patch_sizes: tuple[int, ...] | None = None
-    """One is drawn per step, for all ranks. Not given: all that the tower offers."""
-    patch_weights: tuple[float, ...] = ()
-    """How often each patch size is drawn, relative to the others. Empty: equally often."""
-    kernel_size: int = 0
-    """Side of the stored patch kernel, from which all others are resized; 0: as it is."""
-    grid: int = 0
-    """Side of the stored position grid; 0: as it is."""
-    pooling: Literal["own", "token", "avg", "map"] = "own"
-    """Class token, mean, attention, or what the tower has."""
-    num_classes: int = 0
-    """Of a new class head; 0: the tower's own head, if it has one."""
-    trainable: tuple[str, ...] = ()
-    """Parameters that train: those whose name one of these regular expressions finds. Empty:
-    all."""
-
-    def __post_init__(self) -> None:
-        if self.patch_sizes is not None and not self.patch_sizes:
-            raise UsageError(
-                "--student.patch-sizes is empty; name at least one, or leave the flag out"
-            )
-        if self.patch_sizes is not None or self.patch_weights:
-            check_patch_weights("--student", self.patch_sizes or (), self.patch_weights)
-        for name in ("image_size", "kernel_size", "grid", "num_classes"):
-            if getattr(self, name) < 0:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--student.{flag} {getattr(self, name)}: at least 0")
-
 
 # ---- teacher -------------------------------------------------------------------------------
 
@@ -131,13 +82,13 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     tower = load_vision_tower(spec, locked=False)
     if not tower.is_plain_vit:
         raise UsageError(
-            f"--student.tower {spec}: {tower.config.timm_name} cannot be made flexible by "
+            f"--student.tower {spec}: {tower.config.name} cannot be made flexible by "
             "training; allowed are plain ViTs"
         )
     config = replace(tower.config, **_offers(cfg, tower))
     changes = _changes(cfg, tower)
     if changes:
-        config = replace(config, timm_args={**config.timm_args, **changes})
+        config = replace(config, args={**config.args, **changes})
         rebuilt = build_vision_tower(config)
         _carry_over(tower, rebuilt, patch_size)
     else:
@@ -174,9 +125,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.kernel_size or cfg.grid:
         kernel = cfg.kernel_size or tower.native_patch_size
         if cfg.grid and net.pos_embed is None:
-            raise UsageError(
-                f"--student.grid {cfg.grid}: {tower.config.timm_name} has no positions"
-            )
+            raise UsageError(f"--student.grid {cfg.grid}: {tower.config.name} has no positions")
         grid = cfg.grid or round(
             (_positions(net).shape[1] if net.pos_embed is not None else 1) ** 0.5
         )
@@ -184,7 +133,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.pooling != "own" and cfg.pooling != net.global_pool:
         if cfg.pooling == "token" and net.cls_token is None:
             raise UsageError(
-                f"--student.pooling token: {tower.config.timm_name} has no class token; "
+                f"--student.pooling token: {tower.config.name} has no class token; "
                 "allowed: own, avg, map"
             )
         changes |= {"global_pool": cfg.pooling, "fc_norm": False}

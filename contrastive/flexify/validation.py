@@ -11,7 +11,7 @@ from contrastive import distributed
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Standard, class_head, kl_loss
 from contrastive.flexify.student import Teacher, resize_images
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.images import ImageTransform
 from data.pipeline.labelled import PicturePipeline

@@ -9,9 +9,9 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,32 +21,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, model_card
+from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
-from contrastive.weights import load_weights, read_config, read_weights
+from contrastive.text.tokenizers import TokenGroups, Tokens
+from contrastive.text.tower import TextEncoder, build_text_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.images import ImageTransform
 
 Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Which loss, and what counts as a positive pair."""
-
-    kind: Literal["sigmoid", "softmax"] = "sigmoid"
-    positives: Literal["pair", "caption"] = "pair"
-    """pair: a text's own image. caption: all images of the batch with the same captions."""
-    start_scale: float = 10.0
-    """The temperature's multiplier t at the start. SigLIP 10; CLIP 14.3."""
-    start_bias: float = -10.0
-    """The sigmoid loss's bias at the start. SigLIP -10; big_vision's batches of 512 -2.71."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.start_scale <= 100:
-            raise UsageError(f"--loss.start-scale {self.start_scale}: above 0, at most 100")
 
 
 class TextSide(nn.Module):

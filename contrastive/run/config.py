@@ -1,53 +1,75 @@
-"""The configuration of a training run, and its JSON."""
+"""What every training run has, whatever it trains: steps, optimiser, ZeRO."""
 
-import dataclasses
-import json
-import os
-import shlex
-import subprocess
-import sys
-import typing
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from contrastive.model.lit import LossConfig
-from contrastive.run.optim import OptimConfig
-from contrastive.run.zero import ZeroConfig
-from contrastive.text.tower import TextConfig
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """The locked image tower and the patch sizes that training draws."""
+class OptimConfig:
+    """The optimiser. The defaults follow LiT's and SigLIP's small-scale recipes."""
 
-    tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
-    folder, or what else contrastive.load_vision_tower reads."""
-    patch_sizes: tuple[int, ...] = ()
-    """One is drawn per step, for all ranks. Empty: all that the tower offers."""
-    patch_weights: tuple[float, ...] = ()
-    """How often each patch size is drawn, relative to the others. Empty: equally often."""
-    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """Of the tower's weights. bfloat16 moves features by about 1e-2; fastest: bfloat16 where the
-    GPU or CPU computes in it."""
+    name: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """adafactor (arXiv:1804.04235) keeps rows' and columns' means instead of each second moment;
+    its betas and eps are torch's own."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the last step."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """After the warm-up: a cosine down to the end, or constant and then a linear cool-down
+    (arXiv:2106.04560)."""
+    cooldown_steps: int = 0
+    """The last steps, in which a linear schedule falls; 0: all after the warm-up."""
+    weight_decay: float = 0.01
+    """Of matrices; norms, biases and the temperature are spared."""
+    head_weight_decay: float | None = None
+    """Of the last layer (`head`, `projection`): large ViTs take more there (arXiv:2106.04560).
+    As weight_decay when not given."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    """Steps of linear warm-up, part of the run's steps."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        check_patch_weights("--vision", self.patch_sizes, self.patch_weights)
+        for name, value in (("lr", self.lr), ("eps", self.eps)):
+            if not 0 < value < math.inf:
+                raise UsageError(f"--optim.{name} {value}: must be above 0")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise UsageError(f"--optim.{name} {value}: allowed are values from 0 up to 1")
+        for name in (
+            "min_lr", "weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps",
+            "clip_norm",
+        ):  # fmt: skip
+            if not (getattr(self, name) or 0) >= 0:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--optim.{flag} {getattr(self, name)}: must be at least 0")
+        if self.cooldown_steps and self.schedule != "linear":
+            raise UsageError("--optim.cooldown-steps needs --optim.schedule linear")
 
 
-def check_patch_weights(flags: str, sizes: Sequence[int], weights: Sequence[float]) -> None:
-    """Raise `UsageError` unless there is no weight, or one for each size."""
-    if weights and len(weights) != len(sizes):
-        raise UsageError(
-            f"{flags}.patch-weights has {len(weights)} values for "
-            f"{len(sizes)} {flags}.patch-sizes; give one for each"
-        )
-    if any(w < 0 for w in weights) or (weights and not sum(weights)):
-        raise UsageError(f"{flags}.patch-weights must be at least 0, and not all 0")
+@dataclass(frozen=True)
+class ZeroConfig:
+    """How DeepSpeed holds the text side."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage: 1 shards the optimiser's state, 2 the gradients too, 3 the parameters too."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where the optimiser's state (stage 1, 2) and the parameters (stage 3) rest."""
+    precision: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
+    GPU or CPU computes in it."""
+    text_chunk: int = 0
+    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
+    fit and help (flexify: the rank's whole share)."""
 
 
 @dataclass(frozen=True)
@@ -107,114 +129,3 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.name
-
-
-@dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """One training run of a text tower against a locked image tower."""
-
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    start_samples: int = 4096
-    """Training samples from which the whitening of the features and the start of the text
-    projection are solved; 0: no whitening, a random projection."""
-    eval_data: tuple[str, ...] = ()
-    """NAME:ROOT, data sets of launch/zeroshot.py to evaluate while training; a folder alone holds
-    shards."""
-    eval_patch_sizes: tuple[int, ...] = ()
-    """Of those evaluations. Empty: the coarsest patch size that is trained."""
-    compile: bool = False
-    """torch.compile both towers: a minute at the start, for the gain in benchmarks/results."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_samples < 0:
-            raise UsageError(f"--start-samples {self.start_samples}: at least 0")
-
-
-# What --resume may change: neither the model, nor the loss, nor the order of the data.
-CHANGEABLE = {
-    "data.num_workers", "data.features", "data.on_error", "data.index_dir",
-    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
-    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
-    "compile", "deepspeed_config",
-}  # fmt: skip
-
-
-Config = TypeVar("Config", bound=RunConfig)
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses to {"data.shards": ...}."""
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            out |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            out[prefix + f.name] = value
-    return out
-
-
-def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
-    """Refuse a resume that would alter the model, the loss or the order of the data."""
-    before, after = flatten(saved), flatten(asked)
-    for name, value in after.items():
-        if name not in CHANGEABLE and value != before[name]:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} {value} cannot change on resume: the run was started with {before[name]}"
-            )
-
-
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Rebuild nested dataclasses from JSON; lists become the tuples they were."""
-    hints = typing.get_type_hints(cls)
-    out = {}
-    for f in dataclasses.fields(cls):
-        value = values[f.name]
-        if dataclasses.is_dataclass(hints[f.name]):
-            value = from_dict(typing.cast(type, hints[f.name]), value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        out[f.name] = value
-    return cls(**out)
-
-
-def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
-    """Write config.json with the resolved configuration, the git revision, and the command that
-    began the run."""
-    file = folder / "config.json"
-    typed = command()
-    if resumed:
-        typed = json.loads(file.read_text()).get("command", typed)
-    values = {"format": 1, "revision": revision(), "command": typed}
-    values["train"] = dataclasses.asdict(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def load_config(folder: Path, cls: type[Config]) -> Config:
-    """Read a run folder's config.json; `UsageError` for a run of another kind."""
-    try:
-        values = json.loads((folder / "config.json").read_text())
-        return from_dict(cls, values["train"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
-
-
-def command() -> str:
-    """What was typed, once the launcher's rank is taken off (`init_from_launcher`)."""
-    return shlex.join(["deepspeed" if "RANK" in os.environ else "python", *sys.argv])
-
-
-def revision() -> str:
-    """The git revision of this code, `-dirty` when files differ; `unknown` outside a checkout."""
-    where = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"

@@ -11,7 +11,8 @@ from torch import nn
 
 from contrastive import distributed
 from contrastive.run.checkpoint import newest_checkpoint
-from contrastive.run.config import RunConfig, save_config
+from contrastive.run.config import RunConfig
+from contrastive.run.config_file import save_config
 from contrastive.run.log import DIVERGED
 from data.errors import DataError, UsageError
 

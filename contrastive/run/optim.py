@@ -1,60 +1,12 @@
 """Optimiser, learning-rate schedule, and which parameters decay."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimiser. The defaults follow LiT's and SigLIP's small-scale recipes."""
-
-    name: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """adafactor (arXiv:1804.04235) keeps rows' and columns' means instead of each second moment;
-    its betas and eps are torch's own."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    min_lr: float = 0.0
-    """Learning rate at the last step."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """After the warm-up: a cosine down to the end, or constant and then a linear cool-down
-    (arXiv:2106.04560)."""
-    cooldown_steps: int = 0
-    """The last steps, in which a linear schedule falls; 0: all after the warm-up."""
-    weight_decay: float = 0.01
-    """Of matrices; norms, biases and the temperature are spared."""
-    head_weight_decay: float | None = None
-    """Of the last layer (`head`, `projection`): large ViTs take more there (arXiv:2106.04560).
-    As weight_decay when not given."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    warmup_steps: int = 0
-    """Steps of linear warm-up, part of the run's steps."""
-    clip_norm: float = 1.0
-    """Largest norm of the whole gradient; 0 turns clipping off."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("lr", self.lr), ("eps", self.eps)):
-            if not 0 < value < math.inf:
-                raise UsageError(f"--optim.{name} {value}: must be above 0")
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
-                raise UsageError(f"--optim.{name} {value}: allowed are values from 0 up to 1")
-        for name in (
-            "min_lr", "weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps",
-            "clip_norm",
-        ):  # fmt: skip
-            if not (getattr(self, name) or 0) >= 0:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--optim.{flag} {getattr(self, name)}: must be at least 0")
-        if self.cooldown_steps and self.schedule != "linear":
-            raise UsageError("--optim.cooldown-steps needs --optim.schedule linear")
+from contrastive.run.config import OptimConfig
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

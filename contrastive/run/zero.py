@@ -4,30 +4,15 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from contrastive import distributed
-from contrastive.run.optim import OptimConfig, build_optimizer
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.optim import build_optimizer
 from data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class ZeroConfig:
-    """How DeepSpeed holds the text side."""
-
-    stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO stage: 1 shards the optimiser's state, 2 the gradients too, 3 the parameters too."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where the optimiser's state (stage 1, 2) and the parameters (stage 3) rest."""
-    precision: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
-    GPU or CPU computes in it."""
-    text_chunk: int = 0
-    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
-    fit and help (flexify: the rank's whole share)."""
 
 
 @dataclass(frozen=True)

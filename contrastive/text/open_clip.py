@@ -10,9 +10,9 @@ from open_clip.model import _build_text_tower
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config
+from contrastive.files.open_clip import OpenClipCheckpoint, architecture_config
+from contrastive.files.weights import load_weights
 from contrastive.text.tokenizers import OpenClipTokenizer, Tokens, look_up, padded
-from contrastive.weights import load_weights
 from data.errors import UsageError
 
 

@@ -2,9 +2,8 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,38 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, SiglipTextModel
 from transformers.utils import logging as transformers_logging
 
-from contrastive.open_clip_files import read_open_clip
+from contrastive.files.open_clip import read_open_clip
+from contrastive.text.config import Pooling, TextConfig
 from contrastive.text.open_clip import OpenClipTextTower
 from contrastive.text.tokenizers import HFTokenizer, TokenGroups, Tokens, look_up, padded
 from data.errors import UsageError
 
-Pooling = Literal["cls", "mean", "eos"]
 SIGLIP = "siglip_text_model"
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Which text tower, and how it reads."""
-
-    tower: str = "minilm"
-    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
-    open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
-    own pooling, and its projection where the image tower is as wide; with --start-samples 0,
-    training starts from its space."""
-    pooling: Pooling = "mean"
-    """Of a transformers encoder: first token, mean of the tokens, or last token."""
-    context_length: int = 32
-    """Longest text in tokens; longer ones are cut. SigLIP reads as many as it was trained on."""
-    dropout: float = 0.0
-    """Of a transformers encoder while it trains."""
-    freeze_embeddings: bool = False
-    """Keep the token embeddings as they are: faster, and words never trained keep their place."""
-
-    def __post_init__(self) -> None:
-        if self.context_length < 3:
-            raise UsageError(f"--text.context-length {self.context_length}: at least 3 tokens")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")
 
 
 class HFTextTower(nn.Module):

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from contrastive import distributed
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
-from contrastive.run.config import TrainConfig
-from contrastive.text.tower import TokenGroups
+from contrastive.text.tokenizers import TokenGroups
+from contrastive.train.config import TrainConfig
 from data.errors import UsageError
 from data.pipeline.captioned import TrainPipeline
 

@@ -12,7 +12,6 @@ from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel, TextSide
 from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
-from contrastive.run.config import TrainConfig
 from contrastive.run.folder import (
     check_finite,
     claim_folder,
@@ -25,6 +24,7 @@ from contrastive.run.optim import learning_rate
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.tower import TextEncoder, load_text_tower
 from contrastive.train.closed_form import START_FILE, solve_start
+from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_text_chunk
 from contrastive.train.step import TrainStep
 from contrastive.vision.load import load_vision_tower

@@ -4,7 +4,7 @@ import torch
 
 from contrastive import distributed
 from contrastive.model.lit import TextSide
-from contrastive.text.tower import TokenGroups
+from contrastive.text.tokenizers import TokenGroups
 
 CPU_CHUNK = 256  # texts; more are no faster on a CPU and only cost memory
 FREE_SHARE = 0.8  # of the GPU's free memory that activations may take

@@ -18,7 +18,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Reduce, pair_targets
 from contrastive.run.zero import BatchShape
-from contrastive.text.tower import TokenGroups
+from contrastive.text.tokenizers import TokenGroups
 from data.batch import Batch
 from data.errors import DataError
 

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch, EvalBatch
 from data.cache.captions import TextCache
 from data.captions import Texts, Tokenizer
+from data.config import DataConfig, OnError, check_loading, check_views
 from data.errors import UsageError
 from data.images import ImageTransform
 from data.pipeline.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
 from data.pipeline.reader import ShardReader
-from data.pipeline.slots import DataConfig, OnError, SampleStore, Slots, check_loading, check_views
+from data.pipeline.slots import SampleStore, Slots
 from data.pipeline.streams import StreamParts
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.index import expand_shards, is_local, load_summaries

@@ -10,10 +10,11 @@ from PIL import Image
 
 from data.batch import Batch
 from data.captions import Texts, draw, read_label
+from data.config import DataConfig
 from data.images import ImageTransform, decode_image
 from data.pipeline.captioned import TrainPipeline
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import DataConfig, Slots
+from data.pipeline.slots import Slots
 from data.shards.tar import Located
 
 Change = Callable[[Image.Image], Image.Image]

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
 from data.captions import read_captions, read_label
+from data.config import OnError, check_loading
 from data.errors import UsageError
 from data.images import ImageTransform, decode_image
-from data.pipeline.slots import OnError, SampleStore, check_loading
+from data.pipeline.slots import SampleStore
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.index import expand_shards, is_local, iter_stream, load_summaries
 from data.shards.tar import Located

@@ -8,8 +8,9 @@ from functools import partial
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.batch import Batch
+from data.config import DataConfig
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import DataConfig, Slots
+from data.pipeline.slots import Slots
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.index import iter_stream
 from data.shards.tar import Located

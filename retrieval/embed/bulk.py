@@ -26,9 +26,9 @@ from tqdm import tqdm
 from contrastive.distributed import barrier, is_main, rank, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
+from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.pipeline.slots import OnError
 from retrieval.embed.partitions import PartitionWriter, metadata_file, read_manifest, write_json
 
 

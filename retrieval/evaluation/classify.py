@@ -17,7 +17,7 @@ from contrastive.model.lit import LitModel
 from data.class_names import SIMPLE_TEMPLATES, fill
 from data.errors import UsageError
 from retrieval.embed.partitions import write_json
-from retrieval.search.budget import PatchSize, Profile
+from retrieval.search.cost_profile import PatchSize, Profile
 from retrieval.search.refine import blend
 
 

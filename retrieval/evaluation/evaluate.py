@@ -14,9 +14,9 @@ from tqdm import tqdm
 from contrastive.distributed import all_reduce_sum, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
+from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.pipeline.slots import OnError
 from retrieval.embed.bulk import check_patch_sizes, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.datasets import EvalDataset

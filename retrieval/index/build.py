@@ -22,8 +22,8 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.embed.partitions import read_manifest
-from retrieval.index.devices import Device, num_gpus
-from retrieval.index.index_types import IndexKind, Kind, bytes_per_vector, choose_kind, delta_kind
+from retrieval.index.create import IndexKind, Kind, bytes_per_vector, choose_kind, delta_kind
+from retrieval.index.gpus import Device, num_gpus
 from retrieval.index.manifest import (
     LATENCY_MS,
     commit,
@@ -32,9 +32,9 @@ from retrieval.index.manifest import (
     read_index_manifest,
     writing,
 )
+from retrieval.index.row_sources import EmbeddedShard, Piece, checked_schema, cut
 from retrieval.index.segments import Living, Segment, write_segment
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import EmbeddedShard, Piece, checked_schema, cut
 from retrieval.index.tune import tune
 
 

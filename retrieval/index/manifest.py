@@ -17,8 +17,8 @@ from jaxtyping import Int
 
 from data.errors import UsageError
 from retrieval.embed.partitions import write_json
-from retrieval.index.devices import Device, gpu_memory, num_gpus
-from retrieval.index.index_types import KINDS, IndexKind, default_memory
+from retrieval.index.create import KINDS, IndexKind, default_memory
+from retrieval.index.gpus import Device, gpu_memory, num_gpus
 from retrieval.index.segments import index_file, rows_file
 
 LATENCY_MS = 10.0

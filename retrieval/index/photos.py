@@ -22,19 +22,19 @@ from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.captions import read_captions
+from data.config import OnError
 from data.errors import UsageError
 from data.images import ImageTransform, decode_image
-from data.pipeline.slots import OnError
 from data.problems import BadSample, Problem, SampleError, add_counts
 from data.shards.tar import IMAGE_EXTS
 from retrieval.embed.bulk import check_batches, check_patch_sizes
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index, index_pieces
-from retrieval.index.devices import Device
-from retrieval.index.index_types import IndexKind
+from retrieval.index.create import IndexKind
+from retrieval.index.gpus import Device
 from retrieval.index.manifest import LATENCY_MS
+from retrieval.index.row_sources import Rows
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import Rows
 
 CHUNK = 8192  # pictures between two writes
 COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since it was last merged

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 
 from data.cache.checksums import file_digest
 from data.errors import UsageError
-from retrieval.index.index_types import Kind, cells_of, held_as, kind_of, new_index, num_training
-from retrieval.index.sources import BLOCK_ROWS, Piece, checked_schema, conform, cut
+from retrieval.index.create import Kind, cells_of, held_as, kind_of, new_index, num_training
+from retrieval.index.row_sources import BLOCK_ROWS, Piece, checked_schema, conform, cut
 from retrieval.index.tune import QUERIES
 
 READ_FLAGS = faiss.IO_FLAG_MMAP_IFC

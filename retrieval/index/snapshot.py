@@ -15,15 +15,15 @@ from jaxtyping import Float, Int
 
 from data.cache.checksums import file_digest
 from data.errors import UsageError
-from retrieval.index.devices import Device, to_gpus
-from retrieval.index.filters import Selection, Where, matching
-from retrieval.index.index_types import (
+from retrieval.index.create import (
     MAX_GPU,
     bytes_per_vector,
     exact_search,
     search,
     search_params,
 )
+from retrieval.index.filters import Selection, Where, matching
+from retrieval.index.gpus import Device, to_gpus
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.segments import Segment, segment_files
 from retrieval.index.tune import Tuning

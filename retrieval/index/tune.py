@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from retrieval.index.index_types import cells_of, exact_search, search_params
+from retrieval.index.create import cells_of, exact_search, search_params
 
 K = 10
 RECALL = 0.985  # of the ten nearest, on average, that nprobe or ef must find

@@ -17,11 +17,11 @@ from data.errors import UsageError
 from data.images import decode_image
 from data.shards.index import open_shard
 from retrieval.embed.partitions import METADATA_SCHEMA
-from retrieval.index.devices import Device
 from retrieval.index.filters import Where
+from retrieval.index.gpus import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
-from retrieval.search.budget import PatchSize, Profile
+from retrieval.search.cost_profile import PatchSize, Profile
 from retrieval.search.refine import FineVectors, blend
 
 MAX_K = 2048  # what FAISS searches on a GPU

@@ -18,7 +18,7 @@ from contrastive.model.lit import LitModel
 from data.class_names import SIMPLE_TEMPLATES, read_class_names
 from data.errors import UsageError
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.index.devices import Device
+from retrieval.index.gpus import Device
 from retrieval.search.searcher import Searcher
 from retrieval.server.app import build_app
 from retrieval.server.limits import Limits

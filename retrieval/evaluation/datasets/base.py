@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 from contrastive.distributed import rank, world_size
+from data.config import OnError
 from data.errors import UsageError
 from data.images import ImageTransform, decode_image
 from data.pipeline.reader import ShardReader
-from data.pipeline.slots import OnError
 from data.problems import BadSample
 from data.shards.index import is_local, load_summaries
 from retrieval.evaluation.datasets.files import FileReader, ImageSource

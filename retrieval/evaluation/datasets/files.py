@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
+from data.config import OnError, check_loading
 from data.images import ImageTransform
-from data.pipeline.slots import OnError, check_loading
 from data.problems import BadSample, Problem, SampleError, add_counts
 
 

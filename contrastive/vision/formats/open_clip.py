@@ -1,8 +1,9 @@
 """The image tower of an open_clip model.
 
-CLIP's and SigLIP's ViTs become timm's, so that they are flexible, can be trained and handed on as
-any other; what timm cannot express is read whole. The projection to the joint space of images and
-texts belongs to the tower: with the checkpoint's text tower, it gives the checkpoint's cosines.
+CLIP's and SigLIP's ViTs become timm's, so that they are flexible, trainable and exportable; what
+timm cannot express runs as open_clip's own network, at its one patch size. The projection to the
+joint space of images and texts is part of the tower: with the checkpoint's text tower, it gives the
+checkpoint's cosines.
 """
 
 import sys
@@ -11,16 +12,15 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import CLIPVisionCfg
-from torch import Tensor
 
 from contrastive.distributed import is_main
-from contrastive.open_clip_files import OUR_RESIZING, read_open_clip
-from contrastive.vision.families import build_net
-from contrastive.vision.tower import TowerConfig, VisionTower
-from contrastive.weights import load_weights
+from contrastive.files.open_clip import OUR_RESIZING, read_open_clip
+from contrastive.files.weights import load_weights
+from contrastive.vision.build import build_net
+from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-
-PLAIN_VIT = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # by the norms' eps
 
 
 def load_open_clip(rest: str) -> VisionTower:
@@ -42,7 +42,7 @@ def load_open_clip(rest: str) -> VisionTower:
         raise UsageError(f"open_clip:{rest} has no image tower: {error}") from error
     if checkpoint.resizing != OUR_RESIZING and is_main():
         theirs, ours = " ".join(map(str, checkpoint.resizing)), " ".join(OUR_RESIZING)
-        print(f"open_clip:{rest} resizes pictures by {theirs}, here {ours}", file=sys.stderr)
+        print(f"open_clip:{rest} resizes images by {theirs}, here {ours}", file=sys.stderr)
     side = cfg.image_size if isinstance(cfg.image_size, int) else max(cfg.image_size)
     if isinstance(cfg.image_size, list | tuple) and len(set(cfg.image_size)) > 1:
         raise UsageError(f"open_clip:{rest} reads {cfg.image_size} pixels; only squares are read")
@@ -86,7 +86,7 @@ def _rebuilds(config: TowerConfig, net: Any) -> bool:
     """Whether `config` gives a network of the same parameters."""
     with torch.device("meta"):
         try:
-            again = build_net(config.library, config.timm_name, config.timm_args)
+            again = build_net(config.library, config.name, config.args)
         except UsageError:
             return False
     shapes = [{k: v.shape for k, v in n.state_dict().items()} for n in (again, net)]
@@ -137,36 +137,6 @@ def _own_vit(
         "fc_norm": False,
         "num_classes": 0,
     }
-    weights = renamed(visual.state_dict(), OPEN_CLIP_NAMES)
+    weights = rename_keys(visual.state_dict(), OPEN_CLIP_NAMES)
     projection = weights.pop("proj").T
-    return as_timm(name, timm_args, weights, projection, facts)
-
-
-def renamed(weights: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    out = {}
-    for key, value in weights.items():
-        for old, new in names:
-            key = key.replace(old, new)
-        out[key] = value
-    return out
-
-
-def as_timm(
-    name: str,
-    args: dict[str, Any],
-    weights: dict[str, Tensor],
-    projection: Tensor | None,
-    facts: dict[str, Any],
-) -> VisionTower:
-    """A tower of timm's ViT with these weights, reshaped where only the shape differs."""
-    config = TowerConfig(
-        name, args, projection=0 if projection is None else projection.shape[0], **facts
-    )
-    tower = VisionTower(build_net("timm", name, args), config)
-    for key, own in tower.net.state_dict().items():
-        if key in weights and weights[key].numel() == own.numel():
-            weights[key] = weights[key].reshape(own.shape)
-    load_weights(tower.net, weights, name)
-    if projection is not None:
-        tower.projection.load_state_dict({"weight": projection})
-    return tower
+    return timm_vit(name, timm_args, weights, projection, facts)

@@ -9,7 +9,7 @@ import open_clip
 from open_clip.pretrained import _PRETRAINED
 from torch import Tensor
 
-from contrastive.weights import existing_file, read_weights, three_numbers
+from contrastive.files.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
 
 LOCAL = "local-dir:"

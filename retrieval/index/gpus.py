@@ -6,8 +6,8 @@ import faiss
 import torch
 
 from data.errors import UsageError
-from retrieval.index.index_types import GPU_KINDS, Kind
-from retrieval.index.sources import BLOCK_ROWS
+from retrieval.index.create import GPU_KINDS, Kind
+from retrieval.index.row_sources import BLOCK_ROWS
 
 Device = Literal["auto", "cpu", "cuda", "shards", "replicas"]
 """cuda: one GPU. shards: all GPUs, a part of the vectors each. replicas: all GPUs, every vector on

@@ -4,9 +4,10 @@ import pytest
 import torch
 from shard_maker import TRANSFORM, png, sample, write_tar
 
-from contrastive.flexify.augment import AugmentConfig, build_change, draw_mixup, mix_pairs
+from contrastive.flexify.augment import build_change, draw_mixup, mix_pairs
+from contrastive.flexify.config import AugmentConfig
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig
 from data.pipeline.labelled import PicturePipeline
 
 

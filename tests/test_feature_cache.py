@@ -11,8 +11,10 @@ import pytest
 from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
 from data.cache.features import FeatureCache
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig, ShardReader, TrainPipeline
+from data.pipeline.captioned import TrainPipeline
+from data.pipeline.reader import ShardReader
 
 TOWER = "tower/transform/float32"
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from index_maker import clustered
 
-from retrieval.index import scan
-from retrieval.index.index_types import KINDS, new_index, search
+from retrieval.index import nearest
+from retrieval.index.create import KINDS, new_index, search
 from retrieval.index.tune import pack
 
 WIDTH = 48
@@ -28,14 +28,14 @@ def opened(kind: str, count: int, tmp_path: Path) -> faiss.IndexIDMap:
 def test_many_queries_find_what_each_finds_alone(
     kind: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "BLOCK", 300)
+    monkeypatch.setattr(nearest, "BLOCK", 300)
     whole = opened(kind, 1000, tmp_path)
     index = faiss.downcast_index(whole.index)
     queries, k = clustered(40, WIDTH, seed=1), 20
     packed = None if share == 1 else pack(np.random.default_rng(0).random(1000) < share)
-    vectors = scan.stored_vectors(index)
+    vectors = nearest.stored_vectors(index)
     assert vectors is not None
-    similarities, rows = scan.scan(vectors, queries, k, packed)
+    similarities, rows = nearest.scan(vectors, queries, k, packed)
     alone = [search(index, query[None], k, 1, 1, packed) for query in queries]
     np.testing.assert_array_equal(rows, np.concatenate([r for _, r in alone]))
     expected = np.concatenate([s for s, _ in alone])[rows >= 0]
@@ -49,10 +49,10 @@ def test_other_kinds_and_few_queries_are_left_to_faiss(
 ) -> None:
     for kind in KINDS:
         whole = opened(kind, 400, tmp_path)
-        held = scan.stored_vectors(faiss.downcast_index(whole.index))
+        held = nearest.stored_vectors(faiss.downcast_index(whole.index))
         assert (held is not None) == (kind in ("flat", "flat16"))
-    assert not scan.pays(scan.MIN_QUERIES - 1, 1000, None)
-    assert scan.pays(scan.MIN_QUERIES, 1000, None)
+    assert not nearest.pays(nearest.MIN_QUERIES - 1, 1000, None)
+    assert nearest.pays(nearest.MIN_QUERIES, 1000, None)
     half = pack(np.arange(1000) % 2 == 0)
-    assert not scan.pays(scan.MIN_QUERIES, 1000, half)
-    assert scan.pays(2 * scan.MIN_QUERIES, 1000, half)
+    assert not nearest.pays(nearest.MIN_QUERIES, 1000, half)
+    assert nearest.pays(2 * nearest.MIN_QUERIES, 1000, half)

@@ -6,8 +6,9 @@ import torch
 from conftest import PARITY, TINY_TOWER
 
 from contrastive import VisionTower, load_vision_tower
-from contrastive.vision.load import TowerConfig
-from contrastive.vision.patch_dropout import TokenConfig, draw_kept, keep_share, num_kept
+from contrastive.vision.config import TokenConfig
+from contrastive.vision.patch_dropout import draw_kept, keep_rate_at, num_kept
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 
 
@@ -47,7 +48,7 @@ def test_a_keep_rate_serves_at_any_patch_size(tower, patch_size):
     assert kept == num_kept(0.5, (240 // patch_size) ** 2)
 
 
-def test_impossible_shares_are_one_sentence():
+def test_impossible_keep_rates_are_one_sentence():
     tower = load_vision_tower(TINY_TOWER)
     images = torch.randn(1, 3, 240, 240)
     for share in (0.0, 1.5, -0.1, float("nan")):
@@ -55,7 +56,7 @@ def test_impossible_shares_are_one_sentence():
             tower(images, 48, share)
     net = timm.create_model("resnet10t", num_classes=0)
     convnet = VisionTower(net, TowerConfig("resnet10t", image_size=64)).lock()
-    with pytest.raises(UsageError, match="reads all of an image; allowed: keep 1"):
+    with pytest.raises(UsageError, match="cannot leave out patches; allowed: keep 1"):
         convnet(torch.randn(1, 3, 64, 64), 32, 0.5)
     with pytest.raises(UsageError, match=r"--tokens\.cycle-steps 1: at least 2"):
         TokenConfig(cycle_steps=1)
@@ -75,7 +76,7 @@ def test_the_draw_depends_on_seed_and_step_alone_and_differs_between_images():
 
 def test_schedules_go_where_they_say():
     linear = TokenConfig(keep=0.25, keep_end=1.0, schedule="linear")
-    assert [keep_share(linear, step, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [keep_rate_at(linear, step, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     cyclic = TokenConfig(keep=1.0, keep_end=0.5, schedule="cyclic", cycle_steps=4)
-    assert [keep_share(cyclic, s, 100) for s in range(6)] == [1.0, 0.75, 0.5, 0.75, 1.0, 0.75]
-    assert keep_share(TokenConfig(keep=0.3), 50, 100) == 0.3
+    assert [keep_rate_at(cyclic, s, 100) for s in range(6)] == [1.0, 0.75, 0.5, 0.75, 1.0, 0.75]
+    assert keep_rate_at(TokenConfig(keep=0.3), 50, 100) == 0.3

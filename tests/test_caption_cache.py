@@ -10,8 +10,9 @@ import torch
 from shard_maker import TRANSFORM, sample, write_tar
 
 from data.cache.captions import TextCache
+from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import DataConfig, TrainPipeline
+from data.pipeline.captioned import TrainPipeline
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import resample_patch_embed
-from contrastive.vision.flexi import PositionResize, default_patch_sizes, resample_position_grid
+from contrastive.vision.resize import PositionResize, default_patch_sizes, resample_position_grid
 
 
 def test_enlarging_patches_and_kernel_together_preserves_the_embedding():

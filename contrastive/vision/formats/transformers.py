@@ -1,8 +1,7 @@
-"""Image towers out of checkpoints of transformers and of vit-pytorch."""
+"""Image towers of transformers: the image part of CLIP or SigLIP, and SegFormer's encoder."""
 
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 from transformers import (
@@ -16,13 +15,13 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import logging as transformers_logging
 
-from contrastive.vision.families import build_net
-from contrastive.vision.open_clip import PLAIN_VIT, as_timm, renamed
-from contrastive.vision.tower import TowerConfig, VisionTower
-from contrastive.weights import existing_file, load_weights, read_weights, three_numbers
+from contrastive.files.transformers import first_line, no_progress_bars
+from contrastive.files.weights import three_numbers
+from contrastive.vision.formats.pixel_statistics import HALF, IMAGENET, OPENAI
+from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-
-# ---- transformers --------------------------------------------------------------------------
 
 TRANSFORMERS_NAMES = (
     ("vision_model.", ""),
@@ -42,21 +41,20 @@ TRANSFORMERS_NAMES = (
     ("head.attention.in_proj_", "attn_pool.in_proj."),
 )
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-OPENAI = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 def load_transformers(name: str) -> VisionTower:
     """A folder or hub name: the image part of a CLIP or SigLIP checkpoint, or SegFormer's encoder.
 
-    safetensors only. Without a preprocessor's file, pixels are normalised as its family's are.
+    safetensors only. Without a preprocessor_config.json, pixels are normalised as is usual for the
+    family.
     """
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"cannot load image tower transformers:{name}: {reason}") from error
+        raise UsageError(
+            f"cannot load image tower transformers:{name}: {first_line(error)}"
+        ) from error
     kind = config.model_type
     if kind == "segformer":
         return _segformer(name, config)
@@ -93,11 +91,11 @@ def load_transformers(name: str) -> VisionTower:
         "act_layer": ACTIVATIONS[activation],
         "num_classes": 0,
     }
-    weights = renamed(net.state_dict(), TRANSFORMERS_NAMES)
+    weights = rename_keys(net.state_dict(), TRANSFORMERS_NAMES)
     projection = weights.pop("visual_projection.weight", None)
     mean, std, _ = _pixels(name, OPENAI if clip else HALF)
     facts = {"image_size": vision.image_size, "mean": mean, "std": std}
-    return as_timm(PLAIN_VIT[eps], args, _joined(weights), projection, facts)
+    return timm_vit(PLAIN_VIT[eps], args, _joined(weights), projection, facts)
 
 
 def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,19 +124,23 @@ def _segformer(name: str, config: Any) -> VisionTower:
 
 
 def _pretrained(cls: Any, name: str, config: Any) -> Any:
-    """The model of `cls` in a checkpoint that may hold more; `UsageError` where it lacks any."""
+    """The model of `cls` in a checkpoint that may hold more; `UsageError` where weights lack."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what the checkpoint has besides is no mistake
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # a checkpoint may hold more than the image part
     try:
-        net, info = cls.from_pretrained(
-            name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with no_progress_bars():
+            net, info = cls.from_pretrained(
+                name,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"cannot load image tower transformers:{name}: {reason}") from error
+        raise UsageError(
+            f"cannot load image tower transformers:{name}: {first_line(error)}"
+        ) from error
     finally:
-        transformers_logging.enable_progress_bar()
         transformers_logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
@@ -155,8 +157,7 @@ def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
         processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         side = int(max(dict(processor.size).values()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{what} cannot be read: {reason}") from error
+        raise UsageError(f"{what} cannot be read: {first_line(error)}") from error
     wanted = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     for key, value in wanted.items():
         theirs = getattr(processor, key, value)
@@ -164,35 +165,3 @@ def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
             raise UsageError(f"{what} has {key} {theirs}; allowed: {value}")
     mean = three_numbers(processor.image_mean, f"image_mean of {what}")
     return mean, three_numbers(processor.image_std, f"image_std of {what}"), side
-
-
-# ---- vit-pytorch ---------------------------------------------------------------------------
-
-
-def load_vit_pytorch(rest: str) -> VisionTower:
-    """`NAME@FILE`: a Compact Convolutional Transformer (Hassani et al., arXiv:2104.05704).
-
-    NAME is one of vit-pytorch's `cct_*`; its convolutions and image size are read from the file,
-    which holds a state dict. Pixels are normalised as ImageNet's.
-    """
-    name, _, file = rest.partition("@")
-    known = ("cct_2", "cct_4", "cct_6", "cct_7", "cct_8", "cct_14", "cct_16")
-    if name not in known or not file:
-        raise UsageError(
-            f"image tower vit_pytorch:{rest}; allowed: vit_pytorch:NAME@FILE with NAME one of "
-            f"{', '.join(known)}"
-        )
-    weights = read_weights(existing_file(file))
-    weights = {k: w for k, w in weights.items() if not k.startswith("classifier.fc.")}
-    kernels = [w for k, w in weights.items() if k.startswith("tokenizer.conv_layers.")]
-    places = weights.get("classifier.positional_emb")
-    if not kernels or places is None:
-        raise UsageError(f"{file} holds the weights of another model: no {name} with positions")
-    args = {"n_conv_layers": len(kernels), "kernel_size": kernels[0].shape[-1], "num_classes": 1}
-    net = build_net("vit_pytorch", name, {**args, "img_size": 64})
-    stride = VisionTower(net, TowerConfig(name)).native_patch_size
-    args["img_size"] = round(places.shape[1] ** 0.5) * stride
-    config = TowerConfig(name, args, args["img_size"], (), *IMAGENET, library="vit_pytorch")
-    tower = VisionTower(build_net("vit_pytorch", name, args), config)
-    load_weights(tower.net, weights, file)
-    return tower

@@ -11,15 +11,15 @@ import torch
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.search import budget
-from retrieval.search.budget import Budget, Profile
+from retrieval.search import cost_profile
+from retrieval.search.cost_profile import Budget, Profile
 
 MS = {48: 1.0, 24: 4.0, 16: 9.0, 8: 40.0}
 
 
 @pytest.fixture
 def profile(tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    monkeypatch.setattr(budget, "measure_ms", lambda model, sizes: {s: MS[s] for s in sizes})
+    monkeypatch.setattr(cost_profile, "measure_ms", lambda model, sizes: {s: MS[s] for s in sizes})
     return Profile(tiny_model, tmp_path / "profiles")
 
 
@@ -56,9 +56,11 @@ def test_a_machine_is_measured_once(
     tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    measure = budget.measure_ms
+    measure = cost_profile.measure_ms
     monkeypatch.setattr(
-        budget, "measure_ms", lambda model, sizes: measured.append(sizes) or measure(model, sizes)
+        cost_profile,
+        "measure_ms",
+        lambda model, sizes: measured.append(sizes) or measure(model, sizes),
     )
     first = Profile(tiny_model, tmp_path).ms((48, 24))
     assert first.keys() == {48, 24}
@@ -84,7 +86,7 @@ def test_load_during_most_of_a_measurement_changes_nothing(
         return encode(pixels, patch_size=patch_size)
 
     monkeypatch.setattr(tiny_model, "encode_image", under_load)
-    assert all(ms < 1e3 * load_s for ms in budget.measure_ms(tiny_model, (48, 24)).values())
+    assert all(ms < 1e3 * load_s for ms in cost_profile.measure_ms(tiny_model, (48, 24)).values())
 
 
 def test_a_profile_that_cannot_be_kept_is_still_measured(tiny_model, tmp_path: Path) -> None:

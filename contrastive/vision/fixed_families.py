@@ -1,4 +1,8 @@
-"""Networks that are read whole, at the one patch size they were built for."""
+"""Networks that run at the one patch size they were built for: ConvNets, Mixers, Swin, and others.
+
+A class says for one kind of network how wide its features are, how many pixels a cell of them
+covers, and how images become one vector each.
+"""
 
 import math
 from typing import Any
@@ -6,11 +10,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrastive.vision.flexi import PositionResize
+from contrastive.vision.resize import PositionResize
 
 
 class Family:
-    """Read whole: any timm model, before its class head."""
+    """Any timm model, before its class head."""
 
     flexible = False
 
@@ -33,8 +37,8 @@ class Family:
         return PositionResize()
 
 
-class Encoder(Family):
-    """Read whole: an encoder of transformers that gives a map of features; their mean counts."""
+class SegFormerEncoder(Family):
+    """SegFormer's encoder in transformers: the mean of its last feature map."""
 
     def fits(self, net: Any) -> bool:
         return getattr(getattr(net, "config", None), "model_type", None) == "segformer"
@@ -50,8 +54,8 @@ class Encoder(Family):
         return last.mean((2, 3)) if last.ndim == 4 else last.mean(1)
 
 
-class Compact(Family):
-    """Read whole: vit-pytorch's Compact Convolutional Transformer, whose last layer is removed."""
+class CompactTransformer(Family):
+    """vit-pytorch's Compact Convolutional Transformer, without its class head."""
 
     def fits(self, net: Any) -> bool:
         return type(net).__name__ == "CCT"
@@ -70,8 +74,8 @@ class Compact(Family):
         return net(images)
 
 
-class ClipVisual(Family):
-    """Read whole: an image tower of open_clip with a pooling or projection of its own."""
+class OpenClipVisual(Family):
+    """An image tower of open_clip with a pooling or projection that timm cannot express."""
 
     def fits(self, net: Any) -> bool:
         return type(net).__module__.startswith("open_clip.")

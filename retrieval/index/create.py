@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data.errors import UsageError
-from retrieval.index.scan import pays, scan, stored_vectors
+from retrieval.index.nearest import pays, scan, stored_vectors
 
 Kind = Literal["flat", "flat16", "ivf", "ivfpq", "hnsw"]
 IndexKind = Literal["auto", "flat", "flat16", "ivf", "ivfpq", "hnsw"]

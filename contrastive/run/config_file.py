@@ -1,0 +1,100 @@
+"""A run's config.json: written, read again, and compared on resume."""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from contrastive.run.config import RunConfig
+from data.errors import UsageError
+
+# What --resume may change: neither the model, nor the loss, nor the order of the data.
+CHANGEABLE = {
+    "data.num_workers", "data.features", "data.on_error", "data.index_dir",
+    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
+    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
+    "compile", "deepspeed_config",
+}  # fmt: skip
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses to {"data.shards": ...}."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = value
+    return out
+
+
+def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
+    """Refuse a resume that would alter the model, the loss or the order of the data."""
+    before, after = flatten(saved), flatten(asked)
+    for name, value in after.items():
+        if name not in CHANGEABLE and value != before[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} {value} cannot change on resume: the run was started with {before[name]}"
+            )
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild nested dataclasses from JSON; lists become the tuples they were."""
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for f in dataclasses.fields(cls):
+        value = values[f.name]
+        if dataclasses.is_dataclass(hints[f.name]):
+            value = from_dict(typing.cast(type, hints[f.name]), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        out[f.name] = value
+    return cls(**out)
+
+
+def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
+    """Write config.json with the resolved configuration, the git revision, and the command that
+    began the run."""
+    file = folder / "config.json"
+    typed = command()
+    if resumed:
+        typed = json.loads(file.read_text()).get("command", typed)
+    values = {"format": 1, "revision": revision(), "command": typed}
+    values["train"] = dataclasses.asdict(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def load_config(folder: Path, cls: type[Config]) -> Config:
+    """Read a run folder's config.json; `UsageError` for a run of another kind."""
+    try:
+        values = json.loads((folder / "config.json").read_text())
+        return from_dict(cls, values["train"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
+
+
+def command() -> str:
+    """What was typed, once the launcher's rank is taken off (`init_from_launcher`)."""
+    return shlex.join(["deepspeed" if "RANK" in os.environ else "python", *sys.argv])
+
+
+def revision() -> str:
+    """The git revision of this code, `-dirty` when files differ; `unknown` outside a checkout."""
+    where = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,33 @@
+"""Which text tower, and how it reads."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data.errors import UsageError
+
+Pooling = Literal["cls", "mean", "eos"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which text tower, and how it reads."""
+
+    tower: str = "minilm"
+    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
+    open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
+    own pooling, and its projection where the image tower is as wide; with --start-samples 0,
+    training starts from its space."""
+    pooling: Pooling = "mean"
+    """Of a transformers encoder: first token, mean of the tokens, or last token."""
+    context_length: int = 32
+    """Longest text in tokens; longer ones are cut. SigLIP reads as many as it was trained on."""
+    dropout: float = 0.0
+    """Of a transformers encoder while it trains."""
+    freeze_embeddings: bool = False
+    """Keep the token embeddings as they are: faster, and words never trained keep their place."""
+
+    def __post_init__(self) -> None:
+        if self.context_length < 3:
+            raise UsageError(f"--text.context-length {self.context_length}: at least 3 tokens")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")

@@ -1,0 +1,33 @@
+"""The configuration of a text tower's training."""
+
+from dataclasses import dataclass, field
+
+from contrastive.model.config import LossConfig
+from contrastive.run.config import RunConfig
+from contrastive.text.config import TextConfig
+from contrastive.vision.config import VisionConfig
+from data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run of a text tower against a locked image tower."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    start_samples: int = 4096
+    """Training samples from which the whitening of the features and the start of the text
+    projection are solved; 0: no whitening, a random projection."""
+    eval_data: tuple[str, ...] = ()
+    """NAME:ROOT, data sets of launch/zeroshot.py to evaluate while training; a folder alone holds
+    shards."""
+    eval_patch_sizes: tuple[int, ...] = ()
+    """Of those evaluations. Empty: the coarsest patch size that is trained."""
+    compile: bool = False
+    """torch.compile both towers: a minute at the start, for the gain in benchmarks/results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_samples < 0:
+            raise UsageError(f"--start-samples {self.start_samples}: at least 0")

@@ -1,0 +1,66 @@
+"""Which image tower, at which patch sizes, and how much of an image it reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The locked image tower and the patch sizes that training draws."""
+
+    tower: str = "dinov2s"
+    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
+    folder, or what else contrastive.load_vision_tower reads."""
+    patch_sizes: tuple[int, ...] = ()
+    """One is drawn per step, for all ranks. Empty: all that the tower offers."""
+    patch_weights: tuple[float, ...] = ()
+    """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """Of the tower's weights. bfloat16 moves features by about 1e-2; fastest: bfloat16 where the
+    GPU or CPU computes in it."""
+
+    def __post_init__(self) -> None:
+        check_patch_weights("--vision", self.patch_sizes, self.patch_weights)
+
+
+def check_patch_weights(flags: str, sizes: Sequence[int], weights: Sequence[float]) -> None:
+    """Raise `UsageError` unless there is no weight, or one for each size."""
+    if weights and len(weights) != len(sizes):
+        raise UsageError(
+            f"{flags}.patch-weights has {len(weights)} values for "
+            f"{len(sizes)} {flags}.patch-sizes; give one for each"
+        )
+    if any(w < 0 for w in weights) or (weights and not sum(weights)):
+        raise UsageError(f"{flags}.patch-weights must be at least 0, and not all 0")
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Which share of the patches a training step reads.
+
+    A random choice for each image: PatchDropout (Liu et al., arXiv:2208.07220). A share that
+    changes over training: the patch sampling schedule (McDanel and Huynh, arXiv:2208.09520).
+    """
+
+    keep: float = 1.0
+    """Share of the patches that is read, at the first step; 1: all."""
+    keep_end: float = 1.0
+    """Share at the other end of a schedule."""
+    schedule: Literal["constant", "linear", "cyclic"] = "constant"
+    """linear: from keep to keep_end over the run; cyclic: there and back in cycle_steps."""
+    cycle_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "keep_end"):
+            check_keep_rate(f"--tokens.{name.replace('_', '-')}", getattr(self, name))
+        if self.cycle_steps < 2:
+            raise UsageError(f"--tokens.cycle-steps {self.cycle_steps}: at least 2")
+
+
+def check_keep_rate(name: str, keep_rate: float) -> None:
+    """Raise `UsageError` for a rate outside (0, 1]; `name` is what the message calls it."""
+    if not 0 < keep_rate <= 1:
+        raise UsageError(f"{name} {keep_rate}: allowed are shares above 0, up to 1")
