@@ -12,15 +12,16 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search import cost_profile
-from retrieval.search.cost_profile import Budget, Profile
+from retrieval.search.config import Budget
+from retrieval.search.cost_profile import CostProfile
 
 MS = {48: 1.0, 24: 4.0, 16: 9.0, 8: 40.0}
 
 
 @pytest.fixture
-def profile(tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+def profile(tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CostProfile:
     monkeypatch.setattr(cost_profile, "measure_ms", lambda model, sizes: {s: MS[s] for s in sizes})
-    return Profile(tiny_model, tmp_path / "profiles")
+    return CostProfile(tiny_model, tmp_path / "profiles")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_the_finest_grid_that_fits_the_time_is_taken(profile, max_ms, expected) 
     assert profile.choose(Budget(max_ms=max_ms), tuple(MS)) == expected
 
 
-def test_the_finest_grid_that_fits_the_operations_is_taken(profile: Profile) -> None:
+def test_the_finest_grid_that_fits_the_operations_is_taken(profile: CostProfile) -> None:
     for size in MS:
         exactly = profile.gflops(size)
         assert profile.choose(Budget(max_gflops=exactly), tuple(MS)) == size
@@ -40,7 +41,7 @@ def test_the_finest_grid_that_fits_the_operations_is_taken(profile: Profile) -> 
     assert profile.choose(30, tuple(MS)) == 30
 
 
-def test_a_budget_that_pays_for_nothing_names_the_least_cost(profile: Profile) -> None:
+def test_a_budget_that_pays_for_nothing_names_the_least_cost(profile: CostProfile) -> None:
     with pytest.raises(UsageError, match=r"max_ms 0\.5 is too little: patch size 48 costs .* 1 ms"):
         profile.choose(Budget(max_ms=0.5), tuple(MS))
     with pytest.raises(UsageError, match=r"max_gflops 1e-06 is too little"):
@@ -62,16 +63,16 @@ def test_a_machine_is_measured_once(
         "measure_ms",
         lambda model, sizes: measured.append(sizes) or measure(model, sizes),
     )
-    first = Profile(tiny_model, tmp_path).ms((48, 24))
+    first = CostProfile(tiny_model, tmp_path).ms((48, 24))
     assert first.keys() == {48, 24}
     assert all(ms > 0 for ms in first.values())
-    again = Profile(tiny_model, tmp_path).ms((48, 24, 16))
+    again = CostProfile(tiny_model, tmp_path).ms((48, 24, 16))
     assert again[48] == pytest.approx(first[48], abs=1e-3)
     assert measured == [[48, 24], [16]]
     (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text())["format"] == 1
     file.write_text("{")
-    Profile(tiny_model, tmp_path).ms((48,))
+    CostProfile(tiny_model, tmp_path).ms((48,))
     assert measured[-1] == [48]
 
 
@@ -91,7 +92,7 @@ def test_load_during_most_of_a_measurement_changes_nothing(
 
 def test_a_profile_that_cannot_be_kept_is_still_measured(tiny_model, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert Profile(tiny_model, tmp_path / "file" / "profiles").ms((48,))[48] > 0
+    assert CostProfile(tiny_model, tmp_path / "file" / "profiles").ms((48,))[48] > 0
 
 
 def test_classifying_within_a_budget(tiny_model: LitModel) -> None:

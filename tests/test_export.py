@@ -23,8 +23,9 @@ from contrastive.export.timm import export_timm
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import padded
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import pad_tokens
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -125,7 +126,7 @@ def test_onnxruntime_runs_an_exported_model_on_batches_of_any_size(model, pictur
     for texts in (TEXTS[:1], TEXTS):
         ids = tower.tokenizer(texts)
         length = facts["text"]["length"] or max(map(len, ids))
-        tokens = padded(ids, length, facts["pad_id"])
+        tokens = pad_tokens(ids, length, facts["pad_id"])
         given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
         (embeds,) = text.run(None, {name: given[name] for name in facts["text"]["inputs"]})
         assert_same(embeds, model.encode_text(texts))

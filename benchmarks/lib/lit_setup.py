@@ -18,7 +18,8 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.step import TrainStep
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower_config import TowerConfig

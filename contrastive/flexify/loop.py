@@ -34,9 +34,9 @@ from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-from data.images import ImageTransform
-from data.pipeline.labelled import PicturePipeline
-from data.shards.index import expand_shards
+from data.pipeline.labelled import LabelledPipeline
+from data.shards.names import expand_shards
+from data.transform import ImageTransform
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
 """(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
@@ -76,7 +76,7 @@ def flexify(
         for block in tower.net.blocks:  # as text towers do, see HFTextTower
             block.attn.fused_attn = False
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
-    pipeline = PicturePipeline(
+    pipeline = LabelledPipeline(
         cfg.data,
         ImageTransform(size, tower.mean, tower.std),
         build_change(cfg.augment),

@@ -1,4 +1,4 @@
-"""Where an index's vectors come from: pieces of rows that are read a block at a time."""
+"""Rows on their way into an index: metadata and vectors, read a block at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
 
 
 @runtime_checkable
-class Piece(Protocol):
+class RowSource(Protocol):
     """Rows with an id each, ascending, and a vector per patch size."""
 
     count: int
@@ -27,7 +27,7 @@ class Piece(Protocol):
         """Rows start to stop: the columns of `METADATA_SCHEMA`, and perhaps others."""
 
 
-class EmbeddedShard:
+class EmbeddedPartition:
     """One partition of a folder that `embed_shards` wrote."""
 
     def __init__(self, folder: Path, number: int, count: int, first_id: int = 0) -> None:
@@ -61,8 +61,8 @@ class EmbeddedShard:
         return table.set_column(table.schema.get_field_index("id"), "id", ids)
 
 
-class Rows:
-    """Rows in memory: what is added to an index at a time."""
+class RowsInMemory:
+    """What is added to an index at a time."""
 
     def __init__(self, vectors: Mapping[int, Float[np.ndarray, "n d"]], metadata: pa.Table) -> None:
         """vectors: per patch size, unit norm."""
@@ -75,17 +75,30 @@ class Rows:
         return self._metadata.slice(start, stop - start)
 
 
-def cut(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
-    """The parts, at most BLOCK_ROWS each, of rows start to stop of the pieces one after another."""
+def blocks(
+    sources: Sequence[RowSource], start: int, stop: int
+) -> Iterator[tuple[RowSource, int, int]]:
+    """Rows start to stop of the sources one after another: (source, its rows from, to), at most
+    BLOCK_ROWS each."""
     first = 0
-    for piece in pieces:
-        low, high = max(start - first, 0), min(stop - first, piece.count)
+    for source in sources:
+        low, high = max(start - first, 0), min(stop - first, source.count)
         for at in range(low, high, BLOCK_ROWS):
-            yield piece, at, min(at + BLOCK_ROWS, high)
-        first += piece.count
+            yield source, at, min(at + BLOCK_ROWS, high)
+        first += source.count
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def index_schema(table: pa.Table) -> pa.Schema:
+    """The schema of an index whose first rows are `table`. Raises `UsageError` where a column of
+    `METADATA_SCHEMA` is missing."""
+    missing = [name for name in METADATA_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UsageError(f"the metadata has no column {missing[0]!r}; embed these shards again")
+    others = [field for field in table.schema if field.name not in METADATA_SCHEMA.names]
+    return pa.schema([*METADATA_SCHEMA, *(pa.field(f.name, f.type) for f in others)])
+
+
+def cast_to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of an index; nulls where it has none. Raises `UsageError` for a
     column that the index does not have, or values that its column cannot hold."""
     unknown = set(table.column_names) - set(schema.names)
@@ -105,13 +118,3 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise UsageError(f"the metadata does not fit the index: {error}") from error
-
-
-def checked_schema(table: pa.Table) -> pa.Schema:
-    """The schema of an index whose first rows are `table`. Raises `UsageError` where a column of
-    `METADATA_SCHEMA` is missing."""
-    missing = [name for name in METADATA_SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise UsageError(f"the metadata has no column {missing[0]!r}; embed these shards again")
-    others = [field for field in table.schema if field.name not in METADATA_SCHEMA.names]
-    return pa.schema([*METADATA_SCHEMA, *(pa.field(f.name, f.type) for f in others)])

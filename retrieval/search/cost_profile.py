@@ -1,19 +1,17 @@
-"""A patch size, or what an image may cost instead: the finest grid that fits.
+"""What one image costs a model at each patch size, and the finest that a budget pays for.
 
-What a patch size costs on this machine is measured once, one image at a time, and kept under
-~/.cache/flexilit/profiles (or XDG_CACHE_HOME).
+Times are measured once per machine, one image at a time, and kept under `profiles` of the cache
+folder.
 """
 
 import hashlib
 import json
 import math
-import os
 import platform
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +19,14 @@ import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.embed.partitions import write_json
+from data.files import cache_folder
+from retrieval.json_files import write_json
+from retrieval.search.config import Budget, PatchSizeOrBudget
 
 ROUNDS = 10
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What encoding one image may cost; both hold where both are given."""
-
-    max_gflops: float | None = None  # 10^9 floating-point operations, 2 x multiply-adds
-    max_ms: float | None = None  # on this machine, one image at a time
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_gflops", self.max_gflops), ("max_ms", self.max_ms)):
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} {value:g}: allowed are numbers above 0")
-        if self.max_gflops is None and self.max_ms is None:
-            raise UsageError("a budget needs max_gflops or max_ms")
-
-
-PatchSize = int | Budget | None
-"""Pixels, what an image may cost, or None for the finest."""
-
-
-class Profile:
+class CostProfile:
     """What one image costs a model on this machine, per patch size. Safe for threads."""
 
     def __init__(self, model: LitModel, folder: Path | None = None) -> None:
@@ -53,7 +34,7 @@ class Profile:
         self._model = model
         self.machine = _machine(model)
         name = hashlib.blake2b(json.dumps(self.machine).encode(), digest_size=8).hexdigest()
-        self.file = (folder or _cache_folder()) / f"{name}.json"
+        self.file = (folder or cache_folder("profiles")) / f"{name}.json"
         self._lock = threading.Lock()
         self._ms: dict[int, float] = {}
         self._gflops: dict[int, float] = {}
@@ -79,7 +60,7 @@ class Profile:
                     write_json(self.file, {"format": 1, "machine": self.machine, "ms": kept})
             return {size: self._ms[size] for size in patch_sizes}
 
-    def choose(self, patch_size: PatchSize, allowed: Sequence[int]) -> int:
+    def choose(self, patch_size: PatchSizeOrBudget, allowed: Sequence[int]) -> int:
         """The patch size meant: itself, or of `allowed` the finest that a budget pays for.
 
         Raises `UsageError` where the budget pays for none.
@@ -136,11 +117,6 @@ def _machine(model: LitModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "least_of": ROUNDS,
     }
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "flexilit" / "profiles"
 
 
 def _read(file: Path, machine: dict[str, Any]) -> dict[int, float]:
