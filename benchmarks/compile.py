@@ -14,7 +14,7 @@ import torch
 
 from contrastive import distributed
 from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
-from lib.harness import interleave, write_result
+from lib.harness import finish, interleave
 from lib.lit_setup import CONTEXT, build_tower, size_here, text_folder
 
 SIZE = size_here()
@@ -27,7 +27,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures[precision] = measure(precision, text_folder(SIZE, Path(folder) / "text"))
     packages = ("torch", "timm", "transformers")
-    write_result("compile", figures, [], packages=packages)
+    finish("compile", figures, [], packages=packages)
 
 
 def measure(precision: str, text: str) -> dict:

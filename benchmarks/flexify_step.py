@@ -18,7 +18,7 @@ from contrastive.flexify.losses import DistillConfig, Student, Targets, class_sh
 from contrastive.run.optim import OptimConfig, build_optimizer
 from contrastive.vision.load import TowerConfig
 from contrastive.vision.patch_dropout import draw_kept
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
 
 NAME, IMAGE_SIZE = "flexivit_small", 240  # pixels
 STORED = {"patch_size": 32, "img_size": 7 * 32}
@@ -85,7 +85,7 @@ def main() -> None:
         what = f"timm's step / flexible step, patch {patch_size}"
         what += f", {keep:.0%} of the patches" if keep < 1 else ""
         targets.append(Target(what, ">= 0.97", ratio))
-    write_result("flexify_step", figures, targets)
+    finish("flexify_step", figures, targets)
 
 
 if __name__ == "__main__":

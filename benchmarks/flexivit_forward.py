@@ -14,7 +14,7 @@ import torch
 
 from contrastive import VisionTower
 from contrastive.vision.load import TowerConfig
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
 
 NAME = "flexivit_small"
 IMAGE_SIZE = 240  # pixels
@@ -64,7 +64,7 @@ def main() -> None:
         }
         what = f"timm's time / flexible time, patch {patch_size}"
         targets.append(Target(what, ">= 0.97", ratio))
-    write_result("flexivit_forward", figures, targets)
+    finish("flexivit_forward", figures, targets)
 
 
 if __name__ == "__main__":

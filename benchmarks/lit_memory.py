@@ -2,18 +2,17 @@
 
     python benchmarks/lit_memory.py
 
-One process per case. The image features are ready, constants of the tower's width: nobody runs an
-image tower, but in the case "from pixels", whose step also reads the default drawings, decodes them
-and runs ViT-S/16 in bfloat16 over them at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default
-data's captions, over and over, of 16 tokens at most, read by MiniLM-L6 (on a GPU BERT-base); linear
-layers in bfloat16, weights in float32. FlexiLiT reads as many texts at a time as it finds for the
-smallest batch. open_clip's step is its trainer's, with one forward of all texts, or with `--accum-
-freq` and as many at a time as FlexiLiT: then each is read twice, and each time all the logits are
-there.
+One process per case. Image features are random and ready in memory, and no image tower runs. Only
+the case "from pixels" has one: its step also reads and decodes the default drawings, and runs
+ViT-S/16 over them in bfloat16 at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default data's
+captions, repeated, of at most 16 tokens, read by MiniLM-L6 (on a GPU BERT-base); linear layers in
+bfloat16, weights in float32. FlexiLiT uses the micro-batch that it finds for the smallest batch.
+open_clip takes its own trainer's step: one forward of all texts, or `--accum-freq` with FlexiLiT's
+micro-batch, which reads each text twice and holds all logits each time.
 
-Memory is the largest resident set of the process during the step (on a GPU, what torch allocated
-there at most). open_clip's larger batches are foretold by the polynomial through those that ran,
-which grows no faster than the truth; where that is more than the limit, the case is not run.
+Memory is the largest resident set of the process during the step (on a GPU, the most that torch
+allocated). open_clip's larger batches are extrapolated by the polynomial through those that ran,
+which grows no faster than the true memory; a case whose estimate exceeds the limit is not run.
 """
 
 import argparse
@@ -44,7 +43,7 @@ from contrastive.train.micro_batch import find_text_chunk
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.pipeline.captioned import DataConfig, TrainPipeline
-from lib.harness import Target, machine, write_result
+from lib.harness import Target, finish, machine
 from lib.lit_setup import (
     CONTEXT,
     adamw,
@@ -92,7 +91,7 @@ def main() -> None:
         targets.append(Target(what, "<= 1.3", ratio))
     packages = ("torch", "deepspeed", "open_clip_torch")
     figures = {"precision": "bfloat16", "limit_gib": limit_gib(), "rows": rows}
-    write_result("lit_memory", figures, targets, lambda file: draw(rows, file), packages)
+    finish("lit_memory", figures, targets, lambda file: draw(rows, file), packages)
 
 
 def measure(text: str, who: str, loss: str) -> list[dict[str, Any]]:

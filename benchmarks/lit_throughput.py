@@ -2,9 +2,9 @@
 
     python benchmarks/lit_throughput.py
 
-open_clip gets its pixels and tokens ready in memory; ours reads its features and tokens from the
-cache, through its own pipeline. `text` is the bare text tower on ready tensors: forward, backward
-and AdamW, what no trainer of that tower can beat.
+open_clip finds its pixels and tokens ready in memory; FlexiLiT reads features and tokens from the
+cache, through its own pipeline. `text` is the bare text tower on ready tensors (forward, backward,
+AdamW): an upper bound for any trainer of that tower.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from contrastive.text.tower import TokenGroups, Tokens
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.pipeline.captioned import DataConfig, TrainPipeline
-from lib.harness import Target, Timings, interleave, write_result
+from lib.harness import Target, Timings, finish, interleave
 from lib.lit_setup import (
     CONTEXT,
     adamw,
@@ -227,7 +227,7 @@ def main() -> None:
             text = text_folder(SIZE, Path(folder) / "text")
             trainer = Trainer(precision, text, f"{folder}/features")
             figures[precision] = measure(trainer, args.rounds)
-    write_result(
+    finish(
         "lit_throughput",
         figures,
         targets(figures),

@@ -1,11 +1,12 @@
-"""PI-resize against simpler ways to give a fixed-patch ViT another patch size, without training.
+"""PI-resize and simpler ways to give a fixed-patch ViT another patch size without training.
 
     python benchmarks/pi_resize.py
-    python benchmarks/pi_resize.py --images 32     # does it run?
+    python benchmarks/pi_resize.py --images 32     # a smoke test
 
 DINOv2 ViT-S/14 on Noto's drawings: 1-nearest-neighbour accuracy over Unicode's subgroups, every
-drawing against all others. Twice: the image grows with the patch, so the tokens stay the same and
-only the kernel is at stake (arXiv:2212.08013, section 3.4); and the image stays at 224 pixels.
+drawing against all others. Measured twice: with an image that grows with the patch, so that the
+number of tokens stays the same and only the kernel changes (arXiv:2212.08013, section 3.4), and
+with an image of 224 pixels.
 The kernel is resized by its pseudo-inverse (pi), bilinearly, bilinearly and rescaled by the areas'
 ratio (area), or not at all: cut or padded with zeros around its middle (none).
 """
@@ -24,7 +25,7 @@ from contrastive.flexify.student import resize_images
 from contrastive.vision.flexi import resample_patch_embed
 from contrastive.vision.load import VisionTower
 from data.pipeline.reader import ShardReader
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from lib.subgroups import subgroup_shards
 
 OWN, GRID = 14, 16
@@ -105,7 +106,7 @@ def main() -> None:
         for name in METHODS
         if name != "pi"
     ]
-    write_result("pi_resize", figures, targets, lambda file: _plot(file, figures))
+    finish("pi_resize", figures, targets, lambda file: _plot(file, figures))
 
 
 def _mean(row: dict[int, float]) -> float:

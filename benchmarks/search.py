@@ -1,12 +1,12 @@
-"""Every kind of index: recall, speed, memory and build time.
+"""Every index type: recall, speed, memory and build time.
 
     python benchmarks/search.py [--counts 100000 1000000] [--rounds 200]
 
-Vectors of width 384: clustered synthetic ones, and the default data's drawings with its captions as
-queries (`make demo` is run where it has not been). Recall@10 is against an exact scan. Single
-queries run in turn, one of each kind per round, one thread each; queries/s are for batches of 64 on
-all cores. Memory, mapped files included, is what a fresh process holds more than before: after 256
-queries, and at most while it builds. `auto` is asked for 10 ms. A graph of more than 200,000
+Vectors of width 384: clustered synthetic ones, and the default drawings with their captions as
+queries; runs the demo first where that has not been done. Recall@10 is against an exact scan.
+Single queries run in turn, one of each type per round, on one thread; queries/s are for batches of
+64 on all cores. Memory, mapped files included, is what a fresh process holds more than before:
+after 256 queries, and at most while it builds. `auto` may take 10 ms. A graph of more than 200,000
 vectors takes many minutes to build on two cores and is left out unless --kinds names hnsw. About
 12 minutes on two cores, after `make demo`.
 """
@@ -24,15 +24,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
+from lib.vectors import WIDTH, synthetic
 from retrieval.embed.partitions import METADATA_SCHEMA, read_manifest
 from retrieval.index.index_types import KINDS
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import BLOCK_ROWS, EmbeddedShard, Rows
+from retrieval.index.sources import EmbeddedShard, Rows
 from retrieval.index.tune import overlap
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 384
 PATCH = 28
 K = 10
 QUERIES = 1000
@@ -40,20 +40,6 @@ BATCH = 64
 LATENCY_MS = 10.0
 MAX_GRAPH = 200_000  # vectors, unless a graph is asked for
 PER_CLUSTER = 200  # vectors around one centre
-SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
-
-
-def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
-    """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
-    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
-    draw = np.random.default_rng(seed)
-    out = np.empty((count, WIDTH), np.float32)
-    for start in range(0, count, BLOCK_ROWS):
-        part = out[start : start + BLOCK_ROWS]
-        own = draw.standard_normal(part.shape, np.float32)
-        part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
-        part /= np.linalg.norm(part, axis=1, keepdims=True)
-    return out
 
 
 def write_vectors(folder: Path, count: int) -> None:
@@ -219,7 +205,7 @@ def main() -> None:
     targets.append(Target(f"auto at {largest:,}: recall@10", ">= 0.97", auto["recall_at_10"]))
     what = f"auto at {largest:,}: one query, p50 ms"
     targets.append(Target(what, f"<= {LATENCY_MS:g}", auto["query_p50_ms"]))
-    write_result("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
+    finish("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
 
 
 if __name__ == "__main__":

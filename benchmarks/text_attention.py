@@ -3,7 +3,7 @@
     python benchmarks/text_attention.py
 
 MiniLM-L6, 256 texts of 8, 16 and 32 tokens: forward and backward, in turn. A ratio is the fused
-attention's median time over the plain one's. This is why `HFTextTower` takes the plain one in
+attention's median time over the plain one's; it is why `HFTextTower` takes the plain one in
 bfloat16.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, Tokens, load_text_tower
-from lib.harness import interleave, write_result
+from lib.harness import finish, interleave
 from lib.lit_setup import CPU, text_folder
 
 TEXTS = 256
@@ -51,7 +51,7 @@ def main() -> None:
                 "rounds": [round(r, 3) for r in sorted(timings.round_ratios("fused", "plain"))],
             }
             print(name, figures[name]["fused_over_plain"], flush=True)
-    write_result("text_attention", figures, [], packages=("torch", "transformers"), where="cpu")
+    finish("text_attention", figures, [], packages=("torch", "transformers"), where="cpu")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from gradients import WORDS, step_gradients
 from safetensors.torch import save_file
 
 from contrastive import distributed
@@ -23,10 +24,8 @@ from contrastive.text.tower import TextConfig, TextEncoder, load_text_tower
 from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower
 from data.batch import Batch
-from lit_gradients import step_gradients
 
 GLOBAL_BATCH = 16
-WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
 
 
 def global_batch(bad: bool, tokenizer) -> tuple[Batch, torch.Tensor]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
+from launcher import ROOT, deepspeed
 
 from contrastive import LitModel
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from contrastive.run.config import TrainConfig, check_resumable, load_config, save_config
 from data.errors import UsageError
-from lib.launcher import ROOT, deepspeed
 from retrieval import evaluate
 from retrieval.evaluation.datasets import load_named
 

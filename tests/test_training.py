@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
+from launcher import deepspeed
 from open_clip.loss import ClipLoss, SigLipLoss
 from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
@@ -22,7 +23,6 @@ from contrastive.text.tower import TextConfig, TextEncoder, TokenGroups, load_te
 from contrastive.train.loop import train
 from data.errors import DataError, UsageError
 from data.pipeline.captioned import DataConfig
-from lib.launcher import deepspeed
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "rank_program.py"

@@ -1,7 +1,9 @@
-"""What the benchmarks of training share: the same towers for FlexiLiT and for open_clip."""
+"""The same towers, batches and optimiser for training steps of FlexiLiT and of open_clip."""
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,12 @@ def shards() -> tuple[str, ...]:
     """The default drawings, built where they are missing."""
     data = build_emoji(default_data())
     return (f"{data}/train/*.tar",)
+
+
+def launch(ranks: int, program: Path, job: Path) -> None:
+    """Run `PROGRAM JOB` in so many processes under the deepspeed launcher."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    subprocess.run([launcher, "--num_accelerators", str(ranks), program, job], check=True)
 
 
 def text_folder(size: Size, folder: Path) -> str:
