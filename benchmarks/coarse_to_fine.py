@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrastive import LitModel
+from data.pipeline.reader import ShardReader
 from data.shards.index import expand_shards
 from lib.harness import Target, finish
 from lib.icons import build_icons
@@ -125,7 +126,7 @@ def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
     dataset = load_dataset("shards", root)
     places = zip(corpus.table["shard"].to_pylist(), corpus.table["key"].to_pylist(), strict=True)
     row_of = {place: row for row, place in enumerate(places)}
-    reader = dataset.reader(None, num_workers=0)
+    reader = ShardReader(dataset.shards, None, num_workers=0)
     rows, labels = [], []
     for batch in reader:
         shard = str(Path(reader.shards[batch.shard]).absolute())

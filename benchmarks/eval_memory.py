@@ -65,7 +65,7 @@ def run(num_images: int) -> dict[str, float]:
         for first in range(0, num_images, BATCH):
             keys = [f"{n:09d}" for n in range(first, first + BATCH)]
             rows, zeros = torch.arange(first, first + BATCH), torch.zeros(BATCH, dtype=torch.int64)
-            captions = [(f"caption of {key}",) for key in keys]
+            captions: list[tuple[str, ...]] = [(f"caption of {key}",) for key in keys]
             batch = EvalBatch(keys, None, captions, zeros - 1, 0, rows, zeros, zeros)
             collector.add(batch, {16: unit_rows(rng, BATCH)})
         collector.recall(lambda texts: unit_rows(rng, len(texts)))

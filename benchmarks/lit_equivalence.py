@@ -25,11 +25,10 @@ from contrastive.text.tower import TextConfig
 from contrastive.train.loop import train
 from data.pipeline.captioned import DataConfig
 from lib.harness import Target, finish
-from lib.lit_setup import Size, launch, shards, text_folder
+from lib.lit_setup import LOSSES, Loss, Size, launch, shards, text_folder
 
 PROGRAM = Path(__file__).resolve().parent.parent / "tests" / "gradients_program.py"
 PAIRS, CHUNK = 4096, 64
-LOSSES = ("sigmoid", "softmax")
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 TOWER = "dinov2s"
 SMALL = Size("", 0, text_layers=2, text_width=64, batch_size=PAIRS, precisions=())
@@ -92,7 +91,7 @@ def largest_difference(got: list[float], expected: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(got, expected, strict=True))
 
 
-def compare_losses(folder: Path, loss: str) -> dict[str, Any]:
+def compare_losses(folder: Path, loss: Loss) -> dict[str, Any]:
     """The same training from the cache and from pixels."""
 
     def losses(features: str) -> list[float]:

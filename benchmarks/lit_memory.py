@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -46,6 +46,7 @@ from data.pipeline.captioned import DataConfig, TrainPipeline
 from lib.harness import Target, finish, machine
 from lib.lit_setup import (
     CONTEXT,
+    LOSSES,
     adamw,
     build_model,
     build_open_clip,
@@ -58,7 +59,6 @@ from lib.lit_setup import (
 
 BATCHES = (1024, 8192, 32768)
 SMALLEST = 256  # pairs, measured of open_clip only, to foretell the rest
-LOSSES = ("sigmoid", "softmax")
 OURS, PIXELS = "FlexiLiT", "FlexiLiT from pixels"
 PLAIN, ACCUMULATING = "open_clip", "open_clip accum-freq"
 CASES = {OURS: LOSSES, PIXELS: LOSSES[:1], PLAIN: LOSSES, ACCUMULATING: LOSSES}
@@ -142,7 +142,7 @@ def start(**case: Any) -> dict[str, Any]:
 # ---- one case, in a process of its own -------------------------------------------------------
 
 
-def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
+def run_case(text: str, who: str, loss: Loss, pairs: int) -> dict[str, Any]:
     """Peak memory of one step, and what was there before it."""
     size, device = size_here(), distributed.device()
     if device.type == "cpu":
@@ -155,7 +155,7 @@ def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:
-        step = partial(pixel_step, build_step(model, zero, pairs), pipeline)
+        step: Callable[[], object] = partial(pixel_step, build_step(model, zero, pairs), pipeline)
         tower(torch.zeros(1, 3, size.image_size, size.image_size), size.image_size // 4)
     else:
         batch = next(pipeline.batches(0, 1))
@@ -240,7 +240,7 @@ def open_clip_step(
     parts = tokens.split(chunk)
     autocast = partial(torch.autocast, images.device.type, torch.bfloat16)
     with torch.no_grad(), autocast():
-        known = [model(text=part)["text_features"] for part in parts] if len(parts) > 1 else [None]
+        known = [model(text=part)["text_features"] for part in parts] if len(parts) > 1 else []
     for number, part in enumerate(parts):
         with autocast():
             out = model(text=part)

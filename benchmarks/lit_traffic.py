@@ -37,6 +37,8 @@ from lib.collectives import Collective, CountCollectives, loopback_bytes
 from lib.harness import Target, finish
 from lib.lit_setup import (
     CPU,
+    LOSSES,
+    Loss,
     Size,
     adamw,
     build_model,
@@ -50,15 +52,14 @@ from lib.lit_setup import (
 )
 
 RANKS, STEPS = 2, 3
-LOSSES = ("sigmoid", "softmax")
-OURS: dict[str, dict[str, int]] = {
+OURS: dict[str, dict[str, Any]] = {
     "": {},
     "chunks of 32": {"text_chunk": 32},
     "ZeRO 1": {"stage": 1},
     "ZeRO 2": {"stage": 2},
     "ZeRO 3": {"stage": 3},
 }
-THEIRS: dict[tuple[str, str], dict[str, Any]] = {
+THEIRS: dict[tuple[Loss, str], dict[str, Any]] = {
     ("sigmoid", impl): {"dist_impl": impl} for impl in ("bidir", "shift", "reduce", "gather")
 } | {
     ("softmax", " ".join(flags) or "no flags"): dict.fromkeys(flags, True)
@@ -167,7 +168,7 @@ def run_ranks(job_file: Path) -> None:
 
 
 def count_ours(
-    tower: VisionTower, text: Text, loss: str, zero: ZeroConfig, pairs: int
+    tower: VisionTower, text: Text, loss: Loss, zero: ZeroConfig, pairs: int
 ) -> dict[str, Any]:
     model = build_model(tower, text.folder, loss)
     for parameter in model.text.encoder.tower.embedding_parameters():
@@ -183,13 +184,14 @@ def count_ours(
 
 
 def count_open_clip(
-    tower: VisionTower, text: Text, loss: str, flags: dict[str, Any], pairs: int
+    tower: VisionTower, text: Text, loss: Loss, flags: dict[str, Any], pairs: int
 ) -> dict[str, Any]:
     world_size = distributed.world_size()
     like = build_ours(tower, text.folder, loss=loss, batch_size=pairs)
     like.engine.destroy()
     model = build_open_clip(tower, text.folder, like)
-    model.text.transformer.embeddings.requires_grad_(not text.freeze_embeddings)
+    text_net: Any = model.text
+    text_net.transformer.embeddings.requires_grad_(not text.freeze_embeddings)
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     loss_class = SigLipLoss if loss == "sigmoid" else ClipLoss
     contrast = loss_class(rank=distributed.rank(), world_size=world_size, **flags)

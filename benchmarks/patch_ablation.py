@@ -54,7 +54,7 @@ class Gallery:
         cache = fill_cache(tower, cfg, sizes)
         batches = list(ShardReader(cfg.shards, None, batch_size=10_000, num_workers=0))
         self.labels = np.concatenate([batch.labels.numpy() for batch in batches])
-        self.features = {size: [] for size in sizes}
+        self.features: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
         for batch in batches:
             shards = np.full(len(batch), batch.shard)
             for size in sizes:

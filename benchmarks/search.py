@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -27,7 +29,7 @@ import pyarrow as pa
 from lib.harness import Target, finish, interleave
 from lib.vectors import WIDTH, synthetic
 from retrieval.embed.partitions import METADATA_SCHEMA, read_manifest
-from retrieval.index.index_types import KINDS
+from retrieval.index.index_types import KINDS, IndexKind
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.sources import EmbeddedShard, Rows
 from retrieval.index.tune import overlap
@@ -74,7 +76,7 @@ def write_default_data(folder: Path) -> None:
 # ---- one kind, in a process of its own -------------------------------------------------------
 
 
-def build_one(folder: Path, kind: str) -> None:
+def build_one(folder: Path, kind: IndexKind) -> None:
     """Build an index of `vectors.npy`; prints build time, peak memory and what auto said."""
     from retrieval.index.build import index_pieces
 
@@ -82,7 +84,7 @@ def build_one(folder: Path, kind: str) -> None:
     count = len(vectors)
     empty = [""] * count
     numbers = np.arange(count)
-    columns = {"id": numbers, "offset": numbers, "size": numbers}
+    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
     rows = Rows({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
     described = {
@@ -157,8 +159,8 @@ def measure(folder: Path, kinds: list[str], rounds: int) -> dict[str, dict]:
     def many(kind: str) -> None:
         snapshots[kind].nearest(queries[:BATCH], K, PATCH)
 
-    single = interleave({k: lambda k=k: one(k) for k in kinds}, rounds, warmup=10)
-    batch = interleave({k: lambda k=k: many(k) for k in kinds}, max(5, rounds // 20), warmup=1)
+    single = interleave({k: partial(one, k) for k in kinds}, rounds, warmup=10)
+    batch = interleave({k: partial(many, k) for k in kinds}, max(5, rounds // 20), warmup=1)
     for kind in kinds:
         found = snapshots[kind].nearest(queries, K, PATCH)[1]
         ms = 1e3 * np.array(single.seconds[kind])

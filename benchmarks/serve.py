@@ -72,7 +72,7 @@ What = Literal["text", "vector"]
 """text: /v1/search. vector: clip-retrieval's /knn-service."""
 
 
-def bodies(what: What, seed: int) -> list[tuple[str, bytes]] | Iterator[tuple[str, bytes]]:
+def bodies(what: What, seed: int) -> Iterator[tuple[str, bytes]]:
     """(path, body) of one query after another, without end."""
     if what == "text":
         return (("/v1/search", json.dumps({"text": t, "k": K}).encode()) for t in texts(seed))
@@ -160,7 +160,7 @@ def median(runs: Runs, clients: int, figure: str) -> float:
 
 def measure_texts(
     searcher: Searcher, port: int, rounds: int, seconds: float
-) -> tuple[dict[str, object], list[Target]]:
+) -> tuple[dict[str, Any], list[Target]]:
     """Overhead and throughput of a running server."""
     (segment,) = searcher.snapshot.segments
     index = segment.inner[PATCH]
@@ -193,7 +193,7 @@ def measure_texts(
     return figures, targets
 
 
-def measure_vectors(index: Path, seconds: float) -> tuple[dict[str, object], list[Target]]:
+def measure_vectors(index: Path, seconds: float) -> tuple[dict[str, Any], list[Target]]:
     """Our server and clip-retrieval's over one FAISS index, in turn."""
     kind = json.loads((index / "manifest.json").read_text())["kind"]
     theirs = index.with_name(f"{index.name}_theirs")

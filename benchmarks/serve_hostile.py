@@ -243,7 +243,7 @@ def _change(folder: Path, turn: int) -> None:
     def rows(first: int) -> list[Rows]:
         numbers = first + np.arange(ADDED)
         names = [f"added {number}" for number in numbers]
-        columns = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
+        columns: dict[str, Any] = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
         columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * ADDED}
         return [Rows({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))]
 

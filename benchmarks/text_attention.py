@@ -9,7 +9,9 @@ bfloat16.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,21 +31,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = text_folder(CPU, Path(folder) / "text")
         encoder = TextEncoder(load_text_tower(TextConfig(tower=f"hf:{text}")), 384).train()
+    tower: Any = encoder.tower
     for dtype in (torch.float32, torch.bfloat16):
         for length in LENGTHS:
             ids = torch.randint(1000, 2000, (TEXTS, length))
             tokens = TokenGroups((Tokens(ids, torch.ones_like(ids)),), TEXTS)
 
-            def step(attention: str, tokens=tokens, dtype=dtype) -> None:
-                encoder.tower.net.set_attn_implementation(attention)
-                encoder.tower._choose_attention = lambda: None
+            def step(
+                attention: str, tokens: TokenGroups = tokens, dtype: torch.dtype = dtype
+            ) -> None:
+                tower.net.set_attn_implementation(attention)
+                tower._choose_attention = lambda: None
                 with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                     embeds = encoder(tokens)
                 encoder.zero_grad()
                 embeds.sum().backward()
 
             timings = interleave(
-                {"plain": lambda s=step: s("eager"), "fused": lambda s=step: s("sdpa")}, args.rounds
+                {"plain": partial(step, "eager"), "fused": partial(step, "sdpa")}, args.rounds
             )
             name = f"{str(dtype).removeprefix('torch.')}, {length} tokens"
             figures[name] = timings.figures() | {

@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from PIL import Image
@@ -106,7 +106,7 @@ def main() -> None:
             rows = [n for n, p in enumerate(pictures) if (p is not None) == by_picture]
             patch_size = args.patch_size if by_picture or budget is None else budget
             query_patch_size = (budget or args.query_patch_size) if by_picture else None
-            queries = [pictures[n] if by_picture else args.queries[n] for n in rows]
+            queries: list[Any] = [pictures[n] if by_picture else args.queries[n] for n in rows]
             hits = searcher.search(
                 queries, args.k, patch_size,
                 query_patch_size=query_patch_size,
@@ -115,16 +115,14 @@ def main() -> None:
             )  # fmt: skip
             for number, row in zip(rows, hits, strict=True):
                 found[number] = row
+    answers = list(zip(args.queries, found, strict=True))
     if args.as_json:
-        rows = [
-            {"query": query, "hits": [hit._asdict() for hit in hits]}
-            for query, hits in zip(args.queries, found, strict=True)
-        ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        shown = [{"query": query, "hits": [hit._asdict() for hit in row]} for query, row in answers]
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        for query, hits in zip(args.queries, found, strict=True):
+        for query, row in answers:
             print(query)
-            for hit in hits:
+            for hit in row:
                 print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]")
     if args.picture:
         with exit_on_usage_error():

@@ -68,6 +68,7 @@ class PlainEngine:
         self._done += 1
         if self._done % self.chunks == 0:
             for name, parameter in self.module.named_parameters():
+                assert parameter.grad is not None
                 total = distributed.all_reduce_sum(parameter.grad)
                 self.gradients[name] = (total / distributed.world_size()).reshape(-1)
 
@@ -89,7 +90,8 @@ def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d
     captions = [" ".join(WORDS[i] for i in words) for words in drawn]
     tokens = model.text.encoder.tower.tokenizer(captions)
     valid, zeros = torch.ones(pairs, dtype=torch.bool), torch.zeros(pairs, dtype=torch.int64)
-    batch = Batch(0, captions, None, captions, tokens, torch.arange(pairs), valid, *[zeros] * 3)
+    concepts = torch.arange(pairs)
+    batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
     return batch, torch.randn(pairs, model.embed_dim, generator=generator)
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     distributed.init_from_launcher()
     job = json.loads(job_file.read_text())
 
-    def build(loss: str, dtype: str) -> LitModel:
+    def build(loss: Any, dtype: str) -> LitModel:
         loss_config = LossConfig(kind=loss)
         return build_model(job["tower"], job["text"], loss_config, getattr(torch, dtype))
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,7 @@ def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> N
     model.save_pretrained(folder / "model")
     numbers = np.arange(count)
     names = [f"picture {number}" for number in range(count)]
-    columns = {"id": numbers, "offset": numbers, "size": numbers}
+    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * count}
     table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
     described = {
@@ -62,7 +63,7 @@ def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> N
 @contextmanager
 def serving(index: Path, *flags: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """Our server over an index, stopped at the end; yields its port and its process."""
-    command = [sys.executable, SERVE, "--port", "0", *flags, "--index", index]
+    command = [sys.executable, str(SERVE), "--port", "0", *flags, "--index", str(index)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
