@@ -83,9 +83,9 @@ class FeatureSource:
     ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
         """Each step's batch with its features, at the patch size of the step, without pixels.
 
-        steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory at a
-        time. The next batch's features are asked for before a batch is handed over; on a GPU the
-        tower has a stream of its own, so that it reads pixels while the text tower trains.
+        steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory
+        at a time. The next batch is asked for before a batch is handed over; on a GPU the tower
+        has a stream of its own, so that it reads pixels while the text tower trains.
         """
         on_gpu = distributed.device().type == "cuda"
         side = torch.cuda.Stream() if on_gpu else None

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import PARITY, TINY_TOWER
+from launcher import ROOT, deepspeed
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
 
@@ -29,7 +30,6 @@ from contrastive.vision.config import PatchDropoutConfig
 from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig
 from data.errors import DataError, UsageError
-from lib.launcher import ROOT, deepspeed
 
 PROGRAM = Path(__file__).parent / "flexify_program.py"
 GAP_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_gap_p16_g15.npz'}"  # patch 16 divides 240 px

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
+from launcher import deepspeed
 from open_clip.loss import ClipLoss, SigLipLoss
 from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
@@ -26,7 +27,6 @@ from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
 from data.config import DataConfig
 from data.errors import DataError, UsageError
-from lib.launcher import deepspeed
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "rank_program.py"
