@@ -1,7 +1,7 @@
 """One optimiser step of a student: what its teacher says of a batch, and the update.
 
 Everything random (mixing, kept patches) is drawn for the global batch from (seed, step), so ranks
-and chunks change nothing.
+and micro-batches change nothing.
 """
 
 from typing import Any
@@ -86,7 +86,7 @@ class DistillationStep:
             share = self.engine(
                 pixels, patch_size, kept if isinstance(kept, float) else kept[rows], targets
             )
-            # The engine averages over chunks and ranks; shares are to be summed.
+            # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
