@@ -119,7 +119,7 @@ class DistillationStep:
         return class_shares(labels, num_classes), valid & (labels >= 0)
 
     def _own_share(self, step: int, valid: Bool[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Of mixed pictures; 1 where either of the pair is bad."""
+        """Of mixed images; 1 where either of the pair is bad."""
         cfg = self.cfg
         drawn = draw_mixup(cfg.augment.mixup, cfg.global_batch_size, cfg.seed, step)
         own = drawn[self._first : self._first + len(valid)].to(valid.device)
