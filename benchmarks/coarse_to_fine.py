@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrastive import LitModel
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from lib.harness import Target, write_result
 from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import VisionTower
-from contrastive.flexify.config import DistillConfig
-from contrastive.flexify.losses import Student, Targets, class_shares
+from contrastive.flexify.config import DistillationConfig
+from contrastive.flexify.losses import DistillationLoss, Targets, class_shares
 from contrastive.run.config import OptimConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.vision.patch_dropout import draw_kept
@@ -41,8 +41,8 @@ def main() -> None:
 
         net = timm.create_model(NAME, **STORED)
         config = TowerConfig(NAME, {"num_classes": net.num_classes, **STORED}, IMAGE_SIZE)
-        loss = DistillConfig(features=0.0, labels=1.0)
-        student = Student(VisionTower(net, config), loss, None).to(device).train()
+        loss = DistillationConfig(features=0.0, labels=1.0)
+        student = DistillationLoss(VisionTower(net, config), loss, None).to(device).train()
         weight = torch.full((batch_size,), 1 / batch_size, device=device)
         classes = class_shares(labels, net.num_classes)
         ours_step = build_optimizer(OptimConfig(), student)

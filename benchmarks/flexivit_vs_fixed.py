@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrastive.flexify.config import DistillConfig, FlexifyConfig, StudentConfig, TeacherConfig
+from contrastive.flexify.config import (
+    DistillationConfig,
+    FlexifyConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from contrastive.flexify.loop import flexify
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.build import build_vision_tower
@@ -57,7 +62,7 @@ def train(name: str, seed: int, steps: int, data: Path, start: Path) -> VisionTo
         ),
         teacher=TeacherConfig(tower=str(start)),
         student=StudentConfig(patch_sizes=CONTENDERS[name]),
-        loss=DistillConfig(features=0.0, labels=1.0),
+        loss=DistillationConfig(features=0.0, labels=1.0),
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_steps=min(100, steps)),
         zero=ZeroConfig(precision="fastest"),
         global_batch_size=128,

@@ -24,8 +24,9 @@ from contrastive.model.lit import TextSide
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from lib.lit_setup import ready_batch
@@ -113,10 +114,10 @@ def step_gradients(
     """Loss and gradients of a training step over all ranks, then one SGD step (not in float64)."""
     optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
     world_size = distributed.world_size()
-    shape = batch_shape(len(batch), zero.text_chunk, world_size)
+    shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
     engine: GradientProbe | PlainEngine
     if model.feature_mean.dtype == torch.float64:
-        engine = PlainEngine(model.text, shape.chunks)
+        engine = PlainEngine(model.text, shape.micro_batches)
     else:
         config = deepspeed_config(zero, optim, shape, world_size)
         engine = GradientProbe(build_engine(model.text, optim, config))
@@ -131,7 +132,7 @@ def one_shot_gradients(
 ) -> dict[str, Tensor]:
     """The same by open_clip's loss: all texts in one forward, padded to the longest."""
     side = model.text
-    texts = side.encoder(TokenGroups.of(side.encoder.tower, batch.tokens))
+    texts = side.encoder(TokenBatch.of(side.encoder.tower, batch.tokens))
     images = model.embed_features(features)
     if side.loss.kind == "sigmoid":
         loss = SigLipLoss()(images, texts, side.scale(), side.logit_bias)
@@ -162,7 +163,7 @@ def main() -> None:
     for name, case in job["cases"].items():
         dtype = getattr(torch, case["dtype"])
         model = build_model(job["tower"], job["text"], LossConfig(kind=case["loss"]), dtype)
-        zero = ZeroConfig(stage=case["stage"], text_chunk=job["chunk"])
+        zero = ZeroConfig(stage=case["stage"], micro_batch_size=job["chunk"])
         result = step_gradients(model, zero, *random_pairs(model, job["pairs"]))
         if distributed.is_main():
             save_file(result, job_file.parent / f"{name}.safetensors")

@@ -41,11 +41,11 @@ from contrastive import LitModel, distributed
 from contrastive.image_features import FeatureSource
 from contrastive.run.config import ZeroConfig
 from contrastive.run.zero import batch_shape
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 from lib.harness import Target, machine, write_result
 from lib.lit_setup import (
     CONTEXT,
@@ -153,8 +153,8 @@ def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
     model = build_model(tower, text, loss)
-    chunk = min(pairs, find_text_chunk(model.text, BATCHES[0], torch.bfloat16))
-    zero = ZeroConfig(precision="bfloat16", text_chunk=chunk)
+    chunk = min(pairs, find_micro_batch_size(model.text, BATCHES[0], torch.bfloat16))
+    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:
@@ -198,9 +198,9 @@ def peak_gib(anew: bool = False) -> float:
     return int(line.split()[1]) * 1024 / GIB
 
 
-def drawings(model: LitModel, pairs: int, pixels: bool) -> TrainPipeline:
+def drawings(model: LitModel, pairs: int, pixels: bool) -> CaptionedPipeline:
     """Batches of so many drawings of the default data, or of their captions alone."""
-    return TrainPipeline(
+    return CaptionedPipeline(
         DataConfig(shards=shards(), num_workers=0),
         model.transform if pixels else None,
         tokenizer=model.text.encoder.tower.tokenizer,
@@ -211,7 +211,7 @@ def drawings(model: LitModel, pairs: int, pixels: bool) -> TrainPipeline:
     )
 
 
-def pixel_step(step: TrainStep, pipeline: TrainPipeline) -> None:
+def pixel_step(step: TrainStep, pipeline: CaptionedPipeline) -> None:
     """One training step from the shards on, with no cache of features."""
     tower = step.model.vision
     source = FeatureSource(tower, DataConfig(), ())

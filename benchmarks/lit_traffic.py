@@ -54,7 +54,7 @@ RANKS, STEPS = 2, 3
 LOSSES = ("sigmoid", "softmax")
 OURS: dict[str, dict[str, int]] = {
     "": {},
-    "chunks of 32": {"text_chunk": 32},
+    "chunks of 32": {"micro_batch_size": 32},
     "ZeRO 1": {"stage": 1},
     "ZeRO 2": {"stage": 2},
     "ZeRO 3": {"stage": 3},

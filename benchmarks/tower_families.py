@@ -1,7 +1,7 @@
 """Families of image towers: which are flexible, at which patch sizes, and what each costs.
 
     python benchmarks/tower_families.py             # measures, writes JSON and a table
-    python benchmarks/tower_families.py --table     # prints the README's table and measures nothing
+    python benchmarks/tower_families.py --table     # the table of docs/towers.md; measures nothing
 
 The smallest common published architecture of each family at its own image size, float32, random
 weights: they do not change the time. Images per second are medians of rounds in turn.
@@ -147,7 +147,7 @@ def _round(number: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="print the README's table")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/towers.md")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds per family")
     parser.add_argument("--sizes", type=int, default=3, help="patch sizes of a flexible tower")

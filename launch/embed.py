@@ -40,7 +40,7 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__, args=typed)
     with exit_on_usage_error():
         check_batches(args.batch_size, args.num_workers)
-        from data.shards.index import expand_shards
+        from data.shards.names import expand_shards
 
         shards = expand_shards(args.shards, allow_pipe=args.allow_pipe)
         check_model_folder(args.model)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from shard_maker import TRANSFORM, sample, write_tar
 
-from data.cache.captions import TextCache
+from data.cache.captions import CaptionCache
 from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def shards(tmp_path: Path) -> list[str]:
     return [first, write_tar(tmp_path / "1.tar", sample("z", 4))]
 
 
-def fill(folder: Path, shards: list[str]) -> TextCache:
-    cache = TextCache(folder, shards, Letters(), "")
+def fill(folder: Path, shards: list[str]) -> CaptionCache:
+    cache = CaptionCache(folder, shards, Letters(), "")
     for shard in cache.missing(range(len(shards))):
         cache.write(shard)
     return cache
@@ -51,8 +51,8 @@ def test_cached_batches_equal_those_read_from_shards(tmp_path: Path, shards: lis
     cached = dataclasses.replace(read, features=str(tmp_path / "cache"))
     seen, kinds = set(), set()
     pairs = zip(
-        TrainPipeline(read, None, **BUILD).batches(0, 12),
-        TrainPipeline(cached, None, **BUILD).batches(0, 12),
+        CaptionedPipeline(read, None, **BUILD).batches(0, 12),
+        CaptionedPipeline(cached, None, **BUILD).batches(0, 12),
         strict=True,
     )
     for expected, got in pairs:
@@ -70,7 +70,7 @@ def test_cached_batches_equal_those_read_from_shards(tmp_path: Path, shards: lis
 def test_a_cached_step_opens_no_shard(tmp_path: Path, shards: list[str]) -> None:
     fill(tmp_path / "cache", shards)
     cfg = DataConfig(shards=tuple(shards), num_workers=0, features=str(tmp_path / "cache"))
-    batches = TrainPipeline(cfg, None, **BUILD).batches(0, 2)
+    batches = CaptionedPipeline(cfg, None, **BUILD).batches(0, 2)
     first = next(batches)
     for shard in shards:
         Path(shard).write_bytes(b"gone")
@@ -88,7 +88,7 @@ def test_what_is_damaged_or_absent_is_written_again(tmp_path: Path, shards: list
     file.unlink()
     assert cache.missing([0, 1]) == [1]
     assert fill(tmp_path / "cache", shards).missing([0, 1]) == []
-    other = TextCache(tmp_path / "cache", shards, Letters("other"), "")
+    other = CaptionCache(tmp_path / "cache", shards, Letters("other"), "")
     assert other.missing([0, 1]) == [0, 1]
 
 
@@ -106,20 +106,20 @@ def test_bad_captions_are_raised_where_asked(tmp_path: Path, shards: list[str]) 
     folder = str(tmp_path / "cache")
     cfg = DataConfig(shards=tuple(shards), num_workers=0, features=folder, on_error="raise")
     with pytest.raises(Exception, match=r"0\.tar.*(no_caption|not_utf8)"):
-        list(TrainPipeline(cfg, None, **BUILD).batches(0, 1))
+        list(CaptionedPipeline(cfg, None, **BUILD).batches(0, 1))
 
 
 def test_views_are_drawn_per_epoch_and_stay_the_same(tmp_path: Path, shards: list[str]) -> None:
     cfg = DataConfig(shards=(shards[1],), num_workers=0, views=3, crop=0.3, flip=True)
     build = BUILD | {"global_batch_size": 1}
     pixels: dict[int, torch.Tensor] = {}
-    for batch in TrainPipeline(cfg, TRANSFORM, **build).batches(0, 30):
+    for batch in CaptionedPipeline(cfg, TRANSFORM, **build).batches(0, 30):
         view = int(batch.views[0])
         assert torch.equal(pixels.setdefault(view, batch.images), batch.images)
     assert set(pixels) == {0, 1, 2}
     assert not torch.equal(pixels[1], pixels[2])
     plain = dataclasses.replace(cfg, views=1, crop=1.0, flip=False)
-    (batch,) = TrainPipeline(plain, TRANSFORM, **build).batches(0, 1)
+    (batch,) = CaptionedPipeline(plain, TRANSFORM, **build).batches(0, 1)
     assert torch.equal(batch.images, pixels[0])
 
 
@@ -127,5 +127,5 @@ def test_views_are_drawn_per_epoch_and_stay_the_same(tmp_path: Path, shards: lis
     "wrong", [{"views": 0}, {"views": 2}, {"flip": True}, {"views": 2, "crop": 0.0}]
 )
 def test_views_that_make_no_sense_are_refused(wrong: dict, shards: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--data\.(views|crop)"):
-        TrainPipeline(DataConfig(shards=tuple(shards), **wrong), None, **BUILD)
+    with pytest.raises(UsageError, match=r"data\.(views|crop)"):
+        CaptionedPipeline(DataConfig(shards=tuple(shards), **wrong), None, **BUILD)

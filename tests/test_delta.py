@@ -1,6 +1,8 @@
 """A tower kept as its difference from another one."""
 
 import copy
+import runpy
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
 from contrastive.vision.delta_file import apply_delta, save_delta
+from contrastive.vision.saved import save_vision_tower
 from data.errors import UsageError
 
 
@@ -34,6 +37,17 @@ def test_only_what_changed_is_kept_and_the_tower_comes_back(towers, tmp_path):
     images = torch.randn(2, 3, 240, 240)
     for size in (48, 16):
         torch.testing.assert_close(again(images, size), tower(images, size), rtol=1e-4, atol=1e-4)
+
+
+def test_the_program_writes_what_apply_delta_reads(towers, tmp_path, monkeypatch, capsys):
+    _, tower = towers
+    save_vision_tower(tower, tmp_path / "tower")
+    file = tmp_path / "changed.safetensors"
+    monkeypatch.setattr(sys, "argv", ["delta", str(tmp_path / "tower"), TINY_TOWER, str(file)])
+    runpy.run_module("contrastive.vision.delta", run_name="__main__")
+    assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 1e6:.1f} MB\n"
+    again = apply_delta(load_vision_tower(TINY_TOWER), file)
+    torch.testing.assert_close(again.net.norm.bias, tower.net.norm.bias, rtol=0, atol=1e-4)
 
 
 def test_files_of_something_else_are_refused(towers, tmp_path):

@@ -69,9 +69,9 @@ def test_the_cache_changes_no_loss(loss, tiny_text, emoji_shards, tmp_path):
         text=TextConfig(tower=tiny_text, context_length=12),
         loss=LossConfig(kind=loss),
         optim=OptimConfig(lr=1e-3, warmup_steps=5),
-        zero=ZeroConfig(text_chunk=4),
+        zero=ZeroConfig(micro_batch_size=4),
         global_batch_size=8,
-        start_samples=64,
+        init_samples=64,
         steps=STEPS,
         log_every=1,
     )

@@ -23,8 +23,9 @@ from contrastive.export.timm import export_timm
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import padded
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import pad_tokens
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -53,7 +54,7 @@ def tiny_vit(**args) -> VisionTower:
 def with_text(tower: VisionTower, text: str, pooling="mean") -> LitModel:
     """A model whose affine and text are random."""
     encoder = TextEncoder(load_text_tower(TextConfig(text, pooling)), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, LossConfig(start_bias=-3.0))).eval()
+    model = LitModel(tower, TextSide(encoder, LossConfig(bias_init=-3.0))).eval()
     model.feature_mean.normal_(std=0.3)
     model.feature_whiten.add_(torch.randn_like(model.feature_whiten) / 8)
     return model
@@ -125,7 +126,7 @@ def test_onnxruntime_runs_an_exported_model_on_batches_of_any_size(model, pictur
     for texts in (TEXTS[:1], TEXTS):
         ids = tower.tokenizer(texts)
         length = facts["text"]["length"] or max(map(len, ids))
-        tokens = padded(ids, length, facts["pad_id"])
+        tokens = pad_tokens(ids, length, facts["pad_id"])
         given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
         (embeds,) = text.run(None, {name: given[name] for name in facts["text"]["inputs"]})
         assert_same(embeds, model.encode_text(texts))

@@ -13,7 +13,7 @@ from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 from data.cache.features import FeatureCache
 from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 from data.pipeline.reader import ShardReader
 
 TOWER = "tower/transform/float32"
@@ -44,7 +44,7 @@ def test_cached_features_equal_those_of_the_pixels(tmp_path: Path, shards: list[
     assert cache.width == 4
     build = {"seed": 0, "global_batch_size": 4, "rank": 0, "world_size": 1}
     cfg = DataConfig(shards=tuple(shards), num_workers=0)
-    for batch in TrainPipeline(cfg, TRANSFORM, **build).batches(0, 6):
+    for batch in CaptionedPipeline(cfg, TRANSFORM, **build).batches(0, 6):
         for size in (8, 16):
             features, valid = cache.lookup(batch.shards.numpy(), batch.indices.numpy(), size)
             assert features.dtype == np.float32

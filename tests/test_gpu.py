@@ -11,7 +11,7 @@ from test_training import config, weights
 from contrastive import LitModel, load_vision_tower
 from contrastive.run.config import ZeroConfig
 from contrastive.train.loop import train
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def test_a_tower_gives_the_same_on_both_devices(patch_size):
 
 def test_the_chunk_that_is_found_fits(tiny_model):
     side = tiny_model.text.cuda().train()
-    chunk = find_text_chunk(side, 1024, torch.bfloat16)
+    chunk = find_micro_batch_size(side, 1024, torch.bfloat16)
     assert 1024 % chunk == 0
     assert chunk > 64
 
@@ -38,7 +38,7 @@ def test_training_in_bfloat16_goes_down(stage, cached, tiny_text, emoji_shards, 
     cfg = config(tmp_path, "run", tiny_text, emoji_shards, stage, steps=40, checkpoint_every=0)
     data = dataclasses.replace(cfg.data, features=str(tmp_path / "cache") if cached else "")
     vision = dataclasses.replace(cfg.vision, dtype="bfloat16")
-    zero = ZeroConfig(stage=stage, precision="bfloat16", text_chunk=4)
+    zero = ZeroConfig(stage=stage, precision="bfloat16", micro_batch_size=4)
     folder = train(dataclasses.replace(cfg, data=data, vision=vision, zero=zero))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

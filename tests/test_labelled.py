@@ -1,4 +1,4 @@
-"""Pictures without captions, their labels, and random views that nothing but the seed decides."""
+"""Images without captions, their labels, and random changes that the seed alone decides."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from contrastive.flexify.augment import build_change, draw_mixup, mix_pairs
 from contrastive.flexify.config import AugmentConfig
 from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.labelled import PicturePipeline
+from data.pipeline.labelled import LabelledPipeline
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def batches(shards, steps=5, ranks=1, workers=0, augment=None, labels=True, **da
     cfg = DataConfig(shards=shards, num_workers=workers, **data)
     change = build_change(augment or AugmentConfig())
     for rank in range(ranks):
-        pipeline = PicturePipeline(
+        pipeline = LabelledPipeline(
             cfg, TRANSFORM, change, labels=labels,
             seed=3, global_batch_size=4, rank=rank, world_size=ranks,
         )  # fmt: skip
@@ -76,7 +76,7 @@ def test_changes_are_the_same_for_any_ranks_and_workers(options, shards):
 
 
 @pytest.mark.parametrize("options", [{"views": 99, "crop": 0.3}, {"augment": AugmentConfig(20)}])
-def test_a_picture_changes_from_epoch_to_epoch(options, shards):
+def test_an_image_changes_from_epoch_to_epoch(options, shards):
     seen: dict = {}
     for step in batches(shards, steps=10, **options):  # 40 samples: four epochs
         for key, (pixels, _, valid) in step.items():
@@ -102,8 +102,8 @@ def test_mixed_pairs_hold_the_sum_and_share_one_draw():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"randaugment": 31}, "--augment.randaugment 31: allowed are 0 to 30"),
-        ({"mixup": -0.1}, "--augment.mixup -0.1: must be at least 0"),
+        ({"randaugment": 31}, "augment.randaugment 31: allowed are 0 to 30"),
+        ({"mixup": -0.1}, "augment.mixup -0.1: must be at least 0"),
     ],
 )
 def test_impossible_augmentation_is_one_sentence(values, sentence):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contrastive.model.lit import LitModel
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
 from retrieval.index.build import build_index
 from retrieval.search.refine import FineVectors

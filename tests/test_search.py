@@ -12,7 +12,7 @@ from shard_maker import png
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
 from retrieval.search.config import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap

@@ -26,8 +26,9 @@ from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
@@ -216,7 +217,7 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
 
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig()))
-    tokens = TokenGroups.of(encoder.tower, encoder.tower.tokenizer(TEXTS))
+    tokens = TokenBatch.of(encoder.tower, encoder.tower.tokenizer(TEXTS))
     optimizer = torch.optim.AdamW(model.text.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
@@ -273,10 +274,10 @@ def test_enlarged_pictures_and_patches_look_alike(name, tmp_path):
     )
 
 
-def test_the_readme_says_which_families_are_flexible():
+def test_the_docs_say_which_families_are_flexible():
     assert set(FAMILIES) <= set(SMALL_ONES)
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert family_table() in readme, "python benchmarks/tower_families.py --table"
+    page = (Path(__file__).parents[1] / "docs/towers.md").read_text()
+    assert family_table() in page, "python benchmarks/tower_families.py --table"
 
 
 # ---- import: the checkpoint's own joint space ------------------------------------------------
@@ -353,7 +354,7 @@ def test_a_model_of_transformers_keeps_its_space(make, tmp_path, monkeypatch):
 
 
 def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
-    """Through the trainer: with --start-samples 0 small steps stay near the checkpoint."""
+    """Through the trainer: with init_samples=0 small steps stay near the checkpoint."""
     torch.manual_seed(0)
     make_open_clip(tmp_path / "clip", OWN_VIT)
     spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
@@ -364,7 +365,7 @@ def test_an_imported_pair_trains_from_its_own_space(emoji_shards, tmp_path):
         text=TextConfig(tower=spec, context_length=16),
         optim=OptimConfig(lr=1e-5),
         global_batch_size=8,
-        start_samples=0,
+        init_samples=0,
         steps=2,
         log_every=1,
     )
@@ -403,7 +404,7 @@ def letter_tokenizer() -> transformers.PreTrainedTokenizerFast:
         ("open_clip:ViT-B-33@x", "unknown open_clip architecture 'ViT-B-33'; close names: ViT-B"),
         ("open_clip:ViT-B-32", "names no weights; allowed: open_clip:ViT-B-32@FILE"),
         ("open_clip:ViT-B-32@absent.pt", "no such file: absent.pt"),
-        ("open_clip:local-dir:absent", "absent is no open_clip folder"),
+        ("open_clip:local-dir:absent", "absent is not an open_clip folder"),
         ("transformers:/absent", "cannot load image tower transformers:/absent"),
         ("vit_pytorch:cct_3@x", "allowed: vit_pytorch:NAME@FILE with NAME one of cct_2"),
         ("vit_pytorch:cct_2@absent.pt", "no such file: absent.pt"),

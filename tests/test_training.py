@@ -18,8 +18,9 @@ from contrastive.model.lit import TextSide
 from contrastive.run.checkpoint import newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import TokenGroups
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
@@ -54,9 +55,9 @@ def config(out: Path, name: str, text: str, shards: Path, stage: int, **changes)
         text=TextConfig(tower=text, context_length=12),
         loss=LossConfig(kind="softmax" if stage % 2 else "sigmoid"),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        zero=ZeroConfig(stage=stage, text_chunk=4),
+        zero=ZeroConfig(stage=stage, micro_batch_size=4),
         global_batch_size=16,
-        start_samples=32,
+        init_samples=32,
         steps=STEPS,
         log_every=1,
         eval_every=1,
@@ -167,7 +168,7 @@ def test_a_step_on_one_process_equals_open_clip(loss, one, tiny_text):
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)))
     batch, features = global_batch(False, encoder.tower.tokenizer)
-    tokens = TokenGroups.of(encoder.tower, batch.tokens)
+    tokens = TokenBatch.of(encoder.tower, batch.tokens)
     texts, images = encoder(tokens), model.embed_features(features)
     if loss == "sigmoid":
         value = SigLipLoss()(images, texts, model.text.scale(), model.text.logit_bias)
@@ -204,7 +205,7 @@ def test_bad_samples_leave_the_loss_of_the_good_ones(one, tiny_text):
     batch, features = global_batch(True, encoder.tower.tokenizer)
     good = batch.valid.nonzero()[:, 0]
     assert len(good) == GLOBAL_BATCH - 5
-    tokens = TokenGroups.of(encoder.tower, [batch.tokens[i] for i in good])
+    tokens = TokenBatch.of(encoder.tower, [batch.tokens[i] for i in good])
     images = torch.nn.functional.normalize(features[good], dim=-1)
     value = ClipLoss()(images, side(tokens), side.scale())
     got = load_file(one / "softmax-bad.safetensors")["loss"]
@@ -318,14 +319,14 @@ def test_bfloat16_and_offload_train_and_old_checkpoints_go(
     stage, offload, tiny_text, emoji_shards, tmp_path
 ):
     cfg = config(tmp_path, "run", tiny_text, emoji_shards, stage, keep_checkpoints=2)
-    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", text_chunk=4)
+    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", micro_batch_size=4)
     data = dataclasses.replace(cfg.data, num_workers=0)
     folder = train(dataclasses.replace(cfg, zero=zero, data=data))
     kept = sorted(d.name for d in (folder / "checkpoints").glob("step_*"))
     assert kept == ["step_00000012", "step_00000014"]
     after = weights(folder)
     assert all(value.dtype == torch.float32 for value in after.values())
-    assert after["text.logit_scale"] != pytest.approx(cfg.loss.start_scale)
+    assert after["text.logit_scale"] != pytest.approx(cfg.loss.temperature_init)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
@@ -345,7 +346,7 @@ def test_a_global_batch_above_a_chunk_needs_no_flag(tiny_text, emoji_shards, tmp
     found = {}
     for chunk in (0, 300):
         cfg = config(tmp_path, f"run{chunk}", tiny_text, emoji_shards, 0, eval_every=0, steps=2)
-        zero = ZeroConfig(text_chunk=chunk)
+        zero = ZeroConfig(micro_batch_size=chunk)
         cfg = dataclasses.replace(
             cfg, zero=zero, global_batch_size=300, checkpoint_every=0, optim=OptimConfig(name="sgd")
         )
@@ -359,7 +360,7 @@ def test_a_run_that_diverges_stops_and_saves_nothing(
 ) -> None:
     optim = OptimConfig(name="sgd", lr=1e30, clip_norm=0.0)
     cfg = config(tmp_path, "run", tiny_text, emoji_shards, 0, optim=optim, log_every=log_every)
-    with pytest.raises(DataError, match=r"step \d: .*lower --optim\.lr"):
+    with pytest.raises(DataError, match=r"step \d: .*lower optim\.lr"):
         train(dataclasses.replace(cfg, steps=6, checkpoint_every=3))
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -1,6 +1,8 @@
 """Image towers: parity with the programs their weights come from, and what locking promises."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 
-PARITY = Path(__file__).parent / "parity"
+ROOT = Path(__file__).parents[1]
+PARITY = ROOT / "tests" / "parity"
 GRIDS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 
 
@@ -196,6 +199,21 @@ def test_unlocked_gradients_reach_kernel_and_positions(small_vit):
     tower(torch.randn(2, 3, 64, 64), 8).square().sum().backward()
     assert tower.net.patch_embed.proj.weight.grad.abs().sum() > 0
     assert tower.net.pos_embed.grad.abs().sum() > 0
+
+
+def test_a_tower_loads_without_libraries_that_it_does_not_need(tmp_path):
+    file = PARITY / "bigvision_flexi_tok_p32_g7.npz"
+    code = f"""
+import sys
+from contrastive import load_vision_tower
+from contrastive.vision.saved import save_vision_tower
+print(set(sys.modules) & {{"timm", "open_clip", "transformers"}})
+save_vision_tower(load_vision_tower("bigvision:{file}"), "{tmp_path}/tower")
+load_vision_tower("{tmp_path}/tower")
+print(set(sys.modules) & {{"open_clip", "transformers", "vit_pytorch", "onnx"}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("set()\nset()\n", 0), done.stderr
 
 
 def test_saved_tower_loads_with_its_rule_and_patch_sizes(tmp_path):

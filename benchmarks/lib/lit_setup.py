@@ -18,7 +18,8 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.step import TrainStep
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower_config import TowerConfig
@@ -100,7 +101,7 @@ def build_step(
     optim = optim or OptimConfig(lr=1e-5)
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(batch_size, zero.text_chunk, world_size)
+    shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
     engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
     return TrainStep(model, engine, shape, seed=0)
 

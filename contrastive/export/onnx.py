@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from contrastive.export.timm import timm_net
 from contrastive.files.transformers import first_line
 from contrastive.model.lit import LitModel
-from contrastive.text.tokenizers import Tokens, padded
-from contrastive.text.tower import HFTextTower, TextTower
+from contrastive.text.padding import PaddedTokens, pad_tokens
+from contrastive.text.tower import TextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 OPSET = 17  # the first with LayerNormalization
@@ -44,7 +45,7 @@ class _Text(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.projection(self.tower([Tokens(input_ids, mask)])), dim=-1)
+        return F.normalize(self.projection(self.tower([PaddedTokens(input_ids, mask)])), dim=-1)
 
 
 def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
@@ -83,12 +84,12 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _tokens(tower: TextTower, texts: list[str]) -> Tokens:
+def _tokens(tower: TextTower, texts: list[str]) -> PaddedTokens:
     """As long as the longest; for open_clip as its context, the one length its trace holds for."""
     ids = tower.tokenizer(texts)
     if isinstance(tower, HFTextTower):
         return tower.pad(ids)
-    return padded(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
+    return pad_tokens(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
 
 
 def _export(

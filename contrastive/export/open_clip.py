@@ -18,7 +18,7 @@ from torch import Tensor
 from contrastive.export.timm import timm_net
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import HFTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 HF_TYPES = ("bert", "roberta", "xlm-roberta")  # of which open_clip finds width and layers
@@ -137,10 +137,10 @@ def _why_not_native(net: Any) -> str:
     if activation not in ACTIVATIONS:
         return f"its activation is {activation}"
     known = {f"{old}.{end}" for old in BLOCK for end in ("weight", "bias", "gamma")} | set(BLOCK)
-    strange = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
+    unknown = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
         k for k in net.state_dict() if k.startswith("patch_embed.norm")
     ]
-    return f"it has {strange[0]}" if strange else ""
+    return f"it has {unknown[0]}" if unknown else ""
 
 
 def _native(model: LitModel, net: Any, patch_size: int) -> Part:
@@ -197,6 +197,7 @@ def _text(model: LitModel, home: Path) -> Part:
     tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
     if isinstance(tower, OpenClipTextTower):
         return _own_text(tower, projection)
+    assert isinstance(tower, HFTextTower)
     kind = tower.net.config.model_type
     if kind not in HF_TYPES:
         raise UsageError(

@@ -37,7 +37,7 @@ from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import HFTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 BERTS = ("bert", "camembert", "roberta", "xlm-roberta")
@@ -63,6 +63,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
         text, projection = _clip_text(tower, projection)
         tokenizer = _clip_tokenizer(tower)
     else:
+        assert isinstance(tower, HFTextTower)
         text = _bert(tower, projection)
         tokenizer = tower.tokenizer.hf
     vision = _vision(model, patch_size)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.pretrained import _PRETRAINED
 from torch import Tensor
 
 from contrastive.files.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
 
 LOCAL = "local-dir:"
-OUR_RESIZING = ("shortest", "bicubic")  # side, interpolation
+OUR_RESIZING = ("shortest", "bicubic")  # which side is fitted, interpolation
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+LOOSE_TEXT_PARTS = (
+    "token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,15 @@ class OpenClipCheckpoint:
         """Tensors of `visual` or `text`, without that prefix."""
         prefix = tower + "."
         own = {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
-        if tower == "text" and not own:  # open_clip.CLIP keeps its text tower's parts loose
-            own = {k: v for k, v in self.weights.items() if k.startswith(TEXT)}
+        if tower == "text" and not own:  # open_clip.CLIP has the parts at its top level
+            own = {k: v for k, v in self.weights.items() if k.startswith(LOOSE_TEXT_PARTS)}
         return own
 
 
 def architecture_config(name: str) -> dict[str, Any]:
     """What open_clip builds `name` from; `UsageError` where it has no such architecture."""
+    import open_clip
+
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [m for m in open_clip.list_models() if m.startswith(name[:5])][:6]
@@ -52,9 +54,12 @@ def architecture_config(name: str) -> dict[str, Any]:
 def read_open_clip(spec: str) -> OpenClipCheckpoint:
     """`ARCHITECTURE@FILE` or `local-dir:FOLDER`, as open_clip's factory writes and reads them.
 
-    A file does not say how its pixels were normalised: as all published weights of its
-    architecture if those agree, else as OpenAI's.
+    A file does not say how pixels are normalised: taken is what all published weights of the
+    architecture agree on, else OpenAI's.
     """
+    import open_clip
+    from open_clip.pretrained import _PRETRAINED
+
     if spec.startswith(LOCAL):
         return _read_folder(Path(spec.removeprefix(LOCAL)))
     name, _, file = spec.partition("@")
@@ -69,6 +74,8 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
 
 
 def _read_folder(folder: Path) -> OpenClipCheckpoint:
+    import open_clip
+
     file = folder / "open_clip_config.json"
     try:
         facts = json.loads(file.read_text())
@@ -78,7 +85,7 @@ def _read_folder(folder: Path) -> OpenClipCheckpoint:
         resizing = pixels.get("resize_mode", "shortest"), pixels.get("interpolation", "bicubic")
         config = facts["model_cfg"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder} is no open_clip folder: {file.name}: {error}") from error
+        raise UsageError(f"{folder} is not an open_clip folder: {file.name}: {error}") from error
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
         raise UsageError(f"{folder} holds no weights; allowed: {' or '.join(WEIGHTS)}")
@@ -89,4 +96,5 @@ def _read_folder(folder: Path) -> OpenClipCheckpoint:
 
 def _weights(file: Path) -> dict[str, Tensor]:
     weights = read_weights(file)
-    return {name.removeprefix("module."): w for name, w in weights.items()}  # of torch's DDP
+    # the prefix is DistributedDataParallel's
+    return {name.removeprefix("module."): w for name, w in weights.items()}

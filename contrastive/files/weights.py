@@ -1,4 +1,4 @@
-"""Reading what others saved: a folder's config.json, and tensors without any pickled code."""
+"""Reading weights, by tensors alone and never by unpickled code, and what describes them."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         weights: Any = torch.load(file, map_location="cpu", weights_only=True)
         return weights.get("state_dict", weights)
-    except Exception as error:  # a stranger's file fails in many ways
+    except Exception as error:  # a damaged or foreign file fails in many ways
         raise UsageError(
             f"{file} cannot be read as weights ({type(error).__name__}); allowed: safetensors, or "
             "a state dict of tensors alone"

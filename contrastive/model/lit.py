@@ -22,16 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrastive.files.weights import load_weights, read_config, read_weights
-from contrastive.model.card import Card, model_card
+from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
-from contrastive.text.tokenizers import TokenGroups, Tokens
-from contrastive.text.tower import TextEncoder, build_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import build_text_tower
+from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
 
@@ -44,9 +45,9 @@ class TextSide(nn.Module):
         self.encoder = encoder
         self.loss = loss
         # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.start_scale)]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.temperature_init)]))
         if loss.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
+            self.logit_bias = nn.Parameter(torch.tensor([loss.bias_init]))
 
     def scale(self) -> Float[Tensor, ""]:
         """The temperature's multiplier t, at most 100.
@@ -59,7 +60,7 @@ class TextSide(nn.Module):
 
     def forward(
         self,
-        tokens: TokenGroups,
+        tokens: TokenBatch,
         pairs: Pairs | None = None,
         reduce_lse: Reduce = lambda partial: partial,
     ) -> Tensor:
@@ -159,9 +160,9 @@ class LitModel(nn.Module, ModelHubMixin):
             raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
             mask = (texts != tower.tokenizer.pad_id).long()
-            tokens = TokenGroups((Tokens(texts, mask),), len(texts))
+            tokens = TokenBatch((PaddedTokens(texts, mask),), len(texts))
         else:
-            tokens = TokenGroups.of(tower, tower.tokenizer(texts))
+            tokens = TokenBatch.of(tower, tower.tokenizer(texts))
         training = self.text.training
         self.text.eval()
         embeds = self.text(tokens.to(self.device))
@@ -186,6 +187,23 @@ class LitModel(nn.Module, ModelHubMixin):
             digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def facts(self) -> ModelFacts:
+        """For the model card."""
+        tower = self.text.encoder.tower
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks are not counted
+            costs = {
+                s: (self.vision.num_tokens(s), self.vision.gflops(s)) for s in self.patch_sizes
+            }
+        return ModelFacts(
+            image_tower=self.vision.config.name,
+            image_size=self.image_size,
+            text_tower=type(tower.net).__name__,
+            context_length=tower.tokenizer.context_length,
+            loss=self.text.loss.kind,
+            embed_dim=self.embed_dim,
+            costs=costs,
+        )
+
     # ---- files -----------------------------------------------------------------------------
 
     def save_pretrained(  # type: ignore[override]
@@ -209,11 +227,11 @@ class LitModel(nn.Module, ModelHubMixin):
             "vision": self.vision.describe(),
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
-            "loss": asdict(self.text.loss),
+            "loss": self.text.loss.as_json(),
             "card": asdict(self.card),
         }
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (part / "README.md").write_text(model_card(self, self.card), encoding="utf-8")
+        (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
         self.text.encoder.tower.save_tokenizer(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -234,7 +252,7 @@ class LitModel(nn.Module, ModelHubMixin):
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
-            model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+            model = cls(vision.lock(), TextSide(encoder, LossConfig.from_json(config["loss"])))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

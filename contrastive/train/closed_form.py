@@ -20,30 +20,30 @@ from tqdm import tqdm
 from contrastive import distributed
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
-from contrastive.text.tokenizers import TokenGroups
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 
-START_FILE = "start.safetensors"
+INIT_FILE = "start.safetensors"
 
 
-def solve_start(
+def closed_form_init(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> None:
-    """Set the model's affine and projection from the first `cfg.start_samples` samples.
+    """Set the model's affine and projection from the first `cfg.init_samples` samples.
 
     Solved once per run, at every patch size, by all ranks together, and kept in the run's folder.
     """
-    file = cfg.folder / START_FILE
+    file = cfg.folder / INIT_FILE
     if not file.exists():
         moments = _collect(cfg, model, pipeline, source, patch_sizes)
         if not moments["n"]:
-            raise UsageError(f"not one of the first {cfg.start_samples} samples could be read")
+            raise UsageError(f"not one of the first {cfg.init_samples} samples could be read")
         if distributed.is_main():
             mean, whiten = whitening(moments["n"], moments["x"], moments["xx"])
             centred = moments["yx"] - torch.outer(moments["y"], mean.double())
@@ -62,7 +62,7 @@ def solve_start(
 def _collect(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def _collect(
         k: torch.zeros(shape, dtype=torch.float64, device=device) for k, shape in shapes.items()
     }
     encoder.eval()
-    samples = min(cfg.start_samples, pipeline.num_samples or cfg.start_samples)
+    samples = min(cfg.init_samples, pipeline.num_samples or cfg.init_samples)
     steps = -(-samples // cfg.global_batch_size)
     bar = tqdm(
         pipeline.parts(0, steps), "closed-form start", steps, disable=not distributed.is_main()
@@ -94,7 +94,7 @@ def _collect(
         texts = [part.tokens[i] for i in valid.nonzero()[:, 0]]
         if not texts:
             continue
-        y = encoder.pool(TokenGroups.of(encoder.tower, texts).to(device)).double()
+        y = encoder.pool(TokenBatch.of(encoder.tower, texts).to(device)).double()
         sums["y"] += y.sum(0)
         sums["yy"] += y.T @ y
         sums["yx"] += y.T @ torch.stack(views).mean(0)

@@ -18,7 +18,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Reduce, pair_targets
 from contrastive.run.zero import BatchShape
-from contrastive.text.tokenizers import TokenGroups
+from contrastive.text.padding import TokenBatch
 from data.batch import Batch
 from data.errors import DataError
 
@@ -27,7 +27,7 @@ from data.errors import DataError
 class Chunk:
     """Some of this rank's texts."""
 
-    tokens: TokenGroups
+    tokens: TokenBatch
     slots: Int[Tensor, " m"]  # of this rank's batch
     empty: bool  # no good sample: the chunk reads one empty text and counts nothing
 
@@ -90,7 +90,7 @@ class TrainStep:
             if chunk.empty:
                 share = share * 0.0
             # The engine averages over chunks and ranks; shares are to be summed.
-            self.engine.backward(share * (self.shape.chunks * distributed.world_size()))
+            self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
         return total
@@ -102,12 +102,14 @@ class TrainStep:
         cheap; which samples form the global batch does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
-        num_groups = max(1, min(self.max_groups, self.shape.chunk // 128))  # fewer cost more
+        num_groups = max(
+            1, min(self.max_groups, self.shape.micro_batch_size // 128)
+        )  # fewer cost more
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
         chunks = []
-        for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):
+        for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
             ids = [batch.tokens[i] for i in part] or tower.tokenizer([""])
-            tokens = TokenGroups.of(tower, ids, num_groups).to(device)
+            tokens = TokenBatch.of(tower, ids, num_groups).to(device)
             chunks.append(Chunk(tokens, torch.from_numpy(part).to(device), not len(part)))
         return chunks
 

@@ -61,9 +61,9 @@ def apply_delta(base: VisionTower, file: str | Path) -> VisionTower:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file} is not a file of save_delta: {error}") from error
     weights = base.net.state_dict()
-    strange = [n for n, d in changed.items() if n not in weights or weights[n].shape != d.shape]
-    if strange:
-        raise UsageError(f"{file} changes {strange[0]}, which the base does not have")
+    unknown = [n for n, d in changed.items() if n not in weights or weights[n].shape != d.shape]
+    if unknown:
+        raise UsageError(f"{file} changes {unknown[0]}, which the base does not have")
     if digest != base.made_of["weights"]:
         raise UsageError(f"{file} was made from other weights; it can only be added to {spec}")
     tower = build_vision_tower(config)

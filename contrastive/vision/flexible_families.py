@@ -96,7 +96,7 @@ class DistilledViT(PlainViT):
 
 
 class ClassLast(PlainViT):
-    """CaiT: the class token joins for the last blocks only, and has no position."""
+    """CaiT: the class token has no position and joins the patches in the last blocks only."""
 
     def fits(self, net: Any) -> bool:
         from timm.models.cait import Cait
@@ -228,8 +228,8 @@ def cut_patches(images: Float[Tensor, "b c s s"], patch_size: int) -> Float[Tens
     """Patches row by row, each flattened like a kernel (e = c * patch_size^2)."""
     b, c, s, _ = images.shape
     side = s // patch_size
-    cells = images.reshape(b, c, side, patch_size, side, patch_size)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
+    grid = images.reshape(b, c, side, patch_size, side, patch_size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
 
 
 def _inherits(net: Any, base: type, names: tuple[str, ...]) -> bool:

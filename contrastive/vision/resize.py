@@ -1,8 +1,9 @@
-"""Resizing of patch kernels and position grids: what makes a ViT run at any patch size.
+"""PI-resize of patch kernels, and resizing of position grids: a ViT at any patch size.
 
 FlexiViT (Beyer et al., arXiv:2212.08013), section 3.4 and equation 4. The numerics are those of the
 reference in google-research/big_vision: kernels by the pseudo-inverse of a bilinear resize without
-antialiasing, always from the stored kernel; position grids by a plain resize.
+antialiasing, always from the stored kernel; position grids by a plain resize. Which patch sizes a
+tower offers follows from its image size: `default_patch_sizes`.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def resample_patch_embed(
     The result is the kernel whose inner products with bilinearly resized patches stay closest to
     those of `weight` with the original patches (equation 4); when the kernel grows they are equal.
     The two axes separate: pinv(A kron B) = pinv(A) kron pinv(B). Computed in float64, but where
-    gradients are wanted in float32: it is done anew in every step then, and three times as fast.
+    gradients are wanted in float32, three times as fast, because each step then computes it anew.
     """
     if min(size) < 1:
         raise ValueError(f"kernel size {size} is not positive")

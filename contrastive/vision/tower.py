@@ -27,7 +27,7 @@ from contrastive.vision.resize import (
 )
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 
 class VisionTower(nn.Module):
@@ -207,7 +207,7 @@ class VisionTower(nn.Module):
         return self.config.to_json() | {"patch_sizes": self.patch_sizes}
 
     def num_tokens(self, patch_size: int) -> int:
-        """Sequence length of the transformer (grid cells and prefix tokens) at `image_size`."""
+        """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
         self.check_patch_size(patch_size)
         prefix = self.family.prefix(self.net) if self.flexible else []
         return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
-from data.class_names import SIMPLE_TEMPLATES, fill
+from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
@@ -35,7 +35,7 @@ def embed_classes(
     starts = range(0, len(class_names), per_chunk)
     for start in tqdm(starts, "embedding class names", unit="batch", delay=5, leave=False):
         names = class_names[start : start + per_chunk]
-        prompts = [fill(template, name) for name in names for template in templates]
+        prompts = [fill_template(template, name) for name in names for template in templates]
         with torch.no_grad():
             embeds = torch.cat(
                 [
@@ -66,7 +66,7 @@ class ZeroShotClassifier:
         self,
         model: LitModel,
         class_names: Sequence[str],
-        templates: Sequence[str] = SIMPLE_TEMPLATES,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
         """class_embeds: of these names and templates, where they were computed before."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
-from data.problems import BadSample, Problem, SampleError, add_counts
+from data.images import decode_image
+from data.problems import BadSample, Problem, attempt, skip_or_raise
 from data.shards.tar import IMAGE_EXTS
+from data.transform import ImageTransform
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
@@ -149,13 +151,17 @@ class _Photos(Dataset):
 
     def __getitem__(self, number: int) -> Loaded:
         photo = self._photos[number]
-        try:
-            image = decode_image(Path(photo.path).read_bytes(), MAX_PIXELS)
-        except BadSample as bad:
-            return photo, None, "", Problem(bad.kind, photo.key, bad.cause)
-        except OSError as error:
-            return photo, None, "", Problem("unreadable", photo.key, str(error))
+        image = attempt(photo.key, lambda: _decode(Path(photo.path)))
+        if isinstance(image, Problem):
+            return photo, None, "", image
         return photo, self._transform(image), read_caption(Path(photo.path)), None
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        return decode_image(path.read_bytes(), MAX_PIXELS)
+    except OSError as error:
+        raise BadSample("unreadable", str(error)) from None
 
 
 # ---- embed and write -----------------------------------------------------------------------
@@ -185,10 +191,8 @@ def _add_photos(
                 if pixels is not None:
                     report.changed += photo.path in replaced
                     report.added += photo.path not in replaced
-                elif on_error == "raise":
-                    raise SampleError.at(photo.path, problem)
                 else:
-                    add_counts(report.errors, {problem.kind: 1})
+                    skip_or_raise(problem, photo.path, on_error, report.errors)
             waiting.add(model, [(photo, p, c) for photo, p, c, _ in batch if p is not None])
             bar.update(len(batch))
             if waiting.num_seen >= WRITE_EVERY:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
+from data.files import file_digest
 from retrieval.index.choose import type_for_count
 from retrieval.index.config import IndexType
 from retrieval.index.create import ivf_of, new_index, num_training, type_of

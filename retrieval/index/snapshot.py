@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
+from data.files import file_digest
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.faiss_setup import faiss

@@ -1,13 +1,12 @@
 """What one image costs a model at each patch size, and the finest that a budget pays for.
 
-Times are measured once per machine, one image at a time, and kept under
-~/.cache/flexilit/profiles (or XDG_CACHE_HOME).
+Times are measured once per machine, one image at a time, and kept under `profiles` of the cache
+folder.
 """
 
 import hashlib
 import json
 import math
-import os
 import platform
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.files import cache_folder
 from retrieval.json_files import write_json
 from retrieval.search.config import Budget, PatchSizeOrBudget
 
@@ -34,7 +34,7 @@ class CostProfile:
         self._model = model
         self.machine = _machine(model)
         name = hashlib.blake2b(json.dumps(self.machine).encode(), digest_size=8).hexdigest()
-        self.file = (folder or _cache_folder()) / f"{name}.json"
+        self.file = (folder or cache_folder("profiles")) / f"{name}.json"
         self._lock = threading.Lock()
         self._ms: dict[int, float] = {}
         self._gflops: dict[int, float] = {}
@@ -117,11 +117,6 @@ def _machine(model: LitModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "least_of": ROUNDS,
     }
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "flexilit" / "profiles"
 
 
 def _read(file: Path, machine: dict[str, Any]) -> dict[int, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
-from data.shards.index import open_shard
+from data.shards.location import ImageLocation, read_image
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
@@ -49,12 +49,14 @@ class Hit(NamedTuple):
             row["shard"], row["offset"], row["size"], others,
         )  # fmt: skip
 
+    @property
+    def location(self) -> ImageLocation:
+        """Where the bytes of the image file lie."""
+        return ImageLocation(self.shard, self.offset, self.size)
+
     def image_bytes(self) -> bytes:
-        """The image's file as it lies in its shard. Raises OSError where the shard is gone,
-        `UsageError` where it came from a program (webdataset's pipe:)."""
-        with open_shard(self.shard) as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        """The image file. Raises as `read_image`."""
+        return read_image(self.location)
 
     def image(self, max_pixels: int = 100_000_000) -> Image.Image:
         """The image, RGB."""
@@ -235,7 +237,8 @@ class Searcher:
             vectors = dict(zip(distinct, snapshot.vectors(distinct, patch_size), strict=True))
         else:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
-            vectors = self.fine.get(hits, patch_size)
+            locations = {hit.id: hit.location for hit in hits}
+            vectors = self.fine.get(locations, patch_size)
         similarities, ids = similarities.copy(), ids.copy()
         for query, line, found in zip(queries, similarities, ids, strict=True):
             count = int((found >= 0).sum())

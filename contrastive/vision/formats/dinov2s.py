@@ -94,8 +94,8 @@ def load_dinov2s() -> VisionTower:
 
 
 def load_dinov2s_flexi() -> VisionTower:
-    """`dinov2s` made flexible on the default drawings by `launch/flexify.py dinov2s`.
+    """`dinov2s` made flexible on the default shards by `launch/flexify.py dinov2s`.
 
-    Its difference from `dinov2s` lies beside this file (NOTICE says from what it was made).
+    Stored beside this module as its difference from `dinov2s`; NOTICE says from what it was made.
     """
     return apply_delta(load_dinov2s(), Path(__file__).with_name("dinov2s_flexi.safetensors"))
