@@ -20,9 +20,9 @@ from data.pipeline.reader import ShardReader
 from retrieval.embed.bulk import check_patch_sizes, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.datasets import EvalDataset
-from retrieval.evaluation.datasets.files import FileReader
+from retrieval.evaluation.datasets.image_reader import FileReader
 from retrieval.evaluation.metrics import ClassCounts
-from retrieval.evaluation.recall import RecallCollector
+from retrieval.evaluation.recall_collector import RecallCollector
 from retrieval.evaluation.report import DatasetResult
 
 

@@ -12,12 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from data.errors import UsageError
-from retrieval.server import clip_retrieval, v1
+from retrieval.server.api import clip_retrieval, v1
+from retrieval.server.api.answers import describe
+from retrieval.server.api.route import json_response, refusal
 from retrieval.server.guard import Guard
-from retrieval.server.json_responses import json_response, refusal
-from retrieval.server.limits import RequestError
 from retrieval.server.page import PAGE, PAGE_HEADERS
-from retrieval.server.schemas import describe
+from retrieval.server.refusals import RequestError
 from retrieval.server.service import Service
 
 

@@ -13,7 +13,7 @@ import time
 from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 MAX_HOPS = 4
 CONNECT_S = 5.0

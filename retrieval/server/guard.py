@@ -7,9 +7,9 @@ from typing import Any
 
 import anyio
 
-from retrieval.server.json_responses import refusal
-from retrieval.server.limits import RequestError
+from retrieval.server.api.route import refusal
 from retrieval.server.page import PAGE
+from retrieval.server.refusals import RequestError
 from retrieval.server.service import Service
 
 # These need no token: the page without data, and what a load balancer asks.

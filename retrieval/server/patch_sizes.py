@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from data.errors import UsageError
 from retrieval.search.budget import Budget
 from retrieval.search.searcher import Searcher
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 from retrieval.server.requests import SearchRequest, Sizes
 
 

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from retrieval.search.searcher import CANDIDATES
-from retrieval.server.limits import RequestError, explain
+from retrieval.server.refusals import RequestError, explain
 
 MAX_ID = 2**63 - 1
 MAX_LABELS = 1000  # of an answer

@@ -18,9 +18,9 @@ from contrastive.model.lit import LitModel
 from data.class_names import fill
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import MAX_K, Hit, Searcher
-from retrieval.server.batching import Batcher
-from retrieval.server.limits import Limits, RequestError
 from retrieval.server.monitoring import Metrics
+from retrieval.server.queues.batching import Batcher
+from retrieval.server.refusals import Limits, RequestError
 from retrieval.server.thumbnails import Place, Thumbnails, decode_upload
 
 DUPLICATE = 0.94  # cosine from which on two hits are one, as in clip-retrieval

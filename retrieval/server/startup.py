@@ -21,8 +21,8 @@ from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.index.devices import Device
 from retrieval.search.searcher import Searcher
 from retrieval.server.app import build_app
-from retrieval.server.limits import Limits
 from retrieval.server.monitoring import Metrics
+from retrieval.server.refusals import Limits
 from retrieval.server.service import Service
 
 GRACE_S = 30  # for requests under way when the server is told to stop

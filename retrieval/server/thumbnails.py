@@ -15,7 +15,7 @@ from data.errors import UsageError
 from data.images import decode_image
 from data.problems import BadSample
 from data.shards.index import open_shard
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 MAX_SIDE = 1024  # pixels of a thumbnail
 MAX_STORED_PIXELS = 100_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
-from retrieval.evaluation.datasets.base import (
+from retrieval.evaluation.datasets.image_folders import (
     EvalDataset,
     ImageFiles,
     class_folders,

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 
 from retrieval.server.fetch import fetch
-from retrieval.server.limits import RequestError
 from retrieval.server.patch_sizes import Patches
+from retrieval.server.refusals import RequestError
 from retrieval.server.requests import Term
 from retrieval.server.service import Service
 from retrieval.server.thumbnails import from_base64

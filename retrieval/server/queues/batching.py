@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 Run = Callable[[Any, list[Any]], Sequence[Any]]
 """(key, items) -> one result per item."""

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from retrieval.search.searcher import Hit
-from retrieval.server.json_responses import columns_of, json_response
-from retrieval.server.limits import RequestError
+from retrieval.server.api.answers import KNN, METADATA
+from retrieval.server.api.route import columns_of, json_response
 from retrieval.server.patch_sizes import Patches
-from retrieval.server.queries import encode
+from retrieval.server.queues.encoding import encode
+from retrieval.server.refusals import RequestError
 from retrieval.server.requests import KnnRequest, MetadataRequest, Term, read
-from retrieval.server.schemas import KNN, METADATA
 from retrieval.server.service import SearchKey, Service
 from retrieval.server.thumbnails import Place
 

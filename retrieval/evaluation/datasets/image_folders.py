@@ -14,7 +14,7 @@ from data.images import ImageTransform, decode_image
 from data.pipeline.reader import ShardReader
 from data.problems import BadSample
 from data.shards.index import is_local, load_summaries
-from retrieval.evaluation.datasets.files import FileReader, ImageSource
+from retrieval.evaluation.datasets.image_reader import FileReader, ImageSource
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RED = ((255, 255), (0, 0), (0, 0))  # lowest and highest value of each channel

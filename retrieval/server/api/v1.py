@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from retrieval.search.searcher import Hit, Searcher
-from retrieval.server.classify import classify
-from retrieval.server.json_responses import json_response
-from retrieval.server.limits import RequestError
+from retrieval.server.api.answers import CLASSIFY, IMAGE, INDICES, SAMPLE, SEARCH
+from retrieval.server.api.classification import classify
+from retrieval.server.api.route import json_response
 from retrieval.server.patch_sizes import choose_patches
-from retrieval.server.queries import encode
+from retrieval.server.queues.encoding import encode
+from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest, read
-from retrieval.server.schemas import CLASSIFY, IMAGE, INDICES, SAMPLE, SEARCH
 from retrieval.server.service import SearchKey, Service
 from retrieval.server.thumbnails import MAX_SIDE, Place
 

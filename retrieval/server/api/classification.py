@@ -10,9 +10,9 @@ from jaxtyping import Float
 from data.class_names import SIMPLE_TEMPLATES
 from retrieval.evaluation.classify import close_calls
 from retrieval.search.refine import blend
-from retrieval.server.limits import RequestError
 from retrieval.server.patch_sizes import afford, budget_of, check_size
-from retrieval.server.queries import check_text, read_image
+from retrieval.server.queues.encoding import check_text, read_image
+from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_LABELS, ClassifyRequest
 from retrieval.server.service import Encoded, Service
 
