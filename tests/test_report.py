@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from contrastive.model.lit import LitModel
+from retrieval.evaluation.costs import PatchCost, measure_costs
 from retrieval.evaluation.metrics import Estimate, Recall
-from retrieval.evaluation.report import DatasetResult, PatchCost, Report, measure_costs
+from retrieval.evaluation.plot import plot_accuracy
+from retrieval.evaluation.report import Report
+from retrieval.evaluation.results import DatasetResult
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_saved_json_holds_values_errors_and_spread(report: Report, tmp_path) -> 
 
 
 def test_plot_is_a_picture_with_something_in_it(report: Report, tmp_path) -> None:
-    with Image.open(report.plot(tmp_path / "plot.png")) as picture:
+    with Image.open(plot_accuracy(report.costs, report.results, tmp_path / "plot.png")) as picture:
         assert min(picture.size) >= 600
         assert len(set(picture.convert("L").tobytes())) > 20
 

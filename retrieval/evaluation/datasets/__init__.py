@@ -9,7 +9,8 @@ from data.class_names import SIMPLE_TEMPLATES
 from data.errors import UsageError
 from retrieval.evaluation.datasets import imagenet, karpathy, torchvision
 from retrieval.evaluation.datasets.clip_benchmark import open_shards
-from retrieval.evaluation.datasets.image_folders import EvalDataset, class_folders, labelled_files
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
+from retrieval.evaluation.datasets.image_folders import class_folders, labelled_files
 from retrieval.evaluation.datasets.objectnet import open_objectnet
 
 __all__ = ["DATASETS", "EvalDataset", "load_dataset", "load_named", "tell_apart"]

@@ -12,7 +12,7 @@ from PIL import Image
 from data.class_names import SIMPLE_TEMPLATES
 from data.errors import UsageError
 from data.problems import BadSample
-from retrieval.evaluation.datasets.image_folders import EvalDataset
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
 
 PHOTOS = ("a photo of a {c}.", "a photo of the {c}.", "a blurry photo of a {c}.")
 DIGITS = tuple("0123456789")
