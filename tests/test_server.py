@@ -24,7 +24,7 @@ from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.budget import Budget
 from retrieval.search.searcher import Hit, Searcher
-from retrieval.server.service import distinct
+from retrieval.server.queues.searching import distinct
 
 TEMPLATES = ["a drawing of {c}", "{c}"]
 LABELS = ["a cat", "a dog", "the sun", "rain"]

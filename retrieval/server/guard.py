@@ -7,9 +7,8 @@ from typing import Any
 
 import anyio
 
-from retrieval.server.api.route import refusal
 from retrieval.server.page import PAGE
-from retrieval.server.refusals import RequestError
+from retrieval.server.refusals import RequestError, refusal
 from retrieval.server.service import Service
 
 # These need no token: the page without data, and what a load balancer asks.

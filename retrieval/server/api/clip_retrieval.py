@@ -8,17 +8,18 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from retrieval.search.searcher import Hit
-from retrieval.server.api.answers import KNN, METADATA
-from retrieval.server.api.route import columns_of, json_response
-from retrieval.server.patch_sizes import Patches
-from retrieval.server.queues.encoding import encode
+from retrieval.server.api.answers import KnnEntry, MetadataEntry
+from retrieval.server.api.route import ModelRoute
+from retrieval.server.patch_sizes import PatchSizes
+from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import KnnRequest, MetadataRequest, Term, read
-from retrieval.server.service import SearchKey, Service
+from retrieval.server.requests import KnnRequest, MetadataRequest, Term
+from retrieval.server.served_index import ServedIndex
+from retrieval.server.service import Service
 from retrieval.server.thumbnails import Place
 
 SIDE = 224  # pixels of an image in an answer
@@ -27,28 +28,31 @@ MAX_IMAGES = 200  # of one answer
 
 def routes(service: Service) -> APIRouter:
     """/knn-service, /metadata, /indices-list and /metrics of a service."""
-    router = APIRouter()
+    router = APIRouter(route_class=ModelRoute)
 
-    @router.post("/knn-service", **KNN)
-    async def knn_service(request: Request) -> Response:
-        asked = await read(request, KnnRequest)
+    # A column that holds nothing is left out: clip-retrieval's page would load a null `url`.
+    @router.post(
+        "/knn-service", summary="clip-retrieval's search", response_model_exclude_none=True
+    )
+    async def knn_service(asked: KnnRequest) -> list[KnnEntry]:
         with service.metrics.timed("full_knn_request_time"):
-            return json_response(await _search(service, asked))
+            return await _search(service, asked)
 
-    @router.post("/metadata", **METADATA)
-    async def metadata(request: Request) -> Response:
-        asked = await read(request, MetadataRequest)
-        name, _ = service.searcher(asked.indice_name or None, "indice_name")
+    @router.post("/metadata", summary="clip-retrieval's metadata by id")
+    async def metadata(asked: MetadataRequest) -> list[MetadataEntry]:
+        index = service.index(asked.indice_name or None, "indice_name")
         if len(asked.ids) > service.limits.max_k:
             raise RequestError(400, f"ids: at most {service.limits.max_k}")
-        rows = await service.rows_of(name, asked.ids)
-        entries = await _entries(service, [Hit.of(0.0, row) for _, row in rows])
-        found = [{"id": id, "metadata": e} for (id, _), e in zip(rows, entries, strict=True)]
-        return json_response(found)
+        rows = await index.rows(asked.ids)
+        described = await _describe(index, [Hit.of(0.0, row) for _, row in rows])
+        return [
+            MetadataEntry(id=id, metadata={k: v for k, v in one.items() if v is not None})
+            for (id, _), one in zip(rows, described, strict=True)
+        ]
 
     @router.get("/indices-list", summary="Names of the indexes")
-    async def indices_list() -> Response:
-        return json_response(list(service.searchers))
+    async def indices_list() -> list[str]:
+        return list(service.indexes)
 
     @router.get("/metrics", summary="Prometheus")
     async def metrics() -> Response:
@@ -70,39 +74,34 @@ def term_of(asked: KnnRequest) -> Term:
     raise RequestError(400, "one of text, image, image_url and embedding_input is needed")
 
 
-async def _search(service: Service, asked: KnnRequest) -> list[dict[str, Any]]:
+async def _search(service: Service, asked: KnnRequest) -> list[KnnEntry]:
     # "" comes from clip-retrieval's page before it knows the names of the indexes
-    name, searcher = service.searcher(asked.indice_name or None, "indice_name")
+    index = service.index(asked.indice_name or None, "indice_name")
     if asked.modality != "image":
         raise RequestError(400, f"modality: {asked.modality[:20]!r}; allowed: image")
-    size = min(searcher.patch_sizes)
+    size = min(index.searcher.patch_sizes)
     term = term_of(asked)
     # clip-retrieval's page asks for thousands of ids; it gets as many as a search may give
     wanted = asked.num_result_ids or max(1, asked.num_images)
     k = min(wanted, service.limits.max_k)
-    encoding = await encode(service, name, [term], Patches(size, size))
-    key = SearchKey(name, size, k, deduplicate=asked.deduplicate)
-    hits = await service.search(key, encoding.vector)
-    entries = await _entries(service, hits[: asked.num_images])
-    entries += [{} for _ in hits[len(entries) :]]
+    query = await service.encoder.query(index, [term], PatchSizes(size, size))
+    key = SearchKey(index.name, size, k, deduplicate=asked.deduplicate)
+    hits = await service.search_queue.search(key, query.vector)
+    described = await _describe(index, hits[: asked.num_images])
+    described += [{} for _ in hits[len(described) :]]
     return [
-        {**entry, "id": hit.id, "similarity": hit.similarity}
-        for hit, entry in zip(hits, entries, strict=True)
+        KnnEntry(**{**one, "id": hit.id, "similarity": hit.similarity})
+        for hit, one in zip(hits, described, strict=True)
     ]
 
 
-async def _entries(service: Service, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """What is known of each, and a small JPEG of the first `MAX_IMAGES`.
-
-    A column that holds nothing is left out: the page would take a null `url` for an address.
-    """
+async def _describe(index: ServedIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """The metadata of each hit, and a small JPEG of the first `MAX_IMAGES`; not where an image lies
+    on this machine."""
     places = [Place(hit.shard, hit.offset, hit.size) for hit in hits[:MAX_IMAGES]]
-    jpegs = await service.small_jpegs(places, SIDE)
-    entries = [
-        {name: value for name, value in columns_of(hit).items() if value is not None}
-        for hit in hits
-    ]
-    for entry, jpeg in zip(entries, jpegs, strict=False):
+    jpegs = await index.small_jpegs(places, SIDE)
+    described = [{**hit.columns, "key": hit.key, "caption": hit.caption} for hit in hits]
+    for one, jpeg in zip(described, jpegs, strict=False):
         if jpeg is not None:
-            entry["image"] = base64.b64encode(jpeg).decode()
-    return entries
+            one["image"] = base64.b64encode(jpeg).decode()
+    return described

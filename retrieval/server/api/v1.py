@@ -1,4 +1,4 @@
-"""The service's own endpoints: search, classify, what indexes there are, and their pictures."""
+"""The service's own endpoints: search, classify, what indexes there are, and their images."""
 
 import hashlib
 import json
@@ -6,20 +6,31 @@ import random
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from retrieval.search.searcher import Hit, Searcher
-from retrieval.server.api.answers import CLASSIFY, IMAGE, INDICES, SAMPLE, SEARCH
-from retrieval.server.api.classification import classify
-from retrieval.server.api.route import json_response
-from retrieval.server.patch_sizes import choose_patches
-from retrieval.server.queues.encoding import encode
+from retrieval.search.searcher import Hit
+from retrieval.server.api.answers import (
+    ClassifyAnswer,
+    ClassSetAnswer,
+    FoundImage,
+    IndexAnswer,
+    IndicesAnswer,
+    PatchSizeCost,
+    SampleAnswer,
+    SearchAnswer,
+    SearchTimes,
+)
+from retrieval.server.api.classification import answer_classify
+from retrieval.server.api.route import ModelRoute, form_of
+from retrieval.server.config import Limits
+from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
+from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest, read
-from retrieval.server.service import SearchKey, Service
+from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest
+from retrieval.server.served_index import ServedIndex
+from retrieval.server.service import Service
 from retrieval.server.thumbnails import MAX_SIDE, Place
 
 MAX_WHERE = 20_000  # characters of a filter as JSON
@@ -30,54 +41,64 @@ MIN_SIDE = 16
 
 def routes(service: Service) -> APIRouter:
     """/v1 of a service."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=ModelRoute)
 
-    @router.post("/search", **SEARCH)
-    async def search(request: Request) -> Response:
-        return json_response(await answer_search(service, await read(request, SearchRequest)))
+    @router.post(
+        "/search",
+        summary="Images for a text, an image, a vector, or a mix",
+        openapi_extra=form_of(SearchRequest),
+    )
+    async def search(asked: SearchRequest) -> SearchAnswer:
+        return await answer_search(service, asked)
 
-    @router.post("/classify", **CLASSIFY)
-    async def classify_(request: Request) -> Response:
-        return json_response(await classify(service, await read(request, ClassifyRequest)))
+    @router.post("/classify", summary="Labels for an image", openapi_extra=form_of(ClassifyRequest))
+    async def classify(asked: ClassifyRequest) -> ClassifyAnswer:
+        return await answer_classify(service, asked)
 
-    @router.get("/indices", **INDICES)
-    async def indices() -> Response:
-        sets = [{"name": n, "count": len(c.class_names)} for n, c in service.class_sets.items()]
-        return json_response(
-            {
-                "indices": [_describe(name, s) for name, s in service.searchers.items()],
-                "class_sets": sets,
-                "limits": vars(service.limits),
-            }
+    @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
+    async def indices() -> IndicesAnswer:
+        return IndicesAnswer(
+            indices=[_describe(index) for index in service.indexes.values()],
+            class_sets=[
+                ClassSetAnswer(name=name, count=len(classes.class_names))
+                for name, classes in service.class_sets.items()
+            ],
+            limits=service.limits,
         )
 
-    @router.get("/indices/{index}/sample", **SAMPLE)
-    async def sample(index: str, n: int = 24) -> Response:
-        name, searcher = service.searcher(index)
+    @router.get("/indices/{index}/sample", summary="Images at random")
+    async def sample(index: str, n: int = 24) -> SampleAnswer:
+        found = service.index(index)
         if not 1 <= n <= MAX_SAMPLE:
             raise RequestError(400, f"n: {n}; allowed: 1 to {MAX_SAMPLE}")
-        ids = searcher.snapshot.ids()
+        ids = found.searcher.snapshot.ids()
         chosen = random.sample(range(len(ids)), min(n, len(ids)))
-        rows = await service.rows_of(name, [int(ids[row]) for row in chosen])
-        return json_response({"index": name, "hits": [_hit(name, Hit.of(0.0, r)) for _, r in rows]})
+        rows = await found.rows([int(ids[row]) for row in chosen])
+        hits = [FoundImage.of(found.name, Hit.of(0.0, row)) for _, row in rows]
+        return SampleAnswer(index=found.name, hits=hits)
 
-    @router.get("/images/{index}/{id}", **IMAGE)
+    @router.get(
+        "/images/{index}/{id}",
+        summary="A thumbnail, JPEG",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )
     async def image(request: Request, index: str, id: int, size: int = 224) -> Response:
-        name, _ = service.searcher(index)
+        found = service.index(index)
         if not 0 <= id <= MAX_ID:
             raise RequestError(400, f"id: {id}; allowed: 0 to {MAX_ID}")
         if not MIN_SIDE <= size <= MAX_SIDE:
             raise RequestError(400, f"size: {size}; allowed: {MIN_SIDE} to {MAX_SIDE} pixels")
-        rows = await service.rows_of(name, [id])
+        rows = await found.rows([id])
         if not rows:
-            raise RequestError(404, f"id: {id} is not in index {name}")
+            raise RequestError(404, f"id: {id} is not in index {found.name}")
         row = rows[0][1]
         place = Place(row["shard"], row["offset"], row["size"])
         mark = hashlib.blake2b(f"{place}{size}".encode(), digest_size=12).hexdigest()
         headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        (jpeg,) = await service.small_jpegs([place], size)
+        (jpeg,) = await found.small_jpegs([place], size)
         if jpeg is None:
             raise RequestError(404, f"id: the file of image {id} cannot be read any more")
         return Response(jpeg, headers=headers, media_type="image/jpeg")
@@ -85,85 +106,80 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _describe(name: str, searcher: Searcher) -> dict[str, Any]:
-    snapshot, model = searcher.snapshot, searcher.model
-    ms = searcher.profile.ms(model.patch_sizes)
-    sizes = [
-        {
-            "patch_size": size,
-            "in_index": size in snapshot.patch_sizes,
-            "gflops": round(searcher.profile.gflops(size), 3),
-            "ms": round(ms[size], 3),
-        }
+def _describe(index: ServedIndex) -> IndexAnswer:
+    snapshot, model, profile = index.searcher.snapshot, index.searcher.model, index.searcher.profile
+    ms = profile.ms(model.patch_sizes)
+    costs = [
+        PatchSizeCost(
+            patch_size=size,
+            in_index=size in snapshot.patch_sizes,
+            gflops=round(profile.gflops(size), 3),
+            ms=round(ms[size], 3),
+        )
         for size in sorted(model.patch_sizes, reverse=True)
     ]
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
-    return {
-        "name": name,
-        "count": len(snapshot),
-        "kind": snapshot.manifest["kind"],
-        "width": snapshot.width,
-        "generation": snapshot.generation,
-        "image_size": model.image_size,
-        "patch_sizes": sizes,
-        "columns": columns,
-    }
+    return IndexAnswer(
+        name=index.name,
+        count=len(snapshot),
+        kind=snapshot.manifest["kind"],
+        width=snapshot.width,
+        generation=snapshot.generation,
+        image_size=model.image_size,
+        patch_sizes=costs,
+        columns=columns,
+    )
 
 
 # ---- search --------------------------------------------------------------------------------
 
 
-async def answer_search(service: Service, asked: SearchRequest) -> dict[str, Any]:
-    """What /v1/search answers. Raises `RequestError`."""
+async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
+    """Choose patch sizes, encode the query, search, answer. Raises `RequestError`."""
     start = time.perf_counter()
-    limits = service.limits
-    name, searcher = service.searcher(asked.index)
-    if asked.offset + asked.k > limits.max_k:
-        raise RequestError(400, f"k: k and offset together may be at most {limits.max_k}")
-    patches = choose_patches(searcher, name, asked)
-    wanted = asked.offset + asked.k
-    depth = min(limits.max_k, wanted + 1)  # one more tells whether there is a next page
-    if patches.refine is not None:
-        if asked.candidates > limits.max_candidates:
-            raise RequestError(400, f"candidates: at most {limits.max_candidates}")
-        if asked.candidates < wanted:
-            raise RequestError(400, f"candidates: at least k and offset together ({wanted})")
-        depth = min(depth, asked.candidates)
-    encoding = await encode(service, name, asked.terms(), patches)
+    index = service.index(asked.index)
+    key, patch_sizes = _plan(index, asked, service.limits)
+    query = await service.encoder.query(index, asked.terms(), patch_sizes)
     encoded = time.perf_counter()
-    key = SearchKey(
-        name, patches.index, depth, where_of(asked.where), asked.deduplicate,
-        asked.nprobe, asked.ef, patches.refine, asked.candidates if patches.refine else 0,
-    )  # fmt: skip
     with service.metrics.timed("full_knn_request_time"):
-        hits = await service.search(key, encoding.vector, encoding.fine)
-    more = len(hits) > wanted
-    looked_at = encoding.image_ms > 0
-    return {
-        "index": name,
-        "patch_size": patches.index,
-        "query_patch_size": patches.query if looked_at else None,
-        "refine_patch_size": patches.refine,
-        "hits": [_hit(name, hit) for hit in hits[asked.offset : wanted]],
-        "next_offset": wanted if more else None,
-        "ms": {
-            "text": round(encoding.text_ms, 3),
-            "image": round(encoding.image_ms, 3),
-            "search": round(1e3 * (time.perf_counter() - encoded), 3),
-            "total": round(1e3 * (time.perf_counter() - start), 3),
-        },
-    }
+        hits = await service.search_queue.search(key, query.vector, query.fine)
+    wanted = asked.offset + asked.k
+    return SearchAnswer(
+        index=index.name,
+        patch_size=patch_sizes.index,
+        query_patch_size=patch_sizes.query if query.image_ms > 0 else None,
+        refine_patch_size=patch_sizes.refine,
+        hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
+        next_offset=wanted if len(hits) > wanted else None,
+        ms=SearchTimes(
+            text=round(query.text_ms, 3),
+            image=round(query.image_ms, 3),
+            search=round(1e3 * (time.perf_counter() - encoded), 3),
+            total=round(1e3 * (time.perf_counter() - start), 3),
+        ),
+    )
 
 
-def _hit(name: str, hit: Hit) -> dict[str, Any]:
-    return {
-        "id": hit.id,
-        "similarity": hit.similarity,
-        "key": hit.key,
-        "caption": hit.caption,
-        "image": f"/v1/images/{quote(name, safe='')}/{hit.id}",
-        "columns": dict(hit.columns),
-    }
+def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[SearchKey, PatchSizes]:
+    """Which patch sizes a search means, and how deep it goes. Raises `RequestError`."""
+    wanted = asked.offset + asked.k
+    if wanted > limits.max_k:
+        raise RequestError(400, f"k: k and offset together may be at most {limits.max_k}")
+    patch_sizes = choose_patch_sizes(index.searcher, index.name, asked)
+    depth = min(limits.max_k, wanted + 1)  # one more shows whether there is a next page
+    candidates = 0
+    if patch_sizes.refine is not None:
+        candidates = asked.candidates
+        if candidates > limits.max_candidates:
+            raise RequestError(400, f"candidates: at most {limits.max_candidates}")
+        if candidates < wanted:
+            raise RequestError(400, f"candidates: at least k and offset together ({wanted})")
+        depth = min(depth, candidates)
+    key = SearchKey(
+        index.name, patch_sizes.index, depth, where_of(asked.where), asked.deduplicate,
+        asked.nprobe, asked.ef, patch_sizes.refine, candidates,
+    )  # fmt: skip
+    return key, patch_sizes
 
 
 def where_of(where: Mapping[str, Any] | None) -> str:

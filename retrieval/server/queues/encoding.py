@@ -1,25 +1,46 @@
-"""From what a request looks for to a unit-norm vector."""
+"""From what a request looks for to a unit-norm vector; concurrent requests share forwards."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from retrieval.server.fetch import fetch
-from retrieval.server.patch_sizes import Patches
+from contrastive.model.lit import LitModel
+from retrieval.server.config import Limits
+from retrieval.server.monitoring import Metrics
+from retrieval.server.patch_sizes import PatchSizes
+from retrieval.server.queues.batching import Batcher
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import Term
-from retrieval.server.service import Service
-from retrieval.server.thumbnails import from_base64
+from retrieval.server.requests import Term, check_text
+from retrieval.server.served_index import ServedIndex
+from retrieval.server.uploads import Uploads
 
-FETCH_S = 10.0
+MAX_FORWARD = 64  # texts or images of one forward
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodeKey:
+    """Texts or images of equal keys can share a forward."""
+
+    what: Literal["text", "image"]
+    model: int
+    patch_size: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A unit-norm vector, and the milliseconds of the forward that it came from."""
+
+    vector: Float[np.ndarray, " d"]
+    ms: float
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
     """A query as the index sees it, as the refinement sees it, and what its forwards took."""
 
     vector: Float[np.ndarray, " d"]
@@ -28,79 +49,102 @@ class Encoding:
     image_ms: float = 0.0
 
 
-async def encode(service: Service, name: str, terms: Sequence[Term], patches: Patches) -> Encoding:
-    """The weighted sum of unit-norm vectors, unit norm again. Raises `RequestError`."""
-    if len(terms) == 1 and terms[0].weight > 0:
-        return await _encode_term(service, name, terms[0], patches)
-    parts = await asyncio.gather(*(_encode_term(service, name, term, patches) for term in terms))
-    weights = [term.weight for term in terms]
-    width = len(parts[0].vector)
-    if any(len(part.vector) != width for part in parts):
-        raise RequestError(400, "mix: vectors of different widths")
-    vector = sum(w * part.vector.astype(np.float64) for w, part in zip(weights, parts, strict=True))
-    fine = sum(w * part.fine.astype(np.float64) for w, part in zip(weights, parts, strict=True))
-    rounding = 1e-4 * sum(map(abs, weights))  # equal texts of two forwards differ by less
-    return Encoding(
-        unit(np.asarray(vector), "mix", rounding),
-        unit(np.asarray(fine), "mix", rounding),
-        sum(part.text_ms for part in parts),
-        sum(part.image_ms for part in parts),
-    )
+class Encoder:
+    """The models of a server behind one queue of forwards."""
 
+    def __init__(
+        self,
+        models: Sequence[LitModel],
+        uploads: Uploads,
+        limits: Limits,
+        metrics: Metrics,
+        batcher: Callable[..., Batcher],
+    ) -> None:
+        """batcher: makes a `Batcher` of this server."""
+        self._models, self._uploads = list(models), uploads
+        self._limits, self._metrics = limits, metrics
+        observe = metrics.batch_size.labels("encode").observe
+        self._queue = batcher(self._forward, max_batch=MAX_FORWARD, observe=observe)
 
-async def _encode_term(service: Service, name: str, term: Term, patches: Patches) -> Encoding:
-    searcher = service.searchers[name]
-    model = searcher.model
-    if term.text is not None:
-        check_text(service, term.text, "text")
-        (one,) = await service.encode_text(model, [term.text])
-        return Encoding(one.vector, one.vector, text_ms=one.ms)
-    if term.vector is not None:
-        width = searcher.snapshot.width
-        if len(term.vector) != width:
-            sentence = f"vector: has {len(term.vector)} numbers; allowed: {width}"
-            raise RequestError(400, sentence)
-        vector = unit(np.array(term.vector, np.float64), "vector")
-        return Encoding(vector, vector)
-    if term.id is not None:
-        vector = await service.vector_of(name, term.id, patches.index)
-        return Encoding(vector, vector)
-    pixels = await read_image(service, name, term.image, term.image_url)
-    one = await service.encode_image(model, pixels, patches.query)
-    if patches.refine in (None, patches.query):
-        return Encoding(one.vector, one.vector, image_ms=one.ms)
-    fine = await service.encode_image(model, pixels, patches.refine)
-    return Encoding(one.vector, fine.vector, image_ms=one.ms + fine.ms)
+    def close(self) -> None:
+        self._queue.close()
 
+    # ---- queries ---------------------------------------------------------------------------
 
-async def read_image(
-    service: Service, name: str, image: str | bytes | None, image_url: str | None
-) -> Float[torch.Tensor, "3 s s"]:
-    """The pixels of a picture that a request brings, or names where that is allowed."""
-    field = "image"
-    if image is None:
-        field = "image_url"
-        image = await _download(service, image_url or "")
-    data = image if isinstance(image, bytes) else from_base64(image, field)
-    return await service.prepare(service.searchers[name].model, data, field)
+    async def query(
+        self, index: ServedIndex, terms: Sequence[Term], patch_sizes: PatchSizes
+    ) -> EncodedQuery:
+        """The weighted sum of unit-norm vectors, unit norm again. Raises `RequestError`."""
+        if len(terms) == 1 and terms[0].weight > 0:
+            return await self._term(index, terms[0], patch_sizes)
+        parts = await asyncio.gather(*(self._term(index, term, patch_sizes) for term in terms))
+        weights = [term.weight for term in terms]
+        width = len(parts[0].vector)
+        if any(len(part.vector) != width for part in parts):
+            raise RequestError(400, "mix: vectors of different widths")
+        rounding = 1e-4 * sum(map(abs, weights))  # one text in two forwards differs by less
 
+        def mixed(vectors: list[np.ndarray]) -> Float[np.ndarray, " d"]:
+            pairs = zip(weights, vectors, strict=True)
+            return unit(
+                np.asarray(sum(w * v.astype(np.float64) for w, v in pairs)), "mix", rounding
+            )
 
-async def _download(service: Service, url: str) -> bytes:
-    if not service.image_urls:
-        raise RequestError(400, "image_url: this server fetches nothing; send the file as image")
+        return EncodedQuery(
+            mixed([part.vector for part in parts]),
+            mixed([part.fine for part in parts]),
+            sum(part.text_ms for part in parts),
+            sum(part.image_ms for part in parts),
+        )
 
-    def download() -> bytes:
-        with service.metrics.timed("download_time"):
-            return fetch(url, service.limits.max_body_bytes, FETCH_S)
+    async def _term(self, index: ServedIndex, term: Term, patch_sizes: PatchSizes) -> EncodedQuery:
+        model = index.searcher.model
+        if term.text is not None:
+            check_text(term.text, self._limits, "text")
+            (one,) = await self.texts(model, [term.text])
+            return EncodedQuery(one.vector, one.vector, text_ms=one.ms)
+        if term.vector is not None:
+            width = index.searcher.snapshot.width
+            if len(term.vector) != width:
+                sentence = f"vector: has {len(term.vector)} numbers; allowed: {width}"
+                raise RequestError(400, sentence)
+            vector = unit(np.array(term.vector, np.float64), "vector")
+            return EncodedQuery(vector, vector)
+        if term.id is not None:
+            vector = await index.vector(term.id, patch_sizes.index)
+            return EncodedQuery(vector, vector)
+        pixels = await self._uploads.pixels(model, term.image, term.image_url)
+        one = await self.image(model, pixels, patch_sizes.query)
+        if patch_sizes.refine in (None, patch_sizes.query):
+            return EncodedQuery(one.vector, one.vector, image_ms=one.ms)
+        fine = await self.image(model, pixels, patch_sizes.refine)
+        return EncodedQuery(one.vector, fine.vector, image_ms=one.ms + fine.ms)
 
-    return await asyncio.get_running_loop().run_in_executor(service.fetch_pool, download)
+    # ---- texts and images ------------------------------------------------------------------
 
+    async def texts(self, model: LitModel, texts: Sequence[str]) -> list[Encoded]:
+        """One vector per text."""
+        return await self._queue.submit(EncodeKey("text", self._number(model)), texts)
 
-def check_text(service: Service, text: str, field: str) -> None:
-    """Raises `RequestError` for a text that is too long."""
-    if len(text) > service.limits.max_text:
-        sentence = f"{field}: has {len(text)} characters; at most {service.limits.max_text}"
-        raise RequestError(400, sentence)
+    async def image(
+        self, model: LitModel, pixels: Float[torch.Tensor, "3 s s"], patch_size: int
+    ) -> Encoded:
+        """The vector of an image at a patch size that the model offers."""
+        key = EncodeKey("image", self._number(model), patch_size)
+        return (await self._queue.submit(key, [pixels]))[0]
+
+    def _number(self, model: LitModel) -> int:
+        return next(n for n, other in enumerate(self._models) if other is model)
+
+    def _forward(self, key: EncodeKey, items: list[Any]) -> list[Encoded]:
+        model = self._models[key.model]
+        with self._metrics.timed(f"{key.what}_clip_inference_time") as clock:
+            if key.what == "text":
+                rows = model.encode_text(items)
+            else:
+                rows = model.encode_image(torch.stack(items), patch_size=key.patch_size)
+            vectors = rows.float().cpu().numpy()
+        return [Encoded(vector, clock.ms) for vector in vectors]
 
 
 def unit(
