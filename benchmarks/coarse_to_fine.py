@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrastive import LitModel
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from lib.harness import Target, write_result
 from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
 from retrieval.embed.partitions import metadata_file, open_vectors
 from retrieval.evaluation.classify import close_calls
-from retrieval.search.budget import Profile
+from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import blend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,7 +247,7 @@ def main() -> None:
 
     retrieval = Retrieval(corpus, model, texts[:half])
     check_searcher(retrieval, folder, coarse, fine)
-    profile = Profile(model)
+    profile = CostProfile(model)
     gflops = {size: profile.gflops(size) for size in (coarse, *finer)}
     is_icon = np.array([not caption for caption in corpus.table["caption"].to_pylist()])
     by_size = []

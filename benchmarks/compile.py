@@ -14,7 +14,9 @@ import torch
 
 from contrastive import distributed
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import PaddedTokens, TokenBatch
 from lib.harness import interleave, write_result
 from lib.lit_setup import CONTEXT, build_tower, size_here, text_folder
 
@@ -41,7 +43,7 @@ def measure(precision: str, text: str) -> dict:
     compiled_encoder.tower.compile_net()
 
     ids = torch.randint(1000, 2000, (SIZE.batch_size // 2, CONTEXT), device=device)
-    tokens = TokenGroups((Tokens(ids, torch.ones_like(ids)),), len(ids))
+    tokens = TokenBatch((PaddedTokens(ids, torch.ones_like(ids)),), len(ids))
     images = torch.rand(SIZE.batch_size // 16, 3, SIZE.image_size, SIZE.image_size, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=precision != "float32")
 

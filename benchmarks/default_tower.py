@@ -24,7 +24,7 @@ from data.config import DataConfig
 from data.emoji.build import build_emoji
 from data.emoji.concepts import group_of
 from data.pipeline.reader import ShardReader
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from lib.harness import Target, write_result
 from lib.subgroups import SCRATCH, subgroup_shards
 

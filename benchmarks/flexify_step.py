@@ -18,8 +18,8 @@ from contrastive.flexify.config import DistillConfig
 from contrastive.flexify.losses import Student, Targets, class_shares
 from contrastive.run.config import OptimConfig
 from contrastive.run.optim import build_optimizer
-from contrastive.vision.load import TowerConfig
 from contrastive.vision.patch_dropout import draw_kept
+from contrastive.vision.tower_config import TowerConfig
 from lib.harness import Target, interleave, write_result
 
 NAME, IMAGE_SIZE = "flexivit_small", 240  # pixels

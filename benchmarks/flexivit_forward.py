@@ -13,7 +13,7 @@ import timm
 import torch
 
 from contrastive import VisionTower
-from contrastive.vision.load import TowerConfig
+from contrastive.vision.tower_config import TowerConfig
 from lib.harness import Target, interleave, write_result
 
 NAME = "flexivit_small"

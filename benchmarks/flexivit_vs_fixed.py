@@ -19,13 +19,11 @@ import torch
 from contrastive.flexify.config import DistillConfig, FlexifyConfig, StudentConfig, TeacherConfig
 from contrastive.flexify.loop import flexify
 from contrastive.run.config import OptimConfig, ZeroConfig
-from contrastive.vision.load import (
-    TowerConfig,
-    VisionTower,
-    build_vision_tower,
-    load_vision_tower,
-    save_vision_tower,
-)
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.load import load_vision_tower
+from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig
 from data.pipeline.reader import ShardReader
 from lib.harness import Target, write_result

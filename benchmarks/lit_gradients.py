@@ -24,7 +24,9 @@ from contrastive.model.lit import TextSide
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from lib.lit_setup import ready_batch
@@ -130,7 +132,7 @@ def one_shot_gradients(
 ) -> dict[str, Tensor]:
     """The same by open_clip's loss: all texts in one forward, padded to the longest."""
     side = model.text
-    texts = side.encoder(TokenGroups.of(side.encoder.tower, batch.tokens))
+    texts = side.encoder(TokenBatch.of(side.encoder.tower, batch.tokens))
     images = model.embed_features(features)
     if side.loss.kind == "sigmoid":
         loss = SigLipLoss()(images, texts, side.scale(), side.logit_bias)

@@ -45,7 +45,7 @@ from contrastive.train.micro_batch import find_text_chunk
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 from lib.harness import Target, machine, write_result
 from lib.lit_setup import (
     CONTEXT,
@@ -198,9 +198,9 @@ def peak_gib(anew: bool = False) -> float:
     return int(line.split()[1]) * 1024 / GIB
 
 
-def drawings(model: LitModel, pairs: int, pixels: bool) -> TrainPipeline:
+def drawings(model: LitModel, pairs: int, pixels: bool) -> CaptionedPipeline:
     """Batches of so many drawings of the default data, or of their captions alone."""
-    return TrainPipeline(
+    return CaptionedPipeline(
         DataConfig(shards=shards(), num_workers=0),
         model.transform if pixels else None,
         tokenizer=model.text.encoder.tower.tokenizer,
@@ -211,7 +211,7 @@ def drawings(model: LitModel, pairs: int, pixels: bool) -> TrainPipeline:
     )
 
 
-def pixel_step(step: TrainStep, pipeline: TrainPipeline) -> None:
+def pixel_step(step: TrainStep, pipeline: CaptionedPipeline) -> None:
     """One training step from the shards on, with no cache of features."""
     tower = step.model.vision
     source = FeatureSource(tower, DataConfig(), ())

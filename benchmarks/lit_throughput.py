@@ -21,11 +21,11 @@ from open_clip.loss import SigLipLoss
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.run.config import ZeroConfig
-from contrastive.text.tower import TokenGroups, Tokens
+from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 from lib.harness import Target, Timings, interleave, write_result
 from lib.lit_setup import (
     CONTEXT,
@@ -68,7 +68,7 @@ class Trainer:
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
     def _batches(self, tokenizer) -> Iterator[Batch]:
-        pipeline = TrainPipeline(
+        pipeline = CaptionedPipeline(
             self.cfg,
             None,
             tokenizer=tokenizer,
@@ -120,7 +120,7 @@ class Trainer:
 
     def text(self) -> Callable[[], None]:
         optimizer = adamw(list(self.bare.parameters()))
-        tokens = TokenGroups((self.tokens,), SIZE.batch_size)
+        tokens = TokenBatch((self.tokens,), SIZE.batch_size)
         images = torch.nn.functional.normalize(
             torch.randn(SIZE.batch_size, self.tower.embed_dim, device=self.device), dim=-1
         )
@@ -141,9 +141,9 @@ def padded(step: TrainStep) -> Iterator[None]:
     tower = step.model.text.encoder.tower
     pad, filler = tower.pad, [0] * CONTEXT
 
-    def pad_all(ids: list[list[int]]) -> Tokens:
+    def pad_all(ids: list[list[int]]) -> PaddedTokens:
         tokens = pad([*ids, filler])  # one text of full length widens all
-        return Tokens(tokens.ids[:-1], tokens.mask[:-1])
+        return PaddedTokens(tokens.ids[:-1], tokens.mask[:-1])
 
     tower.pad = pad_all
     step.max_groups = 1  # texts of one length are read together
@@ -195,7 +195,7 @@ def check_same_loss(trainer: Trainer) -> float:
         features, _ = trainer.pixels(trainer.ready, 16)
         images = model.embed_features(features.to(trainer.device))
         targets = torch.eye(len(images), device=trainer.device)
-        tokens = TokenGroups((trainer.tokens,), SIZE.batch_size)
+        tokens = TokenBatch((trainer.tokens,), SIZE.batch_size)
         with trainer.autocast:
             theirs = float(SigLipLoss()(**trainer.theirs(pixels, trainer.tokens.ids)))
             ours = float(model.text(tokens, lambda: (images, targets)))

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from contrastive import load_vision_tower
 from contrastive.distributed import device, resolve_dtype
 from contrastive.flexify.student import resize_images
-from contrastive.vision.flexi import resample_patch_embed
-from contrastive.vision.load import VisionTower
+from contrastive.vision.resize import resample_patch_embed
+from contrastive.vision.tower import VisionTower
 from data.pipeline.reader import ShardReader
 from lib.harness import Target, write_result
 from lib.subgroups import subgroup_shards

@@ -9,8 +9,9 @@ connection of its own.
 
 Against clip-retrieval's own server (clip_retrieval_server.py, in an environment of its own): the
 same FAISS index, /knn-service with the body that its `ClipClient` sends for a vector, the two
-servers in turn. Once over the kind that `auto` takes and once over a graph, which clip-retrieval's
-builder likes: there the scan hides less of what a server adds. About 10 minutes on two cores.
+servers in turn. Once over the index type that `auto` takes and once over a graph, which
+clip-retrieval's builder likes: there the scan hides less of what a server adds. About 10 minutes on
+two cores.
 """
 
 import argparse
@@ -35,10 +36,11 @@ import torch
 from lib import clip_retrieval_server
 from lib.harness import Target, interleave, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA
-from retrieval.index.build import index_pieces
-from retrieval.index.index_types import IndexKind, search_params
-from retrieval.index.sources import Rows
-from retrieval.index.tune import Tuning
+from retrieval.index.build import index_rows, new_manifest
+from retrieval.index.config import IndexTypeChoice
+from retrieval.index.manifest import read_index_manifest
+from retrieval.index.nearest import search_params
+from retrieval.index.row_sources import RowsInMemory
 from retrieval.search.searcher import Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,16 +63,17 @@ def texts(seed: int) -> Iterator[str]:
         yield " ".join(parts)
 
 
-def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> None:
+def build(folder: Path, count: int, types: Sequence[IndexTypeChoice] = ("auto",)) -> None:
     """A model with an untrained projection, and indexes of synthetic vectors that fit it: `index`
-    of the first kind, `index_KIND` of others."""
+    of the first type, `index_TYPE` of others."""
     from search import synthetic
 
     from contrastive import LitModel, load_vision_tower
     from contrastive.model.config import LossConfig
     from contrastive.model.lit import TextSide
     from contrastive.text.config import TextConfig
-    from contrastive.text.tower import TextEncoder, load_text_tower
+    from contrastive.text.encoder import TextEncoder
+    from contrastive.text.load import load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower("dinov2s")
@@ -82,14 +85,14 @@ def build(folder: Path, count: int, kinds: Sequence[IndexKind] = ("auto",)) -> N
     columns = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * count}
     table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
-    described = {
-        "image_fingerprint": model.image_fingerprint, "text_fingerprint": model.text_fingerprint,
-        "width": tower.embed_dim, "patch_sizes": [PATCH], "images": "",
-    }  # fmt: skip
     vectors = synthetic(count, 1, max(1, count // 200))
-    for kind in kinds:
-        out = folder / ("index" if kind == kinds[0] else f"index_{kind}")
-        print(index_pieces(out, folder / "model", described, [Rows({PATCH: vectors}, table)], kind))
+    for type_ in types:
+        out = folder / ("index" if type_ == types[0] else f"index_{type_}")
+        manifest = new_manifest(
+            model.image_fingerprint, model.text_fingerprint, tower.embed_dim, [PATCH],
+            index_type=type_,
+        )  # fmt: skip
+        print(index_rows(out, folder / "model", manifest, [RowsInMemory({PATCH: vectors}, table)]))
 
 
 class Client:
@@ -221,8 +224,7 @@ def measure_texts(
 ) -> tuple[dict[str, object], list[Target]]:
     """Overhead and throughput of a running server."""
     (segment,) = searcher.snapshot.segments
-    index = segment.inner[PATCH]
-    tuning = searcher.snapshot.tunings.get((segment.number, PATCH), Tuning())
+    index, tuning = segment.indexes[PATCH], segment.tuning(PATCH)
     params = search_params(index, tuning.nprobe, max(tuning.ef, K))
     client, own = Client(port, 1), texts(2)
 
@@ -253,7 +255,7 @@ def measure_texts(
 
 def measure_vectors(index: Path, seconds: float) -> tuple[dict[str, object], list[Target]]:
     """Our server and clip-retrieval's over one FAISS index, in turn."""
-    kind = json.loads((index / "manifest.json").read_text())["kind"]
+    index_type = read_index_manifest(index).index_type
     theirs = index.with_name(f"{index.name}_theirs")
     clip_retrieval_server.export(index, PATCH, theirs)
     runs: dict[str, Runs] = {"ours": {1: [], CLIENTS: []}, "clip-retrieval": {1: [], CLIENTS: []}}
@@ -270,7 +272,7 @@ def measure_vectors(index: Path, seconds: float) -> tuple[dict[str, object], lis
         per_s, p99 = (
             [median(runs[name], clients, figure) for name in runs] for figure in ("per_s", "p99_ms")
         )
-        where = f"{kind}, {clients} client{'s' * (clients > 1)}"
+        where = f"{index_type}, {clients} client{'s' * (clients > 1)}"
         targets += [
             Target(f"{where}: queries/s over clip-retrieval's", ">= 3", per_s[0] / per_s[1]),
             Target(f"{where}: p99 over clip-retrieval's", "<= 1", p99[0] / p99[1]),
@@ -312,12 +314,12 @@ def main() -> None:
         build(folder, args.count, ("auto", "hnsw"))
         with serving(folder / "index") as port:
             searcher = Searcher.load(folder / "index")
-            figures["kind"] = searcher.snapshot.manifest["kind"]
+            figures["index_type"] = searcher.snapshot.manifest.index_type
             texts_, targets = measure_texts(searcher, port, args.rounds, args.seconds)
         figures |= texts_
         for name in ("index", "index_hnsw"):
-            kind = json.loads((folder / name / "manifest.json").read_text())["kind"]
-            figures[f"vectors, {kind}"], more = measure_vectors(folder / name, args.seconds)
+            index_type = read_index_manifest(folder / name).index_type
+            figures[f"vectors, {index_type}"], more = measure_vectors(folder / name, args.seconds)
             targets += more
     write_result("serve", figures, targets, packages=("torch", "faiss-gpu", "fastapi", "uvicorn"))
 

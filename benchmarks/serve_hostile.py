@@ -35,7 +35,7 @@ from serve import PATCH, ROOT, build, texts
 from lib.harness import Target, write_result
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index
-from retrieval.index.sources import Rows
+from retrieval.index.row_sources import RowsInMemory
 from retrieval.search.searcher import Searcher
 
 COUNT = 20_000  # images that stay
@@ -241,12 +241,13 @@ def _change(folder: Path, turn: int) -> None:
     """Take out what was added, add others; now and then merge."""
     vectors = synthetic(ADDED, 1000 + turn, max(1, COUNT // 200))
 
-    def rows(first: int) -> list[Rows]:
+    def rows(first: int) -> list[RowsInMemory]:
         numbers = first + np.arange(ADDED)
         names = [f"added {number}" for number in numbers]
         columns = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
         columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * ADDED}
-        return [Rows({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))]
+        table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
+        return [RowsInMemory({PATCH: vectors}, table)]
 
     next_id = json.loads((folder / "manifest.json").read_text())["next_id"]
     change_index(folder, delete=list(range(COUNT, next_id)), add=rows)

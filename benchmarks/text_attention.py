@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import PaddedTokens, TokenBatch
 from lib.harness import interleave, write_result
 from lib.lit_setup import CPU, text_folder
 
@@ -33,7 +35,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for length in LENGTHS:
             ids = torch.randint(1000, 2000, (TEXTS, length))
-            tokens = TokenGroups((Tokens(ids, torch.ones_like(ids)),), TEXTS)
+            tokens = TokenBatch((PaddedTokens(ids, torch.ones_like(ids)),), TEXTS)
 
             def step(attention: str, tokens=tokens, dtype=dtype) -> None:
                 encoder.tower.net.set_attn_implementation(attention)

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from lib.harness import interleave, write_result
 
 IMAGENET_SIZE = 224  # pixels
@@ -92,7 +94,7 @@ def measure(config: TowerConfig, rounds: int, num_sizes: int) -> dict[str, Any]:
         forwards[str(size)] = forward
     timings = interleave(forwards, rounds, warmup=1)
     return {
-        "architecture": config.timm_name,
+        "architecture": config.name,
         "library": config.library,
         "flexible": tower.flexible,
         "image_size": tower.image_size,

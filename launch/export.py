@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 from contrastive import LitModel
-from contrastive.export.model import export_model
+from contrastive.export.checked import export_model
 from contrastive.export.timm import export_timm
 from contrastive.vision.load import load_vision_tower
 from data.errors import UsageError, exit_on_usage_error, make_folder

@@ -21,6 +21,7 @@ import tyro
 
 from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error, make_folder
+from retrieval.embed.config import check_batches
 from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
 
 
@@ -66,13 +67,12 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
     reported still."""
     from contrastive.distributed import barrier, device, is_main
     from contrastive.model.lit import LitModel
-    from retrieval.embed.bulk import check_batches, check_patch_sizes
+    from retrieval.embed.bulk import check_patch_sizes
     from retrieval.evaluation.costs import measure_costs
     from retrieval.evaluation.evaluate import evaluate
     from retrieval.evaluation.report import Report
     from retrieval.evaluation.results import DatasetResult
 
-    check_batches(args.batch_size, args.num_workers)
     model = LitModel.from_pretrained(args.model, device=device())
     sizes = check_patch_sizes(model, args.patch_sizes)
     costs = measure_costs(model, sizes) if is_main() else []
@@ -96,6 +96,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
     args = tyro.cli(Args, args=arguments, description=__doc__)
     with exit_on_usage_error():
+        check_batches(args.batch_size, args.num_workers)
         if not Path(args.model, "config.json").is_file():
             raise UsageError(f"model {args.model} is no model folder: it has no config.json")
         if args.out:

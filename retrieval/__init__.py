@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from retrieval.evaluation.report import Report
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
     from retrieval.index.photos import index_photos
-    from retrieval.search.budget import Budget
+    from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
     from retrieval.search.searcher import Hit, Searcher
 
 _MODULES = {
-    "Budget": "retrieval.search.budget",
+    "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.searcher",
     "Report": "retrieval.evaluation.report",

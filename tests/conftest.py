@@ -48,7 +48,8 @@ def tiny_model(tiny_text):
     from contrastive.model.config import LossConfig
     from contrastive.model.lit import TextSide
     from contrastive.text.config import TextConfig
-    from contrastive.text.tower import TextEncoder, load_text_tower
+    from contrastive.text.encoder import TextEncoder
+    from contrastive.text.load import load_text_tower
 
     torch.manual_seed(0)
     tower = load_vision_tower(TINY_TOWER)

@@ -21,7 +21,8 @@ from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
 from contrastive.run.folder import whole_parameters
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower
@@ -79,9 +80,9 @@ def train_case(case: dict) -> None:
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    from data.pipeline.captioned import TrainPipeline
+    from data.pipeline.captioned import CaptionedPipeline
 
-    parts_of = TrainPipeline.parts
+    parts_of = CaptionedPipeline.parts
 
     def noted(self, start, steps):
         for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
@@ -90,9 +91,9 @@ def train_case(case: dict) -> None:
                     file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
             yield parts
 
-    TrainPipeline.parts = noted
+    CaptionedPipeline.parts = noted
     train(cfg, callbacks=[witness], resume=case["resume"])
-    TrainPipeline.parts = parts_of
+    CaptionedPipeline.parts = parts_of
 
 
 def main() -> None:

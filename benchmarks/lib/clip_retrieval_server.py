@@ -23,9 +23,8 @@ import open_clip
 import pyarrow as pa
 import torch
 
-from retrieval.index.index_types import cells_of
+from retrieval.index.create import ivf_of
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.tune import Tuning
 
 HERE = Path(__file__).resolve().parent.parent
 ENVIRONMENT = HERE.parent / ".venv-bench" / "clip-retrieval-server"
@@ -49,13 +48,13 @@ def export(index: Path, patch_size: int, out: Path) -> None:
     """An index of one segment as it wants it: image.index, metadata/, a CLIP checkpoint."""
     snapshot = Snapshot.open(index)
     (segment,) = snapshot.segments
-    inner = segment.inner[patch_size]
-    tuning = snapshot.tunings.get((segment.number, patch_size), Tuning())
+    inner = segment.indexes[patch_size]
+    tuning = segment.tuning(patch_size)
     (out / "metadata").mkdir(parents=True)
     faiss.write_index(inner, str(out / "image.index"))
     inner = faiss.read_index(str(out / "image.index"))  # what a search looks into, in the file
-    if (cells := cells_of(inner)) is not None:
-        cells.nprobe = tuning.nprobe
+    if (ivf := ivf_of(inner)) is not None:
+        ivf.nprobe = tuning.nprobe
     elif isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.efSearch = tuning.ef
     faiss.write_index(inner, str(out / "image.index"))

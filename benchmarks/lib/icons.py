@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.emoji.build import add_member, render, svg_of
+from data.emoji.build import add_member
+from data.emoji.drawings import render, svg_of
 from data.emoji.npm import fetch_package, read_json
 
 SHARD_SIZE = 1000

@@ -18,9 +18,11 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.step import TrainStep
-from contrastive.vision.load import TowerConfig, build_vision_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower_config import TowerConfig
 from data.batch import Batch
 from data.emoji.build import build_emoji
 
@@ -119,7 +121,7 @@ def build_ours(
 
 def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> torch.nn.Module:
     """open_clip's model with the same weights, its image tower locked."""
-    vision = {"timm_model_name": tower.config.timm_name, "timm_model_pretrained": False}
+    vision = {"timm_model_name": tower.config.name, "timm_model_pretrained": False}
     vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}
     hf = {"hf_model_name": text, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
     side = like.model.text

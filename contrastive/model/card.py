@@ -57,7 +57,7 @@ def model_card(model: "LitModel", card: Card) -> str:
     parts = [
         front_matter("flexilit", card.license),
         "# An image-text model for any patch size\n\n"
-        f"Image tower {model.vision.config.timm_name} at {model.image_size} px, locked; text tower "
+        f"Image tower {model.vision.config.name} at {model.image_size} px, locked; text tower "
         f"{text} of {model.text.encoder.tower.tokenizer.context_length} tokens, trained to read it "
         f"with the {model.text.loss.kind} loss; {model.embed_dim} dimensions.",
         "```python\n"

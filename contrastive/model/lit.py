@@ -21,14 +21,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
-from contrastive.weights import load_weights, read_config, read_weights
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import build_text_tower
+from contrastive.text.padding import PaddedTokens, TokenBatch
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
 
@@ -56,7 +60,7 @@ class TextSide(nn.Module):
 
     def forward(
         self,
-        tokens: TokenGroups,
+        tokens: TokenBatch,
         pairs: Pairs | None = None,
         reduce_lse: Reduce = lambda partial: partial,
     ) -> Tensor:
@@ -156,9 +160,9 @@ class LitModel(nn.Module, ModelHubMixin):
             raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
             mask = (texts != tower.tokenizer.pad_id).long()
-            tokens = TokenGroups((Tokens(texts, mask),), len(texts))
+            tokens = TokenBatch((PaddedTokens(texts, mask),), len(texts))
         else:
-            tokens = TokenGroups.of(tower, tower.tokenizer(texts))
+            tokens = TokenBatch.of(tower, tower.tokenizer(texts))
         training = self.text.training
         self.text.eval()
         embeds = self.text(tokens.to(self.device))

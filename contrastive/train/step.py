@@ -18,7 +18,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Reduce, pair_targets
 from contrastive.run.zero import BatchShape
-from contrastive.text.tower import TokenGroups
+from contrastive.text.padding import TokenBatch
 from data.batch import Batch
 from data.errors import DataError
 
@@ -27,7 +27,7 @@ from data.errors import DataError
 class Chunk:
     """Some of this rank's texts."""
 
-    tokens: TokenGroups
+    tokens: TokenBatch
     slots: Int[Tensor, " m"]  # of this rank's batch
     empty: bool  # no good sample: the chunk reads one empty text and counts nothing
 
@@ -107,7 +107,7 @@ class TrainStep:
         chunks = []
         for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):
             ids = [batch.tokens[i] for i in part] or tower.tokenizer([""])
-            tokens = TokenGroups.of(tower, ids, num_groups).to(device)
+            tokens = TokenBatch.of(tower, ids, num_groups).to(device)
             chunks.append(Chunk(tokens, torch.from_numpy(part).to(device), not len(part)))
         return chunks
 

@@ -55,12 +55,12 @@ class TokenConfig:
 
     def __post_init__(self) -> None:
         for name in ("keep", "keep_end"):
-            check_keep(f"--tokens.{name.replace('_', '-')}", getattr(self, name))
+            check_keep_rate(f"--tokens.{name.replace('_', '-')}", getattr(self, name))
         if self.cycle_steps < 2:
             raise UsageError(f"--tokens.cycle-steps {self.cycle_steps}: at least 2")
 
 
-def check_keep(name: str, share: float) -> None:
-    """Raise `UsageError` for a share of the patches that cannot be kept."""
-    if not 0 < share <= 1:
-        raise UsageError(f"{name} {share}: allowed are shares above 0, up to 1")
+def check_keep_rate(name: str, keep_rate: float) -> None:
+    """Raise `UsageError` for a rate outside (0, 1]; `name` is what the message calls it."""
+    if not 0 < keep_rate <= 1:
+        raise UsageError(f"{name} {keep_rate}: allowed are shares above 0, up to 1")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contrastive.model.lit import LitModel
-from data.class_names import SIMPLE_TEMPLATES, read_class_names
+from data.class_names import DEFAULT_TEMPLATES, read_class_names
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
 from retrieval.server.config import ServeConfig
@@ -42,4 +42,4 @@ def _same(one: LitModel, other: LitModel) -> bool:
 def _load_classes(file: Path, model: LitModel) -> ZeroShotClassifier:
     if file.is_dir():
         return ZeroShotClassifier.load(file, model)
-    return ZeroShotClassifier(model, read_class_names(file), SIMPLE_TEMPLATES)
+    return ZeroShotClassifier(model, read_class_names(file), DEFAULT_TEMPLATES)

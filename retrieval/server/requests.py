@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from retrieval.search.searcher import CANDIDATES
+from retrieval.search.config import CANDIDATES
 from retrieval.server.config import Limits
 from retrieval.server.refusals import RequestError
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from data.shards.location import ImageLocation
 from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.refusals import RequestError
-from retrieval.server.thumbnails import Place, Thumbnails
+from retrieval.server.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,13 @@ class ServedIndex:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, look_up)
 
-    async def small_jpegs(self, places: Sequence[Place], side: int) -> list[bytes | None]:
+    async def small_jpegs(
+        self, locations: Sequence[ImageLocation], side: int
+    ) -> list[bytes | None]:
         """A small JPEG of each stored image, None for one that cannot be read."""
-        found, missing = self._thumbnails.kept(places, side)
+        found, missing = self._thumbnails.kept(locations, side)
         loop, get = asyncio.get_running_loop(), self._thumbnails.get
-        made = [loop.run_in_executor(self._pool, get, places[n], side) for n in missing]
+        made = [loop.run_in_executor(self._pool, get, locations[n], side) for n in missing]
         for number, jpeg in zip(missing, await asyncio.gather(*made), strict=True):
             found[number] = jpeg
         return found

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE, read_class_names, read_templates
 from data.errors import UsageError
+from data.shards.names import expand_shards
 from retrieval.evaluation.datasets.eval_dataset import EvalDataset
 
 
@@ -35,8 +36,6 @@ def open_shards(kind: str, root: Path, name: str) -> EvalDataset:
 
 
 def _find_tars(root: Path) -> list[str]:
-    from data.shards.index import expand_shards
-
     for folder in (root, root / "test"):
         tars = sorted(folder.glob("*.tar"), key=lambda tar: (len(tar.stem), tar.stem))
         count = folder / "nshards.txt"

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from data.config import OnError
 from data.errors import UsageError
+from data.shards.names import is_local
 from retrieval.evaluation.datasets.image_source import ImageSource
 
 if TYPE_CHECKING:
-    from data.images import ImageTransform
     from data.pipeline.reader import ShardReader
+    from data.transform import ImageTransform
     from retrieval.evaluation.datasets.image_reader import ImageReader
 
 
@@ -41,7 +42,7 @@ class EvalDataset:
         """Images of all ranks, good or bad; 0 where streamed shards do not say."""
         if self.images is not None:
             return len(self.images)
-        from data.shards.index import is_local, load_summaries
+        from data.shards.index import load_summaries
 
         if not all(map(is_local, self.shards)):
             return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import UsageError
+from data.images import decode_image
 from data.problems import BadSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -33,8 +34,6 @@ class ImageFiles:
         return self.texts[row] if self.texts else ()
 
     def load(self, row: int, max_pixels: int) -> tuple[Image.Image, int]:
-        from data.images import decode_image  # brings torch
-
         try:
             data = Path(self.paths[row]).read_bytes()
         except OSError as error:

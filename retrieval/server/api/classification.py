@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.class_names import SIMPLE_TEMPLATES
+from data.class_names import DEFAULT_TEMPLATES
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
 from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
@@ -92,7 +92,7 @@ async def _classes_of(service: Service, index: ServedIndex, asked: ClassifyReque
             )
         return _Classes(found.class_names, classifier=found)
     labels = list(asked.labels or ())
-    templates = asked.templates or list(SIMPLE_TEMPLATES)
+    templates = asked.templates or list(DEFAULT_TEMPLATES)
     if len(labels) > service.limits.max_labels:
         sentence = f"labels: {len(labels)} are given; at most {service.limits.max_labels}"
         raise RequestError(400, sentence)

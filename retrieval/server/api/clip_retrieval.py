@@ -20,7 +20,6 @@ from retrieval.server.refusals import RequestError
 from retrieval.server.requests import KnnRequest, MetadataRequest, Term
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
-from retrieval.server.thumbnails import Place
 
 SIDE = 224  # pixels of an image in an answer
 MAX_IMAGES = 200  # of one answer
@@ -98,8 +97,7 @@ async def _search(service: Service, asked: KnnRequest) -> list[KnnEntry]:
 async def _describe(index: ServedIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """The metadata of each hit, and a small JPEG of the first `MAX_IMAGES`; not where an image lies
     on this machine."""
-    places = [Place(hit.shard, hit.offset, hit.size) for hit in hits[:MAX_IMAGES]]
-    jpegs = await index.small_jpegs(places, SIDE)
+    jpegs = await index.small_jpegs([hit.location for hit in hits[:MAX_IMAGES]], SIDE)
     described = [{**hit.columns, "key": hit.key, "caption": hit.caption} for hit in hits]
     for one, jpeg in zip(described, jpegs, strict=False):
         if jpeg is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from data.shards.location import ImageLocation
 from retrieval.search.searcher import Hit
 from retrieval.server.api.answers import (
     ClassifyAnswer,
@@ -31,7 +32,7 @@ from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
-from retrieval.server.thumbnails import MAX_SIDE, Place
+from retrieval.server.thumbnails import MAX_SIDE
 
 MAX_WHERE = 20_000  # characters of a filter as JSON
 MAX_TESTS = 64  # comparisons of a filter
@@ -93,12 +94,12 @@ def routes(service: Service) -> APIRouter:
         if not rows:
             raise RequestError(404, f"id: {id} is not in index {found.name}")
         row = rows[0][1]
-        place = Place(row["shard"], row["offset"], row["size"])
-        mark = hashlib.blake2b(f"{place}{size}".encode(), digest_size=12).hexdigest()
+        location = ImageLocation(row["shard"], row["offset"], row["size"])
+        mark = hashlib.blake2b(f"{location}{size}".encode(), digest_size=12).hexdigest()
         headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        (jpeg,) = await found.small_jpegs([place], size)
+        (jpeg,) = await found.small_jpegs([location], size)
         if jpeg is None:
             raise RequestError(404, f"id: the file of image {id} cannot be read any more")
         return Response(jpeg, headers=headers, media_type="image/jpeg")
@@ -122,7 +123,7 @@ def _describe(index: ServedIndex) -> IndexAnswer:
     return IndexAnswer(
         name=index.name,
         count=len(snapshot),
-        kind=snapshot.manifest["kind"],
+        kind=snapshot.manifest.index_type,
         width=snapshot.width,
         generation=snapshot.generation,
         image_size=model.image_size,

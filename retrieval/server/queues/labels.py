@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
-from data.class_names import fill
+from data.class_names import fill_template
 from retrieval.server.queues.encoding import Encoder
 
 MAX_KEPT = 20_000
@@ -28,7 +28,7 @@ class LabelCache:
         found = {label: self._kept.get((number, label, frame)) for label in labels}
         new = [label for label, vector in found.items() if vector is None]
         if new:
-            prompts = [fill(template, label) for label in new for template in frame]
+            prompts = [fill_template(template, label) for label in new for template in frame]
             encoded = await self._encoder.texts(model, prompts)
             embeds = np.stack([one.vector for one in encoded])
             means = embeds.reshape(len(new), len(frame), -1).mean(axis=1)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from retrieval.search.searcher import MAX_K, Hit, Searcher
+from retrieval.search.config import MAX_K
+from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
 
