@@ -97,11 +97,11 @@ def main() -> None:
     args = tyro.cli(Args, args=arguments, description=__doc__)
     with exit_on_usage_error():
         check_batches(args.batch_size, args.num_workers)
-        if not Path(args.model, "config.json").is_file():
-            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
         if args.out:
             make_folder(args.out)
         datasets = open_datasets(args)
+        if not Path(args.model, "config.json").is_file():
+            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
         from contrastive.distributed import init_from_launcher, shutdown
 
         init_from_launcher()

@@ -397,9 +397,9 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
 
 
 def test_limits_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--limits\.max-k 5000: at most 2048"):
+    with pytest.raises(UsageError, match=r"limits\.max_k 5000: at most 2048"):
         Limits(max_k=5000)
-    with pytest.raises(UsageError, match=r"--limits\.timeout-s 0: allowed are numbers above 0"):
+    with pytest.raises(UsageError, match=r"limits\.timeout_s 0: must be above 0"):
         Limits(timeout_s=0.0)
 
 
