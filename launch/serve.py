@@ -20,7 +20,7 @@ def main() -> None:
     # NumPy multiplies small matrices here, for which a second thread costs milliseconds.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cfg = tyro.cli(ServeConfig, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-    with exit_on_usage_error():
+    with exit_on_usage_error(ServeConfig):
         serve(cfg)
 
 

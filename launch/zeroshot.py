@@ -13,12 +13,12 @@ dataset_NAME.json (Karpathy's splits) and the images. Any other: as torchvision'
 name reads it; torchvision:CLASS for one that is not listed.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from contrastive.launcher import take_arguments
 from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error, make_folder
 from retrieval.embed.config import check_batches
@@ -92,10 +92,8 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
 
 
 def main() -> None:
-    # --local_rank=N comes from the launcher
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
-    args = tyro.cli(Args, args=arguments, description=__doc__)
-    with exit_on_usage_error():
+    args = tyro.cli(Args, args=take_arguments(), description=__doc__)
+    with exit_on_usage_error(Args):
         check_batches(args.batch_size, args.num_workers)
         if args.out:
             make_folder(args.out)
@@ -106,7 +104,7 @@ def main() -> None:
 
         init_from_launcher()
         evaluate_all(args, datasets)
-    shutdown()
+        shutdown()
 
 
 if __name__ == "__main__":

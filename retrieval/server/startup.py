@@ -37,7 +37,7 @@ def serve(cfg: ServeConfig) -> None:
             sizes = ", ".join(map(str, index.searcher.patch_sizes))
             print(f"{name}: {len(index.searcher):,} images at patch {sizes}", flush=True)
         if not token and not ipaddress.ip_address(host).is_loopback:
-            print(f"anyone who reaches {host} may search; token_file asks for a token",
+            print(f"anyone who reaches {host} may search; --token-file asks for a token",
                   file=sys.stderr, flush=True)  # fmt: skip
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         gc.collect()
