@@ -47,8 +47,8 @@ def evaluate(
         dataset.check_captions()
     with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
         recall = recall or dataset.captioned
-        needed = recall and not dataset.class_names
-        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, needed)
+        need_captions = recall and not dataset.class_names
+        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, need_captions)
         return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
 
 

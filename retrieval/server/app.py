@@ -1,4 +1,4 @@
-"""The web application: clip-retrieval's endpoints, our own, the page, and their guard."""
+"""The web application: /v1, clip-retrieval's endpoints, health, the page, and the guard."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -35,7 +35,7 @@ def build_app(service: Service, token: str = "", cors: Sequence[str] = ()) -> Fa
             await watching
         service.close()
 
-    # Swagger's page would be fetched from elsewhere.
+    # Swagger's page would be loaded from another site.
     app = FastAPI(
         title="FlexiLiT", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,

@@ -18,4 +18,4 @@ class ImageSource(Protocol):
         """() where there are none."""
 
     def load(self, row: int, max_pixels: int) -> tuple[Image.Image, int]:
-        """The picture and its label, -1 for none. Raises `BadSample` where it cannot be read."""
+        """The image and its label, -1 for none. Raises `BadSample` where it cannot be read."""
