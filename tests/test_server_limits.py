@@ -96,7 +96,7 @@ def assert_refused(answer: Answer, status: int, *words: str) -> None:
         ({"text": "a", "offset": -1}, ["offset"]),
         ({"text": "a", "patch_size": 7}, ["patch_size: 7", "allowed: 48, 40"]),
         ({"text": "a", "index_patch_size": 8}, ["index_patch_size: 8", "allowed: 48, 40"]),
-        ({"text": "a", "query_patch_size": 48}, ["query_patch_size", "pictures"]),
+        ({"text": "a", "query_patch_size": 48}, ["query_patch_size", "images"]),
         ({"image": SMALL, "query_patch_size": 2}, ["query_patch_size: 2", "allowed: 48, 40, 30"]),
         ({"text": "a", "refine_patch_size": 1}, ["refine_patch_size: 1", "allowed: 48, 40, 30"]),
         ({"text": "a", "refine_patch_size": 8, "candidates": 21}, ["candidates", "at most 20"]),

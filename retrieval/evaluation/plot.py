@@ -1,4 +1,4 @@
-"""Accuracy over cost, as a picture."""
+"""Accuracy over cost, as a plot."""
 
 import math
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
     """The patch sizes that a search means. Raises `RequestError` naming what is allowed."""
     images = any(t.image is not None or t.image_url is not None for t in asked.terms())
     if asked.query_patch_size is not None and not images:
-        raise RequestError(400, "query_patch_size: is for pictures; nothing else has patches")
+        raise RequestError(400, "query_patch_size: is for images; nothing else has patches")
     own, held = searcher.model.patch_sizes, searcher.patch_sizes
     budget = budget_of(asked)
     index = asked.index_patch_size or asked.patch_size
