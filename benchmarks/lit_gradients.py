@@ -38,7 +38,7 @@ class GradientProbe:
     def __init__(self, engine: Any) -> None:
         self.engine, self.gradients = engine, {}
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
 
     def backward(self, loss: Tensor) -> None:
@@ -65,7 +65,7 @@ class PlainEngine:
         self.module, self.chunks, self.gradients = module, chunks, {}
         self._done = 0
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
