@@ -1,14 +1,14 @@
-"""Every kind of index: recall, speed, memory and build time.
+"""Every index type: recall, speed, memory and build time.
 
     python benchmarks/search.py [--counts 100000 1000000] [--rounds 200]
 
-Vectors of width 384: clustered synthetic ones, and the default data's drawings with its captions as
-queries (`make demo` is run where it has not been). Recall@10 is against an exact scan. Single
-queries run in turn, one of each kind per round, one thread each; queries/s are for batches of 64 on
-all cores. Memory, mapped files included, is what a fresh process holds more than before: after 256
-queries, and at most while it builds. `auto` is asked for 10 ms. A graph of more than 200,000
-vectors takes many minutes to build on two cores and is left out unless --kinds names hnsw. About
-12 minutes on two cores, after `make demo`.
+Vectors of width 384: clustered synthetic ones, and the default drawings with their captions as
+queries; runs the demo first where that has not been done. Recall@10 is against an exact scan.
+Single queries run in turn, one of each type per round, on one thread; queries/s are for batches of
+64 on all cores. Memory, mapped files included, is what a fresh process holds more than before:
+after 256 queries, and at most while it builds. `auto` may take 10 ms. A graph of more than 200,000
+vectors takes many minutes to build on two cores and is left out unless --index-types names hnsw.
+About 12 minutes on two cores, after `make demo`.
 """
 
 import argparse
@@ -18,21 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 
-from lib.harness import Target, interleave, write_result
-from retrieval.embed.partitions import METADATA_SCHEMA, read_manifest
-from retrieval.index.index_types import KINDS
+from lib.harness import Target, finish, interleave
+from lib.vectors import WIDTH, synthetic
+from retrieval.embed.manifest import read_manifest
+from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.config import INDEX_TYPES, IndexTypeChoice
+from retrieval.index.row_sources import EmbeddedPartition, RowsInMemory
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import BLOCK_ROWS, EmbeddedShard, Rows
 from retrieval.index.tune import overlap
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 384
 PATCH = 28
 K = 10
 QUERIES = 1000
@@ -40,20 +43,6 @@ BATCH = 64
 LATENCY_MS = 10.0
 MAX_GRAPH = 200_000  # vectors, unless a graph is asked for
 PER_CLUSTER = 200  # vectors around one centre
-SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
-
-
-def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
-    """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
-    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
-    draw = np.random.default_rng(seed)
-    out = np.empty((count, WIDTH), np.float32)
-    for start in range(0, count, BLOCK_ROWS):
-        part = out[start : start + BLOCK_ROWS]
-        own = draw.standard_normal(part.shape, np.float32)
-        part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
-        part /= np.linalg.norm(part, axis=1, keepdims=True)
-    return out
 
 
 def write_vectors(folder: Path, count: int) -> None:
@@ -74,7 +63,7 @@ def write_default_data(folder: Path) -> None:
     folder.mkdir()
     source = read_manifest(embeddings)
     shards = [
-        EmbeddedShard(embeddings, number, partition["count"])
+        EmbeddedPartition(embeddings, number, partition["count"])
         for number, partition in enumerate(source["partitions"])
     ]
     np.save(folder / "vectors.npy", np.concatenate([s.vectors(PATCH, 0, s.count) for s in shards]))
@@ -85,39 +74,34 @@ def write_default_data(folder: Path) -> None:
     np.save(folder / "queries.npy", np.concatenate(blocks))
 
 
-# ---- one kind, in a process of its own -------------------------------------------------------
+# ---- one index type, in a process of its own -------------------------------------------------
 
 
-def build_one(folder: Path, kind: str) -> None:
+def build_one(folder: Path, index_type: IndexTypeChoice) -> None:
     """Build an index of `vectors.npy`; prints build time, peak memory and what auto said."""
-    from retrieval.index.build import index_pieces
+    from retrieval.index.build import index_rows, new_manifest
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     count = len(vectors)
     empty = [""] * count
     numbers = np.arange(count)
-    columns = {"id": numbers, "offset": numbers, "size": numbers}
+    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
-    rows = Rows({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
-    described = {
-        "image_fingerprint": "", "text_fingerprint": "", "width": WIDTH, "patch_sizes": [PATCH],
-        "images": "",
-    }  # fmt: skip
+    rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
+    manifest = new_manifest("", "", WIDTH, [PATCH], "", index_type, latency_ms=LATENCY_MS)
     (folder / "no model").mkdir(exist_ok=True)
     before = _resident_mib()
     start = time.perf_counter()
-    reason = index_pieces(
-        folder / kind, folder / "no model", described, [rows], kind, latency_ms=LATENCY_MS
-    )
+    reason = index_rows(folder / index_type, folder / "no model", manifest, [rows])
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()  # ru_maxrss counts what the parent held, too
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    (entry,) = json.loads((folder / kind / "manifest.json").read_text())["segments"]
+    (entry,) = json.loads((folder / index_type / "manifest.json").read_text())["segments"]
     print(
         json.dumps(
             {
                 "reason": reason,
-                "kind": entry["kind"],
+                "index_type": entry["kind"],
                 "build_s": round(seconds, 1),
                 "build_peak_mib": round(peak - before),
                 "file_mib": round(entry["bytes"][f"patch_{PATCH}"] / 2**20, 1),
@@ -127,11 +111,11 @@ def build_one(folder: Path, kind: str) -> None:
     )
 
 
-def hold_one(folder: Path, kind: str) -> None:
+def hold_one(folder: Path, index_type: str) -> None:
     """Search a built index 256 times; prints the memory that it took."""
     queries = np.load(folder / "queries.npy")
     before = _resident_mib()
-    snapshot = Snapshot.open(folder / kind)
+    snapshot = Snapshot.open(folder / index_type)
     for row in range(256):
         snapshot.nearest(queries[row % len(queries)][None], K, PATCH)
     print(json.dumps({"resident_mib": round(_resident_mib() - before, 1)}))
@@ -142,46 +126,47 @@ def _resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _in_own_process(step: str, folder: Path, kind: str) -> dict:
-    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--kind", kind]
+def _in_own_process(step: str, folder: Path, index_type: str) -> dict:
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
+    command += ["--index-type", index_type]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
-# ---- all kinds, side by side -----------------------------------------------------------------
+# ---- all index types, side by side -----------------------------------------------------------
 
 
-def measure(folder: Path, kinds: list[str], rounds: int) -> dict[str, dict]:
+def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
     """The table of one set of vectors."""
     figures: dict[str, dict] = {}
-    for kind in kinds:
-        figures[kind] = _in_own_process("build", folder, kind)
-        figures[kind] |= _in_own_process("hold", folder, kind)
-        print(folder.name, kind, figures[kind], flush=True)
+    for type_ in types:
+        figures[type_] = _in_own_process("build", folder, type_)
+        figures[type_] |= _in_own_process("hold", folder, type_)
+        print(folder.name, type_, figures[type_], flush=True)
     queries = np.load(folder / "queries.npy")
-    snapshots = {kind: Snapshot.open(folder / kind) for kind in kinds}
+    snapshots = {type_: Snapshot.open(folder / type_) for type_ in types}
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     exact = faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    turn = dict.fromkeys(kinds, 0)
+    turn = dict.fromkeys(types, 0)
 
-    def one(kind: str) -> None:
-        row = turn[kind] = (turn[kind] + 1) % len(queries)
-        snapshots[kind].nearest(queries[row : row + 1], K, PATCH)
+    def one(type_: str) -> None:
+        row = turn[type_] = (turn[type_] + 1) % len(queries)
+        snapshots[type_].nearest(queries[row : row + 1], K, PATCH)
 
-    def many(kind: str) -> None:
-        snapshots[kind].nearest(queries[:BATCH], K, PATCH)
+    def many(type_: str) -> None:
+        snapshots[type_].nearest(queries[:BATCH], K, PATCH)
 
-    single = interleave({k: lambda k=k: one(k) for k in kinds}, rounds, warmup=10)
-    batch = interleave({k: lambda k=k: many(k) for k in kinds}, max(5, rounds // 20), warmup=1)
-    for kind in kinds:
-        found = snapshots[kind].nearest(queries, K, PATCH)[1]
-        ms = 1e3 * np.array(single.seconds[kind])
-        figures[kind] |= {
+    single = interleave({k: partial(one, k) for k in types}, rounds, warmup=10)
+    batch = interleave({k: partial(many, k) for k in types}, max(5, rounds // 20), warmup=1)
+    for type_ in types:
+        found = snapshots[type_].nearest(queries, K, PATCH)[1]
+        ms = 1e3 * np.array(single.seconds[type_])
+        figures[type_] |= {
             "recall_at_10": round(overlap(found, exact), 4),
             "query_p50_ms": round(float(np.median(ms)), 3),
             "query_p99_ms": round(float(np.percentile(ms, 99)), 3),
             "rounds": rounds,
-            "queries_per_s": round(min(BATCH, len(queries)) / batch.median(kind), 1),
+            "queries_per_s": round(min(BATCH, len(queries)) / batch.median(type_), 1),
         }
     return figures
 
@@ -189,37 +174,37 @@ def measure(folder: Path, kinds: list[str], rounds: int) -> dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--kinds", nargs="+", help="auto among them; all but long builds")
-    parser.add_argument("--rounds", type=int, default=200, help="single queries per kind")
+    parser.add_argument("--index-types", nargs="+", help="auto among them; all but long builds")
+    parser.add_argument("--rounds", type=int, default=200, help="single queries per type")
     parser.add_argument("--no-default-data", action="store_true", help="synthetic vectors alone")
     parser.add_argument("--folder", help="where vectors and indexes lie (10 GB); a temporary one")
     parser.add_argument("--step", choices=["build", "hold"], help=argparse.SUPPRESS)
-    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    parser.add_argument("--index-type", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        {"build": build_one, "hold": hold_one}[args.step](Path(args.folder), args.kind)
+        {"build": build_one, "hold": hold_one}[args.step](Path(args.folder), args.index_type)
         return
 
-    def kinds(count: int) -> list[str]:
-        affordable = [kind for kind in KINDS if kind != "hnsw" or count <= MAX_GRAPH]
-        return args.kinds or [*affordable, "auto"]
+    def types(count: int) -> list[str]:
+        affordable = [type_ for type_ in INDEX_TYPES if type_ != "hnsw" or count <= MAX_GRAPH]
+        return args.index_types or [*affordable, "auto"]
 
     figures, targets = {}, []
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         for count in args.counts:
             folder = Path(temporary) / f"{count}"
             write_vectors(folder, count)
-            figures[f"{count:,} synthetic"] = measure(folder, kinds(count), args.rounds)
+            figures[f"{count:,} synthetic"] = measure(folder, types(count), args.rounds)
         if not args.no_default_data:
             folder = Path(temporary) / "default"
             write_default_data(folder)
-            figures["default data"] = measure(folder, kinds(0), args.rounds)
+            figures["default data"] = measure(folder, types(0), args.rounds)
     largest = max(args.counts)
     auto = figures[f"{largest:,} synthetic"]["auto"]
     targets.append(Target(f"auto at {largest:,}: recall@10", ">= 0.97", auto["recall_at_10"]))
     what = f"auto at {largest:,}: one query, p50 ms"
     targets.append(Target(what, f"<= {LATENCY_MS:g}", auto["query_p50_ms"]))
-    write_result("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
+    finish("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
-    from contrastive.vision.flexi import resample_patch_embed
     from contrastive.vision.load import load_vision_tower
+    from contrastive.vision.resize import resample_patch_embed
     from contrastive.vision.tower import VisionTower
 
 _HOME = {
     "LitModel": "contrastive.model.lit",
     "VisionTower": "contrastive.vision.tower",
     "load_vision_tower": "contrastive.vision.load",
-    "resample_patch_embed": "contrastive.vision.flexi",
+    "resample_patch_embed": "contrastive.vision.resize",
 }
 
 __all__ = ["LitModel", "VisionTower", "load_vision_tower", "resample_patch_embed"]

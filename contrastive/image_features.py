@@ -12,15 +12,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from contrastive import distributed
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.batch import Batch, EvalBatch
-from data.cache.captions import TextCache
+from data.cache.captions import CaptionCache
 from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
 from data.config import DataConfig
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.shards.index import expand_shards, load_summaries
+from data.shards.index import load_summaries
+from data.shards.names import expand_shards
 
 # Bounds the tower's activations; a rank's share may be thousands. On a CPU they are to stay in its
 # caches: 32 images at a time are a sixth to a third faster than 128.
@@ -82,9 +83,9 @@ class FeatureSource:
     ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
         """Each step's batch with its features, at the patch size of the step, without pixels.
 
-        steps: the parts of each (`TrainPipeline.parts`); the pixels of one part are in memory at a
-        time. The next batch's features are asked for before a batch is handed over; on a GPU the
-        tower has a stream of its own, so that it reads pixels while the text tower trains.
+        steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory
+        at a time. The next batch is asked for before a batch is handed over; on a GPU the tower
+        has a stream of its own, so that it reads pixels while the text tower trains.
         """
         on_gpu = distributed.device().type == "cuda"
         side = torch.cuda.Stream() if on_gpu else None
@@ -181,7 +182,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
 def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
     """Read and tokenise the captions that the cache in `cfg.features` lacks, by all ranks."""
     shards = expand_shards(cfg.shards, cfg.allow_pipe)
-    cache = TextCache(cfg.features, shards, tokenizer, cfg.index_dir)
+    cache = CaptionCache(cfg.features, shards, tokenizer, cfg.index_dir)
     missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
     jobs = DataLoader(
         _TextJobs(cache, _own_share(missing)), batch_size=None, num_workers=cfg.num_workers
@@ -195,7 +196,7 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
 class _TextJobs(torch.utils.data.Dataset):
     """Shards whose texts are to be cached; an error is handed over, and raised by the caller."""
 
-    def __init__(self, cache: TextCache, shards: Sequence[int]) -> None:
+    def __init__(self, cache: CaptionCache, shards: Sequence[int]) -> None:
         self._cache, self._shards = cache, shards
 
     def __len__(self) -> int:

@@ -1,2 +1,2 @@
-"""What goes in: shards, pixels, captions, class names, and the caches of a training. Imports no
-other package of this project and no torch.nn."""
+"""What goes in: shards, images, captions, class names, and caches of features and captions. Imports
+no other package of this project and no torch.nn."""

@@ -1,4 +1,4 @@
-"""What a training step and an evaluation step are given."""
+"""The batch of a training step and that of an evaluation step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ from data.problems import add_counts
 class Batch:
     """This rank's part of one global batch.
 
-    Every slot of the global order is there: a sample that turned out bad keeps its slot with
-    `valid` False, zero pixels and an empty caption, so all ranks always step together.
+    A bad sample keeps its slot in the global order, with `valid` False, zero pixels and an empty
+    caption, so that all ranks always make the same steps.
     """
 
     step: int
@@ -27,7 +27,7 @@ class Batch:
     valid: Bool[Tensor, " b"]
     shards: Int[Tensor, " b"]  # number in the pipeline's shard list
     indices: Int[Tensor, " b"]  # number of the sample in its shard
-    views: Int[Tensor, " b"]  # which view of the picture was drawn, 0: the picture itself
+    views: Int[Tensor, " b"]  # which view of the image was drawn, 0: the image itself
     errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
     labels: Int[Tensor, " b"] | None = None  # KEY.cls, -1 where none; None where not read
 

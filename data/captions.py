@@ -1,4 +1,4 @@
-"""The texts of a sample: its captions and its label, drawing one, telling equal lists."""
+"""The captions and the label of a sample: reading them, drawing one, telling equal lists."""
 
 import hashlib
 import json
@@ -11,31 +11,31 @@ from data.problems import BadSample
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """How a text tower reads."""
+    """Texts to the token ids of a text tower."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal where equal texts give equal ids; a part of a file's name."""
+        """Equal where equal texts give equal ids; names the files of a `CaptionCache`."""
 
     @property
     def pad_id(self) -> int:
-        """What fills a short text up in a batch."""
+        """Fills shorter texts of a batch."""
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut at the tower's longest, without padding."""
+        """Token ids of each text, cut at the tower's context length, without padding."""
 
 
 @dataclass(frozen=True)
-class Texts:
+class SampleCaptions:
     """All captions of a sample."""
 
     key: str
     captions: tuple[str, ...]
     concept: int  # equal where the lists of captions are equal
-    tokens: tuple[list[int], ...] = ()  # of each caption; () where they are not tokenised yet
+    tokens: tuple[list[int], ...] = ()  # ids of each caption; () until they are tokenised
 
     @classmethod
-    def of(cls, key: str, members: Mapping[str, bytes]) -> "Texts":
+    def of(cls, key: str, members: Mapping[str, bytes]) -> "SampleCaptions":
         """`members`: extension -> bytes. Raises `BadSample` where there is no usable caption."""
         captions = read_captions(members)
         return cls(key, captions, concept_id(captions))
@@ -102,9 +102,9 @@ def read_label(members: Mapping[str, bytes]) -> int:
 
 
 def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
-    """A number below `count`, uniformly, as a pure function of its arguments.
+    """A number from 0 to count - 1, uniform, a pure function of its arguments.
 
-    what: "" for which caption; other words for other, independent draws.
+    what: "" draws a caption; any other word makes another, independent draw.
     """
     if count == 1:
         return 0
@@ -113,7 +113,7 @@ def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
 
 
 def concept_id(captions: Sequence[str]) -> int:
-    """64 bits, signed: equal lists of captions give equal numbers."""
+    """A signed 64-bit hash: equal for equal lists of captions."""
     digest = hashlib.blake2b(digest_size=8)
     for caption in captions:
         text = caption.encode()

@@ -11,14 +11,15 @@ from data.errors import UsageError
 CLASS_NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
-# For photographs whose data set brings no templates.
-SIMPLE_TEMPLATES = ("{c}", "a photo of a {c}", "a picture of a {c}", "a drawing of a {c}")
+# For data sets that bring no templates of their own.
+DEFAULT_TEMPLATES = ("{c}", "a photo of a {c}", "a picture of a {c}", "a drawing of a {c}")
 
 
 def read_class_names(file: str | Path) -> list[str]:
-    """Names by label. Names may repeat (ImageNet's do); an empty line would shift the labels.
+    """The name of each label. Names may repeat, as ImageNet's do.
 
-    Raises `UsageError` for a file that is missing, empty, not UTF-8, or has an empty line.
+    Raises `UsageError` for a file that is missing, empty or not UTF-8, and for an empty line, which
+    would shift the labels.
     """
     return _read_lines(file, "class names")
 
@@ -32,9 +33,9 @@ def read_templates(file: str | Path) -> list[str]:
     return templates
 
 
-def fill(template: str, name: str) -> str:
-    """The prompt of one class: `fill("a photo of a {c}", "cat")`."""
-    return template.replace("{c}", name)  # str.format would stumble over other braces
+def fill_template(template: str, name: str) -> str:
+    """The prompt of one class: `fill_template("a photo of a {c}", "cat")`."""
+    return template.replace("{c}", name)  # str.format would fail on other braces
 
 
 def _read_lines(file: str | Path, what: str) -> list[str]:

@@ -4,16 +4,15 @@
         --patch-sizes 56 28 --out embeddings        # or python launch/embed.py ...
 """
 
+import sys
 from dataclasses import dataclass
 
 import tyro
 
-from contrastive.distributed import device, init_from_launcher, is_main, shutdown
-from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import exit_on_usage_error
-from data.shards.index import expand_shards
-from retrieval.embed.bulk import check_batches, embed_shards
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Args:
     """Folder to write; an interrupted run continues."""
     patch_sizes: tuple[int, ...] = ()
     """Pixels; all of the model's when not given."""
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     """Images per forward, one rank."""
-    num_workers: int = 2
+    num_workers: int = NUM_WORKERS
     """Loader processes per rank."""
     on_error: OnError = "skip"
     """Skip and count images that cannot be read, or stop at the first."""
@@ -37,13 +36,21 @@ class Args:
 
 
 def main() -> None:
-    init_from_launcher()
-    args = tyro.cli(Args, description=__doc__)
+    typed = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]  # deepspeed's own
+    args = tyro.cli(Args, description=__doc__, args=typed)
     with exit_on_usage_error():
         check_batches(args.batch_size, args.num_workers)
+        from data.shards.names import expand_shards
+
         shards = expand_shards(args.shards, allow_pipe=args.allow_pipe)
+        check_model_folder(args.model)
+
+        from contrastive import LitModel, distributed
+        from retrieval import embed_shards
+
+        distributed.init_from_launcher()
         manifest = embed_shards(
-            LitModel.from_pretrained(args.model, device=device()),
+            LitModel.from_pretrained(args.model, device=distributed.device()),
             shards,
             args.patch_sizes,
             args.out,
@@ -53,13 +60,13 @@ def main() -> None:
             allow_pipe=args.allow_pipe,
             model_dir=args.model,
         )
-    if is_main():
+    if distributed.is_main():
         skipped = ", ".join(f"{kind} {n:,}" for kind, n in manifest["errors"].items()) or "none"
         print(
             f"{args.out}: {manifest['count']:,} images at patch "
             f"{', '.join(map(str, manifest['patch_sizes']))}; skipped: {skipped}"
         )
-    shutdown()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
         cfg, resume = parse_run(
             take_arguments(), FLEXIFY_RECIPES, "dinov2s", "launch/flexify.py", what
         )
-        from data.shards.index import expand_shards
+        from data.shards.names import expand_shards
 
         drawings = cfg.data.shards == FLEXIFY_RECIPES["dinov2s"]().data.shards  # built if missing
         if not drawings:

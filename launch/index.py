@@ -1,6 +1,6 @@
-"""Build a searchable index from embeddings or from a folder of pictures, or change one.
+"""Build a searchable index from embeddings or from a folder of photos, or change one.
 
-    python launch/index.py --embeddings embeddings --out index [--kind auto] [--latency-ms 10]
+    python launch/index.py --embeddings embeddings --out index [--index-type auto] [--latency-ms 10]
     python launch/index.py --images photos --model runs/demo/model --out index     # and again
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
@@ -8,17 +8,20 @@
 Run again, --images takes in what is new, changed or gone. All changes work while the index is read.
 """
 
+import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error
-from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
-from retrieval.index.devices import Device
-from retrieval.index.index_types import IndexKind
-from retrieval.index.manifest import LATENCY_MS
-from retrieval.index.photos import index_photos
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.manifest import read_manifest
+from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
+from retrieval.index.manifest import read_index_manifest
+from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,17 @@ class Args:
     embeddings: str = ""
     """Folder written by launch/embed.py."""
     images: str = ""
-    """Folder of pictures; KEY.txt beside a picture is its caption."""
+    """Folder of photos; KEY.txt beside a photo is its caption."""
     model: str = ""
     """Folder of the model; the one that the embeddings name when not given."""
-    kind: IndexKind = "auto"
+    index_type: IndexTypeChoice = "auto"
     """flat and flat16 are exact, ivf, ivfpq and hnsw approximate; auto picks and says why."""
     latency_ms: float = LATENCY_MS
     """What one query may take."""
     memory_gib: float = 0.0
     """What the index may take; half of the memory of CPU or GPUs when not given."""
     device: Device = "auto"
-    """Where FAISS trains, and for what the kind is picked."""
+    """Where FAISS trains, and for what the index type is picked."""
     patch_sizes: tuple[int, ...] = ()
     """With --images: pixels; all of the model's when not given."""
     add: bool = False
@@ -47,33 +50,61 @@ class Args:
     """Ids to take out."""
     compact: bool = False
     """Merge what was added and deleted."""
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     """With --images: images per forward."""
-    num_workers: int = 2
+    num_workers: int = NUM_WORKERS
     """With --images: loader processes."""
     on_error: OnError = "skip"
-    """With --images: skip and count pictures that cannot be read, or stop at the first."""
+    """With --images: skip and count photos that cannot be read, or stop at the first."""
+
+
+def parse() -> Args:
+    typed = [re.sub(r"^--kind(?=$|=)", "--index-type", a) for a in sys.argv[1:]]
+    if typed != sys.argv[1:]:
+        print("--kind is called --index-type now", file=sys.stderr)
+    return tyro.cli(Args, description=__doc__, args=typed)
+
+
+def check(args: Args) -> None:
+    """What can be refused before FAISS and torch are imported."""
+    if args.embeddings and args.images:
+        raise UsageError("give --embeddings or --images, not both")
+    if args.add and not args.embeddings:
+        raise UsageError("--add needs --embeddings")
+    if args.images and not args.model:
+        raise UsageError("--images needs --model, the folder of the model that looks at them")
+    if not (args.embeddings or args.images or args.delete or args.compact):
+        raise UsageError("nothing to do: give --embeddings, --images, --delete or --compact")
+    if args.images:
+        check_batches(args.batch_size, args.num_workers)
+        if not Path(args.images).is_dir():
+            raise UsageError(f"{args.images} is no folder of photos")
+        check_model_folder(args.model)
+    if args.embeddings:
+        source = read_manifest(args.embeddings)
+        if not args.add:
+            check_model_folder(args.model or source["model"])
+    if args.add or not (args.embeddings or args.images):
+        read_index_manifest(Path(args.out))
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse()
     with exit_on_usage_error():
-        if args.embeddings and args.images:
-            raise UsageError("give --embeddings or --images, not both")
-        if args.add and not args.embeddings:
-            raise UsageError("--add needs --embeddings")
+        check(args)
+
+        from retrieval import add_embeddings, build_index, compact_index, delete_ids
+
         if args.images:
             _index_photos(args)
         elif args.add:
             print(f"{args.out}: added {add_embeddings(args.out, args.embeddings):,} images")
         elif args.embeddings:
             reason = build_index(
-                args.embeddings, args.out, args.model, args.kind, args.device, args.latency_ms,
-                args.memory_gib,
+                args.embeddings, args.out, args.model, args.index_type, args.device,
+                args.latency_ms, args.memory_gib,
             )  # fmt: skip
             print(f"{args.out}: {reason}")
-        elif not args.delete and not args.compact:
-            raise UsageError("nothing to do: give --embeddings, --images, --delete or --compact")
         if args.delete:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
@@ -81,10 +112,10 @@ def main() -> None:
 
 
 def _index_photos(args: Args) -> None:
-    if not args.model:
-        raise UsageError("--images needs --model, the folder of the model that looks at them")
+    from retrieval import index_photos
+
     report = index_photos(
-        args.images, args.model, args.out, args.patch_sizes, args.kind, args.device,
+        args.images, args.model, args.out, args.patch_sizes, args.index_type, args.device,
         args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
     )  # fmt: skip
     skipped = ", ".join(f"{kind} {n:,}" for kind, n in report.errors.items()) or "none"

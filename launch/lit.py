@@ -45,7 +45,7 @@ def main() -> None:
     with exit_on_usage_error(TrainConfig, "resume"):
         what = "Train the text tower against the locked image tower."
         cfg, resume = parse_run(take_arguments(), RECIPES, "demo", "launch/lit.py", what)
-        from data.shards.index import expand_shards
+        from data.shards.names import expand_shards
 
         drawings = cfg.data.shards == RECIPES["demo"]().data.shards  # built where missing
         if not drawings:

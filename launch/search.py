@@ -1,39 +1,36 @@
-"""Search an index by words or by pictures.
+"""Search an index by texts or by images.
 
     python launch/search.py --index index "a red bicycle" "two dogs" -k 10 --picture hits.png
     python launch/search.py --index index photo.jpg --query-patch-size 14
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
-A query that names a picture's file is looked for by the picture.
+A query that names an image's file is looked for by the image.
 """
 
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from PIL import Image
 
 from data.errors import UsageError, exit_on_usage_error
-from data.images import decode_image
-from data.problems import BadSample
-from data.shards.tar import IMAGE_EXTS
-from retrieval.index.devices import Device
-from retrieval.index.filters import parse_where
-from retrieval.search.budget import Budget
-from retrieval.search.contact_sheet import contact_sheet
-from retrieval.search.searcher import CANDIDATES, Hit, Searcher
+from retrieval.index.config import Device
+from retrieval.index.manifest import read_index_manifest
+from retrieval.model_folder import check_model_folder
+from retrieval.search.config import CANDIDATES, Budget
+from retrieval.search.query_images import names_image, read_query_image
 
-MAX_PIXELS = 100_000_000
+if TYPE_CHECKING:
+    from retrieval import Hit
 
 
 @dataclass(frozen=True)
 class Args:
     queries: tyro.conf.Positional[tuple[str, ...]]
-    """What to look for: words, or files of pictures."""
+    """What to look for: texts, or files of images."""
     index: str
     """Folder of the index."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
@@ -41,22 +38,22 @@ class Args:
     patch_size: int | None = None
     """Which of the index's patch sizes answers; the finest when not given."""
     query_patch_size: int | None = None
-    """How query pictures are encoded; as the index that answers when not given."""
+    """How query images are encoded; as the index that answers when not given."""
     refine_patch_size: int | None = None
     """Encode the best candidates again at this patch size, and rank by that."""
     candidates: int = CANDIDATES
     """How many are encoded again, per query."""
     max_gflops: float | None = None
-    """Instead of a patch size: what one image may cost; of a picture, the query's own encoding, of
-    words, the index that answers. The finest that fits is taken."""
+    """Instead of a patch size: what one image may cost; of an image, the query's own encoding, of a
+    text, the index that answers. The finest that fits is taken."""
     max_ms: float | None = None
     """The same in milliseconds on this machine."""
     where: str = ""
     """Filter on metadata columns, as JSON: {"caption": {"contains": "cat"}}."""
     nprobe: int | None = None
-    """Cells that an ivf or ivfpq index looks into; what its build measured when not given."""
+    """Inverted lists that ivf or ivfpq looks into; what the build measured when not given."""
     ef: int | None = None
-    """Candidates on an hnsw index's walk; what its build measured when not given."""
+    """efSearch, candidates on hnsw's walk; what the build measured when not given."""
     model: str | None = None
     """A model with the same image tower, instead of the one kept in the index."""
     picture: str = ""
@@ -65,21 +62,6 @@ class Args:
     """Print JSON."""
     device: Device = "auto"
     """Where to search."""
-
-
-def read_picture(query: str) -> Image.Image | None:
-    """The picture that a query names, None for words. Raises `UsageError` for one that cannot be
-    read, and for what looks like a file's name and is none."""
-    if query.rpartition(".")[2].lower() not in IMAGE_EXTS:
-        return None
-    if not Path(query).is_file():
-        if " " in query:
-            return None
-        raise UsageError(f"{query}: there is no such picture")
-    try:
-        return decode_image(Path(query).read_bytes(), MAX_PIXELS)
-    except (BadSample, OSError) as error:
-        raise UsageError(f"{query} cannot be read as a picture: {error}") from error
 
 
 def main() -> None:
@@ -94,49 +76,63 @@ def main() -> None:
             budget = Budget(args.max_gflops, args.max_ms)
         if budget and (args.patch_size is not None or args.query_patch_size is not None):
             raise UsageError("give patch sizes, or --max-gflops and --max-ms, not both")
-        where = parse_where(args.where) if args.where else None
-        pictures = [read_picture(query) for query in args.queries]
-        if args.query_patch_size is not None and all(p is None for p in pictures):
+        are_images = [names_image(query) for query in args.queries]
+        if args.query_patch_size is not None and not any(are_images):
             raise UsageError(
-                "--query-patch-size is for pictures; words are looked for at --patch-size"
+                "--query-patch-size is for images; texts are looked for at --patch-size"
             )
-        searcher = Searcher.load(args.index, args.model, args.device)
-        found: list[list[Hit]] = [[] for _ in pictures]
-        for by_picture in (False, True):
-            rows = [n for n, p in enumerate(pictures) if (p is not None) == by_picture]
-            patch_size = args.patch_size if by_picture or budget is None else budget
-            query_patch_size = (budget or args.query_patch_size) if by_picture else None
-            queries = [pictures[n] if by_picture else args.queries[n] for n in rows]
-            hits = searcher.search(
-                queries, args.k, patch_size,
-                query_patch_size=query_patch_size,
-                refine_patch_size=args.refine_patch_size, candidates=args.candidates,
-                where=where, nprobe=args.nprobe, ef=args.ef,
-            )  # fmt: skip
-            for number, row in zip(rows, hits, strict=True):
-                found[number] = row
-    if args.as_json:
-        rows = [
-            {"query": query, "hits": [hit._asdict() for hit in hits]}
-            for query, hits in zip(args.queries, found, strict=True)
-        ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-    else:
-        for query, hits in zip(args.queries, found, strict=True):
-            print(query)
-            for hit in hits:
-                print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]")
-    if args.picture:
-        with exit_on_usage_error():
-            _draw(args, found)
-        print(args.picture, file=sys.stderr)
+        read_index_manifest(Path(args.index))
+        if args.model is not None:
+            check_model_folder(args.model)
+        found = search(args, are_images, budget)
+        if args.as_json:
+            print_json(args.queries, found)
+        else:
+            print_lines(args.queries, found)
+        if args.picture:
+            from retrieval import contact_sheet
+
+            contact_sheet(args.queries, found, args.picture)
+            print(args.picture, file=sys.stderr)
 
 
-def _draw(args: Args, found: list[list[Hit]]) -> None:
-    try:
-        contact_sheet(args.queries, found, args.picture)
-    except OSError as error:
-        raise UsageError(f"--picture {args.picture} cannot be written: {error}") from error
+def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[list[Hit]]":
+    """Texts together, and images together."""
+    from retrieval import Searcher
+    from retrieval.index.filters import parse_where
+
+    where = parse_where(args.where) if args.where else None
+    read = [read_query_image(q) if i else q for q, i in zip(args.queries, are_images, strict=True)]
+    searcher = Searcher.load(args.index, args.model, args.device)
+    found: list[list[Hit]] = [[] for _ in read]
+    for by_image in (False, True):
+        rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
+        queries: list[Any] = [read[n] for n in rows]
+        hits = searcher.search(
+            queries, args.k,
+            args.patch_size if by_image or budget is None else budget,
+            query_patch_size=(budget or args.query_patch_size) if by_image else None,
+            refine_patch_size=args.refine_patch_size, candidates=args.candidates,
+            where=where, nprobe=args.nprobe, ef=args.ef,
+        )  # fmt: skip
+        for number, row in zip(rows, hits, strict=True):
+            found[number] = row
+    return found
+
+
+def print_json(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:
+    rows = [
+        {"query": query, "hits": [hit._asdict() for hit in hits]}
+        for query, hits in zip(queries, found, strict=True)
+    ]
+    print(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def print_lines(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:
+    for query, hits in zip(queries, found, strict=True):
+        print(query)
+        for hit in hits:
+            print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from contrastive.distributed import barrier, device, init_from_launcher, is_main
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import exit_on_usage_error, make_folder
-from retrieval.embed.bulk import check_batches, check_patch_sizes
+from retrieval.embed.bulk import check_patch_sizes
+from retrieval.embed.config import check_batches
 from retrieval.evaluation.datasets import load_dataset, tell_apart
 from retrieval.evaluation.evaluate import check_captions, evaluate
 from retrieval.evaluation.report import DatasetResult, Report, measure_costs

@@ -1,16 +1,45 @@
-"""What comes out: bulk embeddings, a FAISS index, zero-shot classification, search."""
+"""What comes out: bulk embeddings, a FAISS index, zero-shot classification, evaluation, search.
 
-from retrieval.embed.bulk import embed_shards
-from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.evaluation.datasets import EvalDataset, load_dataset
-from retrieval.evaluation.evaluate import evaluate
-from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
-from retrieval.evaluation.report import Report, measure_costs
-from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
-from retrieval.index.photos import index_photos
-from retrieval.search.budget import Budget
-from retrieval.search.contact_sheet import contact_sheet
-from retrieval.search.searcher import Hit, Searcher
+Nothing here trains or changes a model. Names are loaded on first use, so that `import retrieval`
+costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval.embed.bulk import embed_shards
+    from retrieval.evaluation.classify import ZeroShotClassifier
+    from retrieval.evaluation.datasets import EvalDataset, load_dataset
+    from retrieval.evaluation.evaluate import evaluate
+    from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
+    from retrieval.evaluation.report import Report, measure_costs
+    from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+    from retrieval.index.photos import index_photos
+    from retrieval.search.config import Budget
+    from retrieval.search.contact_sheet import contact_sheet
+    from retrieval.search.searcher import Hit, Searcher
+
+_MODULES = {
+    "Budget": "retrieval.search.config",
+    "EvalDataset": "retrieval.evaluation.datasets",
+    "Hit": "retrieval.search.searcher",
+    "Report": "retrieval.evaluation.report",
+    "Searcher": "retrieval.search.searcher",
+    "ZeroShotClassifier": "retrieval.evaluation.classify",
+    "add_embeddings": "retrieval.index.build",
+    "build_index": "retrieval.index.build",
+    "compact_index": "retrieval.index.build",
+    "contact_sheet": "retrieval.search.contact_sheet",
+    "delete_ids": "retrieval.index.build",
+    "embed_shards": "retrieval.embed.bulk",
+    "evaluate": "retrieval.evaluation.evaluate",
+    "index_photos": "retrieval.index.photos",
+    "load_dataset": "retrieval.evaluation.datasets",
+    "measure_costs": "retrieval.evaluation.report",
+    "recall_at_k": "retrieval.evaluation.metrics",
+    "topk_accuracy": "retrieval.evaluation.metrics",
+}
 
 __all__ = [
     "Budget",
@@ -32,3 +61,15 @@ __all__ = [
     "recall_at_k",
     "topk_accuracy",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

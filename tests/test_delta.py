@@ -1,6 +1,8 @@
 """A tower kept as its difference from another one."""
 
 import copy
+import runpy
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
-from contrastive.vision.delta import apply_delta, save_delta
+from contrastive.vision.delta_file import apply_delta, save_delta
+from contrastive.vision.saved import save_vision_tower
 from data.errors import UsageError
 
 
@@ -36,24 +39,37 @@ def test_only_what_changed_is_kept_and_the_tower_comes_back(towers, tmp_path):
         torch.testing.assert_close(again(images, size), tower(images, size), rtol=1e-4, atol=1e-4)
 
 
+def test_the_program_writes_what_apply_delta_reads(towers, tmp_path, monkeypatch, capsys):
+    _, tower = towers
+    save_vision_tower(tower, tmp_path / "tower")
+    file = tmp_path / "changed.safetensors"
+    monkeypatch.setattr(sys, "argv", ["delta", str(tmp_path / "tower"), TINY_TOWER, str(file)])
+    runpy.run_module("contrastive.vision.delta", run_name="__main__")
+    assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 1e6:.1f} MB\n"
+    again = apply_delta(load_vision_tower(TINY_TOWER), file)
+    torch.testing.assert_close(again.net.norm.bias, tower.net.norm.bias, rtol=0, atol=1e-4)
+
+
 def test_files_of_something_else_are_refused(towers, tmp_path):
     base, tower = towers
     file = tmp_path / "changed.safetensors"
     file.write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="no difference of towers"):
+    with pytest.raises(UsageError, match="is not a file of save_delta"):
         apply_delta(base, file)
     save_file({"norm.bias": torch.zeros(3)}, file)
-    with pytest.raises(UsageError, match="no difference of towers"):
+    with pytest.raises(UsageError, match="is not a file of save_delta"):
         apply_delta(base, file)
     save_delta(tower, base, TINY_TOWER, file)
     with pytest.raises(UsageError, match="does not have"):
         apply_delta(load_vision_tower("dinov2s"), file)
-    with pytest.raises(UsageError, match="from another tower; expected the base bigvision:"):
+    with pytest.raises(
+        UsageError, match="was made from other weights; it can only be added to bigvision:"
+    ):
         apply_delta(tower, file)
     save_file(load_file(file), file, {"format": "1", "base": "", "vision": vision_of(file)})
-    with pytest.raises(UsageError, match="no difference of towers: 'base_weights'"):
+    with pytest.raises(UsageError, match="is not a file of save_delta: 'base_weights'"):
         apply_delta(base, file)
-    with pytest.raises(UsageError, match="other parameters"):
+    with pytest.raises(UsageError, match="has other parameters than this tower"):
         save_delta(tower, load_vision_tower("dinov2s"), "dinov2s", file)
 
 

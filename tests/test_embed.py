@@ -20,7 +20,7 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
 from data.problems import SampleError
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
 from retrieval.embed.partitions import open_vectors
 from retrieval.evaluation.datasets import load_dataset
@@ -174,7 +174,7 @@ DRIVER = """
 import json, sys
 from contrastive.distributed import init_from_launcher, is_main, shutdown
 from contrastive.model.lit import LitModel
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval import Report, embed_shards, evaluate, load_dataset
 
 init_from_launcher()

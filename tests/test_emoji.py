@@ -26,6 +26,7 @@ from data.emoji.concepts import (
     with_article,
     without_names_of,
 )
+from data.emoji.drawings import STYLES, load_drawings, render
 from data.emoji.npm import fetch_package, read_json
 from data.errors import UsageError
 
@@ -70,7 +71,7 @@ def test_there_are_1644_concepts_with_names_of_their_own(concepts: list[Concept]
 
 
 def test_every_training_style_draws_every_concept(concepts: list[Concept]) -> None:
-    drawn = {style: len(emoji.load_drawings(style, concepts)) for style in emoji.STYLES}
+    drawn = {style: len(load_drawings(style, concepts)) for style in STYLES}
     assert drawn == {"noto": 1644, "twemoji": 1644, "openmoji": 1644, "emojione": 1076}
 
 
@@ -224,8 +225,8 @@ def test_all_styles_give_a_concept_the_same_captions(built: Path) -> None:
 
 def test_a_drawing_that_is_not_square_is_centred(concepts: list[Concept]) -> None:
     watermelon = [c for c in concepts if c.name == "watermelon"]  # 36 x 25 in twemoji
-    svg = emoji.load_drawings("twemoji", watermelon)[watermelon[0].code]
-    rows = (np.asarray(Image.open(io.BytesIO(emoji.render(svg, 72))))[..., :3] < 250).any((1, 2))
+    svg = load_drawings("twemoji", watermelon)[watermelon[0].code]
+    rows = (np.asarray(Image.open(io.BytesIO(render(svg, 72))))[..., :3] < 250).any((1, 2))
     assert rows.shape == (72,)
     assert abs(int(rows.argmax()) - int(rows[::-1].argmax())) <= 2
 
@@ -263,9 +264,9 @@ def test_a_build_that_fails_leaves_nothing(
 
 
 def test_impossible_values_are_refused(tmp_path: Path, built: Path) -> None:
-    with pytest.raises(UsageError, match=r"limit 3 .* at least 10"):
+    with pytest.raises(UsageError, match=r"limit 3: .* at least 10"):
         emoji.build_emoji(tmp_path / "out", limit=3)
-    with pytest.raises(UsageError, match=r"size 1 .* at least 8"):
+    with pytest.raises(UsageError, match=r"size 1: .* at least 8"):
         emoji.build_emoji(tmp_path / "out", size=1)
     with pytest.raises(UsageError, match=r"'fluent'.* noto, twemoji, openmoji, emojione"):
         emoji.build_emoji(tmp_path / "out", styles=["fluent"])

@@ -14,20 +14,23 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from launcher import ROOT
 from PIL import Image
 from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.export.model import MIN_COSINE, export_model
+from contrastive.export.checked import MIN_COSINE, export_model
 from contrastive.export.timm import export_timm
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
-from contrastive.text.tokenizers import padded
-from contrastive.text.tower import TextEncoder, load_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import pad_tokens
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from lib.launcher import ROOT
 
 TEXTS = ["a red bicycle", "two dogs", "the sun and a happy cat " * 12]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -123,7 +126,7 @@ def test_onnxruntime_runs_an_exported_model_on_batches_of_any_size(model, pictur
     for texts in (TEXTS[:1], TEXTS):
         ids = tower.tokenizer(texts)
         length = facts["text"]["length"] or max(map(len, ids))
-        tokens = padded(ids, length, facts["pad_id"])
+        tokens = pad_tokens(ids, length, facts["pad_id"])
         given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
         (embeds,) = text.run(None, {name: given[name] for name in facts["text"]["inputs"]})
         assert_same(embeds, model.encode_text(texts))
@@ -169,7 +172,7 @@ class Foreign(timm.models.ConvNeXt):
 def test_a_network_that_is_not_timms_is_refused(to, tiny_text, tmp_path):
     net = Foreign(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=0)
     model = with_text(VisionTower(net, TowerConfig("foreign", image_size=64)), tiny_text)
-    with pytest.raises(UsageError, match="foreign cannot be handed over; allowed: timm's own"):
+    with pytest.raises(UsageError, match="foreign cannot be exported; allowed: timm's own"):
         export_model(model, to, 32, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -178,7 +181,7 @@ def test_what_the_other_library_computes_differently_is_refused(tiny_text, tmp_p
     # transformers' mean pooling loses one direction, and this projection reads all alike
     model = with_text(tiny_vit(embed_dim=48), tiny_text)
     torch.nn.init.orthogonal_(model.text.encoder.projection.weight)
-    with pytest.raises(UsageError, match="--to transformers cannot express this model: cosine"):
+    with pytest.raises(UsageError, match="transformers cannot express this model: cosine"):
         export_model(model, "transformers", 28, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -209,7 +212,7 @@ def test_what_a_format_cannot_express_is_one_sentence(
 
 def test_what_stops_an_export_to_timm_leaves_nothing(tmp_path, monkeypatch):
     def write_half(net, folder, **_):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from contrastive.model.config import LossConfig
 from contrastive.train.loop import train
 from data.config import DataConfig
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 
 SIZES = (48, 30)
 
@@ -26,9 +26,9 @@ def data(emoji_shards, tmp_path) -> DataConfig:
     return DataConfig(shards=shards, features=str(tmp_path / "cache"), num_workers=0)
 
 
-def pipeline(cfg: DataConfig, tower_transform) -> TrainPipeline:
+def pipeline(cfg: DataConfig, tower_transform) -> CaptionedPipeline:
     options = {"seed": 0, "global_batch_size": 8, "rank": 0, "world_size": 1}
-    return TrainPipeline(cfg, None if cfg.features else tower_transform, **options)
+    return CaptionedPipeline(cfg, None if cfg.features else tower_transform, **options)
 
 
 def batches(cfg: DataConfig, tower_transform, steps: int = 3):
@@ -82,7 +82,7 @@ def test_a_cache_of_another_tower_is_refused(data):
 def test_a_cache_of_larger_images_is_refused(data):
     tower = load_vision_tower(TINY_TOWER)
     FeatureSource(tower, data, SIZES)
-    words = r"was computed with --data\.max-pixels 100000000, this run has 1000000, name another"
+    words = r"was computed with data\.max_pixels 100000000, this run has 1000000, name another"
     with pytest.raises(UsageError, match=words):
         FeatureSource(tower, dataclasses.replace(data, max_pixels=1_000_000), SIZES)
 

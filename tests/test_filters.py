@@ -11,8 +11,8 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.index.build import build_index, delete_ids
+from retrieval.index.config import INDEX_TYPES
 from retrieval.index.filters import matching, parse_where
-from retrieval.index.index_types import KINDS
 from retrieval.index.snapshot import Snapshot
 
 TABLE = pa.table(
@@ -95,9 +95,9 @@ def embeddings(tiny_model: LitModel, tmp_path_factory) -> Path:
     return write_embeddings(folder / "embeddings", tiny_model, folder / "model", (6000,))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_filter_returns_k_whenever_k_match(kind, embeddings: Path, tmp_path: Path) -> None:
-    build_index(embeddings, tmp_path / "index", kind=kind, device="cpu")
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
+def test_a_filter_returns_k_whenever_k_match(index_type, embeddings: Path, tmp_path: Path) -> None:
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
     vectors, ids = all_vectors(embeddings)
     delete_ids(tmp_path / "index", ids[7::10].tolist())
     snapshot = Snapshot.open(tmp_path / "index")
@@ -126,7 +126,7 @@ def test_a_filter_returns_k_whenever_k_match(kind, embeddings: Path, tmp_path: P
 def test_an_equal_filter_is_evaluated_once(
     embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_index(embeddings, tmp_path / "index", kind="flat", device="cpu")
+    build_index(embeddings, tmp_path / "index", index_type="flat", device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
     calls = []
     monkeypatch.setattr(

@@ -12,8 +12,9 @@ from PIL import Image
 from shard_maker import png
 from torchvision import transforms
 
-from data.images import ImageTransform, decode_image
+from data.images import decode_image
 from data.problems import BadSample
+from data.transform import ImageTransform
 
 LIMIT = 1_000_000
 

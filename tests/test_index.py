@@ -10,9 +10,12 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import devices, index_types, sources
+from retrieval.index import gpus, row_sources
 from retrieval.index.build import build_index
-from retrieval.index.index_types import KINDS, bytes_per_vector, choose_kind
+from retrieval.index.choose import bytes_per_vector, choose_index_type
+from retrieval.index.config import GPU_INDEX_TYPES, INDEX_TYPES
+from retrieval.index.create import new_index
+from retrieval.index.nearest import search_params
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
@@ -30,18 +33,18 @@ def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
     return write_embeddings(tmp_path / "embeddings", tiny_model, model_dir, (2000, 0, 1000))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
 def test_index_finds_what_an_exact_scan_finds(
-    kind, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index_type, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK_ROWS", 700)  # several blocks a partition
-    build_index(embeddings, tmp_path / "index", kind=kind, device="cpu")
+    monkeypatch.setattr(row_sources, "BLOCK_ROWS", 700)  # several blocks a partition
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
-    assert [segment.kind for segment in snapshot.segments] == [kind]
+    assert [segment.index_type for segment in snapshot.segments] == [index_type]
     vectors, ids = all_vectors(embeddings)
     queries = vectors[::60]
     similarities, found = snapshot.nearest(queries, 10, PATCH)
-    assert recall(found, nearest(queries, vectors, ids, 10)) >= EXACT[kind]
+    assert recall(found, nearest(queries, vectors, ids, 10)) >= EXACT[index_type]
     np.testing.assert_array_equal(found[:, 0], ids[::60])
     np.testing.assert_allclose(similarities[:, 0], 1, atol=2e-3)
     assert (np.diff(similarities, axis=1) <= 0).all()
@@ -49,42 +52,42 @@ def test_index_finds_what_an_exact_scan_finds(
     assert recall(everything, nearest(queries[:2], vectors, ids, 10)) >= 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
 def test_what_does_not_fit_the_memory_is_built_in_several_segments(
-    kind, embeddings: Path, tiny_model: LitModel, tmp_path: Path
+    index_type, embeddings: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     width = tiny_model.embed_dim
-    stored = bytes_per_vector(kind, width) + (2 * width if kind == "ivfpq" else 0)
+    stored = bytes_per_vector(index_type, width) + (2 * width if index_type == "ivfpq" else 0)
     gib = 1100 * stored / 2**30  # 3,000 vectors: three segments
-    build_index(embeddings, tmp_path / "index", kind=kind, device="cpu", memory_gib=gib)
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu", memory_gib=gib)
     snapshot = Snapshot.open(tmp_path / "index")
     assert [segment.count for segment in snapshot.segments] == [1000, 1000, 1000]
     vectors, ids = all_vectors(embeddings)
     np.testing.assert_array_equal(snapshot.ids(), ids)
     found = snapshot.nearest(vectors[::60], 10, PATCH)[1]
-    assert recall(found, nearest(vectors[::60], vectors, ids, 10)) >= EXACT[kind]
+    assert recall(found, nearest(vectors[::60], vectors, ids, 10)) >= EXACT[index_type]
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
 def test_too_few_vectors_to_train_on_are_held_flat(
-    kind, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+    index_type, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     few = write_embeddings(tmp_path / "few", tiny_model, model_dir, (30,))
-    build_index(few, tmp_path / "index", kind=kind, device="cpu")
+    build_index(few, tmp_path / "index", index_type=index_type, device="cpu")
     snapshot = Snapshot.open(tmp_path / "index")
-    assert snapshot.segments[0].kind in ("flat", "flat16")
+    assert snapshot.segments[0].index_type in ("flat", "flat16")
     assert snapshot.nearest(all_vectors(few)[0], 1, PATCH)[1][:, 0].tolist() == list(
         range(0, 60, 2)
     )
 
 
 def test_parameters_of_a_call_change_that_call_alone(embeddings: Path, tmp_path: Path) -> None:
-    for kind, few, many in (
+    for index_type, few, many in (
         ("ivf", {"nprobe": 1}, {"nprobe": 10_000}),
         ("hnsw", {"ef": 1}, {"ef": 500}),
     ):
-        build_index(embeddings, tmp_path / kind, kind=kind, device="cpu")
-        snapshot = Snapshot.open(tmp_path / kind)
+        build_index(embeddings, tmp_path / index_type, index_type=index_type, device="cpu")
+        snapshot = Snapshot.open(tmp_path / index_type)
         vectors, ids = all_vectors(embeddings)
         queries = vectors[::60] + 0.2 * vectors[::-60]
         best = nearest(queries, vectors, ids, 10)
@@ -127,19 +130,19 @@ def test_index_folder_is_all_that_a_searcher_needs(embeddings: Path, tmp_path: P
 
 def test_auto_says_why() -> None:
     million, gib = 1_000_000, 2**30
-    assert choose_kind(1_000, 384, False)[0] == "flat"
-    kind, reason = choose_kind(million, 384, False, 8 * gib)
-    assert kind == "ivf"
+    assert choose_index_type(1_000, 384, False)[0] == "flat"
+    index_type, reason = choose_index_type(million, 384, False, 8 * gib)
+    assert index_type == "ivf"
     assert "1,000,000 vectors" in reason
     assert "10 ms" in reason
     assert "\n" not in reason
-    assert choose_kind(million, 384, True, 8 * gib)[0] == "flat"
-    assert choose_kind(100_000, 384, False, 8 * gib)[0] == "flat16"
-    assert choose_kind(million, 384, False, gib)[0] == "ivfpq"  # 1.5 GiB of float32
-    assert choose_kind(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
+    assert choose_index_type(million, 384, True, 8 * gib)[0] == "flat"
+    assert choose_index_type(100_000, 384, False, 8 * gib)[0] == "flat16"
+    assert choose_index_type(million, 384, False, gib)[0] == "ivfpq"  # 1.5 GiB of float32
+    assert choose_index_type(million, 384, False, 8 * gib, latency_ms=2.0)[0] == "hnsw"
     for latency_ms in (0.01, 1.0, 100.0):  # FAISS cannot copy a graph to a GPU
         for count in (1_000, million, 1000 * million):
-            assert choose_kind(count, 384, True, 80 * gib, latency_ms)[0] in index_types.GPU_KINDS
+            assert choose_index_type(count, 384, True, 80 * gib, latency_ms)[0] in GPU_INDEX_TYPES
 
 
 @pytest.mark.parametrize(
@@ -188,10 +191,10 @@ def test_damaged_embeddings_are_told_in_one_sentence(embeddings: Path, tmp_path:
     build_index(embeddings, tmp_path / "index", device="cpu")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_told_in_one_sentence(kind, embeddings: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
+def test_damage_is_told_in_one_sentence(index_type, embeddings: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(embeddings, index, kind=kind, device="cpu")
+    build_index(embeddings, index, index_type=index_type, device="cpu")
     files = [index / "manifest.json", *index.glob("metadata/*.arrow"), *index.glob("patch_*/*")]
     assert len(files) == 3
     for file in files:
@@ -218,46 +221,48 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(
 
 
 @pytest.mark.parametrize("fits_twice", [False, True])
-@pytest.mark.parametrize("kind", ["flat", "flat16", "ivf"])
+@pytest.mark.parametrize("index_type", ["flat", "flat16", "ivf"])
 def test_as_several_gpus_share_vectors_a_search_has_its_parameters(
-    kind, fits_twice: bool, embeddings: Path
+    index_type, fits_twice: bool, embeddings: Path
 ) -> None:
     """By FAISS's shards and replicas of CPU indexes, which refuse what those of GPUs refuse."""
     vectors, _ = all_vectors(embeddings)
     width, halves = vectors.shape[1], np.split(vectors, 2)
-    layout = devices.spread(kind, "auto", fits_twice)
+    layout = gpus.spread(index_type, "auto", fits_twice)
     parts = halves if layout == "shards" else [vectors, vectors]
     shards, replicas = faiss.IndexShards(width, True, True), faiss.IndexReplicas(width, True)
     together = shards if layout == "shards" else replicas
-    held = [index_types.new_index(kind, width, len(part), part) for part in parts]
+    held = [new_index(index_type, width, len(part), part) for part in parts]
     for one, part in zip(held, parts, strict=True):  # kept, as FAISS's parts do not keep theirs
         one.index.add(part)
         together.addIndex(one.index)
-    params = index_types.search_params(faiss.downcast_index(held[0].index), 1000, 1)
+    params = search_params(faiss.downcast_index(held[0].index), 1000, 1)
     found = together.search(vectors[::60], 10, params=params)[1]
     expected = nearest(vectors[::60], vectors, np.arange(len(vectors)), 10)
-    assert recall(found, expected) >= EXACT[kind]
+    assert recall(found, expected) >= EXACT[index_type]
 
 
-def test_replicas_of_cells_are_refused() -> None:
+def test_replicas_of_inverted_lists_are_refused() -> None:
     with pytest.raises(UsageError, match="replicas take no nprobe"):
-        devices.spread("ivf", "replicas", True)
+        gpus.spread("ivf", "replicas", True)
 
 
 def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> None:
-    monkeypatch.setattr(devices, "BLOCK_ROWS", 7)
-    whole = index_types.new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
+    monkeypatch.setattr(gpus, "BLOCK_ROWS", 7)
+    whole = new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
     index = faiss.downcast_index(whole.index)
     index.add(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
-    held = devices.as_flat(index).reconstruct_n(0, 20)
+    held = gpus.as_flat(index).reconstruct_n(0, 20)
     np.testing.assert_array_equal(held, index.reconstruct_n(0, 20))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["auto", "cuda", "shards", "replicas"])
-@pytest.mark.parametrize("kind", index_types.GPU_KINDS)
-def test_gpu_search_agrees_with_the_cpu(kind, device, embeddings: Path, tmp_path: Path) -> None:
-    build_index(embeddings, tmp_path / "index", kind=kind)
+@pytest.mark.parametrize("index_type", GPU_INDEX_TYPES)
+def test_gpu_search_agrees_with_the_cpu(
+    index_type, device, embeddings: Path, tmp_path: Path
+) -> None:
+    build_index(embeddings, tmp_path / "index", index_type=index_type)
     queries = all_vectors(embeddings)[0][::60]
     cpu, gpu = (Snapshot.open(tmp_path / "index", where) for where in ("cpu", device))
     for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-2-5"]}}):
@@ -269,7 +274,7 @@ def test_gpu_search_agrees_with_the_cpu(kind, device, embeddings: Path, tmp_path
 
 @pytest.mark.gpu
 def test_a_graph_stays_on_the_cpu(embeddings: Path, tmp_path: Path) -> None:
-    build_index(embeddings, tmp_path / "index", kind="hnsw")
+    build_index(embeddings, tmp_path / "index", index_type="hnsw")
     assert len(Snapshot.open(tmp_path / "index", "auto")) == 3000
     with pytest.raises(UsageError, match="no hnsw on GPUs"):
         Snapshot.open(tmp_path / "index", "cuda")

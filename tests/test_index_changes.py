@@ -22,9 +22,10 @@ from retrieval.index.build import (
     compact_index,
     delete_ids,
 )
-from retrieval.index.index_types import KINDS, bytes_per_vector
+from retrieval.index.choose import bytes_per_vector
+from retrieval.index.config import INDEX_TYPES
+from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import Rows
 from retrieval.search.searcher import Searcher
 
 WHOLE = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}
@@ -51,23 +52,23 @@ def rows(count: int, width: int, seed: int):
     """What `change_index` adds: `count` vectors around the usual centres."""
     vectors = clustered(count, width, seed)
 
-    def add(first_id: int) -> list[Rows]:
+    def add(first_id: int) -> list[RowsInMemory]:
         names = [f"{seed}-{row}" for row in range(count)]
         columns = dict.fromkeys(("key", "caption", "shard"), names)
         numbers = np.zeros(count, np.int64)
         ids = first_id + np.arange(count)
         table = {"id": ids, **columns, "offset": numbers, "size": numbers}
-        return [Rows({PATCH: vectors}, pa.table(table))]
+        return [RowsInMemory({PATCH: vectors}, pa.table(table))]
 
     return add
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
 def test_delete_add_and_compact_equal_a_fresh_build(
-    kind, first: Path, second: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+    index_type, first: Path, second: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     index = tmp_path / "index"
-    build_index(first, index, kind=kind, device="cpu")
+    build_index(first, index, index_type=index_type, device="cpu")
     vectors, ids = all_vectors(first)
     gone = ids[::3]
     assert delete_ids(index, [*gone.tolist(), 7, 1 << 40]) == len(gone)
@@ -83,36 +84,38 @@ def test_delete_add_and_compact_equal_a_fresh_build(
     wanted_ids = np.concatenate([left, new_ids])
     queries = wanted[::20]
     best = nearest(queries, wanted, wanted_ids, 10)
-    assert recall(changed.nearest(queries, 10, PATCH)[1], best) >= WHOLE[kind]
+    assert recall(changed.nearest(queries, 10, PATCH)[1], best) >= WHOLE[index_type]
 
     compact_index(index, device="cpu")
     compacted = Snapshot.open(index)
-    assert [segment.kind for segment in compacted.segments] == [kind]
+    assert [segment.index_type for segment in compacted.segments] == [index_type]
     np.testing.assert_array_equal(compacted.ids(), wanted_ids)
-    assert len(compacted) == compacted.manifest["count"] == 1300
-    assert not compacted.manifest["deleted"]
+    assert len(compacted) == compacted.manifest.count == 1300
+    assert not compacted.manifest.tombstones
     keys = [row["key"] for row in compacted.rows(wanted_ids[[0, -1]].tolist())]
     assert keys == ["0-0-1", "1-2-99"]
 
     # A build of the same rows, from an embeddings folder that holds just them
     fresh = write_embeddings(tmp_path / "fresh", tiny_model, model_dir, (1300,))
     np.save(next(fresh.rglob("*.npy")), wanted)
-    build_index(fresh, tmp_path / "fresh index", kind=kind, device="cpu")
+    build_index(fresh, tmp_path / "fresh index", index_type=index_type, device="cpu")
     built = Snapshot.open(tmp_path / "fresh index")
     found, expected = (s.nearest(queries, 10, PATCH) for s in (compacted, built))
-    if kind == "ivfpq":  # its vectors were rounded to float16 before they were trained on anew
-        assert recall(found[1], best) >= WHOLE[kind]
+    if (
+        index_type == "ivfpq"
+    ):  # its vectors were rounded to float16 before they were trained on anew
+        assert recall(found[1], best) >= WHOLE[index_type]
     else:
         np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
         row_of = {id: row for row, id in enumerate(wanted_ids.tolist())}
         as_rows = np.vectorize(row_of.get)(found[1])
         same = (as_rows * 2 == expected[1]).mean()
-        assert same >= (1.0 if kind != "flat16" else 0.99)  # rounding makes ties
+        assert same >= (1.0 if index_type != "flat16" else 0.99)  # rounding makes ties
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_deleted_images_are_never_found(kind, first: Path, tmp_path: Path) -> None:
-    build_index(first, tmp_path / "index", kind=kind, device="cpu")
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
+def test_deleted_images_are_never_found(index_type, first: Path, tmp_path: Path) -> None:
+    build_index(first, tmp_path / "index", index_type=index_type, device="cpu")
     vectors, ids = all_vectors(first)
     queries = vectors[::50]
     near = Snapshot.open(tmp_path / "index").nearest(queries, 20, PATCH)[1]
@@ -133,7 +136,7 @@ def test_deleted_images_are_never_found(kind, first: Path, tmp_path: Path) -> No
 
 def test_ids_are_never_given_twice(first: Path, second: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(first, index, kind="flat", device="cpu")
+    build_index(first, index, index_type="flat", device="cpu")
     seen = set(Snapshot.open(index).ids().tolist())
     for _ in range(3):
         add_embeddings(index, second)
@@ -150,7 +153,7 @@ def test_additions_larger_than_the_memory_become_several_segments(
 ) -> None:
     index, width = tmp_path / "index", tiny_model.embed_dim
     gib = 1100 * bytes_per_vector("flat", width) / 2**30
-    build_index(second, index, kind="flat", device="cpu", memory_gib=gib)
+    build_index(second, index, index_type="flat", device="cpu", memory_gib=gib)
     large = write_embeddings(tmp_path / "large", tiny_model, model_dir, (2000, 1000), seed=7)
     assert add_embeddings(index, large) == 3000
     snapshot = Snapshot.open(index)
@@ -166,7 +169,7 @@ def test_many_small_additions_make_few_segments(
     first: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     index = tmp_path / "index"
-    build_index(first, index, kind="ivf", device="cpu")
+    build_index(first, index, index_type="ivf", device="cpu")
     width = tiny_model.embed_dim
     for seed in range(40):
         change_index(index, add=rows(3, width, 1000 + seed))
@@ -174,7 +177,7 @@ def test_many_small_additions_make_few_segments(
             added = Snapshot.open(index).ids()[-3:]
             delete_ids(index, added[:1].tolist())
     snapshot = Snapshot.open(index)
-    assert len(snapshot) == snapshot.manifest["count"] == 1500 + 3 * 40 - 1
+    assert len(snapshot) == snapshot.manifest.count == 1500 + 3 * 40 - 1
     assert len(snapshot.segments) <= 8
     for seed in (0, 19, 21, 39):
         query = clustered(3, width, 1000 + seed)
@@ -187,7 +190,7 @@ def test_what_cannot_be_added_is_refused(
     first: Path, second: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     index, width = tmp_path / "index", tiny_model.embed_dim
-    build_index(first, index, kind="flat", device="cpu")
+    build_index(first, index, index_type="flat", device="cpu")
     before = (index / "manifest.json").read_bytes()
     broken = rows(3, width, 1)(10**9)
     broken[0]._vectors[PATCH][1, 2] = np.nan
@@ -195,7 +198,7 @@ def test_what_cannot_be_added_is_refused(
         change_index(index, add=lambda first_id: broken)
     table = pa.table({"id": [10**9], "nonsense": [1]})
     with pytest.raises(UsageError, match="nonsense"):
-        change_index(index, add=lambda id: [Rows({PATCH: clustered(1, width)}, table)])
+        change_index(index, add=lambda id: [RowsInMemory({PATCH: clustered(1, width)}, table)])
     (second / "manifest.json").write_text(
         (second / "manifest.json")
         .read_text()
@@ -209,19 +212,19 @@ def test_what_cannot_be_added_is_refused(
     assert len(Snapshot.open(index)) == 1500
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
 def test_readers_see_every_change_whole(
-    kind, first: Path, tiny_model: LitModel, tmp_path: Path
+    index_type, first: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     """Threads search and reload while images are added in pairs of twins, deleted in pairs, and
     merged: any result holds both twins or none, and every hit has its metadata."""
     index, width = tmp_path / "index", tiny_model.embed_dim
-    build_index(first, index, kind=kind, device="cpu")
+    build_index(first, index, index_type=index_type, device="cpu")
     searcher = Searcher.load(index, tiny_model, device="cpu")
     probe = clustered(1, width, 77)
     stop, failures, searches = threading.Event(), [], [0]
 
-    def twins(first_id: int) -> list[Rows]:
+    def twins(first_id: int) -> list[RowsInMemory]:
         made = rows(2, width, 78)(first_id)
         made[0]._vectors[PATCH][:] = probe
         return made
@@ -260,9 +263,9 @@ def test_readers_see_every_change_whole(
 
 
 def test_an_open_index_outlives_the_files_it_was_opened_from(first: Path, tmp_path: Path) -> None:
-    for kind in KINDS:
-        index = tmp_path / kind
-        build_index(first, index, kind=kind, device="cpu")
+    for index_type in INDEX_TYPES:
+        index = tmp_path / index_type
+        build_index(first, index, index_type=index_type, device="cpu")
         vectors, ids = all_vectors(first)
         old = Snapshot.open(index)
         before = old.nearest(vectors[::100], 10, PATCH)
@@ -276,7 +279,7 @@ def test_an_open_index_outlives_the_files_it_was_opened_from(first: Path, tmp_pa
 
 def test_one_writer_at_a_time(first: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    build_index(first, index, kind="flat", device="cpu")
+    build_index(first, index, index_type="flat", device="cpu")
     program = (
         "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
         "print('locked', flush=True); time.sleep(60)"
@@ -298,7 +301,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import retrieval.index.build as index
-import retrieval.index.manifest as manifest
+import retrieval.index.folder as folder_files
 folder, embeddings, step, after = sys.argv[1:]
 left = [int(after)]
 def dying(function):
@@ -309,8 +312,8 @@ def dying(function):
         return function(*arguments, **options)
     return call
 index.write_segment = dying(index.write_segment)
-manifest.write_json = dying(manifest.write_json)
-manifest._sweep = dying(manifest._sweep)
+folder_files.write_json = dying(folder_files.write_json)
+folder_files._sweep = dying(folder_files._sweep)
 if step == "add":
     index.add_embeddings(folder, embeddings)
 else:
@@ -325,7 +328,7 @@ def test_killed_in_the_middle_leaves_the_old_index_or_the_new(
     step: str, after: int, first: Path, second: Path, tmp_path: Path
 ) -> None:
     index = tmp_path / "index"
-    build_index(first, index, kind="ivf", device="cpu")
+    build_index(first, index, index_type="ivf", device="cpu")
     _, ids = all_vectors(first)
     delete_ids(index, ids[:10].tolist())
     command = [sys.executable, "-c", KILLED, str(index), str(second), step, str(after)]
@@ -334,7 +337,7 @@ def test_killed_in_the_middle_leaves_the_old_index_or_the_new(
     done = after == 2  # killed after the manifest, before old files went
     snapshot = Snapshot.open(index)
     assert len(snapshot) == 1490 + (300 if done and step == "add" else 0)
-    assert len(snapshot.deleted) == (0 if done and step == "compact" else 10)
+    assert len(snapshot.tombstones) == (0 if done and step == "compact" else 10)
     # The next change works, and takes away what the killed one left
     assert delete_ids(index, ids[10:20].tolist()) == 10
     files = {path.name for path in index.glob(f"patch_{PATCH}/*")}

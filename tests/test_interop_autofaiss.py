@@ -17,8 +17,9 @@ from contrastive import LitModel, VisionTower
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
-from contrastive.vision.load import TowerConfig
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.vision.tower_config import TowerConfig
 from retrieval import Searcher, build_index, embed_shards
 
 pytestmark = pytest.mark.interop

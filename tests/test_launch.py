@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
+from launcher import ROOT, deepspeed
 
 from contrastive import LitModel
 from contrastive.cli import RARE, parse_run
@@ -22,7 +23,6 @@ from contrastive.run.config_file import (
 )
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
-from lib.launcher import ROOT, deepspeed
 from retrieval import evaluate
 from retrieval.evaluation.datasets import load_named
 

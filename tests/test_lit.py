@@ -11,8 +11,10 @@ from contrastive import LitModel
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.tower import TextEncoder, TokenGroups, load_text_tower
+from contrastive.text.padding import TokenBatch
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
@@ -85,7 +87,7 @@ def test_open_clip_texts_cost_what_they_are_long(facts, short):
     torch.manual_seed(0)
     tower = OpenClipTextTower("ViT-S-32-alt", 77, model).eval()
     ids = tower.tokenizer(["a dog", "a red dog that runs"])
-    groups = TokenGroups.of(tower, ids, 2).groups
+    groups = TokenBatch.of(tower, ids, 2).groups
     assert [group.ids.shape[1] for group in groups] == ([4, 7] if short else [77, 77])
     with torch.no_grad():
         whole = tower.net(open_clip.tokenize(["a dog", "a red dog that runs"], 77))
@@ -132,9 +134,9 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
 def test_groups_of_like_length_change_no_embedding(tiny_model):
     tower = tiny_model.text.encoder.tower
     ids = sorted(tower.tokenizer(TEXTS * 3), key=len)
-    whole, *_ = tiny_model.text(TokenGroups.of(tower, ids))
+    whole, *_ = tiny_model.text(TokenBatch.of(tower, ids))
     for num_groups in (2, 4, 12):  # 12: more groups than texts
-        tokens = TokenGroups.of(tower, ids, num_groups)
+        tokens = TokenBatch.of(tower, ids, num_groups)
         assert len(tokens.groups) == num_groups
         torch.testing.assert_close(tiny_model.text(tokens)[0], whole, rtol=1e-5, atol=1e-6)
 

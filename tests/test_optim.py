@@ -7,7 +7,7 @@ import torch
 
 from contrastive.run.config import OptimConfig
 from contrastive.run.optim import build_optimizer, learning_rate
-from contrastive.vision.load import build_vision_tower
+from contrastive.vision.build import build_vision_tower
 from data.errors import UsageError
 
 

@@ -91,7 +91,7 @@ def test_tiny_weights_still_get_a_share() -> None:
 def test_impossible_values_are_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="no good sample in 2 shards"):
         SampleOrder([0, 0], seed=0)
-    with pytest.raises(UsageError, match="block_shards is 0"):
+    with pytest.raises(UsageError, match="block_shards 0"):
         SampleOrder([1], seed=0, block_shards=0)
     with pytest.raises(UsageError, match="positive"):
         MixedOrder([SampleOrder([1], 0)], [0.0], seed=0, shard_numbers=[[0]])

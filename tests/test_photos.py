@@ -112,7 +112,7 @@ def test_a_caption_that_changes_is_taken_in(folder: Path, model_dir: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"batch_size": 0}, "--batch-size 0: at least 1"), ({"num_workers": -1}, "--num-workers -1")],
+    [({"batch_size": 0}, "batch_size 0: at least 1"), ({"num_workers": -1}, "num_workers -1")],
 )
 def test_impossible_loading_is_refused_before_a_model_is_read(
     options: dict[str, int], words: str, folder: Path, tmp_path: Path
@@ -130,9 +130,9 @@ def test_run_again_takes_in_only_what_changed(
     before = ids_by_key(Snapshot.open(out))
 
     read = []
-    getitem = photos._Pictures.__getitem__
+    getitem = photos._Photos.__getitem__
     monkeypatch.setattr(
-        photos._Pictures,
+        photos._Photos,
         "__getitem__",
         lambda self, n: read.append(self._photos[n].key) or getitem(self, n),
     )
@@ -197,9 +197,9 @@ def test_what_cannot_be_taken_in_is_refused(
     if what in ("empty", "other folder"):
         images = tmp_path / "elsewhere"
         images.mkdir()
-        message = {"empty": "holds no picture", "other folder": f"made from {folder}"}[what]
+        message = {"empty": "holds no photo", "other folder": f"made from {folder}"}[what]
     elif what == "no folder":
-        images, message = tmp_path / "nowhere", "no folder of pictures"
+        images, message = tmp_path / "nowhere", "no folder of photos"
     elif what == "sizes":
         options, message = {"patch_sizes": (24,)}, "has patch sizes 48, not 24"
     elif what == "model":
@@ -228,14 +228,14 @@ def test_the_first_bad_picture_can_end_the_run(
 PROGRAM = """
 import sys, time
 from retrieval.index import photos
-photos.CHUNK = 4
-getitem = photos._Pictures.__getitem__
+photos.WRITE_EVERY = 4
+getitem = photos._Photos.__getitem__
 def slow(self, number):
     if number == 6:
         print("reading", flush=True)
         time.sleep(60)
     return getitem(self, number)
-photos._Pictures.__getitem__ = slow
+photos._Photos.__getitem__ = slow
 photos.index_photos(*sys.argv[1:4], patch_sizes=(48,), num_workers=0, batch_size=2, device="cpu")
 """
 

@@ -16,7 +16,9 @@ from data.captions import concept_id
 from data.config import DataConfig
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.captioned import PART_SAMPLES, ShardReader, TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
+from data.pipeline.reader import ShardReader
+from data.pipeline.training import PART_SAMPLES
 from data.problems import SampleError
 
 COUNTS = [5, 1, 9, 2]  # 17 samples
@@ -32,9 +34,9 @@ def build(
     seed: int = 0,
     pixels: bool = False,
     **options: object,
-) -> TrainPipeline:
+) -> CaptionedPipeline:
     cfg = replace(DataConfig(shards=tuple(shards), num_workers=0, block_shards=2), **options)
-    return TrainPipeline(
+    return CaptionedPipeline(
         cfg,
         TRANSFORM if pixels else None,
         seed=seed,
@@ -279,11 +281,11 @@ def test_impossible_values_are_refused_in_a_sentence(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, [3])
     empty = write_tar(tmp_path / "empty.tar", [])
     for shards_, options, message in (
-        (shards, {"batch": 5, "world_size": 2}, "global_batch_size is 5.*multiples.*2"),
+        (shards, {"batch": 5, "world_size": 2}, "global_batch_size 5: .*multiples.*2"),
         (shards, {"weights": (1.0, 2.0)}, "data.weights has 2 values for 1 data.shards"),
         (shards, {"weights": (-1.0,)}, "positive"),
         (shards, {"num_workers": -1}, "data.num_workers -1: at least 0"),
-        (shards, {"seed": -1}, "seed is -1"),
+        (shards, {"seed": -1}, "seed -1"),
         ([f"{tmp_path}/no*.tar"], {}, "no shard matches"),
         ([empty], {}, "no good sample"),
         (["memory://x/0.tar"], {}, "seek"),

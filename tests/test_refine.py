@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contrastive.model.lit import LitModel
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
 from retrieval.index.build import build_index
 from retrieval.search.refine import FineVectors
@@ -107,7 +107,7 @@ def test_a_patch_size_that_the_index_holds_needs_no_pictures(
         tiny_model, shards, [COARSE, FINE], tmp_path / "both", num_workers=0,
         model_dir=indexes / "model",
     )  # fmt: skip
-    build_index(tmp_path / "both", tmp_path / "index", kind="flat", device="cpu")
+    build_index(tmp_path / "both", tmp_path / "index", index_type="flat", device="cpu")
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
     found = searcher.search(
         QUERIES, k=9, patch_size=COARSE, refine_patch_size=FINE, candidates=len(searcher)

@@ -12,9 +12,9 @@ from shard_maker import png
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
-from retrieval.search.budget import Budget
+from retrieval.search.config import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap
 from retrieval.search.searcher import Hit, Searcher
 
@@ -235,8 +235,8 @@ def test_command_line_refuses_in_one_sentence(
     for arguments, words in (
         (["--index", "nowhere", "a cat"], "holds no index"),
         (["--index", str(index)], "nothing to look for"),
-        (["--index", str(index), "typo.png"], "typo.png: there is no such picture"),
-        (["--index", str(index), "a cat", "--query-patch-size", "40"], "is for pictures"),
+        (["--index", str(index), "typo.png"], "typo.png: there is no such image"),
+        (["--index", str(index), "a cat", "--query-patch-size", "40"], "is for images"),
         (["--index", str(index), str(tmp_path / "a.png"), "--query-patch-size", "0"], "size 0"),
         (
             ["--index", str(index), "a cat", "--picture", str(tmp_path / "file" / "a.png")],

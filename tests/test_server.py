@@ -22,7 +22,7 @@ from server_thread import Served, serving
 from contrastive.model.lit import LitModel
 from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
-from retrieval.search.budget import Budget
+from retrieval.search.config import Budget
 from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.service import distinct
 

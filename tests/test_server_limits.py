@@ -388,7 +388,7 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
             (["--index", str(emoji_index), "--port", port], f"port {port}"),
             (["--index", str(emoji_index), "--port", "70000"], "0 to 65535"),
         ):
-            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            monkeypatch.setenv("FLEXILIT_CACHE", str(tmp_path))
             assert start(monkeypatch, *arguments) == 2
             error = capsys.readouterr().err.strip()
             assert error.startswith("error: "), error

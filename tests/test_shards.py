@@ -16,22 +16,17 @@ from shard_maker import png, sample, write_shards, write_tar
 
 from data.errors import UsageError
 from data.problems import Problem
-from data.shards.index import (
-    ShardIndex,
-    expand_shards,
-    is_local,
-    iter_stream,
-    load_index,
-    load_summaries,
-)
-from data.shards.tar import Located
+from data.shards.index import ShardIndex, load_index, load_summaries
+from data.shards.names import expand_shards, is_local
+from data.shards.stream import iter_stream
+from data.shards.tar import TarSample
 
 
 def read_all(shard: str, **options: str) -> tuple[list[str], dict[str, int]]:
     """Keys and problems by random access; reading forward must say the same."""
     index = load_index(shard, **options)
     forward = list(iter_stream(shard))
-    samples = [item for item in forward if isinstance(item, Located)]
+    samples = [item for item in forward if isinstance(item, TarSample)]
     kinds = [item.kind for item in forward if isinstance(item, Problem)]
     assert [item.key for item in samples] == index.keys
     assert {kind: kinds.count(kind) for kind in kinds} == index.summary.problems
@@ -150,7 +145,7 @@ def test_of_duplicate_keys_the_first_is_kept(tmp_path: Path) -> None:
     members = [*sample("a", 1), *sample("b", 2), *sample("a", 3), *sample("c", 4), *sample("c", 5)]
     shard = write_tar(tmp_path / "0.tar", members)
     assert read_all(shard) == (["a", "b", "c"], {"duplicate_key": 2})
-    (first,) = [s for s in iter_stream(shard) if isinstance(s, Located) and s.key == "c"]
+    (first,) = [s for s in iter_stream(shard) if isinstance(s, TarSample) and s.key == "c"]
     assert first.payloads["png"] == png(4)
 
 
@@ -203,6 +198,7 @@ def test_an_unusable_index_is_built_anew(tmp_path: Path, junk: bytes | None) -> 
 def test_where_the_folder_cannot_be_written_the_users_cache_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FLEXILIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "shards").mkdir()
     shard = write_shards(tmp_path / "shards", [2])[0]

@@ -1,6 +1,7 @@
 """Image towers of every family: as their library computes them, trained against, saved, used."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import pytest
 import timm
 import torch
 import transformers
+from launcher import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from tower_families import FAMILIES, family_table
 
 from contrastive import LitModel, VisionTower, load_vision_tower
 from contrastive.export.timm import export_timm
@@ -27,12 +28,14 @@ from contrastive.model.lit import TextSide
 from contrastive.model.loss import loss_share
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
-from contrastive.vision.delta import save_delta
-from contrastive.vision.load import save_vision_tower
+from contrastive.vision.delta_file import save_delta
+from contrastive.vision.saved import save_vision_tower
 from data.config import DataConfig
 from data.errors import UsageError
 from retrieval import ZeroShotClassifier
@@ -210,13 +213,13 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
     if not tower.flexible:
         with pytest.raises(UsageError, match=rf"cannot change its patch size; allowed: {own}$"):
             tower(images, own + 1)
-        with pytest.raises(UsageError, match="reads all of an image; allowed: keep 1"):
+        with pytest.raises(UsageError, match="cannot leave out patches; allowed: keep 1"):
             tower(images, own, 0.5)
     sizes = (own, 2 * own) if tower.flexible else (own,)
 
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig()))
-    tokens = TokenGroups.of(encoder.tower, encoder.tower.tokenizer(TEXTS))
+    tokens = TokenBatch.of(encoder.tower, encoder.tower.tokenizer(TEXTS))
     optimizer = torch.optim.AdamW(model.text.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
@@ -274,10 +277,13 @@ def test_enlarged_pictures_and_patches_look_alike(name, tmp_path):
     )
 
 
-def test_the_readme_says_which_families_are_flexible():
-    assert set(FAMILIES) <= set(SMALL_ONES)
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert family_table() in readme, "python benchmarks/tower_families.py --table"
+def test_the_documentation_says_which_families_are_flexible():
+    program = [sys.executable, str(ROOT / "benchmarks" / "tower_families.py"), "--table"]
+    table = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    families = {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]}
+    assert families <= set(SMALL_ONES)
+    page = ROOT / "docs" / "towers.md"
+    assert table in page.read_text(), " ".join(program)
 
 
 # ---- import: the checkpoint's own joint space ------------------------------------------------
@@ -400,11 +406,11 @@ def letter_tokenizer() -> transformers.PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("timm:local-dir:absent", "absent is no folder of timm's"),
+        ("timm:local-dir:absent", "absent is not a timm folder"),
         ("open_clip:ViT-B-33@x", "unknown open_clip architecture 'ViT-B-33'; close names: ViT-B"),
         ("open_clip:ViT-B-32", "names no weights; allowed: open_clip:ViT-B-32@FILE"),
         ("open_clip:ViT-B-32@absent.pt", "no such file: absent.pt"),
-        ("open_clip:local-dir:absent", "absent is no open_clip folder"),
+        ("open_clip:local-dir:absent", "absent is not an open_clip folder"),
         ("transformers:/absent", "cannot load image tower transformers:/absent"),
         ("vit_pytorch:cct_3@x", "allowed: vit_pytorch:NAME@FILE with NAME one of cct_2"),
         ("vit_pytorch:cct_2@absent.pt", "no such file: absent.pt"),
@@ -472,7 +478,7 @@ def test_another_resizing_of_open_clip_is_said_and_a_grey_mean_refused(tmp_path,
     file.write_text(json.dumps({**config, "preprocess_cfg": pixels}))
     load_vision_tower(spec)
     said = capsys.readouterr().err
-    assert said == f"{spec} resizes pictures by squash bilinear, here shortest bicubic\n"
+    assert said == f"{spec} resizes images by squash bilinear, here shortest bicubic\n"
     file.write_text(json.dumps({**config, "preprocess_cfg": {"mean": [0.5]}}))
     with pytest.raises(UsageError, match=r"mean of .* is \[0\.5\]; allowed: three numbers"):
         load_vision_tower(spec)
@@ -487,7 +493,7 @@ def test_a_projection_is_kept_or_refused(tmp_path):
         torch.testing.assert_close(student(images, 16), tower(images, 16))
     with pytest.raises(UsageError, match="without a projection"):
         export_timm(tower, 32, tmp_path / "exported")
-    with pytest.raises(UsageError, match="ends in a projection, which a difference leaves out"):
+    with pytest.raises(UsageError, match="ends in a projection, which such a file does not hold"):
         save_delta(student, tower, spec, tmp_path / "changed.safetensors")
 
 
@@ -495,7 +501,7 @@ def test_only_a_plain_vit_is_a_student_or_handed_on(tmp_path):
     spec = SMALL_ONES["CaiT"](tmp_path / "cait").spec
     with pytest.raises(UsageError, match="cannot be made flexible by training"):
         build_student(StudentConfig(tower=spec), TeacherConfig(), 16)
-    with pytest.raises(UsageError, match="cait_xxs24_224 cannot be handed over"):
+    with pytest.raises(UsageError, match="cait_xxs24_224 cannot be exported"):
         export_timm(load_vision_tower(spec), 32, tmp_path / "exported")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
+from launcher import deepspeed
 from open_clip.loss import ClipLoss, SigLipLoss
 from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
@@ -18,13 +19,14 @@ from contrastive.model.lit import TextSide
 from contrastive.run.checkpoint import newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
 from data.config import DataConfig
 from data.errors import DataError, UsageError
-from lib.launcher import deepspeed
 
 pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parent / "rank_program.py"
@@ -166,7 +168,7 @@ def test_a_step_on_one_process_equals_open_clip(loss, one, tiny_text):
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), 32)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)))
     batch, features = global_batch(False, encoder.tower.tokenizer)
-    tokens = TokenGroups.of(encoder.tower, batch.tokens)
+    tokens = TokenBatch.of(encoder.tower, batch.tokens)
     texts, images = encoder(tokens), model.embed_features(features)
     if loss == "sigmoid":
         value = SigLipLoss()(images, texts, model.text.scale(), model.text.logit_bias)
@@ -203,7 +205,7 @@ def test_bad_samples_leave_the_loss_of_the_good_ones(one, tiny_text):
     batch, features = global_batch(True, encoder.tower.tokenizer)
     good = batch.valid.nonzero()[:, 0]
     assert len(good) == GLOBAL_BATCH - 5
-    tokens = TokenGroups.of(encoder.tower, [batch.tokens[i] for i in good])
+    tokens = TokenBatch.of(encoder.tower, [batch.tokens[i] for i in good])
     images = torch.nn.functional.normalize(features[good], dim=-1)
     value = ClipLoss()(images, *side(tokens)[:2])
     got = load_file(one / "softmax-bad.safetensors")["loss"]

@@ -1,8 +1,11 @@
 """Image towers: parity with the programs their weights come from, and what locking promises."""
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive import load_vision_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower, save_vision_tower
-from contrastive.vision.timm import dinov2s_file
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.formats.dinov2s import dinov2s_file
+from contrastive.vision.resize import PositionResize
+from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 
-PARITY = Path(__file__).parent / "parity"
+ROOT = Path(__file__).parents[1]
+PARITY = ROOT / "tests" / "parity"
 GRIDS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 
 
@@ -193,6 +201,21 @@ def test_unlocked_gradients_reach_kernel_and_positions(small_vit):
     assert tower.net.pos_embed.grad.abs().sum() > 0
 
 
+def test_a_tower_loads_without_libraries_that_it_does_not_need(tmp_path):
+    file = PARITY / "bigvision_flexi_tok_p32_g7.npz"
+    code = f"""
+import sys
+from contrastive import load_vision_tower
+from contrastive.vision.saved import save_vision_tower
+print(set(sys.modules) & {{"timm", "open_clip", "transformers"}})
+save_vision_tower(load_vision_tower("bigvision:{file}"), "{tmp_path}/tower")
+load_vision_tower("{tmp_path}/tower")
+print(set(sys.modules) & {{"open_clip", "transformers", "vit_pytorch", "onnx"}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("set()\nset()\n", 0), done.stderr
+
+
 def test_saved_tower_loads_with_its_rule_and_patch_sizes(tmp_path):
     tower = load_vision_tower(f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}")
     save_vision_tower(tower, tmp_path / "tower")
@@ -209,6 +232,52 @@ def test_fingerprint_follows_the_weights(small_vit):
     assert before == tower.fingerprint
     tower.net.cls_token.data[0, 0, 0] += 1
     assert tower.fingerprint != before
+
+
+def test_a_tower_keeps_the_fingerprint_that_caches_and_indices_hold():
+    config = TowerConfig(
+        "vit_tiny_patch16_224",
+        {"depth": 1, "num_classes": 0},
+        patch_sizes=(56, 32, 16),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        positions=PositionResize("bicubic", antialias=False),
+        projection=4,
+    )
+    tower = build_vision_tower(config)
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.copy_((torch.arange(parameter.numel()) % 7 - 3).view(parameter.shape))
+    assert tower.fingerprint == "624dafff643679d1d22c98b7de3a7dec"
+    tiny = load_vision_tower(f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}")
+    assert tiny.fingerprint == "1f92a162eb4b5cb9ba801bd2e500f407"
+    assert load_vision_tower("dinov2s").fingerprint == "291eccb07a8ea6f5d3aa3fa51d39e9db"
+
+
+def test_a_field_added_later_is_hashed_only_where_it_is_not_at_its_default(small_vit):
+    @dataclass(frozen=True)
+    class LaterResize(PositionResize):
+        align: bool = False
+
+    @dataclass(frozen=True)
+    class Later(TowerConfig):
+        crop: float = 1.0
+
+    def later(align: bool, crop: float) -> dict[str, Any]:
+        known = {**vars(small_vit), "positions": LaterResize(align=align)}
+        return Later(**known, crop=crop).hashed()
+
+    old = small_vit.hashed()
+    assert later(False, 1.0) == old
+    assert later(False, 0.9) == {**old, "crop": 0.9}
+    assert later(True, 1.0) == {**old, "positions": {**old["positions"], "align": True}}
+
+
+def test_a_configuration_keeps_its_keys_on_disk(small_vit):
+    keys = "timm_name timm_args image_size patch_sizes mean std positions library projection"
+    values = small_vit.to_json()
+    assert list(values) == keys.split()
+    assert TowerConfig.from_json(json.loads(json.dumps(values))) == small_vit
 
 
 def test_tokens_and_gflops(small_vit):
@@ -280,8 +349,8 @@ def test_a_damaged_npz_is_one_sentence(damage, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (None, r"config\.json: this is no image tower's configuration: TypeError"),
-        ({}, r"config\.json: this is no image tower's configuration: KeyError"),
+        (None, r"config\.json: not an image tower's configuration: TypeError"),
+        ({}, r"config\.json: not an image tower's configuration: KeyError"),
         ({"library": "foo"}, "has 'foo'; allowed: timm, transformers, open_clip, vit_pytorch"),
         ({"positions": {"mode": "nearest"}}, "has 'nearest'; allowed: bilinear, bicubic"),
     ],

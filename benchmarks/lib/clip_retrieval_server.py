@@ -1,8 +1,9 @@
 """clip-retrieval's own server (`clip-retrieval back`, 2.45.0) over the same FAISS index.
 
-It runs as published: Flask behind Werkzeug's threaded server, which is all that its command offers.
-Of its documented options those that answer fastest here: metadata as Arrow, no columns but those
-wanted, the index in memory rather than mapped, neither M-CLIP nor aesthetic embeddings.
+It runs as published: Flask behind Werkzeug's threaded server, the only one that its command offers.
+Of its documented options we take those that answer fastest here: metadata as Arrow, only the
+columns that are asked for, the index in memory rather than mapped, no M-CLIP, no aesthetic
+embeddings.
 """
 
 import json
@@ -23,14 +24,13 @@ import open_clip
 import pyarrow as pa
 import torch
 
-from retrieval.index.index_types import cells_of
+from retrieval.index.create import ivf_of
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.tune import Tuning
 
 HERE = Path(__file__).resolve().parent.parent
 ENVIRONMENT = HERE.parent / ".venv-bench" / "clip-retrieval-server"
 REQUIREMENTS = HERE / "clip-retrieval-server.txt"
-ARCHITECTURE = "ViT-S-32-alt"  # a small CLIP that it wants at the start; vectors need none
+ARCHITECTURE = "ViT-S-32-alt"  # it loads some CLIP at the start; queries by vector do not use it
 START_S = 120
 
 
@@ -39,7 +39,7 @@ def install() -> Path:
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / REQUIREMENTS.name
     if not stamp.is_file() or stamp.read_text() != REQUIREMENTS.read_text():
         venv.create(ENVIRONMENT, with_pip=True)
-        pip = [python, "-m", "pip", "install", "-q", "--no-deps", "-r", REQUIREMENTS]
+        pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(REQUIREMENTS)]
         subprocess.run(pip, check=True)
         shutil.copy(REQUIREMENTS, stamp)
     return python
@@ -49,13 +49,13 @@ def export(index: Path, patch_size: int, out: Path) -> None:
     """An index of one segment as it wants it: image.index, metadata/, a CLIP checkpoint."""
     snapshot = Snapshot.open(index)
     (segment,) = snapshot.segments
-    inner = segment.inner[patch_size]
-    tuning = snapshot.tunings.get((segment.number, patch_size), Tuning())
+    inner = segment.indexes[patch_size]
+    tuning = segment.tuning(patch_size)
     (out / "metadata").mkdir(parents=True)
     faiss.write_index(inner, str(out / "image.index"))
     inner = faiss.read_index(str(out / "image.index"))  # what a search looks into, in the file
-    if (cells := cells_of(inner)) is not None:
-        cells.nprobe = tuning.nprobe
+    if (ivf := ivf_of(inner)) is not None:
+        ivf.nprobe = tuning.nprobe
     elif isinstance(inner, faiss.IndexHNSW):
         inner.hnsw.efSearch = tuning.ef
     faiss.write_index(inner, str(out / "image.index"))
@@ -80,7 +80,7 @@ def running(folder: Path) -> Iterator[int]:
         "columns_to_return": '["key", "caption"]', "enable_mclip_option": False,
         "provide_aesthetic_embeddings": False,
     }  # fmt: skip
-    command = [install(), "-c", program + "cli.main()", ours, "back"]
+    command = [str(install()), "-c", program + "cli.main()", ours, "back"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with open(folder / "log.txt", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)

@@ -1,9 +1,12 @@
-"""What the benchmarks of training share: the same towers for FlexiLiT and for open_clip."""
+"""The same towers, batches and optimiser for training steps of FlexiLiT and of open_clip."""
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -18,13 +21,18 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.step import TrainStep
-from contrastive.vision.load import TowerConfig, build_vision_tower
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower_config import TowerConfig
 from data.batch import Batch
 from data.emoji.build import build_emoji
 
 CONTEXT = 16  # tokens
+Loss = Literal["sigmoid", "softmax"]
+Precision = Literal["float32", "bfloat16"]
+LOSSES: tuple[Loss, Loss] = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Size:
     text_layers: int
     text_width: int
     batch_size: int
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
 
 
 CPU = Size("vit_small_patch16_224", 224, 6, 384, 256, ("float32", "bfloat16"))
@@ -52,6 +60,12 @@ def shards() -> tuple[str, ...]:
     """The default drawings, built where they are missing."""
     data = build_emoji(default_data())
     return (f"{data}/train/*.tar",)
+
+
+def launch(ranks: int, program: Path, job: Path) -> None:
+    """Run `PROGRAM JOB` in so many processes under the deepspeed launcher."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    subprocess.run([launcher, "--num_accelerators", str(ranks), program, job], check=True)
 
 
 def text_folder(size: Size, folder: Path) -> str:
@@ -77,12 +91,12 @@ def text_folder(size: Size, folder: Path) -> str:
 def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
     """A locked tower with random weights, which change no time."""
     torch.manual_seed(0)
-    args = {"img_size": size.image_size}
+    args: dict[str, Any] = {"img_size": size.image_size}
     tower = build_vision_tower(TowerConfig(size.vision, args, image_size=size.image_size))
     return tower.to(distributed.device(), dtype).lock()
 
 
-def build_model(tower: VisionTower, text: str, loss: str = "sigmoid") -> LitModel:
+def build_model(tower: VisionTower, text: str, loss: Loss = "sigmoid") -> LitModel:
     """FlexiLiT's model around a tower, its text side ready to train."""
     torch.manual_seed(0)
     cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
@@ -108,7 +122,7 @@ def build_ours(
     tower: VisionTower,
     text: str,
     *,
-    loss: str = "sigmoid",
+    loss: Loss = "sigmoid",
     zero: ZeroConfig | None = None,
     batch_size: int = 256,
     optim: OptimConfig | None = None,
@@ -117,9 +131,9 @@ def build_ours(
     return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size, optim)
 
 
-def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> torch.nn.Module:
+def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> open_clip.CustomTextCLIP:
     """open_clip's model with the same weights, its image tower locked."""
-    vision = {"timm_model_name": tower.config.timm_name, "timm_model_pretrained": False}
+    vision = {"timm_model_name": tower.config.name, "timm_model_pretrained": False}
     vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}
     hf = {"hf_model_name": text, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
     side = like.model.text

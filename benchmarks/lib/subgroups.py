@@ -5,8 +5,9 @@ import json
 import tarfile
 from pathlib import Path
 
-from data.emoji.build import CAPTIONS_PACKAGE, build_emoji, load_drawings, render
+from data.emoji.build import CAPTIONS_PACKAGE, build_emoji
 from data.emoji.concepts import load_concepts
+from data.emoji.drawings import load_drawings, render
 from data.emoji.npm import fetch_package
 
 SCRATCH = Path("runs/benchmarks")

@@ -1,7 +1,7 @@
 """A model at one patch size as two ONNX files, an image tower and a text tower.
 
-Both give unit-norm embeddings for batches of any size; what they expect, and of how many tokens,
-is in config.json beside them.
+Both give unit-norm embeddings for batches of any size; config.json beside them says what they
+expect.
 """
 
 import json
@@ -14,12 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrastive.export.timm import timm_net
+from contrastive.files.transformers import first_line
 from contrastive.model.lit import LitModel
-from contrastive.text.tokenizers import Tokens, padded
-from contrastive.text.tower import HFTextTower, TextTower
+from contrastive.text.padding import PaddedTokens, pad_tokens
+from contrastive.text.tower import TextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 OPSET = 17  # the first with LayerNormalization
+USAGE = """`config.json` names the files, their inputs and the opset, and says what pixels are
+expected: shorter side to `image_size` (bicubic), centre crop, (pixel / 255 - mean) / std.
+`tokenizer.json` makes the token ids, cut at `context_length`; embeddings have unit norm."""
 
 
 class _Image(nn.Module):
@@ -40,7 +45,7 @@ class _Text(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.projection(self.tower([Tokens(input_ids, mask)])), dim=-1)
+        return F.normalize(self.projection(self.tower([PaddedTokens(input_ids, mask)])), dim=-1)
 
 
 def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
@@ -79,21 +84,21 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _tokens(tower: TextTower, texts: list[str]) -> Tokens:
-    """open_clip's are as long as its context: the trace of its attention holds for one length."""
+def _tokens(tower: TextTower, texts: list[str]) -> PaddedTokens:
+    """As long as the longest; for open_clip as its context, the one length its trace holds for."""
     ids = tower.tokenizer(texts)
     if isinstance(tower, HFTextTower):
         return tower.pad(ids)
-    return padded(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
+    return pad_tokens(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)
 
 
 def _export(
     net: nn.Module, inputs: dict[str, Tensor], axes: dict[int, str], file: Path
 ) -> list[str]:
-    """Write a file; the names of the inputs that it has: those that are read."""
+    """Write a file and return the names of its inputs: torch leaves out what is never read."""
     output = "text_embeds" if "input_ids" in inputs else "image_embeds"
     with warnings.catch_warnings():
-        # torch's other exporter needs onnxscript; a trace of constant shapes warns of each
+        # torch's newer exporter needs onnxscript; a trace warns of every shape it takes as constant
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -107,9 +112,8 @@ def _export(
                 dynamic_axes=dict.fromkeys(inputs, axes) | {output: {0: "batch"}},
             )
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise UsageError(
-                f"onnx cannot express what gives {output}: {reason}; try --to transformers"
+                f"onnx cannot express what gives {output}: {first_line(error)}; try transformers"
             ) from error
     return [given.name for given in _session(file).get_inputs()]
 
@@ -119,7 +123,7 @@ def _session(file: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise UsageError(
-            "--to onnx checks what it wrote and needs onnxruntime; run: pip install onnxruntime"
+            "what is exported to onnx is checked with onnxruntime; run: pip install onnxruntime"
         ) from error
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 

@@ -1,8 +1,8 @@
 """A model at one patch size as open_clip reads it: `local-dir:FOLDER`.
 
 A class-token ViT becomes open_clip's own; what that cannot express stays a timm trunk, at the one
-patch size that timm publishes it with. The mean of the features goes into the last norm's bias, or
-the projection's; the whitening becomes the projection.
+patch size that timm publishes it with. The mean of the features goes into the bias of the last norm
+or of the projection; the whitening becomes the projection.
 """
 
 import json
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from contrastive.export.timm import timm_net
 from contrastive.model.lit import LitModel
-from contrastive.text.tower import HFTextTower, OpenClipTextTower
+from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 HF_TYPES = ("bert", "roberta", "xlm-roberta")  # of which open_clip finds width and layers
@@ -37,6 +38,16 @@ BLOCK = {
     "mlp.fc2": "mlp.c_proj",
     "ls2": "ls_2",
 }
+
+USAGE = """```python
+net, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:THIS_FOLDER")
+```
+
+open_clip looks for the configuration of a transformers text tower where `hf_model_name` in
+open_clip_config.json says, a path or hub name. When the folder has moved, in it:
+
+    sed -i "s|\\"hf_\\(.*\\)_name\\": .*,|\\"hf_\\1_name\\": \\"$PWD\\",|" open_clip_config.json"""
 
 Part = tuple[dict[str, Any], dict[str, Tensor]]
 """open_clip's configuration of a tower, and its weights by open_clip's names."""
@@ -68,15 +79,15 @@ def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) 
         folder / "open_clip_model.safetensors",
         metadata={"format": "pt"},
     )
-    whole = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
+    facts = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def read_open_clip(model: LitModel, folder: Path) -> tuple[Any, Any]:
     """(encode_image, encode_text) of the folder, as open_clip loads it."""
     config = json.loads((folder / "open_clip_config.json").read_text())
     written = config["model_cfg"]["text_cfg"]
-    # not yet under its final name
+    # it names the folder as it will be called, and is not yet
     text = {**written, "hf_model_name": str(folder)} if "hf_model_name" in written else written
     net = open_clip.create_model(f"local-dir:{folder}", text_cfg=text).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -91,7 +102,7 @@ def _vision(model: LitModel, patch_size: int) -> Part:
     reason = _why_not_native(net)
     if not reason:
         return _native(model, net, patch_size)
-    name = model.vision.config.timm_name
+    name = model.vision.config.name
     published: Any = timm.create_model(name, pretrained=False, num_classes=0)
     weights = {k: v for k, v in net.state_dict().items() if k in published.state_dict()}
     shapes = {k: v.shape for k, v in published.state_dict().items()}
@@ -114,7 +125,7 @@ def _vision(model: LitModel, patch_size: int) -> Part:
 
 
 def _why_not_native(net: Any) -> str:
-    """What open_clip's VisionTransformer lacks for this one; empty when nothing."""
+    """What this tower has and open_clip's VisionTransformer lacks; empty where nothing."""
     blocks = getattr(net, "blocks", None)
     if not isinstance(net, timm.models.VisionTransformer) or not blocks:
         return f"{type(net).__name__} is no plain ViT"
@@ -126,10 +137,10 @@ def _why_not_native(net: Any) -> str:
     if activation not in ACTIVATIONS:
         return f"its activation is {activation}"
     known = {f"{old}.{end}" for old in BLOCK for end in ("weight", "bias", "gamma")} | set(BLOCK)
-    strange = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
+    unknown = [k for k in blocks.state_dict() if k.split(".", 1)[1] not in known] + [
         k for k in net.state_dict() if k.startswith("patch_embed.norm")
     ]
-    return f"it has {strange[0]}" if strange else ""
+    return f"it has {unknown[0]}" if unknown else ""
 
 
 def _native(model: LitModel, net: Any, patch_size: int) -> Part:
@@ -151,11 +162,12 @@ def _native(model: LitModel, net: Any, patch_size: int) -> Part:
         "norm_kwargs": {"eps": last.eps},
         **ACTIVATIONS[type(block.mlp.act).__name__],
     }
-    # the convolution's bias and the class token's place live in the position table
-    cells = (model.image_size // patch_size) ** 2
-    table = torch.zeros(cells + 1, width)
+    # open_clip has neither the convolution's bias nor a class token without position: both are
+    # expressed by the position table
+    num_patches = (model.image_size // patch_size) ** 2
+    table = torch.zeros(num_patches + 1, width)
     if "pos_embed" in raw:
-        table[cells + 1 - raw["pos_embed"].shape[1] :] = raw["pos_embed"][0]
+        table[num_patches + 1 - raw["pos_embed"].shape[1] :] = raw["pos_embed"][0]
     if "patch_embed.proj.bias" in raw:
         table[1:] += raw["patch_embed.proj.bias"]
     out = {
@@ -185,6 +197,7 @@ def _text(model: LitModel, home: Path) -> Part:
     tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
     if isinstance(tower, OpenClipTextTower):
         return _own_text(tower, projection)
+    assert isinstance(tower, HFTextTower)
     kind = tower.net.config.model_type
     if kind not in HF_TYPES:
         raise UsageError(
@@ -213,14 +226,14 @@ def known_architecture(tower: OpenClipTextTower) -> str:
     name = tower.tokenizer.architecture
     if name not in open_clip.list_models():
         raise UsageError(
-            f"text tower open_clip:{name} cannot be handed over; allowed: an architecture of "
+            f"text tower open_clip:{name} cannot be exported; allowed: an architecture of "
             "open_clip.list_models()"
         )
     return name
 
 
 def _own_text(tower: OpenClipTextTower, projection: Tensor) -> Part:
-    """Its own projection and ours in one."""
+    """open_clip's text tower, its own projection and ours multiplied into one."""
     facts: Any = open_clip.get_model_config(known_architecture(tower))
     config = {**facts["text_cfg"], "context_length": tower.tokenizer.context_length}
     config |= {"proj_type": "linear", "proj_bias": False}

@@ -1,7 +1,6 @@
-"""A tower at one patch size as other people's programs read it."""
+"""An image tower at one patch size as a plain timm model, and as timm's folder."""
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +8,32 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from contrastive.vision.flexi import resample_patch_embed, resample_position_grid
-from contrastive.vision.load import VisionTower
+from contrastive.files.new_folder import new_folder
+from contrastive.vision.resize import resample_patch_embed, resample_position_grid
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 
 
 def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
     """What `timm.create_model` needs beside the name."""
     sizes = {"patch_size": patch_size, "img_size": tower.image_size} if tower.flexible else {}
-    return {**tower.config.timm_args, **sizes}
+    return {**tower.config.args, **sizes}
 
 
 @torch.no_grad()
 def timm_net(tower: VisionTower, patch_size: int) -> Any:
     """A plain timm model that computes what the tower does at `patch_size` and its image size.
 
-    Raises `UsageError` for what timm has not.
+    Raises `UsageError` where timm has no such model.
     """
     tower.check_patch_size(patch_size)
-    own, name = tower.net, tower.config.timm_name
+    own, name = tower.net, tower.config.name
     of_timm = type(own).__module__.startswith("timm.")
-    alone = all(key.startswith("net.") for key in tower.state_dict())  # nothing after timm's part
+    alone = all(key.startswith("net.") for key in tower.state_dict())  # no projection
     if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
         raise UsageError(
-            f"{name} cannot be handed over; allowed: timm's own models, of those with flexible "
-            "patch sizes the plain ViTs, without a projection behind"
+            f"{name} cannot be exported; allowed: timm's own models, of those with flexible "
+            "patch sizes the plain ViTs, without a projection after them"
         )
     if not tower.flexible:
         return copy.deepcopy(own).float().eval()
@@ -41,21 +41,21 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
     weights = {k: v.float() for k, v in own.state_dict().items()}
     kernel = "patch_embed.proj.weight"
     weights[kernel] = resample_patch_embed(weights[kernel], (patch_size, patch_size))
-    if own.pos_embed is not None:
-        slots = 0 if own.no_embed_class else own.num_prefix_tokens
-        prefix, grid = weights["pos_embed"].split([slots, own.pos_embed.shape[1] - slots], dim=1)
+    prefix, grid = tower.family.positions(own)
+    if grid is not None:
         side = tower.image_size // patch_size
-        positions = resample_position_grid(grid, side, tower.config.positions)
-        weights["pos_embed"] = torch.cat([prefix, positions], dim=1)
+        positions = resample_position_grid(grid.float(), side, tower.config.positions)
+        parts = [positions] if prefix is None else [prefix.float(), positions]
+        weights["pos_embed"] = torch.cat(parts, dim=1)
     net.load_state_dict(weights)
     return net.eval()
 
 
 def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
-    """Write `model.safetensors` and timm's `config.json`: `timm.create_model("local-dir:FOLDER",
-    pretrained=True)` reads them. The folder is written under a temporary name and renamed."""
+    """Write `model.safetensors` and timm's `config.json`, which
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
     if not tower.flexible:
-        raise UsageError(f"{tower.config.timm_name} is a plain timm model; only ViTs are exported")
+        raise UsageError(f"{tower.config.name} is a plain timm model; only ViTs are exported")
     net = timm_net(tower, patch_size)
     args = timm_args(tower, patch_size)
     data = {
@@ -67,9 +67,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
         "crop_mode": "center",
     }
     source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(folder) as part:
         save_for_hf(
             net,
             str(part),
@@ -78,6 +76,3 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
             data_config=data,
             safe_serialization=True,
         )
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -12,8 +12,6 @@ for the BERT family is tanh of a linear map of the first token:
   does not read it at all; a trained square one next to nothing; else the check after writing tells.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +31,30 @@ from transformers import (
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
 )
-from transformers.utils import logging as transformers_logging
 
 from contrastive.export.open_clip import known_architecture
 from contrastive.export.timm import timm_args, timm_net
+from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
-from contrastive.text.tower import HFTextTower, OpenClipTextTower
+from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 BERTS = ("bert", "camembert", "roberta", "xlm-roberta")
 SMALL = 1e-3  # times entries of a norm's output, below 10: tanh differs by less than 1e-4 of it
 LARGE = 1e4  # times the mean token: the residual turns it by 1e-4, and a cosine by 1e-8
 
+USAGE = """```python
+net = VisionTextDualEncoderModel.from_pretrained("THIS_FOLDER")
+processor = VisionTextDualEncoderProcessor.from_pretrained("THIS_FOLDER")
+```
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
+The sigmoid loss's bias has no place in this class; it changes no ranking. timm must be installed.
+Where an odd number of pixels is cropped, transformers' square lies one pixel before ours. A text
+tower that is pooled by the mean of its tokens ends in one more layer that does it."""
 
 
-@_no_bars()
+@no_progress_bars()
 def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
     """Write a folder that `VisionTextDualEncoderModel.from_pretrained` loads, with processor."""
     tower = model.text.encoder.tower
@@ -64,6 +63,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
         text, projection = _clip_text(tower, projection)
         tokenizer = _clip_tokenizer(tower)
     else:
+        assert isinstance(tower, HFTextTower)
         text = _bert(tower, projection)
         tokenizer = tower.tokenizer.hf
     vision = _vision(model, patch_size)
@@ -90,7 +90,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
     tokenizer.model_max_length = length
 
 
-@_no_bars()
+@no_progress_bars()
 def read_transformers(model: LitModel, folder: Path) -> tuple[Any, Any]:
     """(encode_image, encode_text) of the folder, as transformers loads it."""
     net: Any = VisionTextDualEncoderModel.from_pretrained(folder).eval()
@@ -111,17 +111,17 @@ def _vision(model: LitModel, patch_size: int) -> TimmWrapperModel:
     net = timm_net(tower, patch_size)
     args = {k: v for k, v in timm_args(tower, patch_size).items() if k != "num_classes"}
     more: Any = {"hidden_size": tower.embed_dim, "num_labels": 0}
-    config = TimmWrapperConfig(architecture=tower.config.timm_name, model_args=args, **more)
+    config = TimmWrapperConfig(architecture=tower.config.name, model_args=args, **more)
     wrapped = TimmWrapperModel(config)
     wanted = wrapped.timm_model.state_dict()
     wrapped.timm_model.load_state_dict({k: v for k, v in net.state_dict().items() if k in wanted})
     if model.feature_mean.any():
-        _last_bias(wrapped.timm_model, tower.config.timm_name).sub_(model.feature_mean)
+        _last_bias(wrapped.timm_model, tower.config.name).sub_(model.feature_mean)
     return wrapped
 
 
 def _last_bias(net: Any, name: str) -> Tensor:
-    """What is added to the pooled features last."""
+    """The bias that is added to the pooled features last."""
     modules = dict(net.named_modules())
     for last in ("fc_norm", "attn_pool.mlp.fc2", "head.norm", "norm"):
         bias = getattr(modules.get(last), "bias", None)
@@ -129,7 +129,7 @@ def _last_bias(net: Any, name: str) -> Tensor:
             return bias
     raise UsageError(
         f"transformers cannot take the mean from the features of {name}, which ends without a "
-        "bias; allowed: such a tower with a mean of zero (--start-samples 0)"
+        "bias; allowed: such a tower with a mean of zero (init_samples 0)"
     )
 
 
@@ -182,7 +182,7 @@ def reflection(projection: Float[Tensor, "d w"]) -> Float[Tensor, "w w"]:
 def _clip_text(
     tower: OpenClipTextTower, projection: Float[Tensor, "d w"]
 ) -> tuple[CLIPTextModel, Float[Tensor, "d v"]]:
-    """CLIP's text model, and its own projection and ours in one."""
+    """CLIP's text model, and its own projection and ours multiplied into one."""
     net, block = tower.net, tower.net.transformer.resblocks[0]
     raw = net.state_dict()
     own = raw.pop("text_projection", torch.eye(net.width))

@@ -8,10 +8,10 @@ from contrastive.flexify.config import (
 )
 from contrastive.flexify.losses import class_head
 from contrastive.flexify.student import Teacher
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from data.shards.index import expand_shards, is_local
+from data.shards.names import expand_shards, is_local
 
 
 def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> None:

@@ -35,12 +35,13 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
-from contrastive.vision.load import VisionTower, save_vision_tower
-from contrastive.vision.patch_dropout import keep_share
+from contrastive.vision.patch_dropout import keep_rate_at
+from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-from data.images import ImageTransform
-from data.pipeline.labelled import PicturePipeline
-from data.shards.index import expand_shards
+from data.pipeline.labelled import LabelledPipeline
+from data.shards.names import expand_shards
+from data.transform import ImageTransform
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
 """(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
@@ -80,7 +81,7 @@ def flexify(
         for block in tower.net.blocks:  # as text towers do, see HFTextTower
             block.attn.fused_attn = False
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
-    pipeline = PicturePipeline(
+    pipeline = LabelledPipeline(
         cfg.data,
         ImageTransform(size, tower.mean, tower.std),
         build_change(cfg.augment),
@@ -114,7 +115,7 @@ def flexify(
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
     for batch in pipeline.batches(step, cfg.steps - step):
         patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
-        keep = keep_share(cfg.patch_dropout, step, cfg.steps)
+        keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive.flexify.config import Distance, DistillationConfig
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)

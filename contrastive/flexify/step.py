@@ -18,11 +18,11 @@ from contrastive.flexify.losses import Normaliser, Targets, class_shares
 from contrastive.flexify.student import Teacher, resize_images
 from contrastive.image_features import FeatureSource
 from contrastive.run.zero import BatchShape
-from contrastive.vision.load import VisionTower
 from contrastive.vision.patch_dropout import draw_kept
+from contrastive.vision.tower import VisionTower
 from data.batch import Batch
 from data.errors import DataError, UsageError
-from data.pipeline.labelled import PicturePipeline
+from data.pipeline.labelled import LabelledPipeline
 
 NORMALISER_FILE = "standard.safetensors"
 
@@ -146,7 +146,7 @@ class DistillationStep:
 
 @torch.no_grad()
 def fit_normaliser(
-    cfg: FlexifyConfig, pipeline: PicturePipeline, source: TeacherSource
+    cfg: FlexifyConfig, pipeline: LabelledPipeline, source: TeacherSource
 ) -> Normaliser:
     """The mean and deviation of the teacher's features of the first training samples.
 

@@ -12,12 +12,14 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
-from contrastive.vision.flexi import (
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.load import load_vision_tower
+from contrastive.vision.resize import (
     default_patch_sizes,
     restored_patch_embed,
     restored_position_grid,
 )
-from contrastive.vision.load import VisionTower, build_vision_tower, load_vision_tower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 
 # ---- teacher -------------------------------------------------------------------------------
@@ -80,13 +82,13 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     tower = load_vision_tower(spec, locked=False)
     if not tower.is_plain_vit:
         raise UsageError(
-            f"student.tower {spec}: {tower.config.timm_name} cannot be made flexible by "
+            f"student.tower {spec}: {tower.config.name} cannot be made flexible by "
             "training; allowed are plain ViTs"
         )
     config = replace(tower.config, **_offers(cfg, tower))
     changes = _changes(cfg, tower)
     if changes:
-        config = replace(config, timm_args={**config.timm_args, **changes})
+        config = replace(config, args={**config.args, **changes})
         rebuilt = build_vision_tower(config)
         _carry_over(tower, rebuilt, patch_size)
     else:
@@ -123,7 +125,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.kernel_size or cfg.grid:
         kernel = cfg.kernel_size or tower.native_patch_size
         if cfg.grid and net.pos_embed is None:
-            raise UsageError(f"student.grid {cfg.grid}: {tower.config.timm_name} has no positions")
+            raise UsageError(f"student.grid {cfg.grid}: {tower.config.name} has no positions")
         grid = cfg.grid or round(
             (_positions(net).shape[1] if net.pos_embed is not None else 1) ** 0.5
         )
@@ -131,7 +133,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.pooling != "own" and cfg.pooling != net.global_pool:
         if cfg.pooling == "token" and net.cls_token is None:
             raise UsageError(
-                f"student.pooling token: {tower.config.timm_name} has no class token; "
+                f"student.pooling token: {tower.config.name} has no class token; "
                 "allowed: own, avg, map"
             )
         changes |= {"global_pool": cfg.pooling, "fc_norm": False}

@@ -11,10 +11,10 @@ from contrastive import distributed
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Normaliser, class_head, kl_loss
 from contrastive.flexify.student import Teacher, resize_images
-from contrastive.vision.load import VisionTower
+from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-from data.images import ImageTransform
-from data.pipeline.labelled import PicturePipeline
+from data.pipeline.labelled import LabelledPipeline
+from data.transform import ImageTransform
 
 IMAGES_PER_FORWARD = 32  # of one rank
 
@@ -56,7 +56,7 @@ class Validation:
         self._cfg, self._teacher, self._normaliser = cfg, teacher, normaliser
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
-        self._pipeline = PicturePipeline(
+        self._pipeline = LabelledPipeline(
             replace(
                 cfg.data, shards=shards, weights=(), features="", views=1, crop=1.0, flip=False
             ),

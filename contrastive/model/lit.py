@@ -21,13 +21,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
-from contrastive.text.tower import TextEncoder, TokenGroups, Tokens, build_text_tower
-from contrastive.vision.load import TowerConfig, VisionTower, build_vision_tower
-from contrastive.weights import load_weights, read_config, read_weights
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import build_text_tower
+from contrastive.text.padding import PaddedTokens, TokenBatch
+from contrastive.vision.build import build_vision_tower
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.images import ImageTransform
+from data.transform import ImageTransform
 
 
 class TextSide(nn.Module):
@@ -52,7 +56,7 @@ class TextSide(nn.Module):
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
-        self, tokens: TokenGroups
+        self, tokens: TokenBatch
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
         """Text embeddings, the temperature's multiplier, and the bias of the sigmoid loss.
 
@@ -140,9 +144,9 @@ class LitModel(nn.Module, ModelHubMixin):
             raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
             mask = (texts != tower.tokenizer.pad_id).long()
-            tokens = TokenGroups((Tokens(texts, mask),), len(texts))
+            tokens = TokenBatch((PaddedTokens(texts, mask),), len(texts))
         else:
-            tokens = TokenGroups.of(tower, tower.tokenizer(texts))
+            tokens = TokenBatch.of(tower, tower.tokenizer(texts))
         training = self.text.training
         self.text.eval()
         embeds, *_ = self.text(tokens.to(self.device))
@@ -175,7 +179,7 @@ class LitModel(nn.Module, ModelHubMixin):
                 s: (self.vision.num_tokens(s), self.vision.gflops(s)) for s in self.patch_sizes
             }
         return ModelFacts(
-            image_tower=self.vision.config.timm_name,
+            image_tower=self.vision.config.name,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,
             context_length=tower.tokenizer.context_length,

@@ -1,1 +1,1 @@
-"""Text towers and their tokenizers. Knows nothing of images."""
+"""Text towers, their tokenizers, and the projection to the image width. No images here."""

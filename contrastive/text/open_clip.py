@@ -6,23 +6,27 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from open_clip.model import _build_text_tower
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from contrastive.open_clip_files import OpenClipCheckpoint, architecture_config
-from contrastive.text.tokenizers import OpenClipTokenizer, Tokens, look_up, padded
-from contrastive.weights import load_weights
+from contrastive.files.open_clip import OpenClipCheckpoint, architecture_config
+from contrastive.files.weights import load_weights
+from contrastive.text.padding import PaddedTokens, embed_tokens, pad_tokens
+from contrastive.text.tokenizers import OpenClipTokenizer
+from contrastive.text.tower import TextTower
 from data.errors import UsageError
 
 
-class OpenClipTextTower(nn.Module):
+class OpenClipTextTower(TextTower):
     """open_clip's text transformer up to its own pooling."""
+
+    tokenizer: OpenClipTokenizer
 
     def __init__(
         self, architecture: str, context_length: int, model: dict[str, Any] | None = None
     ) -> None:
-        """model: what open_clip builds it from; not given: as it knows the architecture."""
+        """model: what open_clip builds it from. Not given: what it knows of the architecture."""
+        from open_clip.model import _build_text_tower
+
         super().__init__()
         self.model = architecture_config(architecture) if model is None else model
         facts = dict(self.model.get("text_cfg", {}))
@@ -37,7 +41,7 @@ class OpenClipTextTower(nn.Module):
         facts |= {"context_length": length, "proj_type": "none", "output_tokens": False}
         self.net: Any = _build_text_tower(0, facts, self.model.get("quick_gelu", False))
         self.width = int(self.net.width)
-        self.projection_start: Tensor | None = None
+        self.own_projection = None
 
     @classmethod
     def of(cls, checkpoint: OpenClipCheckpoint, context_length: int) -> "OpenClipTextTower":
@@ -49,40 +53,40 @@ class OpenClipTextTower(nn.Module):
             length = tower.tokenizer.context_length
             weights["positional_embedding"] = weights["positional_embedding"][:length]
         load_weights(tower.net, weights, f"open_clip:{checkpoint.name}")
-        tower.projection_start = None if own is None else own.T
+        tower.own_projection = None if own is None else own.T
         return tower
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """Of token and position embeddings."""
         return [*self.net.token_embedding.parameters(), self.net.positional_embedding]
 
     @property
     def _reads_padding(self) -> bool:
-        """Whether what follows the end token counts, as in SigLIP's and CoCa's towers."""
+        """Whether padding changes the result, as it does in SigLIP's and CoCa's towers."""
         net = self.net
         causal = net.attn_mask is not None and net.cls_emb is None
         return not causal or net.pool_type not in ("argmax", "eos")
 
-    def pad(self, ids: list[list[int]]) -> Tokens:
-        """Texts as one tensor, as wide as the longest; as the context where padding is read."""
+    def pad(self, ids: list[list[int]]) -> PaddedTokens:
+        """As wide as the longest, or as the context where padding is read."""
         width = self.tokenizer.context_length if self._reads_padding else max(map(len, ids))
-        return padded(ids, width, self.tokenizer.pad_id)
+        return pad_tokens(ids, width, self.tokenizer.pad_id)
 
-    def forward(self, groups: Sequence[Tokens]) -> Float[Tensor, "m w"]:
-        """One vector per text, group after group."""
+    def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:
         if self._reads_padding:
             return self.net(torch.cat([group.ids for group in groups]))
-        words = look_up(self.net.token_embedding, groups)
-        return torch.cat([self._read(w, g.ids) for w, g in zip(words, groups, strict=True)])
+        vectors = embed_tokens(self.net.token_embedding, groups)
+        return torch.cat([self._read(v, g.ids) for v, g in zip(vectors, groups, strict=True)])
 
-    def _read(self, words: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
-        """The net's own forward, which has no mask for texts shorter than the context."""
+    def _read(self, vectors: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
+        """The network's own forward, for texts of any length: its own has one mask, for the
+        context's."""
+        from open_clip.transformer import text_global_pool
+
         net, n = self.net, ids.shape[1]
-        read = net.transformer(words + net.positional_embedding[:n], net.attn_mask[:n, :n])
+        read = net.transformer(vectors + net.positional_embedding[:n], net.attn_mask[:n, :n])
         return text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
 
     def compile_net(self) -> None:
-        """torch.compile what costs, for texts of any length."""
         (self.net if self._reads_padding else self.net.transformer).compile(dynamic=True)
 
     def config(self) -> dict[str, Any]:
@@ -94,4 +98,4 @@ class OpenClipTextTower(nn.Module):
         }
 
     def save_tokenizer(self, folder: Path) -> None:
-        """open_clip ships its vocabulary."""
+        """Nothing to write: open_clip ships its vocabulary."""

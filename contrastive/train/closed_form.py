@@ -20,10 +20,10 @@ from tqdm import tqdm
 from contrastive import distributed
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
-from contrastive.text.tower import TokenGroups
+from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
-from data.pipeline.captioned import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 
 INIT_FILE = "start.safetensors"
 
@@ -31,7 +31,7 @@ INIT_FILE = "start.safetensors"
 def closed_form_init(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> None:
@@ -62,7 +62,7 @@ def closed_form_init(
 def _collect(
     cfg: TrainConfig,
     model: LitModel,
-    pipeline: TrainPipeline,
+    pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def _collect(
         texts = [part.tokens[i] for i in valid.nonzero()[:, 0]]
         if not texts:
             continue
-        y = encoder.pool(TokenGroups.of(encoder.tower, texts).to(device)).double()
+        y = encoder.pool(TokenBatch.of(encoder.tower, texts).to(device)).double()
         sums["y"] += y.sum(0)
         sums["yy"] += y.T @ y
         sums["yx"] += y.T @ torch.stack(views).mean(0)

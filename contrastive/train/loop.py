@@ -22,14 +22,15 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
-from contrastive.text.tower import TextEncoder, load_text_tower
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.load import load_vision_tower
-from data.pipeline.captioned import TrainPipeline
-from data.shards.index import expand_shards
+from data.pipeline.captioned import CaptionedPipeline
+from data.shards.names import expand_shards
 
 Callback = Callable[[int, LitModel], dict[str, float]]
 """(step, model) -> figures for metrics.jsonl and TensorBoard. Called on all ranks."""
@@ -60,7 +61,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         tower.compile_blocks()
         encoder.tower.compile_net()
-    pipeline = TrainPipeline(
+    pipeline = CaptionedPipeline(
         cfg.data,
         None if cfg.data.features else tower.transform,
         tokenizer=encoder.tower.tokenizer,

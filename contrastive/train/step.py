@@ -18,7 +18,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Reduce, loss_share, pair_targets, partial_lse
 from contrastive.run.zero import BatchShape
-from contrastive.text.tower import TokenGroups
+from contrastive.text.padding import TokenBatch
 from data.batch import Batch
 from data.errors import DataError
 
@@ -27,7 +27,7 @@ from data.errors import DataError
 class MicroBatch:
     """Texts of this rank that go through the tower together."""
 
-    tokens: TokenGroups
+    tokens: TokenBatch
     slots: Int[Tensor, " m"]  # of this rank's batch
     empty: bool  # no good sample: one empty text is read and counts nothing
 
@@ -113,7 +113,7 @@ class TrainStep:
         parts = []
         for rows in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
             ids = [batch.tokens[i] for i in rows] or tower.tokenizer([""])
-            tokens = TokenGroups.of(tower, ids, num_groups).to(device)
+            tokens = TokenBatch.of(tower, ids, num_groups).to(device)
             parts.append(MicroBatch(tokens, torch.from_numpy(rows).to(device), not len(rows)))
         return parts
 

@@ -1,2 +1,1 @@
-"""Image towers: the flexible ViT, other families, and loading them from any format. Knows
-nothing of texts."""
+"""Image towers of any family, read from any format, flexible where they can be. No texts here."""

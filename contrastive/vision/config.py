@@ -47,12 +47,12 @@ class PatchDropoutConfig:
 
     def __post_init__(self) -> None:
         for name in ("keep_rate", "keep_rate_end"):
-            check_keep(f"patch_dropout.{name}", getattr(self, name))
+            check_keep_rate(f"patch_dropout.{name}", getattr(self, name))
         if self.cycle_steps < 2:
             raise UsageError(f"patch_dropout.cycle_steps {self.cycle_steps}: at least 2")
 
 
-def check_keep(name: str, share: float) -> None:
-    """Raise `UsageError` for a share of the patches that cannot be kept."""
-    if not 0 < share <= 1:
-        raise UsageError(f"{name} {share}: allowed are shares above 0, up to 1")
+def check_keep_rate(name: str, keep_rate: float) -> None:
+    """Raise `UsageError` for a rate outside (0, 1]; `name` is what the message calls it."""
+    if not 0 < keep_rate <= 1:
+        raise UsageError(f"{name} {keep_rate}: allowed are shares above 0, up to 1")

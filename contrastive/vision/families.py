@@ -1,289 +1,30 @@
-"""The families of networks that serve as image towers, and how each is cut.
+"""The table of families of image networks, by which a tower knows how to run its network.
 
-A flexible one falls into a stem (a patch kernel, prefix tokens, the patches' places), which is all
-that a patch size changes, a body, and a pooling. Any other is read whole, at one patch size.
+A new kind of network is a class in `flexible_families` or `fixed_families`, and a line here.
 """
 
 from typing import Any
 
-import open_clip
-import timm
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from timm.layers import PatchEmbed, RotaryEmbeddingCat, RotaryEmbeddingDinoV3
-from timm.layers.pos_embed_sincos import build_rotary_pos_embed
-from timm.models.cait import Cait
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva
-from timm.models.naflexvit import NaFlexVit
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
-from transformers import AutoConfig, AutoModel
-
-from contrastive.vision.flexi import PositionResize
-from contrastive.vision.whole import ClipVisual, Compact, Encoder, Family
-from data.errors import UsageError
-
-
-class PlainViT(Family):
-    """timm's VisionTransformer with its own stem and positions, whatever its pooling."""
-
-    flexible = True
-
-    def fits(self, net: Any) -> bool:
-        names = ("forward_features", "forward_head", "_pos_embed")
-        return _unchanged(net, VisionTransformer, names) and _patchifies(net)
-
-    def patch_size(self, net: Any, image_size: int) -> int:
-        return int(net.patch_embed.proj.kernel_size[0])
-
-    def stem(self, net: Any) -> Any:
-        """The module that embeds patches, with a `proj` and a `norm`."""
-        return net.patch_embed
-
-    def stored(self, net: Any) -> list[Tensor]:
-        """What the stem is made of, the kernel first."""
-        own = [net.pos_embed, *self.prefix(net)]
-        return [net.patch_embed.proj.weight, *(p for p in own if p is not None)]
-
-    def kernel(self, net: Any) -> Float[Tensor, "d 3 p p"]:
-        """As it is stored."""
-        return net.patch_embed.proj.weight
-
-    def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
-        """Tokens that stand before the patches."""
-        return [t for t in (net.cls_token, net.reg_token) if t is not None]
-
-    def places(
-        self, net: Any
-    ) -> tuple[Float[Tensor, "1 k d"] | None, Float[Tensor, "1 n d"] | None]:
-        """(positions of the prefix tokens, the stored grid); None where there is none."""
-        if net.pos_embed is None:
-            return None, None
-        slots = 0 if net.no_embed_class else net.num_prefix_tokens
-        return (net.pos_embed[:, :slots] if slots else None), net.pos_embed[:, slots:]
-
-    def rotary(self, net: Any, side: int) -> Float[Tensor, "n e"] | None:
-        """Sines and cosines for the places of a `side` x `side` grid; None: no such positions."""
-        return None
-
-    def patches(
-        self, net: Any, images: Float[Tensor, "b 3 s s"], kernel: Float[Tensor, "d 3 p p"]
-    ) -> Float[Tensor, "b n d"]:
-        """Tokens before their positions."""
-        stem, side = self.stem(net), kernel.shape[-1]
-        if images.dtype == torch.bfloat16 or torch.is_autocast_enabled(images.device.type):
-            # On a CPU a bfloat16 convolution with kernels this large is slow. Not so in float32,
-            # where a product with rows this long may differ in its last bit from run to run.
-            tokens = F.linear(cut_patches(images, side), kernel.flatten(1), stem.proj.bias)
-        else:
-            tokens = F.conv2d(images, kernel, stem.proj.bias, stride=side)
-            tokens = tokens.flatten(2).transpose(1, 2)
-        return stem.norm(tokens)
-
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        """Tokens after the blocks and their norm."""
-        return net.norm(net.blocks(net.norm_pre(net.pos_drop(tokens))))
-
-    def pool(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """The network's own pooling and what follows it."""
-        return net.forward_head(tokens, pre_logits=True)
-
-
-class DistilledViT(PlainViT):
-    """DeiT with a distillation token beside the class token; their mean counts."""
-
-    def fits(self, net: Any) -> bool:
-        return type(net) is VisionTransformerDistilled and _patchifies(net)
-
-    def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
-        return [net.cls_token, net.dist_token]
-
-
-class ClassLast(PlainViT):
-    """CaiT: the class token joins for the last blocks only, and has no position."""
-
-    def fits(self, net: Any) -> bool:
-        return _unchanged(net, Cait, ("forward_features", "forward_head")) and _patchifies(net)
-
-    def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
-        return []
-
-    def places(self, net: Any) -> tuple[None, Float[Tensor, "1 n d"]]:
-        return None, net.pos_embed
-
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        return net.norm(net.forward_cls(net.blocks(net.pos_drop(tokens))))
-
-
-class Rotary(PlainViT):
-    """EVA-02 and its kin: rotary positions, with or without a stored grid.
-
-    The angles span at every grid what they span at the tower's own (arXiv:2303.11331, section 2).
-    """
-
-    def fits(self, net: Any) -> bool:
-        known = (type(None), RotaryEmbeddingCat, RotaryEmbeddingDinoV3)
-        names = ("forward_features", "forward_head", "_pos_embed")
-        return _unchanged(net, Eva, names) and _patchifies(net) and type(net.rope) in known
-
-    def rotary(self, net: Any, side: int) -> Float[Tensor, "n e"] | None:
-        rope: Any = net.rope
-        if not isinstance(rope, RotaryEmbeddingCat):
-            return None if rope is None else rope.get_embed([side, side])
-        table: Any = rope.bands
-        parts = build_rotary_pos_embed(
-            [side, side],
-            bands=table,
-            in_pixels=rope.in_pixels,
-            ref_feat_shape=rope.ref_feat_shape or net.patch_embed.grid_size,
-            grid_offset=rope.grid_offset,
-            grid_indexing=rope.grid_indexing,
-            rotate_half=rope.rotate_half,
-            dtype=torch.float32,
-            grid_type=rope.grid_type,
-            normalize_coords=rope.normalize_coords,
-        )
-        return torch.cat(parts, -1)
-
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        tokens = net.norm_pre(net.pos_drop(tokens))
-        for block in net.blocks:
-            tokens = block(tokens, rope=rotary)
-        return net.norm(tokens)
-
-
-class NaFlex(PlainViT):
-    """timm's NaFlexViT on square images; its grid is stored as a square, or as its two sides."""
-
-    def fits(self, net: Any) -> bool:
-        if not _unchanged(net, NaFlexVit, ("forward_features", "forward_head")):
-            return False
-        stem = net.embeds
-        square = stem.pos_embed_grid_size and len(set(stem.pos_embed_grid_size)) == 1
-        plain = stem.norm_input is None and not stem.pos_embed_align_corners
-        return bool(
-            plain
-            and net.rope is None
-            and (square or stem.pos_embed_type == "none")
-            and len(set(stem.patch_size)) == 1
-        )
-
-    def patch_size(self, net: Any, image_size: int) -> int:
-        return int(net.embeds.patch_size[0])
-
-    def stem(self, net: Any) -> Any:
-        return net.embeds
-
-    def stored(self, net: Any) -> list[Tensor]:
-        stem = net.embeds
-        own = [stem.pos_embed, stem.pos_embed_y, stem.pos_embed_x, *self.prefix(net)]
-        return [stem.proj.weight, *(p for p in own if p is not None)]
-
-    def kernel(self, net: Any) -> Float[Tensor, "d 3 p p"]:
-        stem, weight = net.embeds, net.embeds.proj.weight
-        if not stem.is_linear:
-            return weight
-        p = stem.patch_size[0]
-        if stem.channels_last:
-            return weight.reshape(-1, p, p, 3).permute(0, 3, 1, 2)
-        return weight.reshape(-1, 3, p, p)
-
-    def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
-        return [t for t in (net.embeds.cls_token, net.embeds.reg_token) if t is not None]
-
-    def places(self, net: Any) -> tuple[None, Float[Tensor, "1 n d"] | None]:
-        stem = net.embeds
-        if stem.pos_embed_type == "none":
-            return None, None
-        if stem.pos_embed_type == "factorized":
-            return None, (stem.pos_embed_y[:, :, None] + stem.pos_embed_x[:, None]).flatten(1, 2)
-        return None, stem.pos_embed.flatten(1, 2)
-
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        tokens = net.norm_pre(net.embeds.pos_drop(tokens))
-        for block in net.blocks:
-            tokens = block(tokens)
-        return net.norm(tokens)
-
-    def position_rule(self, net: Any) -> PositionResize:
-        stem = net.embeds
-        if stem.pos_embed_type == "factorized":  # a sum of two lines, each resized linearly
-            return PositionResize("bilinear", antialias=False)
-        return PositionResize(stem.pos_embed_interp_mode, stem.pos_embed_antialias)
-
-
-def cut_patches(images: Float[Tensor, "b c s s"], patch_size: int) -> Float[Tensor, "b n e"]:
-    """Patches row by row, each flattened like a kernel (e = c * patch_size^2)."""
-    b, c, s, _ = images.shape
-    side = s // patch_size
-    cells = images.reshape(b, c, side, patch_size, side, patch_size)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
-
-
-def _unchanged(net: Any, base: type, names: tuple[str, ...]) -> bool:
-    """Whether `net` computes as `base` does."""
-    return isinstance(net, base) and all(
-        getattr(type(net), name) is getattr(base, name) for name in names
-    )
-
-
-def _patchifies(net: Any) -> bool:
-    """Whether the stem is one convolution over square patches that do not overlap."""
-    stem = net.patch_embed
-    return (
-        isinstance(stem, PatchEmbed)
-        and stem.proj.kernel_size == stem.proj.stride
-        and len(set(stem.proj.kernel_size)) == 1
-    )
-
+from contrastive.vision.fixed_families import (
+    CompactTransformer,
+    Family,
+    OpenClipVisual,
+    SegFormerEncoder,
+)
+from contrastive.vision.flexible_families import (
+    ClassLast,
+    DistilledViT,
+    NaFlex,
+    PlainViT,
+    Rotary,
+)
 
 FAMILIES: tuple[Family, ...] = (
     PlainViT(), DistilledViT(), ClassLast(), Rotary(), NaFlex(),
-    Encoder(), Compact(), ClipVisual(), Family(),
+    SegFormerEncoder(), CompactTransformer(), OpenClipVisual(), Family(),
 )  # fmt: skip
 
 
 def family_of(net: Any) -> Family:
     """The first family that `net` fits."""
     return next(family for family in FAMILIES if family.fits(net))
-
-
-def build_net(library: str, name: str, args: dict[str, Any]) -> Any:
-    """A library's untrained network; `UsageError` where it has none of that name."""
-    if library == "transformers":
-        return AutoModel.from_config(AutoConfig.for_model(name, **args))
-    if library == "open_clip":
-        net: Any = open_clip.model._build_vision_tower(**args)
-        net.output_dim = args["embed_dim"]
-        if hasattr(net, "trunk") and hasattr(net.trunk, "set_input_size"):
-            net.set_input_size(args["vision_cfg"].get("image_size", 224))
-        return net
-    if library == "vit_pytorch":
-        net = getattr(_vit_pytorch(), name)(**args)
-        net.classifier.fc = torch.nn.Identity()  # the class head
-        return net
-    try:
-        return timm.create_model(name, pretrained=False, **args)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"unknown tower {name!r}: {error}") from error
-
-
-def _vit_pytorch() -> Any:
-    try:
-        from vit_pytorch import cct
-    except ImportError as error:
-        raise UsageError(
-            "Compact Convolutional Transformers need the package vit-pytorch; "
-            "run: pip install vit-pytorch"
-        ) from error
-    return cct

@@ -1,68 +1,33 @@
-"""The image tower: any of `families.FAMILIES`, the flexible ones at any patch size.
+"""The image tower: a network of any family, the flexible ones at any patch size.
 
 A tower gives one pooled vector per image, before any class head. Locked, it has no gradients,
-stays in eval mode whatever its parents do, and keeps its resized kernels and positions, so a
+stays in eval mode whatever its parents do, and caches its resized kernels and positions, so a
 forward at any patch size costs what a ViT of that patch size costs.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from contrastive.vision.config import check_keep
-from contrastive.vision.families import PlainViT, family_of
-from contrastive.vision.flexi import (
-    MODES,
-    PositionResize,
+from contrastive.vision.config import check_keep_rate
+from contrastive.vision.families import family_of
+from contrastive.vision.flexible_families import PlainViT
+from contrastive.vision.patch_dropout import keep_patches
+from contrastive.vision.resize import (
     default_patch_sizes,
     resample_patch_embed,
     resample_position_grid,
 )
-from contrastive.vision.patch_dropout import keep_patches
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.images import ImageTransform
-
-Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
-LIBRARIES: tuple[str, ...] = get_args(Library)
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """What is needed to rebuild a tower before its weights are read (JSON-able)."""
-
-    timm_name: str  # what `library` calls it
-    timm_args: dict[str, Any] = field(default_factory=dict)
-    image_size: int = 224  # pixels a side
-    patch_sizes: tuple[int, ...] = ()  # coarsest first
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    positions: PositionResize = field(default_factory=PositionResize)
-    library: Library = "timm"
-    projection: int = 0  # width of a bias-free linear map after the pooling, as CLIP has; 0: none
-
-    @classmethod
-    def from_json(cls, values: Any) -> "TowerConfig":
-        """What `VisionTower.describe` gave; `UsageError` for anything else."""
-        try:
-            values = dict(values)
-            mode, library = values["positions"]["mode"], values.get("library", "timm")
-            for value, allowed in ((library, LIBRARIES), (mode, MODES)):
-                if value not in allowed:
-                    raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
-            for name in ("patch_sizes", "mean", "std"):
-                values[name] = tuple(values[name])
-            return cls(**{**values, "positions": PositionResize(**values["positions"])})
-        except UsageError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"this is no image tower's configuration: {error!r}") from error
+from data.transform import ImageTransform
 
 
 class VisionTower(nn.Module):
@@ -101,7 +66,7 @@ class VisionTower(nn.Module):
     # ---- lock ------------------------------------------------------------------------------
 
     def lock(self) -> "VisionTower":
-        """No gradients, eval mode for good. Returns self."""
+        """Take no gradients and stay in eval mode for good. Returns self."""
         self.requires_grad_(False)
         self.locked = True
         return self.eval()
@@ -118,7 +83,7 @@ class VisionTower(nn.Module):
         if not self.flexible:
             if patch_size != self.patch_sizes[0]:
                 raise UsageError(
-                    f"patch size {patch_size}: {self.config.timm_name} cannot change its patch "
+                    f"patch size {patch_size}: {self.config.name} cannot change its patch "
                     f"size; allowed: {self.patch_sizes[0]}"
                 )
         elif patch_size < 1 or side % patch_size:
@@ -138,7 +103,8 @@ class VisionTower(nn.Module):
         """Pooled features, float32, not unit-normed; `patch_size` defaults to the finest listed.
 
         images: already normalised by `mean` and `std`, square, side divisible by `patch_size`.
-        keep: the share of the patches that is read, or their numbers for each image.
+        keep: the keep rate, a share of the patches, or the numbers of those to keep per image
+        (`patch_dropout`).
         """
         patch_size = self.patch_sizes[-1] if patch_size is None else patch_size
         self.check_patch_size(patch_size, images.shape[-1])
@@ -147,16 +113,16 @@ class VisionTower(nn.Module):
         if not self.flexible:
             return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
-        rotary = self._angles(images.shape[-1] // patch_size, keep, len(images))
+        rotary = self._rotary_positions(images.shape[-1] // patch_size, keep, len(images))
         return self.pool(self.family.body(self.net, tokens, rotary)).float()
 
     def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
         if not isinstance(keep, Tensor):
-            check_keep("keep", keep)
+            check_keep_rate("keep", keep)
             if keep == 1:
                 return
         if not self.flexible:
-            raise UsageError(f"{self.config.timm_name} reads all of an image; allowed: keep 1")
+            raise UsageError(f"{self.config.name} cannot leave out patches; allowed: keep 1")
 
     def embed_patches(
         self,
@@ -180,14 +146,14 @@ class VisionTower(nn.Module):
     def _stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
         """(kernel, prefix tokens with their positions, grid positions) at one patch size.
 
-        Kept until a stored weight changes, so nothing is resized per call; computed anew, and
-        differentiable, while the tower trains.
+        Cached until a stored weight changes, so that no call resizes anything; while the tower
+        trains computed in each call, and differentiable.
         """
-        stored = self.family.stored(self.net)
-        if torch.is_grad_enabled() and any(w.requires_grad for w in stored):
+        weights = self.family.stem_weights(self.net)
+        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return self._resize_stem(patch_size, side)
-        state = tuple((w.data_ptr(), w._version) for w in stored)
-        key = (patch_size, side, stored[0].dtype, stored[0].device, state)
+        state = tuple((w.data_ptr(), w._version) for w in weights)
+        key = (patch_size, side, weights[0].dtype, weights[0].device, state)
         if key not in self._stems:
             if any(other[2:] != key[2:] for other in self._stems):
                 self._stems.clear()
@@ -202,17 +168,17 @@ class VisionTower(nn.Module):
         width = kernel.shape[0]
         tokens = self.family.prefix(self.net)
         prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
-        slots, grid = self.family.places(self.net)
+        slots, grid = self.family.positions(self.net)
         if slots is not None:
             prefix = prefix + slots
         if grid is None:
             return kernel, prefix, kernel.new_zeros(1, 1, width)
         return kernel, prefix, resample_position_grid(grid, side, self.config.positions)
 
-    def _angles(
+    def _rotary_positions(
         self, side: int, keep: float | Int[Tensor, "b k"], num_images: int
     ) -> Tensor | None:
-        """Rotary positions of the patches that are read, if the tower has such; kept too."""
+        """Sines and cosines of the patches that are kept; None where positions are not rotary."""
         weight = self.family.kernel(self.net)
         key = (side, weight.device)
         if key not in self._rotary:
@@ -224,7 +190,7 @@ class VisionTower(nn.Module):
         return keep_patches(rotary.expand(num_images, -1, -1), keep)[:, None]
 
     def compile_blocks(self) -> None:
-        """torch.compile what costs; the compiled blocks serve every patch size."""
+        """torch.compile the blocks, which cost most; compiled once, they serve every patch size."""
         blocks = getattr(self.net, "blocks", self.net)
         for part in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
             part.compile(dynamic=True)
@@ -233,15 +199,15 @@ class VisionTower(nn.Module):
 
     @property
     def transform(self) -> ImageTransform:
-        """How a picture becomes this tower's input."""
+        """How an image file becomes this tower's input."""
         return ImageTransform(self.image_size, self.mean, self.std)
 
     def describe(self) -> dict[str, Any]:
         """What `TowerConfig.from_json` reads back."""
-        return asdict(self.config) | {"patch_sizes": self.patch_sizes}
+        return self.config.to_json() | {"patch_sizes": self.patch_sizes}
 
     def num_tokens(self, patch_size: int) -> int:
-        """Sequence length of the transformer (grid cells and prefix tokens) at `image_size`."""
+        """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
         self.check_patch_size(patch_size)
         prefix = self.family.prefix(self.net) if self.flexible else []
         return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
@@ -259,18 +225,18 @@ class VisionTower(nn.Module):
 
     @property
     def made_of(self) -> dict[str, str]:
-        """What `fingerprint` covers, in words; the weights last."""
+        """What `fingerprint` covers, in words, to say what differs; the weights last."""
         digest = hashlib.blake2b(digest_size=8)
         for _, tensor in sorted(self.state_dict().items()):
             digest.update(_bytes(tensor))
         transform, positions = self.transform, self.config.positions
         return {
-            "tower": self.config.timm_name,
+            "tower": self.config.name,
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
             "image side": f"{self.image_size} px",
             "mean and std": f"{transform.mean} and {transform.std}",
             "resizing of positions": json.dumps(asdict(positions)),
-            "arguments": json.dumps(self.config.timm_args, sort_keys=True),
+            "arguments": json.dumps(self.config.args, sort_keys=True),
             "weights": digest.hexdigest(),
         }
 
@@ -278,10 +244,7 @@ class VisionTower(nn.Module):
     def fingerprint(self) -> str:
         """Changes when the weights, their dtype, the resize rule or the transform change."""
         digest = hashlib.blake2b(digest_size=16)
-        config = {**asdict(self.config), "patch_sizes": None}  # a list of offers, not numerics
-        for name in ("library", "projection"):  # said by the names of the weights
-            del config[name]
-        digest.update(json.dumps(config, sort_keys=True).encode())
+        digest.update(json.dumps(self.config.hashed(), sort_keys=True).encode())
         digest.update(self.transform.fingerprint().encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}".encode())

@@ -1,2 +1,2 @@
-"""What is computed once per data set and kept on disk: image features, captions and token ids.
-Knows files, never how a feature is computed."""
+"""What is computed once per shard and kept on disk: image features, captions and token ids. Holds
+files, never the code that computes a feature."""

@@ -1,4 +1,4 @@
-"""The captions of whole shards and their token ids, read and tokenised once."""
+"""Cached captions on disk: those of whole shards with their token ids, tokenised once."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from data.cache.checksums import IntactFiles
-from data.captions import Texts, Tokenizer
-from data.pipeline.slots import SampleStore
-from data.problems import BadSample, Problem
-from data.shards.index import load_index, shard_name
-from data.shards.tar import Located
+from data.captions import SampleCaptions, Tokenizer
+from data.problems import Problem, attempt
+from data.shards.index import load_index
+from data.shards.names import shard_name
+from data.shards.store import SampleStore
+from data.shards.tar import TarSample
 
 _SCHEMA = pa.schema(
     [
@@ -26,7 +27,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class TextCache:
+class CaptionCache:
     """DIR/SHARD.texts.FINGERPRINT.arrow: a row per sample, in the shard's order, memory-mapped."""
 
     def __init__(
@@ -44,17 +45,19 @@ class TextCache:
         self._table = lru_cache(keep)(self._map_table)
 
     def __reduce__(self) -> tuple[object, ...]:  # loader workers map the files anew
-        return TextCache, self._arguments
+        return CaptionCache, self._arguments
 
     def missing(self, shards: Sequence[int]) -> list[int]:
-        """Those of these shards (numbers) whose file is absent or damaged. Raises `UsageError`
-        where a shard's contents are others than those that were read."""
+        """Those of these shards (numbers) whose file is absent or damaged.
+
+        Raises `UsageError` where a shard has changed since its captions were read.
+        """
         for shard in shards:
             self._files(shard).check_shard()
         return [s for s in shards if not self._files(s).intact(self._name(s))]
 
     def write(self, shard: int) -> int:
-        """Read and tokenise one shard's captions; returns its number of samples."""
+        """Read and tokenise the captions of a shard; returns its number of samples."""
         index = load_index(self._shards[shard], self._index_dir)
         store = SampleStore(self._shards, self._index_dir, keep=1)
         found = [self._row(item) for item in store.read(shard, range(len(index)), pixels=False)]
@@ -70,26 +73,27 @@ class TextCache:
         self._files(shard).write(self._name(shard), write)
         return len(index)
 
-    def read(self, shard: int, numbers: Sequence[int]) -> Iterator[Texts | Problem]:
-        """The texts of these samples of one shard, in turn."""
+    def read(self, shard: int, numbers: Sequence[int]) -> Iterator[SampleCaptions | Problem]:
+        """The captions of these samples of one shard, in turn."""
         rows = self._table(shard).take(pa.array(numbers, pa.int64())).to_pylist()
         for row in rows:
             if row["problem"] is not None:
                 yield Problem(row["problem"], row["key"], row["cause"])
             else:
-                yield Texts(
+                yield SampleCaptions(
                     row["key"], tuple(row["captions"]), row["concept"], tuple(row["tokens"])
                 )
 
-    def _row(self, sample: Located | Problem) -> dict[str, Any]:
+    def _row(self, sample: TarSample | Problem) -> dict[str, Any]:
         row: dict[str, Any] = {"key": sample.key, "captions": [], "problem": None, "concept": 0}
-        if isinstance(sample, Problem):
-            return row | {"problem": sample.kind, "cause": sample.cause}
-        try:
-            texts = Texts.of(sample.key, sample.payloads)
-        except BadSample as bad:
-            return row | {"problem": bad.kind, "cause": bad.cause}
-        return row | {"captions": texts.captions, "concept": texts.concept}
+        if isinstance(sample, TarSample):
+            members = sample.payloads
+            read = attempt(sample.key, lambda: SampleCaptions.of(sample.key, members))
+        else:
+            read = sample
+        if isinstance(read, Problem):
+            return row | {"problem": read.kind, "cause": read.cause}
+        return row | {"captions": read.captions, "concept": read.concept}
 
     def _map_table(self, shard: int) -> pa.Table:
         with pa.memory_map(str(self._folder / self._name(shard))) as file:

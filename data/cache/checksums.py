@@ -1,12 +1,10 @@
-"""Files that are known to be whole: their size and checksum are kept beside them.
+"""Checksums of a cache's files, by which damaged ones are noticed.
 
-A rename makes a file appear whole or not at all to other processes, but not after a power cut, a
-full disk of another kind, or a careless copy. So each shard's files in a cache are noted in
-SHARD.sums.json, and a file that differs from its note counts as missing. The shard itself is noted
-too: what was made of other contents is refused.
+An atomic rename does not protect a file from a power cut, a failing disk or an interrupted copy. So
+SHARD.sums.json holds size, time and checksum of each file made from a shard; a file that differs
+counts as missing. It holds the shard's own too: files made from other contents are refused.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,13 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UsageError
-from data.shards.index import shard_name, write_atomically
+from data.files import file_digest, write_atomically
+from data.shards.names import shard_name
 
-_SHARD = "shard"  # under which a shard's own contents are noted; files have longer names
+_SHARD = "shard"  # the entry of the shard itself; no file of a cache has this name
 
 
 class IntactFiles:
-    """The files of one shard in a cache's folder. One process at a time writes a shard's files."""
+    """The files made from one shard in a cache's folder. At most one process writes them."""
 
     def __init__(self, folder: Path, shard: str) -> None:
         """shard: the path of its tar."""
@@ -28,14 +27,14 @@ class IntactFiles:
         self._sums = folder / f"{shard_name(shard)}.sums.json"
 
     def write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Write a file and note it. Raises `UsageError` where the disk does not take it."""
+        """Write a file and its checksum. Raises `UsageError` where the disk does not take it."""
         write_or_explain(self._folder / name, write)
         if _SHARD not in self._read():
             self._note(_SHARD, self._shard, file_digest(self._shard))
         self._note(name, self._folder / name, file_digest(self._folder / name))
 
     def check_shard(self) -> None:
-        """Raises `UsageError` where the files were made of other contents of the shard."""
+        """Raises `UsageError` where the files were made from other contents of the shard."""
         if _SHARD in self._read() and not self._shard_is_as_noted():
             raise UsageError(
                 f"the feature cache {str(self._folder)!r} was computed from other contents of "
@@ -43,15 +42,15 @@ class IntactFiles:
             )
 
     def intact(self, name: str) -> bool:
-        """Whether the file is, byte for byte, as it was written: it is read through."""
+        """Whether the file is as it was written; reads all of it."""
         noted, path = self._read().get(name), self._folder / name
         if noted is None or not path.is_file() or path.stat().st_size != noted["size"]:
             return False
         return bool(file_digest(path) == noted["blake2b"])
 
     def _shard_is_as_noted(self) -> bool:
-        """Read through only where its time of modification says that somebody touched it, or copied
-        it without its time: a shard is a hundred times as large as what is kept of it."""
+        """A shard is some hundred times as large as its cached features, so it is read only where
+        its time of modification differs: somebody changed it, or copied it without its time."""
         noted, path = self._read()[_SHARD], self._shard
         if not path.is_file() or path.stat().st_size != noted["size"]:
             return False
@@ -59,7 +58,7 @@ class IntactFiles:
             return True
         if file_digest(path) != noted["blake2b"]:
             return False
-        with suppress(UsageError):  # a folder that only others may write is read again next time
+        with suppress(UsageError):  # in a read-only folder it is read again next time
             self._note(_SHARD, path, noted["blake2b"])
         return True
 
@@ -72,7 +71,7 @@ class IntactFiles:
     def _read(self) -> dict[str, Any]:
         try:
             noted = json.loads(self._sums.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # then nothing counts as known
+        except (FileNotFoundError, ValueError):  # then every file counts as missing
             return {}
         return noted if isinstance(noted, dict) else {}
 
@@ -86,12 +85,3 @@ def write_or_explain(path: Path, write: Callable[[BinaryIO], object]) -> None:
             f"{str(path)!r} cannot be written ({error.strerror or error}); what is complete stays "
             "and is used again, so mend that and start again"
         ) from error
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE2b of a file's contents, hexadecimal; reads about 1 GB/s."""
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

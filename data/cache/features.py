@@ -1,10 +1,9 @@
-"""Cached image features on disk: what a locked tower said about every picture, once.
+"""Cached image features on disk: a locked tower sees every image once.
 
-DIR/manifest.json names the tower, its width, the shards and how augmented views are made; per shard
-and patch size SHARD.p28.npy holds (n, d) raw features in the shard's order, SHARD.p28.view1.npy
-those of an augmented view, SHARD.keys.txt whose rows they are. Every file appears whole or not at
-all and its checksum is kept, so a run that was stopped goes on where it was, and a damaged file is
-made again.
+DIR/manifest.json names the tower, its width, the shards and how augmented views are made. Per shard
+and patch size, SHARD.p28.npy holds (n, d) raw features in the shard's order, SHARD.p28.view1.npy
+those of an augmented view; SHARD.keys.txt has the keys of the rows. Files appear whole or not at
+all and have checksums: a run that was stopped continues, and a damaged file is computed again.
 """
 
 import os
@@ -18,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from data.cache.checksums import IntactFiles
 from data.cache.manifest import Manifest
 from data.errors import UsageError
-from data.shards.index import is_local, load_index, load_summaries, shard_name
+from data.shards.index import load_index, load_summaries
+from data.shards.names import is_local, shard_name
 
-_KEEP_SHARDS = 128  # row tables and memory maps that stay open
+_KEEP_SHARDS = 128  # whose row tables and memory maps stay open
 
 Work = dict[int, tuple[int, ...]]
 """View -> patch sizes."""
@@ -44,11 +44,11 @@ class FeatureCache:
     ) -> None:
         """A cache for these shards (paths, in the pipeline's order), complete or not.
 
-        image_fingerprint: tower, transform and dtype, as the caller tells them. views: the plain
-        one and augmented ones, of which augment_fingerprint tells how they are made. made_of: the
-        image_fingerprint in words, what says most first. max_pixels: of images that are decoded.
-        Raises `UsageError` with a sentence that says what differs when the folder's features are
-        of another tower, transform, augmentation or state of a shard.
+        image_fingerprint: of tower, transform and dtype. views: the plain one and augmented ones;
+        augment_fingerprint: how those are made. made_of: what image_fingerprint hashes, by name,
+        the most telling first. max_pixels: larger images were not decoded.
+        Raises `UsageError` that says what differs when the folder's features are of another tower,
+        transform, augmentation or state of a shard.
         """
         self.folder, self._shards = Path(dir), list(shards)
         self._patch_sizes, self._views, self._index_dir = tuple(patch_sizes), views, index_dir
@@ -83,8 +83,8 @@ class FeatureCache:
     def missing(self, shards: Sequence[int] | None = None) -> list[tuple[int, Work]]:
         """(shard number, what is still to be computed), damaged files included.
 
-        shards: numbers; all when not given. Raises `UsageError` where a shard's contents are others
-        than those that were read.
+        shards: numbers; all when not given. Raises `UsageError` where a shard has changed since its
+        features were computed.
         """
         found = []
         for shard in range(len(self._shards)) if shards is None else shards:

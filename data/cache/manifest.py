@@ -1,4 +1,4 @@
-"""manifest.json of a feature cache: what its features are of."""
+"""manifest.json of a feature cache: which tower computed it, over which shards."""
 
 import json
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ _OTHER = "name another folder"
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which tower, shards and augmentation a folder of features belongs to."""
+    """The tower, the shards and the augmentation of a folder of features."""
 
     image_fingerprint: str
     shards: Mapping[str, Mapping[str, int]]  # name -> size (bytes), samples
     augment: str = ""  # how augmented views are made; "" where there are none
     width: int = 0  # d
-    made_of: Mapping[str, str] = field(default_factory=dict)  # the fingerprint, in words
+    made_of: Mapping[str, str] = field(default_factory=dict)  # what the fingerprint hashes
     max_pixels: int = 0  # of images that were decoded; 0: not noted
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """None where there is no manifest; `UsageError` where it is no feature cache's."""
+        """None where there is no manifest; raises `UsageError` for anything else's."""
         path = folder / "manifest.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -52,14 +52,14 @@ class Manifest:
         )
 
     def check(self, folder: Path, wanted: "Manifest") -> None:
-        """Raises `UsageError` with what differs, unless `folder` may hold what is wanted too."""
+        """Raises `UsageError` that says what differs, unless both may share `folder`."""
         cache = f"the feature cache {str(folder)!r}"
         if self.image_fingerprint != wanted.image_fingerprint:
             had, has = self._what_differs(wanted)
             raise UsageError(f"{cache} was computed by {had}, this run has {has}, {_OTHER}")
         if self.max_pixels and wanted.max_pixels and self.max_pixels != wanted.max_pixels:
             raise UsageError(
-                f"{cache} was computed with --data.max-pixels {self.max_pixels}, this run has "
+                f"{cache} was computed with data.max_pixels {self.max_pixels}, this run has "
                 f"{wanted.max_pixels}, {_OTHER}"
             )
         if self.augment and wanted.augment and self.augment != wanted.augment:
@@ -77,15 +77,15 @@ class Manifest:
                     )
 
     def _what_differs(self, wanted: "Manifest") -> tuple[str, str]:
-        """What the cache was computed by and what is wanted, as far as they differ."""
+        """The first part of the fingerprint that differs: the cache's, and the wanted one."""
         shared = [name for name in self.made_of if name in wanted.made_of]
-        for name in shared:  # the weights last: another dtype makes them others too
+        for name in shared:  # the weights come last: their digest depends on the dtype too
             if self.made_of[name] != wanted.made_of[name]:
                 return f"{name} {self.made_of[name]}", f"{name} {wanted.made_of[name]}"
         return f"tower {self.image_fingerprint}", f"tower {wanted.image_fingerprint}"
 
     def write(self, folder: Path, width: int) -> None:
-        """Join this with the manifest that is there."""
+        """Write this; the shards of the manifest that is there stay in it."""
         old = Manifest.read(folder)
         if old is not None:
             old.check(folder, self)

@@ -1,1 +1,1 @@
-"""The offline default data: emoji drawn by several artists. Nothing else depends on it."""
+"""Builds the offline default data, emoji by several artists. Nothing else in data knows it."""

@@ -1,7 +1,6 @@
-"""The concepts behind the default drawings: which there are, what they are called, what belongs
-together on one side of a split, and what people would type to find them.
+"""The concepts that emoji show: their names and captions, and which belong on one side of a split.
 
-Labels, keywords and shortcodes are those of `emojibase-data` (Unicode CLDR's, cleaned).
+Labels, keywords and shortcodes come from `emojibase-data` (Unicode CLDR's, cleaned).
 """
 
 import re

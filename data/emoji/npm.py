@@ -1,4 +1,4 @@
-"""Files out of pinned npm packages, fetched once by the machine's npm or by the one on PyPI."""
+"""Files of pinned npm packages, fetched once by the machine's npm or the one on PyPI."""
 
 import importlib.util
 import json
@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.files import cache_folder
 
 FETCH_TIMEOUT_S = 600
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: `FLEXILIT_CACHE`, else `~/.cache/flexilit`."""
-    return Path(os.environ.get("FLEXILIT_CACHE") or Path.home() / ".cache" / "flexilit")
 
 
 def fetch_package(name: str, version: str) -> Path:
@@ -31,7 +27,7 @@ def fetch_package(name: str, version: str) -> Path:
     Raises `UsageError` when there is no npm or it cannot fetch.
     """
     package = f"{name}@{version}"
-    target = cache_dir() / "npm" / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    target = cache_folder("npm") / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if target.exists():
         return target
     npm = _npm_command(package)
@@ -95,6 +91,6 @@ def _npm_command(package: str) -> list[str]:
 
 def _cannot_fetch(package: str, why: str) -> UsageError:
     return UsageError(
-        f"cannot fetch the npm package {package} into {cache_dir() / 'npm'} ({why}); "
+        f"cannot fetch the npm package {package} into {cache_folder('npm')} ({why}); "
         "a download needs npm and a registry that it can reach, just once"
     )

@@ -1,5 +1,5 @@
-"""Words for the captions of the default drawings: what kind of thing each Unicode subgroup holds,
-keywords that say nothing about a picture, and prompt templates that fit these captions.
+"""Words for the captions of emoji: the kinds of things in Unicode's subgroups, keywords that
+describe no image, and prompt templates that fit these captions.
 """
 
 # Subgroup -> how a person would name that kind of thing, the most specific first.
@@ -101,7 +101,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "geometric": ("a geometric shape", "a coloured shape"),
 }
 
-# Keywords of chat language that no picture shows.
+# Keywords of chat language, which no image shows.
 _CHATTER = """
 143 a+ +1 -1 bae babe brb btw bye feels g2g gtg hbu idk ily imo lmao lol lolz nvm obvs omg omw pog
 rofl smh tbh tfw tmi ttyl whatever wtf xoxo ya yolo ideograph <3

@@ -1,2 +1,2 @@
-"""From shards to batches: the order of samples, what fills a batch, and the loaders. Knows
-nothing of models."""
+"""From shards to batches: the order of samples, what fills a slot, and the loaders. Knows no
+models."""

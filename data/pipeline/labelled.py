@@ -1,31 +1,30 @@
-"""Batches of pictures and labels: no captions, and random changes if asked."""
+"""Batches of images with or without a label, for training that needs no captions."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 
 from data.batch import Batch
-from data.captions import Texts, draw, read_label
+from data.captions import read_label
 from data.config import DataConfig
-from data.images import ImageTransform, decode_image
-from data.pipeline.captioned import TrainPipeline
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import Slots
-from data.shards.tar import Located
+from data.pipeline.slots import Sample, Slots
+from data.pipeline.training import TrainPipeline
+from data.shards.tar import TarSample
+from data.transform import ImageTransform
 
 Change = Callable[[Image.Image], Image.Image]
-"""A random change of an RGB image, by torch's own randomness; same size or not."""
+"""A random change of an RGB image, its size included, by torch's global generator."""
 
 
 @dataclass(frozen=True)
-class PictureSlots(Slots):
+class LabelledSlots(Slots):
     """Slots that hold pixels and labels, and no caption."""
 
-    change: Change | None = None  # besides the views of `cfg`; another one in every epoch
+    random_change: Change | None = None  # on top of the views of `cfg`; another in every epoch
     labels: bool = False  # whether KEY.cls is read
 
     def empty(self, size: int) -> Batch:
@@ -34,35 +33,28 @@ class PictureSlots(Slots):
             part.labels = torch.full((size,), -1, dtype=torch.int64)
         return part
 
-    def fill(self, part: Batch, row: int, sample: Located | Texts, epoch: int) -> None:
-        """Make one slot good. Raises `BadSample`, and the slot has its key alone."""
-        assert isinstance(sample, Located)
+    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+        assert isinstance(sample, TarSample)
         part.keys[row] = sample.key
         label = read_label(sample.payloads) if self.labels else -1
-        view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
-        if part.images is not None and self.transform is not None:
-            image = decode_image(sample.payloads[sample.image_ext], self.cfg.max_pixels)
-            image = self.cfg.augment(image, sample.key, view)
-            if self.change is not None:
-                image = self._changed(image, epoch, sample.key)
-            part.images[row] = self.transform(image)
+        self.fill_view(part, row, sample, epoch)
         if part.labels is not None:
             part.labels[row] = label
-        part.views[row] = view
         part.valid[row] = True
 
-    def _changed(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
-        """The same for any ranks and loader workers."""
-        assert self.change is not None
+    def change(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
+        """`random_change`, the same for any ranks and loader workers."""
+        if self.random_change is None:
+            return image
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         seed = derived_seed(self.seed, epoch, int.from_bytes(digest, "big"))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self.change(image)
+            return self.random_change(image)
 
 
-class PicturePipeline(TrainPipeline):
-    """A `TrainPipeline` of pictures: the same order, samples with or without captions."""
+class LabelledPipeline(TrainPipeline):
+    """A `TrainPipeline` of images, whether they have captions or not."""
 
     def __init__(
         self,
@@ -71,11 +63,16 @@ class PicturePipeline(TrainPipeline):
         change: Change | None = None,
         *,
         labels: bool = False,
-        **options: Any,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
     ) -> None:
-        """change: seeded by (seed, epoch, key). labels: read KEY.cls.
+        """`change`: seeded by (seed, epoch, key). `labels`: read KEY.cls.
 
-        options: `TrainPipeline`'s own.
+        The rest, and what is raised: as `TrainPipeline`.
         """
-        super().__init__(cfg, transform, **options)
-        self._slots = PictureSlots(transform, None, cfg, options["seed"], change, labels)
+        slots = LabelledSlots(transform, cfg, seed, change, labels)
+        super().__init__(
+            cfg, slots, global_batch_size=global_batch_size, rank=rank, world_size=world_size
+        )

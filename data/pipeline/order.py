@@ -12,7 +12,7 @@ from jaxtyping import Int
 from data.config import check_weights
 from data.errors import UsageError
 
-# What a shuffle is for goes into its seed: numpy pads short seeds with zeros, so (seed, epoch)
+# The purpose of a shuffle is part of its seed: numpy pads short seeds with zeros, so (seed, epoch)
 # and (seed, epoch, block 0) alone would be one and the same.
 _SHARDS, _SAMPLES, _MIX, _SOURCE = 1, 2, 3, 4
 
@@ -30,16 +30,16 @@ def permutation(n: int, *entropy: int) -> Int[np.ndarray, " n"]:
 class SampleOrder:
     """Epoch after epoch as one stream: shards permuted, samples shuffled in blocks of shards.
 
-    An epoch that is no multiple of the batch size simply runs on into the next one. Holds two
-    blocks of samples and one permutation of shards, whatever the size of the dataset.
+    Where an epoch ends within a batch, the next epoch fills the batch. Holds two blocks of samples
+    and one permutation of shards, whatever the size of the data set.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, block_shards: int = 16) -> None:
         """`counts`: samples per shard. `block_shards`: shards shuffled together."""
         if block_shards < 1:
-            raise UsageError(f"block_shards is {block_shards}, allowed are 1 and more")
+            raise UsageError(f"data.block_shards {block_shards}: at least 1")
         if seed < 0:
-            raise UsageError(f"the seed is {seed}, allowed are 0 and more")
+            raise UsageError(f"seed {seed}: at least 0")
         self._counts = np.asarray(counts, dtype=np.int64)
         self._seed = seed
         self._block_shards = block_shards
@@ -91,8 +91,8 @@ class SampleOrder:
 class MixedOrder:
     """Several sources, each with its own epochs, mixed in fixed proportion.
 
-    Every cycle of `CYCLE` positions holds each source's exact share, shuffled, so any position is
-    found in one cycle's work.
+    Each cycle of `CYCLE` positions holds every source's exact share, shuffled: finding a position
+    takes the work of one cycle, wherever it is.
     """
 
     CYCLE = 1024
@@ -147,7 +147,7 @@ def derived_seed(*entropy: int) -> int:
 def _shares(weights: np.ndarray, total: int) -> Int[np.ndarray, " k"]:
     """`weights` as whole numbers that add up to `total`, at least 1 each (largest remainder)."""
     if len(weights) > total:
-        raise UsageError(f"{len(weights)} weighted sources were given, allowed are {total}")
+        raise UsageError(f"data.weights has {len(weights)} weights: at most {total}")
     exact = weights / weights.sum() * total
     shares = np.floor(exact).astype(np.int64)
     shares[np.argsort(shares - exact, kind="stable")[: total - int(shares.sum())]] += 1

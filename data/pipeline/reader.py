@@ -1,4 +1,4 @@
-"""Shards read once, in order: what embedding, feature caching and evaluation are given."""
+"""Shards read once, in order, for embedding, feature caching and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +15,27 @@ from data.batch import EvalBatch
 from data.captions import read_captions, read_label
 from data.config import OnError, check_loading
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
-from data.pipeline.slots import SampleStore
-from data.problems import BadSample, Problem, SampleError, add_counts
-from data.shards.index import expand_shards, is_local, iter_stream, load_summaries
-from data.shards.tar import Located
+from data.images import decode_image
+from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
+from data.shards.index import load_summaries
+from data.shards.names import expand_shards, is_local
+from data.shards.store import SampleStore
+from data.shards.stream import iter_stream
+from data.shards.tar import TarSample
+from data.transform import ImageTransform
 
-Chunk = tuple[int, int, int]  # shard, first sample, the sample after the last
+Span = tuple[int, int, int]
+"""Consecutive samples of a shard: its number, the first sample, the one after the last."""
 Checked = tuple[EvalBatch | None, list[Problem]]
+"""The good samples among some, and what is wrong with the others."""
 
 
 class ShardReader:
     """Good samples of shards in shard order, batch by batch, no batch across two shards.
 
-    Local shards are read by `num_workers` processes, others forward by one reader and
-    `num_workers` decoding threads. A shard without a good sample gives no batch. Whatever keeps a
-    shard from being read to its end (a network, a disk) is raised, never counted.
+    Local shards are read by `num_workers` processes; a stream is read by this process and decoded
+    by `num_workers` threads. A shard without a good sample gives no batch. Errors of a network or a
+    disk are raised, never counted.
     """
 
     def __init__(
@@ -53,20 +58,19 @@ class ShardReader:
 
         `need_captions`: a sample without a usable caption is bad; else it has no captions.
         `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
-        batches of local shards, and whole streamed shards, in turn: together they give what one
-        reader alone gives.
-        `augment`: (picture, key) -> the picture that is transformed.
+        batches of local shards, and whole streamed shards, in turn, so that together they give what
+        one reader gives. `augment`: (image, key) -> the image that is transformed.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
         check_loading(num_workers, max_pixels)
         if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}, allowed are 1 and more")
+            raise UsageError(f"batch_size {batch_size}: at least 1")
         self.shards: list[str] = expand_shards(shards, allow_pipe)
         self.errors: dict[str, int] = {}  # bad samples met by the iteration so far, by kind
         self._rules = _Rules(transform, augment, need_captions, caption_lines, max_pixels)
         self._rank, self._ranks = share
         self._batch_size, self._num_workers = batch_size, num_workers
-        self._raise = on_error == "raise"
+        self._on_error: OnError = on_error
         self._allow_pipe, self._index_dir = allow_pipe, index_dir
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -89,19 +93,20 @@ class ShardReader:
     def _read_local(self, first: int, stop: int) -> Iterator[tuple[int, Checked]]:
         return iter(
             DataLoader(
-                _Chunks(self.shards, self._index_dir, self._rules),
-                sampler=self._chunks(first, stop),
+                _LocalBatches(self.shards, self._index_dir, self._rules),
+                sampler=self._spans(first, stop),
                 batch_size=None,
                 num_workers=self._num_workers,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )
         )
 
-    def _chunks(self, first: int, stop: int) -> Iterator[Chunk]:
-        """A shard's index is looked up, and its headers' problems counted, when its turn comes."""
+    def _spans(self, first: int, stop: int) -> Iterator[Span]:
+        """The batches of local shards. A shard's index is read, and the problems of its headers are
+        counted, when its turn comes."""
         for shard in range(first, stop):
             (summary,) = load_summaries([self.shards[shard]], self._index_dir)
-            if self._raise and summary.first_problem is not None:
+            if self._on_error == "raise" and summary.first_problem is not None:
                 raise SampleError.at(self.shards[shard], summary.first_problem)
             if shard % self._ranks == self._rank:
                 add_counts(self.errors, summary.problems)
@@ -113,12 +118,12 @@ class ShardReader:
     def _read_stream(self, shard: int) -> Iterator[tuple[int, Checked]]:
         if shard % self._ranks != self._rank:
             return
-        samples = enumerate(self._located(shard))
+        samples = enumerate(self._stream(shard))
         with ThreadPoolExecutor(max(self._num_workers, 1)) as pool:
-            while chunk := list(islice(samples, self._batch_size)):
-                yield shard, _assemble(shard, pool.map(self._rules.check, chunk))
+            while batch := list(islice(samples, self._batch_size)):
+                yield shard, _assemble(shard, pool.map(self._rules.check, batch))
 
-    def _located(self, shard: int) -> Iterator[Located]:
+    def _stream(self, shard: int) -> Iterator[TarSample]:
         for item in iter_stream(self.shards[shard], self._allow_pipe):
             if isinstance(item, Problem):
                 self._count(shard, [item])
@@ -127,9 +132,7 @@ class ShardReader:
 
     def _count(self, shard: int, problems: Sequence[Problem]) -> None:
         for problem in problems:
-            if self._raise:
-                raise SampleError.at(self.shards[shard], problem)
-            add_counts(self.errors, {problem.kind: 1})
+            skip_or_raise(problem, self.shards[shard], self._on_error, self.errors)
 
 
 @dataclass(frozen=True)
@@ -154,50 +157,54 @@ class _Rules:
     caption_lines: bool
     max_pixels: int
 
-    def check(self, numbered: tuple[int, Located]) -> tuple[_Good | None, Problem | None]:
-        index, found = numbered
-        problem = None
-        try:
-            captions = self._captions(found)
-            pixels = None
-            if self.transform is not None:
-                image = decode_image(found.payloads[found.image_ext], self.max_pixels)
-                if self.augment is not None:
-                    image = self.augment(image, found.key)
-                pixels = self.transform(image)
-        except BadSample as bad:
-            return None, Problem(bad.kind, found.key, bad.cause)
-        try:
-            label = read_label(found.payloads)
-        except BadSample as bad:  # costs the label, not the picture
-            label, problem = -1, Problem(bad.kind, found.key, bad.cause)
-        span = found.spans[found.image_ext]
-        return _Good(index, found.key, span, captions, label, pixels), problem
+    def check(self, numbered: tuple[int, TarSample]) -> tuple[_Good | None, Problem | None]:
+        """The sample where it is good, and what is wrong with it or its label."""
+        index, sample = numbered
+        content = attempt(sample.key, lambda: (self._captions(sample), self._pixels(sample)))
+        if isinstance(content, Problem):
+            return None, content
+        captions, pixels = content
+        label, problem = -1, None
+        read = attempt(sample.key, lambda: read_label(sample.payloads))
+        if isinstance(read, Problem):  # costs the label, not the image
+            problem = read
+        else:
+            label = read
+        span = sample.spans[sample.image_ext]
+        return _Good(index, sample.key, span, captions, label, pixels), problem
 
-    def _captions(self, found: Located) -> tuple[str, ...]:
+    def _captions(self, sample: TarSample) -> tuple[str, ...]:
         try:
-            return read_captions(found.payloads, self.caption_lines)
+            return read_captions(sample.payloads, self.caption_lines)
         except BadSample:
             if self.need_captions:
                 raise
             return ()
 
+    def _pixels(self, sample: TarSample) -> Float[Tensor, "3 s s"] | None:
+        if self.transform is None:
+            return None
+        image = decode_image(sample.payloads[sample.image_ext], self.max_pixels)
+        if self.augment is not None:
+            image = self.augment(image, sample.key)
+        return self.transform(image)
 
-class _Chunks(Dataset):
-    """Chunks of local shards, checked."""
+
+class _LocalBatches(Dataset):
+    """Samples of local shards, checked and put together; read by loader processes."""
 
     def __init__(self, shards: Sequence[str], index_dir: str, rules: _Rules) -> None:
         self._shards, self._rules = shards, rules
         self._store = SampleStore(shards, index_dir, keep=2)
 
-    def __getitem__(self, chunk: Chunk) -> tuple[int, Checked]:
-        shard, start, stop = chunk
+    def __getitem__(self, span: Span) -> tuple[int, Checked]:
+        shard, start, stop = span
         numbers = range(start, stop)
         checked = []
         pixels = self._rules.transform is not None
         found = self._store.read(shard, numbers, pixels=pixels)
         for number, sample in zip(numbers, found, strict=True):
-            if isinstance(sample, Problem):  # the shard was there when its chunks were counted
+            if isinstance(sample, Problem):  # the shard was readable when its samples were counted
                 raise SampleError.at(self._shards[shard], sample)
             checked.append(self._rules.check((number, sample)))
         return shard, _assemble(shard, checked)

@@ -1,4 +1,4 @@
-"""Streams: shards that cannot seek, read webdataset's way, resampled and shuffled, without end."""
+"""Shards that cannot seek, read webdataset's way: resampled and shuffled, without end."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from data.batch import Batch
 from data.config import DataConfig
 from data.pipeline.order import derived_seed
 from data.pipeline.slots import Slots
-from data.problems import BadSample, Problem, SampleError, add_counts
-from data.shards.index import iter_stream
-from data.shards.tar import Located
+from data.problems import Problem, SampleError, attempt, skip_or_raise
+from data.shards.stream import iter_stream
+from data.shards.tar import TarSample
 
 # Encoded samples that wait to be shuffled, per loader worker and source: about 50 MB.
 SHUFFLE_SAMPLES = 500
@@ -21,12 +21,12 @@ SHUFFLE_SAMPLES = 500
 
 @dataclass
 class _Met:
-    """A sample as it was met: where, and in which of this worker's passes over a shard."""
+    """A sample of a stream, and where it was met."""
 
     shard: int
     index: int
-    reading: int
-    sample: Located
+    reading: int  # number of the shard among those that this worker has drawn
+    sample: TarSample
 
 
 class StreamParts(IterableDataset):
@@ -42,9 +42,9 @@ class StreamParts(IterableDataset):
         part_sizes: Sequence[int],
         entropy: tuple[int, ...],
     ) -> None:
-        """`sources`: shards that are sampled with one weight. `shards`: all, which numbers them.
+        """`sources`: per weight, its shards. `shards`: all of them, in the order of their numbers.
 
-        `part_sizes`: samples per part, in turn. `entropy`: what makes this rank's draw its own.
+        `part_sizes`: samples per part, in turn. `entropy`: the seed of this rank's draws.
         """
         self._cfg, self._sources, self._shards, self._slots = cfg, sources, shards, slots
         self._part_sizes, self._entropy = part_sizes, entropy
@@ -91,25 +91,25 @@ class StreamParts(IterableDataset):
         num_shards: int,
         errors: dict[str, int],
     ) -> Iterator[_Met]:
-        """Samples of the shards drawn. Gives up when many in a row hold none."""
+        """Samples of the shards drawn. Raises `SampleError` when many in a row hold none."""
         numbers = {shard: number for number, shard in enumerate(self._shards)}
-        barren = 0
+        empty_in_a_row = 0
         for reading, url in enumerate(draw["url"] for draw in urls):
-            barren += 1
+            empty_in_a_row += 1
             index = 0
             for item in self._read_shard(url):
                 if isinstance(item, Problem):
-                    self._refuse(url, item, errors)
+                    skip_or_raise(item, url, self._cfg.on_error, errors)
                 else:
-                    barren = 0
+                    empty_in_a_row = 0
                     yield _Met(numbers[url], index, reading, item)
                     index += 1
-            if barren > 16 + 4 * num_shards:
+            if empty_in_a_row > 16 + 4 * num_shards:
                 raise SampleError(
-                    f"no sample in the last {barren} shards drawn, of {url}: {errors}"
+                    f"no sample in the last {empty_in_a_row} shards drawn, of {url}: {errors}"
                 )
 
-    def _read_shard(self, url: str) -> Iterator[Located | Problem]:
+    def _read_shard(self, url: str) -> Iterator[TarSample | Problem]:
         try:
             yield from iter_stream(url, self._cfg.allow_pipe)
         except Exception as error:  # whatever a file system may raise
@@ -120,25 +120,20 @@ class StreamParts(IterableDataset):
         row = refused = 0
         while row < size:
             met = next(samples)
-            try:
-                # a sample that comes again is a new reading: its captions take turns
-                self._slots.fill(part, row, met.sample, epoch=met.reading)
-            except BadSample as bad:
-                problem = Problem(bad.kind, met.sample.key, bad.cause)
-                self._refuse(self._shards[met.shard], problem, errors)
+            # a sample that comes again is a new reading: its captions take turns
+            problem = attempt(
+                met.sample.key, partial(self._slots.fill, part, row, met.sample, met.reading)
+            )
+            if problem is not None:
+                skip_or_raise(problem, self._shards[met.shard], self._cfg.on_error, errors)
                 refused += 1
                 if refused > 10_000 + 10 * size:
-                    raise SampleError(f"the last {refused} samples were bad: {errors}") from None
+                    raise SampleError(f"the last {refused} samples were bad: {errors}")
                 continue
             part.shards[row], part.indices[row] = met.shard, met.index
             row += 1
             refused = 0
-        self._slots.tokenize(part)
+        self._slots.finish(part)
         part.errors.update(errors)
         errors.clear()
         return part
-
-    def _refuse(self, shard: str, problem: Problem, errors: dict[str, int]) -> None:
-        if self._cfg.on_error == "raise":
-            raise SampleError.at(shard, problem)
-        add_counts(errors, {problem.kind: 1})

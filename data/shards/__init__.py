@@ -1,2 +1,2 @@
-"""Tars on disk or elsewhere: which ones a pattern names, what is in them, and reading it. Knows
-nothing of batches."""
+"""Tars, here or remote: their names, their index, and reading them by number or as a stream. Knows
+no batches and needs no torch."""

@@ -1,8 +1,8 @@
-"""Samples of a tar archive: where every one lies, and what is wrong with the rest.
+"""Samples of a tar archive: where each one lies, and what is wrong with the rest.
 
-Python's tarfile finds the members. Over a local file it seeks from header to header and never
-touches a pixel; over a stream it reads forward. So a shard has the same samples, the same numbers
-and the same problems whichever way it comes.
+Python's tarfile finds the members: in a local file it seeks from header to header and reads no
+image, in a stream it reads forward. One parser for both gives a shard the same samples, numbers and
+problems either way.
 """
 
 import re
@@ -15,7 +15,7 @@ from data.problems import Problem
 
 IMAGE_EXTS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXT_EXTS = frozenset({"txt", "json", "cls"})
-# A member is read into memory whole; these bound what one header can ask for.
+# A member is read whole, so these limit the memory that a header can ask for.
 MAX_IMAGE_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 24
 
@@ -26,11 +26,11 @@ _META = re.compile(r"__[^/]*__($|/)")  # webdataset skips these too
 
 
 class _NotATar(tarfile.ReadError):
-    """The very first header is none."""
+    """The file does not start with a tar header."""
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile's headers, but a damaged one is an error; tarfile takes it for the archive's end."""
+    """tarfile's headers, where a damaged one is an error; tarfile would take it for the end."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
@@ -56,7 +56,7 @@ class _Header(tarfile.TarInfo):
 
 
 class ForwardFile:
-    """A stream with as much seeking as tarfile needs: forward, by reading and forgetting."""
+    """A stream that can seek forward, by reading, which is all that tarfile needs."""
 
     def __init__(self, file: Any) -> None:
         """`file`: anything with `read(size)`; fsspec's and webdataset's files are no `BinaryIO`."""
@@ -82,7 +82,7 @@ class ForwardFile:
 
 
 @dataclass
-class Located:
+class TarSample:
     """One sample with an image: where its members lie, and those of their bytes that were read."""
 
     key: str
@@ -120,7 +120,7 @@ class _Group:
         self.spans[ext] = (member.offset_data, member.size)
         return True
 
-    def close(self) -> Iterator[Located | Problem]:
+    def close(self) -> Iterator[TarSample | Problem]:
         shown = _shown(self.key)
         if not self.seen:  # nothing of ours in it
             return
@@ -135,12 +135,12 @@ class _Group:
         elif not self.image_ext:
             yield Problem("no_image", shown, f"only {', '.join(sorted(self.seen))}")
         else:
-            yield Located(self.key, self.image_ext, self.spans, self.payloads)
+            yield TarSample(self.key, self.image_ext, self.spans, self.payloads)
             for _ in range(max(self.seen.values()) - 1):
                 yield Problem("duplicate_key", shown, "its members come more than once")
 
 
-def iter_located(file: Any, *, read_payloads: bool) -> Iterator[Located | Problem]:
+def iter_samples(file: Any, *, read_payloads: bool) -> Iterator[TarSample | Problem]:
     """Samples of an archive in order, between them what had to be left out.
 
     `file`: open at its start; a `ForwardFile` or an unbuffered file. Members of a sample follow

@@ -1,1 +1,1 @@
-"""Bulk embedding of shards, and the files it writes."""
+"""Bulk embedding of shards, and the files it writes. Knows no index."""

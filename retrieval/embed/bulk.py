@@ -1,13 +1,7 @@
 """Bulk embedding of shards: several patch sizes in one pass over the pixels.
 
-The layout is clip-retrieval's, so its tools and autofaiss read it; one partition per shard:
-
-    OUT/patch_28/img_emb/img_emb_0000.npy      (n, d) float32, unit norm
-    OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size
-    OUT/manifest.json                          written last
-
-The work happens in OUT.partial, which gets its name when everything is there. Interrupted, the
-same command continues at the first partition that is missing.
+The work happens in OUT.partial, which gets its name when everything is there. Interrupted, the same
+command continues at the first partition that is missing. `partitions.py` names the files.
 """
 
 import json
@@ -29,7 +23,10 @@ from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
-from retrieval.embed.partitions import PartitionWriter, metadata_file, read_manifest, write_json
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.manifest import read_manifest
+from retrieval.embed.partitions import PartitionWriter, metadata_file
+from retrieval.json_files import write_json
 
 
 def embed_batches(
@@ -53,20 +50,13 @@ def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int,
     return tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)
 
 
-def check_batches(batch_size: int, num_workers: int) -> None:
-    """Raises `UsageError` for values that cannot work."""
-    for name, value, least in (("batch-size", batch_size, 1), ("num-workers", num_workers, 0)):
-        if value < least:
-            raise UsageError(f"--{name} {value}: at least {least}")
-
-
 def embed_shards(
     model: LitModel,
     shards: Sequence[str],
     patch_sizes: Sequence[int],
     out: str | Path,
-    batch_size: int = 64,
-    num_workers: int = 2,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = NUM_WORKERS,
     on_error: OnError = "skip",
     allow_pipe: bool = False,
     model_dir: str | Path = "",
@@ -154,7 +144,7 @@ def _check_same(folder: Path, plan: Mapping[str, Any], found: Mapping[str, Any])
             what = name.replace("_", " ")
             raise UsageError(
                 f"{folder} was made with another {what}: {_short(found.get(name))}, "
-                f"not {_short(plan[name])}; give another --out or remove it"
+                f"not {_short(plan[name])}; choose another folder or remove it"
             )
 
 

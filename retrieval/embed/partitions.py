@@ -1,14 +1,13 @@
-"""The files of bulk embeddings, in clip-retrieval's layout.
+"""The files of bulk embeddings, in clip-retrieval's layout, so its tools and autofaiss read them.
 
 OUT/patch_28/img_emb/img_emb_0000.npy      (n, d) float32, unit norm; one partition per shard
 OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size
-OUT/manifest.json                          written last
+OUT/manifest.json                          written last, see `manifest.py`
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,29 +28,6 @@ METADATA_SCHEMA = pa.schema(
     }
 )
 ROW_GROUP = 16_384
-_IN_MANIFEST = {"image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes"}
-
-
-def read_manifest(embeddings: str | Path) -> dict[str, Any]:
-    """The manifest of a folder written by `embed_shards`. Raises `UsageError` if it has none."""
-    file = Path(embeddings) / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise UsageError(f"{file} is damaged ({error}); embed these shards again") from error
-    known = isinstance(manifest, dict) and manifest.get("format") == 1
-    if not known or not manifest.keys() >= {*_IN_MANIFEST, "partitions"}:
-        partial = Path(embeddings).with_name(Path(embeddings).name + ".partial")
-        hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
-        raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
-    return manifest
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file under a temporary name, then rename it."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(file)
 
 
 def metadata_file(folder: Path, number: int) -> Path:

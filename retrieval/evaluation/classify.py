@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,10 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
-from data.class_names import SIMPLE_TEMPLATES, fill
+from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
-from retrieval.embed.partitions import write_json
-from retrieval.search.budget import PatchSize, Profile
+from retrieval.index.faiss_setup import faiss
+from retrieval.json_files import write_json
+from retrieval.search.config import PatchSizeOrBudget
+from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import blend
 
 
@@ -34,7 +35,7 @@ def embed_classes(
     starts = range(0, len(class_names), per_chunk)
     for start in tqdm(starts, "embedding class names", unit="batch", delay=5, leave=False):
         names = class_names[start : start + per_chunk]
-        prompts = [fill(template, name) for name in names for template in templates]
+        prompts = [fill_template(template, name) for name in names for template in templates]
         with torch.no_grad():
             embeds = torch.cat(
                 [
@@ -65,7 +66,7 @@ class ZeroShotClassifier:
         self,
         model: LitModel,
         class_names: Sequence[str],
-        templates: Sequence[str] = SIMPLE_TEMPLATES,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
         """class_embeds: of these names and templates, where they were computed before."""
@@ -79,7 +80,7 @@ class ZeroShotClassifier:
                 raise UsageError(f"template {template!r} has no {{c}} where the class name goes")
         self.model = model
         self.class_names, self.templates = list(class_names), list(templates)
-        self.profile = Profile(model)
+        self.profile = CostProfile(model)
         if class_embeds is None:
             class_embeds = embed_classes(model, class_names, templates)
         self.index = faiss.IndexFlatIP(model.embed_dim)
@@ -102,10 +103,10 @@ class ZeroShotClassifier:
     def predict(
         self,
         images: Float[Tensor, "b 3 s s"] | list[Image.Image],
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         k: int = 5,
         *,
-        refine_patch_size: PatchSize = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         margin: float = 0.02,
     ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from data.errors import UsageError
-from retrieval.index.tune import pack
 
 Where = Mapping[str, Any] | Callable[[np.ndarray], np.ndarray]
 """A filter as JSON, or a function from ids (n,) int64 to the ones wanted, (n,) bool."""
@@ -41,12 +40,17 @@ class Selection:
     """The rows of one segment that a search may find."""
 
     mask: Bool[np.ndarray, " n"]
-    packed: np.ndarray  # the same, a bit each
+    packed: UInt8[np.ndarray, " bytes"]  # the same, a bit each
     count: int
 
     @classmethod
     def of(cls, mask: Bool[np.ndarray, " n"]) -> "Selection":
         return cls(mask, pack(mask), int(mask.sum()))
+
+
+def pack(mask: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, " bytes"]:
+    """A bit per vector, little end first, as FAISS reads bitmaps."""
+    return np.packbits(mask, bitorder="little")
 
 
 def parse_where(text: str) -> dict[str, Any]:

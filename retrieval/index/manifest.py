@@ -1,30 +1,121 @@
-"""manifest.json says what an index folder holds. It is replaced, never changed.
+"""manifest.json says what an index folder holds: its segments, and where its tombstones lie.
 
-Whoever changes an index writes new files beside the old, replaces the manifest, and then removes
-the files that no manifest names any more.
+The file is replaced, never changed in place. It is read before anything heavy is imported.
 """
 
-import fcntl
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from data.errors import UsageError
-from retrieval.embed.partitions import write_json
-from retrieval.index.devices import Device, gpu_memory, num_gpus
-from retrieval.index.index_types import KINDS, IndexKind, default_memory
-from retrieval.index.segments import index_file, rows_file
-
-LATENCY_MS = 10.0
+from retrieval.index.config import LATENCY_MS, IndexType, IndexTypeChoice
 
 
-def read_index_manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Tuning:
+    """How far a search of one FAISS index looks unless it is told otherwise."""
+
+    nprobe: int = 1  # inverted lists looked into: ivf, ivfpq
+    ef: int = 16  # efSearch, candidates kept on the walk: hnsw
+    exact_below: float = 0.0  # share of vectors that a filter lets through: fewer are scanned
+    recall: float = 1.0  # at ten, measured
+    query_ms: float = 0.0  # median of one query alone, measured; 0 where nothing was
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """One segment: vectors and rows that are never changed once written."""
+
+    number: int
+    index_type: IndexType
+    count: int
+    first_id: int
+    last_id: int
+    bytes: Mapping[str, int]  # per file, see `segment_files`
+    blake2b: Mapping[str, str] = field(default_factory=dict)  # per file; of earlier indexes none
+    tuning: Mapping[int, Tuning] = field(default_factory=dict)  # per patch size; of a delta none
+    delta: bool = False  # added since the last compaction
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of others, kept as they are
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "SegmentEntry":
+        """Raises KeyError, TypeError or AttributeError for what is no entry."""
+        values = {**entry, "index_type": entry["kind"]}
+        del values["kind"]
+        tuning = values.get("tuning", {}).items()
+        values["tuning"] = {int(size): Tuning(**measured) for size, measured in tuning}
+        return cls(**_known(cls, values))
+
+    def to_json(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "number": self.number,
+            "kind": self.index_type,
+            "count": self.count,
+            "first_id": self.first_id,
+            "last_id": self.last_id,
+            "bytes": dict(self.bytes),
+            "blake2b": dict(self.blake2b),
+        }
+        if self.tuning:
+            entry["tuning"] = {str(size): asdict(tuning) for size, tuning in self.tuning.items()}
+        return {**entry, "delta": self.delta, **self.unknown}
+
+
+@dataclass(frozen=True)
+class IndexManifest:
+    """One state of an index."""
+
+    image_fingerprint: str
+    text_fingerprint: str  # of the model at the build; not compared
+    width: int
+    patch_sizes: tuple[int, ...]
+    images: str = ""  # folder of the photos that the index follows, "" for one made from shards
+    count: int = 0  # rows, without deleted ones
+    asked_type: IndexTypeChoice = "auto"
+    index_type: IndexType = "flat"
+    reason: str = ""  # for the index type
+    latency_ms: float = LATENCY_MS  # that one query may take
+    memory_bytes: int = 0  # that the index may take while it is built and searched
+    generation: int = 0  # changes since the build
+    next_id: int = 0
+    next_segment: int = 0
+    tombstones: str = ""  # file of the deleted ids, "" where none were deleted
+    segments: tuple[SegmentEntry, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of others, kept as they are
+
+    @classmethod
+    def from_json(cls, manifest: Mapping[str, Any]) -> "IndexManifest":
+        """Raises KeyError, TypeError or AttributeError for what is no manifest."""
+        values = {**manifest, "generation": manifest["generation"], "deleted": manifest["deleted"]}
+        values["segments"] = tuple(map(SegmentEntry.from_json, manifest["segments"]))
+        values["patch_sizes"] = tuple(manifest["patch_sizes"])
+        values |= {name: values.pop(key) for name, key in _KEYS.items() if key in values}
+        return cls(**_known(cls, values))
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["segments"] = [entry.to_json() for entry in self.segments]
+        values["patch_sizes"] = list(self.patch_sizes)
+        unknown = values.pop("unknown")
+        named = {_KEYS.get(name, name): value for name, value in values.items()}
+        return {"format": 1, **named, **unknown}
+
+
+# Keys of format 1 that are named otherwise here.
+_KEYS = {"asked_type": "asked_kind", "index_type": "kind", "tombstones": "deleted"}
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, those that are no fields of `cls` gathered under `unknown`."""
+    fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    known = {name: value for name, value in values.items() if name in fields}
+    others = {name: value for name, value in values.items() if name not in fields}
+    return {**known, "unknown": {name: v for name, v in others.items() if name != "format"}}
+
+
+def read_index_manifest(folder: Path) -> IndexManifest:
     """The manifest of an index folder. Raises `UsageError` if it has none."""
     file = folder / "manifest.json"
     try:
@@ -33,100 +124,7 @@ def read_index_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is damaged ({error}); build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != 1 or "segments" not in manifest:
         raise UsageError(f"{folder} holds no index of format 1; launch/index.py makes one")
-    return manifest
-
-
-def deleted_file(folder: Path, generation: int) -> Path:
-    """Where the tombstones lie that change number `generation` wrote: ids, ascending."""
-    return folder / f"deleted_{generation:04d}.npy"
-
-
-def new_manifest(
-    described: dict[str, Any],
-    kind: IndexKind,
-    device: Device,
-    latency_ms: float = LATENCY_MS,
-    memory_gib: float = 0.0,
-) -> dict[str, Any]:
-    """Of an index that holds nothing. Raises `UsageError` for values that cannot work."""
-    if kind not in ("auto", *KINDS):
-        raise UsageError(f"kind {kind!r}: allowed are auto, {', '.join(KINDS)}")
-    if not latency_ms > 0 or not memory_gib >= 0:
-        raise UsageError(f"latency_ms {latency_ms:g} and memory_gib {memory_gib:g}: above 0")
-    cuda = num_gpus(device) > 0
-    default = gpu_memory() if cuda else default_memory()
-    keep = ("image_fingerprint", "text_fingerprint", "width", "patch_sizes", "images")
-    return {
-        "format": 1,
-        **{name: described[name] for name in keep},
-        "count": 0,
-        "asked_kind": kind,
-        "kind": "flat" if kind == "auto" else kind,
-        "reason": f"{kind}: as asked",
-        "latency_ms": latency_ms,
-        "memory_bytes": int(memory_gib * 2**30) or default,
-        "generation": 0,
-        "next_id": 0,
-        "next_segment": 0,
-        "deleted": "",
-        "segments": [],
-    }
-
-
-def commit(
-    folder: Path, manifest: dict[str, Any], entries: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Make `entries` the index; then remove the files that no manifest names any more."""
-    manifest = dict(manifest)
-    generation = manifest["generation"] + 1
-    deleted: Int[np.ndarray, " t"] = manifest.pop("deleted_ids", np.zeros(0, np.int64))
-    manifest["deleted"] = ""
-    if len(deleted):
-        np.save(deleted_file(folder, generation), deleted, allow_pickle=False)
-        manifest["deleted"] = deleted_file(folder, generation).name
-    manifest["generation"] = generation
-    manifest["segments"] = list(entries)
-    manifest["count"] = sum(entry["count"] for entry in entries) - len(deleted)
-    numbers = [entry["number"] + 1 for entry in entries]
-    manifest["next_segment"] = max([manifest["next_segment"], *numbers])
-    manifest["next_id"] = max([manifest["next_id"], *(entry["last_id"] + 1 for entry in entries)])
-    write_json(folder / "manifest.json", manifest)
-    _sweep(folder, manifest)
-    return manifest
-
-
-def _sweep(folder: Path, manifest: dict[str, Any]) -> None:
-    """Readers that have opened a file keep it."""
-    numbers = [entry["number"] for entry in manifest["segments"]]
-    kept = {folder / manifest["deleted"]} | {rows_file(folder, n) for n in numbers}
-    kept |= {index_file(folder, size, n) for size in manifest["patch_sizes"] for n in numbers}
-    for pattern in ("patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy"):
-        for file in folder.glob(pattern):
-            if file not in kept:
-                file.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(out: Path, model: Path) -> Iterator[Path]:
-    """A folder that gets its name when everything is in it."""
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists already; give another name, or remove it first")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    # Copied, not linked: a model folder that is written again in place must not change the index.
-    shutil.copytree(model, partial / "model")
-    partial.rename(out)
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with its process."""
-    read_index_manifest(folder)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another program is changing {folder}; try again later") from error
-        yield
+    try:
+        return IndexManifest.from_json(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{file} is damaged ({error}); build the index again") from error

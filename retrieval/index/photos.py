@@ -1,61 +1,39 @@
-"""From a folder of pictures to a searchable index, and again when the folder has changed.
+"""From a folder of photos to a searchable index, and again when the folder has changed.
 
-Every picture is a row like a shard's sample: `shard` is the picture's own file, `offset` 0, `size`
-its bytes, `key` its path within the folder; `modified` and `caption_modified` (ns) tell, with the
-size, whether it is what was indexed. KEY.txt or KEY.json beside it give its caption. Work is kept
-every CHUNK pictures, so an interrupted run goes on where it was, and what is done can be searched
-meanwhile.
+Work is kept every WRITE_EVERY photos, so an interrupted run goes on where it was, and what is done
+can be searched meanwhile. `photo_folder.py` says what a photo's row holds.
 """
 
-import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
-from data.captions import read_captions
 from data.config import OnError
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
-from data.problems import BadSample, Problem, SampleError, add_counts
+from data.images import decode_image
+from data.problems import BadSample, Problem, attempt, skip_or_raise
 from data.shards.tar import IMAGE_EXTS
-from retrieval.embed.bulk import check_batches, check_patch_sizes
-from retrieval.embed.partitions import METADATA_SCHEMA
-from retrieval.index.build import change_index, compact_index, index_pieces
-from retrieval.index.devices import Device
-from retrieval.index.index_types import IndexKind
-from retrieval.index.manifest import LATENCY_MS
+from data.transform import ImageTransform
+from retrieval.embed.bulk import check_patch_sizes
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
+from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
+from retrieval.index.photo_folder import SCHEMA, Photo, compare, list_photos, read_caption
+from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.sources import Rows
 
-CHUNK = 8192  # pictures between two writes
-COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since it was last merged
+WRITE_EVERY = 8192  # photos
+COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since the last compaction
 MAX_PIXELS = 100_000_000
-SCHEMA = pa.schema([*METADATA_SCHEMA, ("modified", pa.int64()), ("caption_modified", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One picture's file as it was listed."""
-
-    path: str
-    key: str  # the path within the folder
-    size: int  # bytes
-    modified: int  # ns
-    caption_modified: int = 0  # ns, of the file of its caption; 0 where there is none
-
-    @property
-    def state(self) -> tuple[int, int, int]:
-        """Differs where the picture or its caption was changed."""
-        return self.size, self.modified, self.caption_modified
 
 
 @dataclass
@@ -66,8 +44,8 @@ class PhotosReport:
     changed: int = 0
     gone: int = 0
     unchanged: int = 0
-    errors: dict[str, int] = field(default_factory=dict)  # pictures that cannot be read, by kind
-    reason: str = ""  # for the kind of index
+    errors: dict[str, int] = field(default_factory=dict)  # photos that cannot be read, by reason
+    reason: str = ""  # for the index type
 
 
 def index_photos(
@@ -75,175 +53,155 @@ def index_photos(
     model_dir: str | Path,
     out: str | Path,
     patch_sizes: Sequence[int] = (),
-    kind: IndexKind = "auto",
+    index_type: IndexTypeChoice = "auto",
     device: Device = "auto",
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
-    batch_size: int = 64,
-    num_workers: int = 2,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = NUM_WORKERS,
     on_error: OnError = "skip",
+    *,
+    kind: IndexTypeChoice | None = None,
 ) -> PhotosReport:
-    """Index the pictures under a folder; of an index made before, only what is new or changed.
+    """Index the photos under a folder; of an index made before, only what is new or changed.
 
-    patch_sizes: none means the index's, or all of the model's for a new one. kind, latency_ms,
-    memory_gib: of a new index, see `build_index`. Pictures that cannot be read are skipped, counted
-    by kind and tried again by the next run; with on_error="raise" the first one ends the run.
-    Raises `UsageError` for a folder without pictures, an index of something else, or of another
-    image tower.
+    patch_sizes: none means the index's, or all of the model's for a new one. index_type,
+    latency_ms, memory_gib, kind: of a new index, see `build_index`. Photos that cannot be read are
+    skipped, counted by reason and tried again by the next run; with on_error="raise" the first one
+    ends the run. Raises `UsageError` for a folder without photos, an index of something else, or of
+    another image tower.
     """
     check_batches(batch_size, num_workers)
     images, out = Path(images_dir).absolute(), Path(out)
-    photos, report = list_photos(images, out)
+    photos, errors = list_photos(images, out)
     if not photos and not (out / "manifest.json").is_file():
-        raise UsageError(f"{images} holds no picture ({', '.join(sorted(IMAGE_EXTS))})")
+        raise UsageError(f"{images} holds no photo ({', '.join(sorted(IMAGE_EXTS))})")
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     model = LitModel.from_pretrained(model_dir, device=where)
     if not (out / "manifest.json").is_file():
-        described = {
-            "image_fingerprint": model.image_fingerprint,
-            "text_fingerprint": model.text_fingerprint,
-            "width": model.embed_dim,
-            "patch_sizes": list(check_patch_sizes(model, patch_sizes)),
-            "images": str(images),
-        }
-        index_pieces(out, Path(model_dir), described, [], kind, device, latency_ms, memory_gib)
+        manifest = new_manifest(
+            model.image_fingerprint, model.text_fingerprint, model.embed_dim,
+            check_patch_sizes(model, patch_sizes), str(images), kind or index_type, device,
+            latency_ms, memory_gib,
+        )  # fmt: skip
+        index_rows(out, Path(model_dir), manifest, [], device)
     snapshot = Snapshot.open(out)
     _check_same(out, snapshot, model, images, patch_sizes)
 
-    known = _known(snapshot)
-    todo = [p for p in photos if p.path not in known or known[p.path][1] != p.state]
-    listed = {photo.path for photo in photos}
-    gone = [row[0] for path, row in known.items() if path not in listed]
-    report.gone, report.unchanged = len(gone), len(photos) - len(todo)
-    if gone:
-        change_index(out, delete=gone)
-    _take_in(
-        out, model, snapshot.patch_sizes, todo, known, report, batch_size, num_workers, on_error
-    )
-    report.reason = _merge(out, device)
+    diff = compare(photos, snapshot)
+    report = PhotosReport(gone=len(diff.gone), unchanged=diff.num_unchanged, errors=errors)
+    if diff.gone:
+        change_index(out, delete=diff.gone)
+    if diff.new:
+        loader = DataLoader(
+            _Photos(diff.new, model.transform),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
+        )
+        _add_photos(out, model, snapshot.patch_sizes, loader, diff.replaced, report, on_error)
+    report.reason = _compact(out, device)
     return report
-
-
-def list_photos(images: Path, out: Path) -> tuple[list[Photo], PhotosReport]:
-    """The pictures under a folder, sorted by path; what is hidden, and `out` itself, left out."""
-    if not images.is_dir():
-        raise UsageError(f"{images} is no folder of pictures")
-    photos, report = [], PhotosReport()
-    for folder, inside, names in os.walk(images):
-        inside[:] = [
-            name
-            for name in inside
-            if not name.startswith(".") and Path(folder, name).absolute() != out.absolute()
-        ]
-        present = set(names)
-        for name in names:
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in IMAGE_EXTS:
-                continue
-            path = os.path.join(folder, name)
-            try:
-                path.encode()
-                stat = os.stat(path)
-            except UnicodeEncodeError:
-                add_counts(report.errors, {"not_utf8": 1})
-            except OSError:  # a link to nowhere
-                add_counts(report.errors, {"unreadable": 1})
-            else:
-                key = os.path.relpath(path, images)
-                captioned = _caption_modified(folder, name, present)
-                photos.append(Photo(path, key, stat.st_size, stat.st_mtime_ns, captioned))
-    return sorted(photos, key=lambda photo: photo.path), report
-
-
-def _caption_modified(folder: str, name: str, present: set[str]) -> int:
-    """When KEY.txt or KEY.json beside a picture was changed, ns; of both, their exclusive or, so
-    that either change shows."""
-    changed = 0
-    for ext in ("txt", "json"):
-        beside = f"{name.rpartition('.')[0]}.{ext}"
-        if beside in present:
-            with suppress(OSError):
-                changed ^= os.stat(os.path.join(folder, beside)).st_mtime_ns
-    return changed
 
 
 def _check_same(
     out: Path, snapshot: Snapshot, model: LitModel, images: Path, patch_sizes: Sequence[int]
 ) -> None:
     manifest = snapshot.manifest
-    if manifest["images"] != str(images):
-        made = manifest["images"] or "shards"
-        raise UsageError(f"{out} was made from {made}, not from {images}; give another --out")
+    if manifest.images != str(images):
+        made = manifest.images or "shards"
+        raise UsageError(f"{out} was made from {made}, not from {images}; choose another folder")
     if snapshot.columns is not None and not set(SCHEMA.names) <= set(snapshot.columns.names):
-        raise UsageError(f"{out} was made by an earlier version; give another --out")
-    if manifest["image_fingerprint"] != model.image_fingerprint:
-        raise UsageError(f"{out} was made with another image tower; give that, or another --out")
+        raise UsageError(f"{out} was made by an earlier version; choose another folder")
+    if manifest.image_fingerprint != model.image_fingerprint:
+        raise UsageError(f"{out} was made with another image tower; give that, or another folder")
     if patch_sizes and set(patch_sizes) != set(snapshot.patch_sizes):
         raise UsageError(
             f"{out} has patch sizes {', '.join(map(str, snapshot.patch_sizes))}, not "
-            f"{', '.join(map(str, patch_sizes))}; give these, or another --out"
+            f"{', '.join(map(str, patch_sizes))}; give these, or choose another folder"
         )
 
 
-Known = dict[str, tuple[int, tuple[int, int, int]]]
-"""path -> (id, state) of what the index holds."""
+def _compact(out: Path, device: Device) -> str:
+    """Compact when much was added or deleted since the last time. Returns why this index type."""
+    manifest = Snapshot.open(out).manifest
+    base = sum(entry.count for entry in manifest.segments if not entry.delta)
+    added = sum(entry.count for entry in manifest.segments if entry.delta)
+    deleted = base + added - manifest.count
+    if added + deleted > COMPACT_ABOVE * base:
+        return compact_index(out, device)
+    return manifest.reason
 
 
-def _known(snapshot: Snapshot) -> Known:
-    known: Known = {}
-    names = ("shard", "id", "size", "modified", "caption_modified")
-    for segment in snapshot.segments:
-        alive = segment.table.filter(pa.array(segment.alive))
-        columns = (alive[name].to_pylist() for name in names)
-        known |= {path: (id, tuple(state)) for path, id, *state in zip(*columns, strict=True)}
-    return known
+# ---- read ----------------------------------------------------------------------------------
+
+Loaded = tuple[Photo, Tensor | None, str, Problem | None]
+"""A photo, its pixels and caption, or what is wrong with it."""
 
 
-def _take_in(
+class _Photos(Dataset):
+    """Photos read from files of their own."""
+
+    def __init__(self, photos: Sequence[Photo], transform: ImageTransform) -> None:
+        self._photos, self._transform = photos, transform
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, number: int) -> Loaded:
+        photo = self._photos[number]
+        image = attempt(photo.key, lambda: _decode(Path(photo.path)))
+        if isinstance(image, Problem):
+            return photo, None, "", image
+        return photo, self._transform(image), read_caption(Path(photo.path)), None
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        return decode_image(path.read_bytes(), MAX_PIXELS)
+    except OSError as error:
+        raise BadSample("unreadable", str(error)) from None
+
+
+# ---- embed and write -----------------------------------------------------------------------
+
+
+def _add_photos(
     out: Path,
     model: LitModel,
     patch_sizes: Sequence[int],
-    todo: Sequence[Photo],
-    known: Known,
+    loader: DataLoader,
+    replaced: Mapping[str, int],
     report: PhotosReport,
-    batch_size: int,
-    num_workers: int,
     on_error: OnError,
 ) -> None:
-    """Embed pictures and add them, those that replace another in the same step."""
-    if not todo:
-        return
-    loader = DataLoader(
-        _Pictures(todo, model.transform),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
-    )
+    """Embed photos and add them, those that replace another in the same step.
+
+    replaced: path of a changed photo -> its id before.
+    """
     sizes = ", ".join(map(str, patch_sizes))
     waiting = _Waiting(patch_sizes)
-    with tqdm(total=len(todo), desc=f"embedding at patch {sizes}", unit="img") as bar:
+    total = len(loader.dataset)  # type: ignore[arg-type]
+    with tqdm(total=total, desc=f"embedding at patch {sizes}", unit="img") as bar:
         for batch in loader:
-            for number, pixels, _, problem in batch:
-                photo = todo[number]
-                before = known.get(photo.path)
-                if before is not None:
-                    waiting.replaced.append(before[0])
+            for photo, pixels, _, problem in batch:
+                if photo.path in replaced:
+                    waiting.replaced.append(replaced[photo.path])
                 if pixels is not None:
-                    report.changed += before is not None
-                    report.added += before is None
-                elif on_error == "raise":
-                    raise SampleError.at(photo.path, problem)
+                    report.changed += photo.path in replaced
+                    report.added += photo.path not in replaced
                 else:
-                    add_counts(report.errors, {problem.kind: 1})
-            waiting.add(model, [(todo[n], p, c) for n, p, c, _ in batch if p is not None])
+                    skip_or_raise(problem, photo.path, on_error, report.errors)
+            waiting.add(model, [(photo, p, c) for photo, p, c, _ in batch if p is not None])
             bar.update(len(batch))
-            if waiting.num_seen >= CHUNK:
+            if waiting.num_seen >= WRITE_EVERY:
                 waiting.write(out)
     waiting.write(out)
 
 
 class _Waiting:
-    """Embedded pictures between two writes, and the ids that they replace."""
+    """Embedded photos between two writes, and the ids that they replace."""
 
     def __init__(self, patch_sizes: Sequence[int]) -> None:
         self.patch_sizes = patch_sizes
@@ -259,7 +217,7 @@ class _Waiting:
         return max(len(self.rows), len(self.replaced))
 
     def add(self, model: LitModel, batch: Sequence[tuple[Photo, Tensor, str]]) -> None:
-        """Pictures with pixels and caption."""
+        """Photos with pixels and caption."""
         if not batch:
             return
         images = torch.stack([pixels for _, pixels, _ in batch]).to(model.device)
@@ -275,8 +233,8 @@ class _Waiting:
 
 
 def _rows(
-    first_id: int, rows: Sequence[tuple[Photo, str]], vectors: dict[int, np.ndarray]
-) -> list[Rows]:
+    first_id: int, rows: Sequence[tuple[Photo, str]], vectors: Mapping[int, np.ndarray]
+) -> list[RowsInMemory]:
     columns = {
         "id": first_id + np.arange(len(rows), dtype=np.int64),
         "key": [photo.key for photo, _ in rows],
@@ -287,53 +245,4 @@ def _rows(
         "modified": [photo.modified for photo, _ in rows],
         "caption_modified": [photo.caption_modified for photo, _ in rows],
     }
-    return [Rows(vectors, pa.Table.from_pydict(columns, schema=SCHEMA))]
-
-
-def _merge(out: Path, device: Device) -> str:
-    """Merge when much was added or deleted since the last time. Returns why this kind of index."""
-    manifest = Snapshot.open(out).manifest
-    base = sum(entry["count"] for entry in manifest["segments"] if not entry["delta"])
-    added = sum(entry["count"] for entry in manifest["segments"] if entry["delta"])
-    deleted = base + added - manifest["count"]
-    if added + deleted > COMPACT_ABOVE * base:
-        return compact_index(out, device)
-    return manifest["reason"]
-
-
-Loaded = tuple[int, Tensor | None, str, Problem | None]
-
-
-class _Pictures(Dataset):
-    """(number, pixels or None, caption, problem) of pictures in files of their own."""
-
-    def __init__(self, photos: Sequence[Photo], transform: ImageTransform) -> None:
-        self._photos, self._transform = photos, transform
-
-    def __len__(self) -> int:
-        return len(self._photos)
-
-    def __getitem__(self, number: int) -> Loaded:
-        photo = self._photos[number]
-        try:
-            image = decode_image(Path(photo.path).read_bytes(), MAX_PIXELS)
-        except BadSample as bad:
-            return number, None, "", Problem(bad.kind, photo.key, bad.cause)
-        except OSError as error:
-            return number, None, "", Problem("unreadable", photo.key, str(error))
-        return number, self._transform(image), _caption(Path(photo.path)), None
-
-
-def _caption(path: Path) -> str:
-    """Of KEY.txt or KEY.json beside the picture, "" where there is none."""
-    payloads = {}
-    for ext in ("txt", "json"):
-        beside = path.with_suffix(f".{ext}")
-        try:
-            payloads[ext] = beside.read_bytes()
-        except OSError:
-            continue
-    try:
-        return read_captions(payloads)[0]
-    except BadSample:
-        return ""
+    return [RowsInMemory(vectors, pa.Table.from_pydict(columns, schema=SCHEMA))]

@@ -1,46 +1,31 @@
-"""A segment: vectors that are never changed once written, as files of an index folder.
-
-NAME/patch_28/image.index              segment 0; a later one is image_0007.index
-NAME/metadata/metadata_0000.arrow      its rows, in the vectors' order, ids ascending
-
-What an index holds is the list of segments in its manifest.json, less the ids of its tombstones.
-Every change writes new files beside the old and then replaces the manifest, so a reader sees the
-index before or after, and keeps what it has opened.
-"""
+"""A segment: rows and their vectors, never changed once written. See `folder.py` for its files."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
-from retrieval.index.index_types import Kind, cells_of, held_as, kind_of, new_index, num_training
-from retrieval.index.sources import BLOCK_ROWS, Piece, checked_schema, conform, cut
+from data.files import file_digest
+from retrieval.index.choose import type_for_count
+from retrieval.index.config import IndexType
+from retrieval.index.create import ivf_of, new_index, num_training, type_of
+from retrieval.index.faiss_setup import faiss
+from retrieval.index.folder import index_file, rows_file, segment_files
+from retrieval.index.manifest import SegmentEntry, Tuning
+from retrieval.index.row_sources import (
+    BLOCK_ROWS,
+    RowSource,
+    blocks,
+    cast_to_schema,
+    index_schema,
+)
 from retrieval.index.tune import QUERIES
 
 READ_FLAGS = faiss.IO_FLAG_MMAP_IFC
-
-
-def index_file(folder: Path, patch_size: int, number: int) -> Path:
-    """Where the vectors of segment `number` at `patch_size` lie."""
-    name = f"image_{number:04d}.index" if number else "image.index"
-    return folder / f"patch_{patch_size}" / name
-
-
-def rows_file(folder: Path, number: int) -> Path:
-    """Where the metadata of segment `number` lie."""
-    return folder / "metadata" / f"metadata_{number:04d}.arrow"
-
-
-def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
-    """The files of segment `number`, as its entry in the manifest names them."""
-    files = {f"patch_{size}": index_file(folder, size, number) for size in patch_sizes}
-    return {"metadata": rows_file(folder, number), **files}
 
 
 # ---- write ---------------------------------------------------------------------------------
@@ -49,35 +34,33 @@ def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict
 def write_segment(
     folder: Path,
     number: int,
-    kind: Kind,
-    pieces: Sequence[Piece],
+    index_type: IndexType,
+    sources: Sequence[RowSource],
     span: tuple[int, int],
     patch_sizes: Iterable[int],
     width: int,
     schema: pa.Schema | None = None,
     gpus: int = 0,
     progress: Callable[[int], object] = lambda count: None,
-) -> tuple[dict[str, Any], dict[int, Float[np.ndarray, "n d"]]]:
-    """Write rows span[0] to span[1] of `pieces` as segment `number`.
+) -> tuple[SegmentEntry, dict[int, Float[np.ndarray, "n d"]]]:
+    """Write rows span[0] to span[1] of `sources` as segment `number`.
 
-    schema: of the index's metadata; None takes that of the first piece. progress: is told how many
+    schema: of the index's metadata; None takes that of the first source. progress: is told how many
     vectors were added. Memory: one patch size's index, and a block. Returns the segment's entry in
     the manifest, and a sample of its vectors per patch size. Raises `UsageError` for rows whose
     ids do not ascend, or vectors that are not finite.
     """
     count = span[1] - span[0]
-    kind = held_as(kind, count)
-    ids = _write_rows(rows_file(folder, number), pieces, span, schema)
-    entry: dict[str, Any] = {"number": number, "kind": kind, "count": count}
-    entry["first_id"], entry["last_id"] = int(ids[0]), int(ids[-1])
+    index_type = type_for_count(index_type, count)
+    ids = _write_rows(rows_file(folder, number), sources, span, schema)
     samples = {}
     for patch_size in patch_sizes:
-        share = min(1.0, max(num_training(kind, count), 2 * QUERIES) / max(count, 1))
-        samples[patch_size] = _sample(pieces, patch_size, span, share, width)
-        index = new_index(kind, width, count, samples[patch_size], gpus)
+        share = min(1.0, max(num_training(index_type, count), 2 * QUERIES) / max(count, 1))
+        samples[patch_size] = _sample(sources, patch_size, span, share, width)
+        index = new_index(index_type, width, count, samples[patch_size], gpus)
         done = 0
-        for piece, start, stop in cut(pieces, *span):
-            vectors = piece.vectors(patch_size, start, stop)
+        for source, start, stop in blocks(sources, *span):
+            vectors = source.vectors(patch_size, start, stop)
             if not np.isfinite(vectors).all():
                 raise UsageError(
                     f"vectors of patch size {patch_size} hold numbers that are not finite; "
@@ -92,36 +75,43 @@ def write_segment(
         faiss.write_index(index, str(part))
         part.replace(file)
     files = segment_files(folder, number, patch_sizes)
-    entry["bytes"] = {name: file.stat().st_size for name, file in files.items()}
-    entry["blake2b"] = {name: file_digest(file) for name, file in files.items()}
+    entry = SegmentEntry(
+        number,
+        index_type,
+        count,
+        first_id=int(ids[0]),
+        last_id=int(ids[-1]),
+        bytes={name: file.stat().st_size for name, file in files.items()},
+        blake2b={name: file_digest(file) for name, file in files.items()},
+    )
     return entry, samples
 
 
 def _sample(
-    pieces: Sequence[Piece], patch_size: int, span: tuple[int, int], share: float, width: int
+    sources: Sequence[RowSource], patch_size: int, span: tuple[int, int], share: float, width: int
 ) -> Float[np.ndarray, "n d"]:
     """About `share` of the vectors, the same ones every time."""
     draw = np.random.default_rng(0)
     chosen = [np.zeros((0, width), np.float32)]
-    for piece, start, stop in cut(pieces, *span):
+    for source, start, stop in blocks(sources, *span):
         rows = draw.random(stop - start) < share
         if rows.any():
-            chosen.append(piece.vectors(patch_size, start, stop)[rows])
+            chosen.append(source.vectors(patch_size, start, stop)[rows])
     return np.concatenate(chosen)
 
 
 def _write_rows(
-    file: Path, pieces: Sequence[Piece], span: tuple[int, int], schema: pa.Schema | None
+    file: Path, sources: Sequence[RowSource], span: tuple[int, int], schema: pa.Schema | None
 ) -> Int[np.ndarray, " n"]:
     """The metadata file, record batch after record batch; returns the ids."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
     ids, writer = [np.zeros(0, np.int64)], None
     with pa.OSFile(str(part), "wb") as sink:
-        for piece, start, stop in cut(pieces, *span):
-            block = piece.metadata(start, stop)
-            schema = schema or checked_schema(block)
-            block = conform(block, schema)
+        for source, start, stop in blocks(sources, *span):
+            block = source.metadata(start, stop)
+            schema = schema or index_schema(block)
+            block = cast_to_schema(block, schema)
             ids.append(block["id"].to_numpy())
             writer = writer or pa.ipc.new_file(sink, schema)
             writer.write_table(block.combine_chunks(), max_chunksize=BLOCK_ROWS)
@@ -146,18 +136,17 @@ class Segment:
     def __init__(
         self,
         folder: Path,
-        entry: dict[str, Any],
+        entry: SegmentEntry,
         patch_sizes: Iterable[int],
         width: int,
-        deleted: Int[np.ndarray, " t"],
+        tombstones: Int[np.ndarray, " t"],
     ) -> None:
-        """entry: of the manifest. deleted: tombstones, ascending. Raises `UsageError` for a file
-        that is damaged or not what the entry says, FileNotFoundError for one that is gone."""
-        self.number: int = entry["number"]
-        self.count: int = entry["count"]
-        self.kind: Kind = entry["kind"]
+        """tombstones: deleted ids, ascending. Raises `UsageError` for a file that is damaged or not
+        what the entry says, FileNotFoundError for one that is gone."""
+        self.entry, self.number, self.count = entry, entry.number, entry.count
+        self.index_type = entry.index_type
         file = rows_file(folder, self.number)
-        _check_bytes(file, entry["bytes"].get("metadata"))
+        _check_bytes(file, entry.bytes.get("metadata"))
         try:
             self.table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
             self.ids = self.table["id"].to_numpy()
@@ -168,23 +157,27 @@ class Segment:
         if len(self.ids) != self.count:
             raise UsageError(f"{file} has {len(self.ids)} rows, not {self.count}; build it again")
         self._maps: dict[int, Any] = {}
-        self.inner: dict[int, faiss.Index] = {}
+        self.indexes: dict[int, faiss.Index] = {}  # patch size -> what lies inside an `IndexIDMap`
         for size in patch_sizes:
             path = index_file(folder, size, self.number)
-            _check_bytes(path, entry["bytes"].get(f"patch_{size}"))
+            _check_bytes(path, entry.bytes.get(f"patch_{size}"))
             self._maps[size] = whole = _read(path)
             if whole.d != width or whole.ntotal != self.count:
                 raise UsageError(
                     f"{path} holds {whole.ntotal} vectors of width {whole.d}, not {self.count} of "
                     f"width {width}; build the index again"
                 )
-            self.inner[size] = faiss.downcast_index(whole.index)
-        places = np.searchsorted(self.ids, deleted)
+            self.indexes[size] = faiss.downcast_index(whole.index)
+        places = np.searchsorted(self.ids, tombstones)
         places = places[places < self.count]
-        gone = places[np.isin(self.ids[places], deleted)]
+        gone = places[np.isin(self.ids[places], tombstones)]
         self.alive: Bool[np.ndarray, " n"] = np.ones(self.count, bool)
         self.alive[gone] = False
         self.num_alive = int(self.alive.sum())
+
+    def tuning(self, patch_size: int) -> Tuning:
+        """How far a search looks unless it is told otherwise."""
+        return self.entry.tuning.get(patch_size, Tuning())
 
     def places(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The rows of ids that are alive, -1 for others."""
@@ -206,14 +199,14 @@ class Segment:
     def reconstruct(self, patch_size: int, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The stored vectors of rows. Not for several threads before the first call returned: an
         ivf then makes its table of where every row lies, 8 bytes each."""
-        index: Any = self.inner[patch_size]
+        index: Any = self.indexes[patch_size]
         if isinstance(index, faiss.IndexIVF) and index.direct_map.no():
             index.make_direct_map(True)
         return index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
 
 
-class Living:
-    """What of a segment is alive, as a piece, for a merge."""
+class SurvivingRows:
+    """The rows of a segment that were not deleted, as a `RowSource` for a compaction."""
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
@@ -232,12 +225,12 @@ def _read(file: Path) -> Any:
         whole = faiss.read_index(str(file), READ_FLAGS)
         if not isinstance(whole, faiss.IndexIDMap):
             raise UsageError(f"{file} is no index of this project; build the index again")
-        kind_of(faiss.downcast_index(whole.index))
-        cells = cells_of(faiss.downcast_index(whole.index))
+        type_of(faiss.downcast_index(whole.index))
+        ivf = ivf_of(faiss.downcast_index(whole.index))
     except RuntimeError as error:
         raise UsageError(f"{file} is damaged; build the index again") from error
-    if cells is not None:
-        cells.parallel_mode = 0  # one thread per query; several queries share the cores
+    if ivf is not None:
+        ivf.parallel_mode = 0  # one thread per query; several queries share the cores
     return whole
 
 

@@ -8,26 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from data.cache.checksums import file_digest
 from data.errors import UsageError
-from retrieval.index.devices import Device, to_gpus
+from data.files import file_digest
+from retrieval.index.choose import bytes_per_vector
+from retrieval.index.config import Device
+from retrieval.index.faiss_setup import faiss
 from retrieval.index.filters import Selection, Where, matching
-from retrieval.index.index_types import (
-    MAX_GPU,
-    bytes_per_vector,
-    exact_search,
-    search,
-    search_params,
-)
-from retrieval.index.manifest import read_index_manifest
-from retrieval.index.segments import Segment, segment_files
-from retrieval.index.tune import Tuning
+from retrieval.index.folder import read_tombstones, segment_files
+from retrieval.index.gpus import to_gpus
+from retrieval.index.manifest import IndexManifest, read_index_manifest
+from retrieval.index.nearest import Found, nearest, nearest_exactly, search_params
+from retrieval.index.segments import Segment
 
+MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
 ATTEMPTS = 5  # at opening, while a writer replaces files
 
@@ -35,36 +32,24 @@ ATTEMPTS = 5  # at opening, while a writer replaces files
 class Snapshot:
     """One state of an index. Make one with `Snapshot.open`; safe for any number of threads."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], device: Device) -> None:
+    def __init__(self, folder: Path, manifest: IndexManifest, device: Device) -> None:
         self.folder, self.manifest = folder, manifest
-        self.generation: int = manifest["generation"]
-        self.patch_sizes: tuple[int, ...] = tuple(manifest["patch_sizes"])
-        self.width: int = manifest["width"]
-        self.deleted: Int[np.ndarray, " t"] = np.zeros(0, np.int64)
-        if manifest["deleted"]:
-            try:
-                self.deleted = np.load(folder / manifest["deleted"], allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                file = folder / manifest["deleted"]
-                raise UsageError(f"{file} is damaged; build the index again") from error
+        self.generation, self.width = manifest.generation, manifest.width
+        self.patch_sizes = manifest.patch_sizes
+        self.tombstones = read_tombstones(folder, manifest)  # ids, ascending
         self.segments = [
-            Segment(folder, entry, self.patch_sizes, self.width, self.deleted)
-            for entry in manifest["segments"]
+            Segment(folder, entry, self.patch_sizes, self.width, self.tombstones)
+            for entry in manifest.segments
         ]
         self._first = np.array([segment.ids[0] for segment in self.segments], np.int64)
-        self.tunings = {
-            (entry["number"], int(size)): Tuning(**values)
-            for entry in manifest["segments"]
-            for size, values in entry.get("tuning", {}).items()
-        }
         self._lock = threading.Lock()
         self._selections: OrderedDict[tuple[int, str], Selection] = OrderedDict()
         self._gpu_lock = threading.Lock()  # FAISS's GPU indexes serve one thread at a time
         self._gpu: dict[tuple[int, int], faiss.Index] = {}
         for segment in self.segments:
-            held = segment.count * bytes_per_vector(segment.kind, self.width)
+            held = segment.count * bytes_per_vector(segment.index_type, self.width)
             for size in self.patch_sizes:
-                copy = to_gpus(segment.inner[size], segment.kind, device, held)
+                copy = to_gpus(segment.indexes[size], segment.index_type, device, held)
                 if copy is not None:
                     self._gpu[segment.number, size] = copy
 
@@ -78,13 +63,13 @@ class Snapshot:
         generation = None
         for _ in range(ATTEMPTS):
             manifest = read_index_manifest(folder)
-            if manifest.get("generation") == generation:  # no writer: the file is really missing
+            if manifest.generation == generation:  # no writer: the file is really missing
                 break
             try:
                 return cls(folder, manifest, device)
             except FileNotFoundError as error:  # a writer has replaced what the manifest named
-                generation, missing = manifest["generation"], error.filename
-            except (KeyError, TypeError, AttributeError) as error:
+                generation, missing = manifest.generation, error.filename
+            except (KeyError, TypeError, AttributeError) as error:  # values of other types
                 file = folder / "manifest.json"
                 raise UsageError(f"{file} is damaged ({error}); build the index again") from error
         raise UsageError(f"{missing} is missing from the index; build it again")
@@ -99,9 +84,9 @@ class Snapshot:
 
     def check_contents(self) -> None:
         """Read every file through. Raises `UsageError` for one that is not as it was written."""
-        for entry in self.manifest["segments"]:
-            files = segment_files(self.folder, entry["number"], self.patch_sizes)
-            for name, noted in entry.get("blake2b", {}).items():
+        for entry in self.manifest.segments:
+            files = segment_files(self.folder, entry.number, self.patch_sizes)
+            for name, noted in entry.blake2b.items():
                 with suppress(FileNotFoundError):  # a writer has replaced it
                     if file_digest(files[name]) != noted:
                         raise UsageError(f"{files[name]} is damaged; build the index again")
@@ -160,44 +145,57 @@ class Snapshot:
         measured when the index was built. exact: scan everything.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        empty = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
-        found = [empty]
+        found: list[Found] = [
+            (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
+        ]
         for segment in self.segments:
             chosen = self._select(segment, where)
-            if chosen is not None and not chosen.count:
-                continue
-            tuning = self.tunings.get((segment.number, patch_size), Tuning())
-            wanted = min(k, segment.count if chosen is None else chosen.count)
-            share = 1.0 if chosen is None else chosen.count / segment.count
-            packed = None if chosen is None else chosen.packed
-            index = segment.inner[patch_size]
-            if exact or share < tuning.exact_below:
-                similarities, rows = exact_search(index, queries, wanted, packed)
-            else:
-                copy = self._gpu.get((segment.number, patch_size))
-                # k of what k matches take, were they everywhere as many; twice that to be safe
-                deeper = wanted if chosen is None else int(2 * wanted / share) + 16
-                if copy is not None and deeper <= MAX_GPU:
-                    params = search_params(index, min(nprobe or tuning.nprobe, MAX_GPU), 1)
-                    with self._gpu_lock:
-                        similarities, rows = copy.search(
-                            queries, min(deeper, segment.count), params=params
-                        )
-                    similarities, rows = _drop(similarities, rows, chosen, wanted)
-                else:
-                    walk = max(ef or tuning.ef, wanted)
-                    cells = nprobe or tuning.nprobe
-                    similarities, rows = search(index, queries, wanted, cells, walk, packed)
-                short = (rows < 0).any(axis=1)
-                if short.any():  # an approximate search lost its way among what matches
-                    again = exact_search(index, queries[short], wanted, packed)
-                    similarities[short], rows[short] = again
-            found.append((similarities, np.where(rows < 0, -1, segment.ids[rows])))
+            if chosen is None or chosen.count:
+                similarities, rows = self._nearest_in(
+                    segment, queries, k, patch_size, chosen, nprobe, ef, exact
+                )
+                found.append((similarities, np.where(rows < 0, -1, segment.ids[rows])))
         similarities = np.concatenate([part[0] for part in found], axis=1)
         ids = np.concatenate([part[1] for part in found], axis=1)
         similarities[ids < 0] = -np.inf
         order = np.lexsort((ids, -similarities))[:, :k]
         return np.take_along_axis(similarities, order, 1), np.take_along_axis(ids, order, 1)
+
+    def _nearest_in(
+        self,
+        segment: Segment,
+        queries: Float[np.ndarray, "q d"],
+        k: int,
+        patch_size: int,
+        chosen: Selection | None,
+        nprobe: int | None,
+        ef: int | None,
+        exact: bool,
+    ) -> Found:
+        """(similarities, rows of the segment), as many as k or as there are."""
+        index, tuning = segment.indexes[patch_size], segment.tuning(patch_size)
+        share = 1.0 if chosen is None else chosen.count / segment.count
+        k = min(k, segment.count if chosen is None else chosen.count)
+        packed = None if chosen is None else chosen.packed
+        if exact or share < tuning.exact_below:
+            return nearest_exactly(index, queries, k, packed)
+        nprobe = nprobe or tuning.nprobe
+        copy = self._gpu.get((segment.number, patch_size))
+        # k of what k matches take, were they everywhere as many; twice that to be safe
+        deeper = k if chosen is None else int(2 * k / share) + 16
+        if copy is not None and deeper <= MAX_GPU:
+            params = search_params(index, min(nprobe, MAX_GPU), 1)
+            with self._gpu_lock:
+                found = copy.search(queries, min(deeper, segment.count), params=params)
+            similarities, rows = _drop(*found, chosen, k)
+        else:
+            walk = max(ef or tuning.ef, k)
+            similarities, rows = nearest(index, queries, k, nprobe, walk, packed)
+        short = (rows < 0).any(axis=1)
+        if short.any():  # an approximate search lost its way among what matches
+            again = nearest_exactly(index, queries[short], k, packed)
+            similarities[short], rows[short] = again
+        return similarities, rows
 
     def count_matching(self, where: Where | None) -> int:
         """How many images a filter lets through."""
@@ -229,9 +227,7 @@ class Snapshot:
         return chosen
 
 
-def _drop(
-    similarities: np.ndarray, rows: np.ndarray, chosen: Selection | None, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _drop(similarities: np.ndarray, rows: np.ndarray, chosen: Selection | None, k: int) -> Found:
     """What a search without a filter found, less what the filter does not let through."""
     if chosen is not None:
         rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)

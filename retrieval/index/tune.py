@@ -1,14 +1,16 @@
 """How far a search in an approximate index must look: measured once, on the index itself."""
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
 
-import faiss
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from retrieval.index.index_types import cells_of, exact_search, search_params
+from retrieval.index.create import ivf_of
+from retrieval.index.faiss_setup import faiss
+from retrieval.index.filters import pack
+from retrieval.index.manifest import Tuning
+from retrieval.index.nearest import nearest_exactly, search_params
 
 K = 10
 RECALL = 0.985  # of the ten nearest, on average, that nprobe or ef must find
@@ -16,20 +18,6 @@ FILTERED_RECALL = 0.95
 QUERIES = 128
 TIMED = 24
 SELECTIVITIES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a search of one index passes along unless it is told otherwise."""
-
-    nprobe: int = 1  # cells looked into: ivf, ivfpq
-    ef: int = 16  # candidates kept on the walk: hnsw
-    exact_below: float = 0.0  # share of vectors that a filter lets through: fewer are scanned
-    recall: float = 1.0  # at ten, measured
-    query_ms: float = 0.0  # median of one query alone, measured; 0 where nothing was
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def draw_queries(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "q d"]:
@@ -45,13 +33,13 @@ def draw_queries(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "q d"]:
 def tune(index: faiss.Index, sample: Float[np.ndarray, "n d"], latency_ms: float) -> Tuning:
     """The smallest nprobe or ef that finds 98.5% of the ten nearest; the largest that answers
     within latency_ms where that is too slow. index: what lies inside its `IndexIDMap`."""
-    cells = cells_of(index)
-    if cells is None and not isinstance(index, faiss.IndexHNSW):
+    ivf = ivf_of(index)
+    if ivf is None and not isinstance(index, faiss.IndexHNSW):
         return Tuning()
     queries = draw_queries(sample)
-    nearest = exact_search(index, queries, K)[1]
-    most = cells.nlist if cells is not None else 2048
-    value = 1 if cells is not None else 16
+    nearest = nearest_exactly(index, queries, K)[1]
+    most = ivf.nlist if ivf is not None else 2048
+    value = 1 if ivf is not None else 16
     best = None
     while True:
         tuning = _measure(index, queries, nearest, value)
@@ -60,7 +48,7 @@ def tune(index: faiss.Index, sample: Float[np.ndarray, "n d"], latency_ms: float
         if tuning.recall >= RECALL or tuning.query_ms > latency_ms or value >= most:
             break
         value = min(2 * value, most)
-    return Tuning(**{**best.to_json(), "exact_below": _exact_below(index, queries[:TIMED], best)})
+    return replace(best, exact_below=_exact_below(index, queries[:TIMED], best))
 
 
 def _measure(
@@ -85,11 +73,12 @@ def _exact_below(index: faiss.Index, queries: Float[np.ndarray, "q d"], tuning: 
     draw = np.random.default_rng(1)
     for share in SELECTIVITIES:
         packed = pack(draw.random(index.ntotal) < share)
-        start = time.perf_counter()
-        nearest = exact_search(index, queries, K, packed)[1]
-        middle = time.perf_counter()
         params = search_params(index, tuning.nprobe, tuning.ef, packed)
-        found = index.search(queries, K, params=params)[1]
+        alone = np.split(queries, len(queries))  # many at once are scanned faster
+        start = time.perf_counter()
+        nearest = np.concatenate([nearest_exactly(index, one, K, packed)[1] for one in alone])
+        middle = time.perf_counter()
+        found = np.concatenate([index.search(one, K, params=params)[1] for one in alone])
         slower = time.perf_counter() - middle >= middle - start
         if slower or overlap(found, nearest) < FILTERED_RECALL:
             return share
@@ -101,8 +90,3 @@ def overlap(found: Int[np.ndarray, "q k"], nearest: Int[np.ndarray, "q k"]) -> f
     pairs = [(set(a), {n for n in b if n >= 0}) for a, b in zip(found, nearest, strict=True)]
     wanted = sum(len(b) for _, b in pairs)
     return sum(len(a & b) for a, b in pairs) / max(1, wanted)
-
-
-def pack(mask: Bool[np.ndarray, " n"]) -> np.ndarray:
-    """A bit per vector, little end first, as FAISS reads bitmaps."""
-    return np.packbits(mask, bitorder="little")

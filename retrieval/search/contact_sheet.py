@@ -1,4 +1,4 @@
-"""Contact sheets: the pictures found for each query, as one PNG."""
+"""Contact sheets: the images found for each query, as one PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,11 @@ INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
 def contact_sheet(
     queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path
 ) -> Image.Image:
-    """Write a PNG with a row of pictures per query, best first; return it.
+    """Write a PNG with a row of images per query, best first; return it.
 
-    Each picture has its caption and its cosine similarity below. More than ten hits wrap. A
-    picture whose shard cannot be read is drawn as an empty box.
+    Each image has its caption and its cosine similarity below. More than ten hits wrap. An image
+    whose shard cannot be read is drawn as an empty box. Raises `UsageError` where the PNG cannot be
+    written.
     """
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
     heights = [-(-len(row) // columns) * (CELL + GAP) or LINE + 2 * GAP for row in hits]
@@ -50,21 +51,24 @@ def contact_sheet(
         if not row:
             draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
         y += used
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error
     return sheet
 
 
 def _draw_hit(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, x: int, y: int) -> None:
     box = (x, y, x + THUMBNAIL - 1, y + THUMBNAIL - 1)
     try:
-        picture = ImageOps.contain(hit.image(), (THUMBNAIL - 16, THUMBNAIL - 16))
+        image = ImageOps.contain(hit.image(), (THUMBNAIL - 16, THUMBNAIL - 16))
     except (OSError, BadSample, UsageError):
         draw.rounded_rectangle(box, radius=10, fill=EMPTY, outline=BORDER)
     else:
         draw.rounded_rectangle(box, radius=10, fill="white", outline=BORDER)
-        corner = (x + (THUMBNAIL - picture.width) // 2, y + (THUMBNAIL - picture.height) // 2)
-        sheet.paste(picture, corner)
+        corner = (x + (THUMBNAIL - image.width) // 2, y + (THUMBNAIL - image.height) // 2)
+        sheet.paste(image, corner)
     font = ImageFont.load_default(CAPTION_SIZE)
     y += THUMBNAIL + 10
     for line in wrap(hit.caption or hit.key, font, THUMBNAIL, CAPTION_LINES):

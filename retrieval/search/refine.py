@@ -7,11 +7,11 @@ What was computed lies in a small SQLite file, so that the next search, thread o
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
 from data.problems import BadSample
-from data.shards.index import open_shard
+from data.shards.location import ImageLocation, read_images
 
 MAX_KEPT = 1_000_000  # vectors, of all patch sizes: 1.5 GB at width 384
 BATCH = 32  # images per forward
@@ -40,42 +40,8 @@ def blend(fine: Any, coarse: Any) -> Any:
     return (1 - COARSE_SHARE) * fine + COARSE_SHARE * coarse
 
 
-@runtime_checkable
-class Located(Protocol):
-    """Where an image's bytes lie."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def shard(self) -> str: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-
-def read_bytes(located: Sequence[Located]) -> Iterator[bytes | None]:
-    """The image files, None for each that cannot be read. A shard is opened once for neighbours."""
-    name, file = None, None
-    try:
-        for one in located:
-            try:
-                if one.shard != name or file is None:
-                    if file is not None:
-                        file.close()
-                    name, file = one.shard, None
-                    file = open_shard(one.shard)
-                file.seek(one.offset)
-                yield file.read(one.size)
-            except (OSError, ValueError):  # gone, or from a program (webdataset's pipe:)
-                yield None
-    finally:
-        if file is not None:
-            file.close()
-
-
 class FineVectors:
-    """Vectors by (patch size, id), computed from the pictures' files when they are not there.
+    """Vectors by (patch size, id), computed from the images' files when they are not there.
 
     Safe for threads: what several ask for at once is computed once.
     """
@@ -91,30 +57,30 @@ class FineVectors:
         self.num_encoded = 0  # images, since this object was made
 
     def get(
-        self, located: Sequence[Located], patch_size: int
+        self, locations: Mapping[int, ImageLocation], patch_size: int
     ) -> dict[int, Float[np.ndarray, " d"]]:
-        """id -> unit-norm vector; ids whose picture cannot be read are missing."""
-        found = self._look_up([one.id for one in located], patch_size)
-        if len(found) < len(located):
+        """id -> unit-norm vector; ids whose image cannot be read are missing."""
+        found = self._look_up([*locations], patch_size)
+        if len(found) < len(locations):
             with self._encoding:
-                missing = [one for one in located if one.id not in found]
-                found |= self._look_up([one.id for one in missing], patch_size)
-                missing = [one for one in missing if one.id not in found]
+                found |= self._look_up([id for id in locations if id not in found], patch_size)
+                missing = {id: where for id, where in locations.items() if id not in found}
                 computed = self._encode(missing, patch_size)
                 self._keep(computed, patch_size)
                 found |= computed
         return found
 
     def _encode(
-        self, located: Sequence[Located], patch_size: int
+        self, locations: Mapping[int, ImageLocation], patch_size: int
     ) -> dict[int, Float[np.ndarray, " d"]]:
-        ordered = sorted(located, key=lambda one: (one.shard, one.offset))
+        ordered = sorted(locations.items(), key=lambda item: item[1][:2])
         computed: dict[int, np.ndarray] = {}
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(ordered), BATCH):
                 part = ordered[start : start + BATCH]
-                pixels = list(pool.map(self._pixels, read_bytes(part)))
-                good = [(one.id, p) for one, p in zip(part, pixels, strict=True) if p is not None]
+                files = read_images(location for _, location in part)
+                pixels = list(pool.map(self._pixels, files))
+                good = [(id, p) for (id, _), p in zip(part, pixels, strict=True) if p is not None]
                 if good:
                     images = torch.stack([p for _, p in good])
                     rows = self._model.encode_image(images, patch_size=patch_size).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Search an index by words, pictures or vectors, at any patch size that it holds."""
+"""Search an index by texts, images or vectors, at any patch size that it holds."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,16 @@ from torch import Tensor
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.images import decode_image
-from data.shards.index import open_shard
+from data.shards.location import ImageLocation, read_image
 from retrieval.embed.partitions import METADATA_SCHEMA
-from retrieval.index.devices import Device
+from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
-from retrieval.search.budget import PatchSize, Profile
+from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
+from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import FineVectors, blend
 
-MAX_K = 2048  # what FAISS searches on a GPU
-CANDIDATES = 200
 OWN_COLUMNS = frozenset(METADATA_SCHEMA.names)
 
 
@@ -50,15 +49,17 @@ class Hit(NamedTuple):
             row["shard"], row["offset"], row["size"], others,
         )  # fmt: skip
 
+    @property
+    def location(self) -> ImageLocation:
+        """Where the bytes of the image file lie."""
+        return ImageLocation(self.shard, self.offset, self.size)
+
     def image_bytes(self) -> bytes:
-        """The image's file as it lies in its shard. Raises OSError where the shard is gone,
-        `UsageError` where it came from a program (webdataset's pipe:)."""
-        with open_shard(self.shard) as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        """The image file. Raises as `read_image`."""
+        return read_image(self.location)
 
     def image(self, max_pixels: int = 100_000_000) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return decode_image(self.image_bytes(), max_pixels)
 
 
@@ -72,7 +73,7 @@ class Searcher:
         self._image_fingerprint = model.image_fingerprint
         self._reload_lock = threading.Lock()
         self.snapshot = self._open()
-        self.profile = Profile(model)
+        self.profile = CostProfile(model)
         self.fine = FineVectors(model, folder / "fine.sqlite")
 
     @classmethod
@@ -83,7 +84,8 @@ class Searcher:
 
         model: a model, its folder, or None for the one kept in the index; it must have the image
         tower of the index, its text tower may be another.
-        device: see `retrieval.devices`; `auto` searches and encodes on GPUs where there are some.
+        device: see `retrieval.index.config`; `auto` searches and encodes on GPUs where
+        there are some.
         Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
         that does not fit it.
         """
@@ -96,7 +98,7 @@ class Searcher:
 
     def _open(self) -> Snapshot:
         snapshot = Snapshot.open(self.folder, self._device)
-        found = snapshot.manifest["image_fingerprint"]
+        found = snapshot.manifest.image_fingerprint
         if self._image_fingerprint != found:
             raise UsageError(
                 f"{self.folder} was built with another image tower ({found}) than the model's "
@@ -130,10 +132,10 @@ class Searcher:
         self,
         queries: Sequence[str] | Sequence[Image.Image] | Float[Tensor, "q 3 s s"],
         k: int = 10,
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         *,
-        query_patch_size: PatchSize = None,
-        refine_patch_size: PatchSize = None,
+        query_patch_size: PatchSizeOrBudget = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         candidates: int = CANDIDATES,
         where: Where | None = None,
         nprobe: int | None = None,
@@ -141,13 +143,14 @@ class Searcher:
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
-        queries: texts, pictures, or normalised pixels. k: 1 to 2,048.
-        patch_size: which index answers; None takes its finest. query_patch_size: how query pictures
+        queries: texts, images, or normalised pixels. k: 1 to 2,048.
+        patch_size: which index answers; None takes its finest. query_patch_size: how query images
         are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
         refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
         from their files, and ranked by two thirds of that similarity and one third of the index's;
         their fine vectors are kept for the next search.
-        where: a filter, see `retrieval.filters`. nprobe, ef: how far an ivf or hnsw index looks.
+        where: a filter, see `retrieval.index.filters`. nprobe, ef (efSearch): how far an index of
+        type ivf, ivfpq or hnsw looks.
         Raises `UsageError` for values that cannot work.
         """
         check_k(k)
@@ -155,7 +158,7 @@ class Searcher:
             return []
         texts = not isinstance(queries, Tensor) and isinstance(queries[0], str)
         if texts and query_patch_size is not None:
-            raise UsageError("query_patch_size is for pictures; a text is not cut into patches")
+            raise UsageError("query_patch_size is for images; a text is not cut into patches")
         size = self._index_patch_size(patch_size)
         if texts:
             embeds = fine = self._encode_texts(queries)  # type: ignore[arg-type]
@@ -175,9 +178,9 @@ class Searcher:
         self,
         embeds: Float[np.ndarray, "q d"],
         k: int = 10,
-        patch_size: PatchSize = None,
+        patch_size: PatchSizeOrBudget = None,
         *,
-        refine_patch_size: PatchSize = None,
+        refine_patch_size: PatchSizeOrBudget = None,
         refine_embeds: Float[np.ndarray, "q d"] | None = None,
         candidates: int = CANDIDATES,
         where: Where | None = None,
@@ -226,7 +229,7 @@ class Searcher:
         patch_size: int,
         k: int,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """Candidates ranked by both similarities (`blend`). Those whose picture cannot be read any
+        """Candidates ranked by both similarities (`blend`). Those whose image cannot be read any
         more come last, by their coarse similarity."""
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
@@ -234,7 +237,8 @@ class Searcher:
             vectors = dict(zip(distinct, snapshot.vectors(distinct, patch_size), strict=True))
         else:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
-            vectors = self.fine.get(hits, patch_size)
+            locations = {hit.id: hit.location for hit in hits}
+            vectors = self.fine.get(locations, patch_size)
         similarities, ids = similarities.copy(), ids.copy()
         for query, line, found in zip(queries, similarities, ids, strict=True):
             count = int((found >= 0).sum())
@@ -247,14 +251,14 @@ class Searcher:
         return similarities[:, :k], ids[:, :k]
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
-        """What the index holds of ids, as precise as its kind. KeyError for an unknown one."""
+        """What the index holds of ids, as precise as its type. KeyError for an unknown one."""
         return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
         """The metadata of ids, in turn. Raises KeyError for one that is not there."""
         return self.snapshot.rows(ids)
 
-    def _index_patch_size(self, patch_size: PatchSize) -> int:
+    def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> int:
         size = self.profile.choose(patch_size, self.patch_sizes)
         if size not in self.patch_sizes:
             raise UsageError(
@@ -270,9 +274,3 @@ class Searcher:
         self, images: Sequence[Image.Image] | Float[Tensor, "q 3 s s"], patch_size: int
     ) -> Float[np.ndarray, "q d"]:
         return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
-
-
-def check_k(k: int) -> None:
-    """Raises `UsageError` for a number of hits that cannot be asked for."""
-    if not 1 <= k <= MAX_K:
-        raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data.class_names import SIMPLE_TEMPLATES
+from data.class_names import DEFAULT_TEMPLATES
 from retrieval.evaluation.classify import close_calls
 from retrieval.search.refine import blend
 from retrieval.server.limits import RequestError
@@ -80,7 +80,7 @@ class _Classes:
                 )
             return cls(found.class_names, None, found)
         labels = list(asked.labels or ())
-        templates = asked.templates or list(SIMPLE_TEMPLATES)
+        templates = asked.templates or list(DEFAULT_TEMPLATES)
         if len(labels) > service.limits.max_labels:
             sentence = f"labels: {len(labels)} are given; at most {service.limits.max_labels}"
             raise RequestError(400, sentence)

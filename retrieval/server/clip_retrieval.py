@@ -19,7 +19,6 @@ from retrieval.server.queries import encode
 from retrieval.server.requests import KnnRequest, MetadataRequest, Term, read
 from retrieval.server.schemas import KNN, METADATA
 from retrieval.server.service import SearchKey, Service
-from retrieval.server.thumbnails import Place
 
 SIDE = 224  # pixels of an image in an answer
 MAX_IMAGES = 200  # of one answer
@@ -96,8 +95,8 @@ async def _entries(service: Service, hits: Sequence[Hit]) -> list[dict[str, Any]
 
     A column that holds nothing is left out: the page would take a null `url` for an address.
     """
-    places = [Place(hit.shard, hit.offset, hit.size) for hit in hits[:MAX_IMAGES]]
-    jpegs = await service.small_jpegs(places, SIDE)
+    locations = [hit.location for hit in hits[:MAX_IMAGES]]
+    jpegs = await service.small_jpegs(locations, SIDE)
     entries = [
         {name: value for name, value in columns_of(hit).items() if value is not None}
         for hit in hits

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data.errors import UsageError
-from retrieval.search.searcher import MAX_K
+from retrieval.search.config import MAX_K
 
 
 @dataclass(frozen=True)

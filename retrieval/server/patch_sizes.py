@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UsageError
-from retrieval.search.budget import Budget
+from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
 from retrieval.server.limits import RequestError
 from retrieval.server.requests import SearchRequest, Sizes

@@ -15,7 +15,7 @@ from pydantic import (
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from retrieval.search.searcher import CANDIDATES
+from retrieval.search.config import CANDIDATES
 from retrieval.server.limits import RequestError, explain
 
 MAX_ID = 2**63 - 1

@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
-from data.class_names import fill
+from data.class_names import fill_template
+from data.shards.location import ImageLocation
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.search.searcher import MAX_K, Hit, Searcher
+from retrieval.search.config import MAX_K
+from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.batching import Batcher
 from retrieval.server.limits import Limits, RequestError
 from retrieval.server.monitoring import Metrics
-from retrieval.server.thumbnails import Place, Thumbnails, decode_upload
+from retrieval.server.thumbnails import Thumbnails, decode_upload
 
 DUPLICATE = 0.94  # cosine from which on two hits are one, as in clip-retrieval
 KEPT_LABELS = 20_000
@@ -147,7 +149,7 @@ class Service:
         found = {label: self._labels.get((number, label, frame)) for label in labels}
         new = [label for label, vector in found.items() if vector is None]
         if new:
-            prompts = [fill(template, label) for label in new for template in frame]
+            prompts = [fill_template(template, label) for label in new for template in frame]
             encoded = await self.encode_text(model, prompts)
             embeds = np.stack([one.vector for one in encoded])
             means = embeds.reshape(len(new), len(frame), -1).mean(axis=1)
@@ -233,11 +235,13 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self.pool, look_up)
 
-    async def small_jpegs(self, places: Sequence[Place], side: int) -> list[bytes | None]:
+    async def small_jpegs(
+        self, locations: Sequence[ImageLocation], side: int
+    ) -> list[bytes | None]:
         """A small JPEG of each stored image, None for one that cannot be read."""
-        found, missing = self.thumbnails.kept(places, side)
+        found, missing = self.thumbnails.kept(locations, side)
         loop, get = asyncio.get_running_loop(), self.thumbnails.get
-        made = [loop.run_in_executor(self.pool, get, places[n], side) for n in missing]
+        made = [loop.run_in_executor(self.pool, get, locations[n], side) for n in missing]
         for number, jpeg in zip(missing, await asyncio.gather(*made), strict=True):
             found[number] = jpeg
         return found

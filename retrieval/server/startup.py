@@ -15,10 +15,10 @@ from pathlib import Path
 import uvicorn
 
 from contrastive.model.lit import LitModel
-from data.class_names import SIMPLE_TEMPLATES, read_class_names
+from data.class_names import DEFAULT_TEMPLATES, read_class_names
 from data.errors import UsageError
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.index.devices import Device
+from retrieval.index.config import Device
 from retrieval.search.searcher import Searcher
 from retrieval.server.app import build_app
 from retrieval.server.limits import Limits
@@ -146,7 +146,7 @@ def _same(one: LitModel, other: LitModel) -> bool:
 def _load_classes(file: Path, model: LitModel) -> ZeroShotClassifier:
     if file.is_dir():
         return ZeroShotClassifier.load(file, model)
-    return ZeroShotClassifier(model, read_class_names(file), SIMPLE_TEMPLATES)
+    return ZeroShotClassifier(model, read_class_names(file), DEFAULT_TEMPLATES)
 
 
 def _read_token(cfg: ServeConfig) -> str:

@@ -7,19 +7,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from PIL import Image
 
-from data.errors import UsageError
 from data.images import decode_image
 from data.problems import BadSample
-from data.shards.index import open_shard
+from data.shards.location import ImageLocation, read_image
 from retrieval.server.limits import RequestError
 
 MAX_SIDE = 1024  # pixels of a thumbnail
 MAX_STORED_PIXELS = 100_000_000
-LOST_S = 10.0  # a shard that cannot be opened is not tried again for so long
+LOST_S = 10.0  # a shard that cannot be read is not tried again for so long
 MAX_LOST = 10_000  # shards remembered
 
 
@@ -45,65 +43,57 @@ def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
         raise RequestError(400, f"{field}: {what}; {allowed}") from error
 
 
-class Place(NamedTuple):
-    """Where an image's bytes lie."""
-
-    shard: str
-    offset: int
-    size: int
-
-
 class Thumbnails:
     """Small JPEGs of stored images, the last used ones kept. Safe for threads."""
 
     def __init__(self, max_bytes: int = 64 << 20) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Place, int], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[ImageLocation, int], bytes] = OrderedDict()
         self._lost: dict[str, float] = {}  # shard -> until when
         self.num_bytes = 0  # of what is kept
 
-    def get(self, place: Place, side: int) -> bytes | None:
+    def get(self, location: ImageLocation, side: int) -> bytes | None:
         """A JPEG that fits a square of `side` pixels, None where the image cannot be read."""
-        (kept,), missing = self.kept([place], side)
+        (kept,), missing = self.kept([location], side)
         if not missing:
             return kept
         try:
-            file = open_shard(place.shard)
-        except (OSError, ValueError, UsageError):
+            data = read_image(location)
+        except (OSError, ValueError):
             with self._lock:
                 if len(self._lost) >= MAX_LOST:
                     self._lost.clear()
-                self._lost[place.shard] = time.monotonic() + LOST_S
+                self._lost[location.shard] = time.monotonic() + LOST_S
             return None
         try:
-            with file:
-                file.seek(place.offset)
-                image = decode_image(file.read(place.size), MAX_STORED_PIXELS)
-        except (OSError, ValueError, BadSample):
+            image = decode_image(data, MAX_STORED_PIXELS)
+        except BadSample:
             return None
         image.thumbnail((side, side), Image.Resampling.BICUBIC)
         out = io.BytesIO()
         image.save(out, "JPEG", quality=88)
         data = out.getvalue()
         with self._lock:
-            if (place, side) not in self._kept:
-                self._kept[place, side] = data
+            if (location, side) not in self._kept:
+                self._kept[location, side] = data
                 self.num_bytes += len(data)
             while self.num_bytes > self._max_bytes:
                 self.num_bytes -= len(self._kept.popitem(last=False)[1])
         return data
 
-    def kept(self, places: Sequence[Place], side: int) -> tuple[list[bytes | None], list[int]]:
+    def kept(
+        self, locations: Sequence[ImageLocation], side: int
+    ) -> tuple[list[bytes | None], list[int]]:
         """What `get` gives where that costs nothing, and the numbers of those to be read."""
-        found: list[bytes | None] = [None] * len(places)
+        found: list[bytes | None] = [None] * len(locations)
         missing = []
         now = time.monotonic()
         with self._lock:
-            for number, place in enumerate(places):
-                if (place, side) in self._kept:
-                    self._kept.move_to_end((place, side))
-                    found[number] = self._kept[place, side]
-                elif now >= self._lost.get(place.shard, now):
+            for number, location in enumerate(locations):
+                if (location, side) in self._kept:
+                    self._kept.move_to_end((location, side))
+                    found[number] = self._kept[location, side]
+                elif now >= self._lost.get(location.shard, now):
                     missing.append(number)
         return found, missing

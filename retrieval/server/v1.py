@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from data.shards.location import ImageLocation
 from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.classify import classify
 from retrieval.server.json_responses import json_response
@@ -20,7 +21,7 @@ from retrieval.server.queries import encode
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest, read
 from retrieval.server.schemas import CLASSIFY, IMAGE, INDICES, SAMPLE, SEARCH
 from retrieval.server.service import SearchKey, Service
-from retrieval.server.thumbnails import MAX_SIDE, Place
+from retrieval.server.thumbnails import MAX_SIDE
 
 MAX_WHERE = 20_000  # characters of a filter as JSON
 MAX_TESTS = 64  # comparisons of a filter
@@ -72,12 +73,12 @@ def routes(service: Service) -> APIRouter:
         if not rows:
             raise RequestError(404, f"id: {id} is not in index {name}")
         row = rows[0][1]
-        place = Place(row["shard"], row["offset"], row["size"])
-        mark = hashlib.blake2b(f"{place}{size}".encode(), digest_size=12).hexdigest()
+        location = ImageLocation(row["shard"], row["offset"], row["size"])
+        mark = hashlib.blake2b(f"{location}{size}".encode(), digest_size=12).hexdigest()
         headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        (jpeg,) = await service.small_jpegs([place], size)
+        (jpeg,) = await service.small_jpegs([location], size)
         if jpeg is None:
             raise RequestError(404, f"id: the file of image {id} cannot be read any more")
         return Response(jpeg, headers=headers, media_type="image/jpeg")
@@ -101,7 +102,7 @@ def _describe(name: str, searcher: Searcher) -> dict[str, Any]:
     return {
         "name": name,
         "count": len(snapshot),
-        "kind": snapshot.manifest["kind"],
+        "kind": snapshot.manifest.index_type,
         "width": snapshot.width,
         "generation": snapshot.generation,
         "image_size": model.image_size,

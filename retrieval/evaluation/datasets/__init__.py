@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data.class_names import SIMPLE_TEMPLATES
+from data.class_names import DEFAULT_TEMPLATES
 from data.errors import UsageError
 from retrieval.evaluation.datasets import imagenet, karpathy, torchvision
 from retrieval.evaluation.datasets.base import EvalDataset, class_folders, labelled_files
@@ -21,7 +21,7 @@ def _open_folder(kind: str, root: Path, name: str) -> EvalDataset:
     """ROOT/<class name>/*.jpg."""
     folders = class_folders(root)
     names = [folder.replace("_", " ") for folder in folders]
-    return EvalDataset(name, names, SIMPLE_TEMPLATES, images=labelled_files(root, folders))
+    return EvalDataset(name, names, DEFAULT_TEMPLATES, images=labelled_files(root, folders))
 
 
 DATASETS: Mapping[str, Opener] = {

@@ -10,10 +10,12 @@ from PIL import Image
 from contrastive.distributed import rank, world_size
 from data.config import OnError
 from data.errors import UsageError
-from data.images import ImageTransform, decode_image
+from data.images import decode_image
 from data.pipeline.reader import ShardReader
 from data.problems import BadSample
-from data.shards.index import is_local, load_summaries
+from data.shards.index import load_summaries
+from data.shards.names import is_local
+from data.transform import ImageTransform
 from retrieval.evaluation.datasets.files import FileReader, ImageSource
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

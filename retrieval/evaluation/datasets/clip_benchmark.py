@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE, read_class_names, read_templates
 from data.errors import UsageError
-from data.shards.index import expand_shards
+from data.shards.names import expand_shards
 from retrieval.evaluation.datasets.base import EvalDataset
 
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
 from data.config import OnError, check_loading
-from data.images import ImageTransform
-from data.problems import BadSample, Problem, SampleError, add_counts
+from data.problems import Problem, attempt, skip_or_raise
+from data.transform import ImageTransform
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class FileReader:
     ) -> None:
         check_loading(num_workers, max_pixels)
         self.errors: dict[str, int] = {}
-        self._raise = on_error == "raise"
+        self._on_error: OnError = on_error
         starts = range(share[0] * batch_size, len(images), share[1] * batch_size)
         self._loader = DataLoader(
             _Images(images, transform, max_pixels),
@@ -65,9 +65,7 @@ class FileReader:
         for samples in self._loader:
             for bad in samples:
                 if isinstance(bad, Problem):
-                    if self._raise:
-                        raise SampleError(f"{bad.key}: {bad.cause} ({bad.kind})")
-                    add_counts(self.errors, {bad.kind: 1})
+                    skip_or_raise(bad, "", self._on_error, self.errors)
             good = [sample for sample in samples if not isinstance(sample, Problem)]
             if good:
                 rows, keys, labels, captions, pixels = zip(*good, strict=True)
@@ -96,8 +94,8 @@ class _Images(Dataset):
 
     def __getitem__(self, row: int) -> Loaded | Problem:
         key = self.images.key(row)
-        try:
-            image, label = self.images.load(row, self.max_pixels)
-            return row, key, label, self.images.captions(row), self.transform(image)
-        except BadSample as bad:
-            return Problem(bad.kind, key, bad.cause)
+        return attempt(key, lambda: self._load(row, key))
+
+    def _load(self, row: int, key: str) -> Loaded:
+        image, label = self.images.load(row, self.max_pixels)
+        return row, key, label, self.images.captions(row), self.transform(image)

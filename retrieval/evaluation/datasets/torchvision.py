@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.class_names import SIMPLE_TEMPLATES
+from data.class_names import DEFAULT_TEMPLATES
 from data.errors import UsageError
 from data.problems import BadSample
 from retrieval.evaluation.datasets.base import EvalDataset
@@ -66,7 +66,7 @@ def open_vision(kind: str, root: Path, name: str) -> EvalDataset:
     The split is the set's own test split, else its validation split, else all of it (Caltech,
     EuroSAT, SUN397).
     """
-    known = SETS.get(kind) or VisionSet(kind.partition(":")[2], "", SIMPLE_TEMPLATES)
+    known = SETS.get(kind) or VisionSet(kind.partition(":")[2], "", DEFAULT_TEMPLATES)
     if not (root / known.folder).is_dir():
         raise UsageError(
             f"{root} has no folder {known.folder}; expected the files as "

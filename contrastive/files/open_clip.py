@@ -1,0 +1,100 @@
+"""Checkpoints of open_clip: what they were built from, and their tensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from contrastive.files.weights import existing_file, read_weights, three_numbers
+from data.errors import UsageError
+
+LOCAL = "local-dir:"
+OUR_RESIZING = ("shortest", "bicubic")  # which side is fitted, interpolation
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+LOOSE_TEXT_PARTS = (
+    "token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenClipCheckpoint:
+    """A model of open_clip: its configuration, the pixels it expects, and its weights."""
+
+    name: str
+    model: dict[str, Any]  # embed_dim, vision_cfg, text_cfg, quick_gelu
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights: dict[str, Tensor]
+    resizing: tuple[str, str] = OUR_RESIZING
+
+    def part(self, tower: str) -> dict[str, Tensor]:
+        """Tensors of `visual` or `text`, without that prefix."""
+        prefix = tower + "."
+        own = {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+        if tower == "text" and not own:  # open_clip.CLIP has the parts at its top level
+            own = {k: v for k, v in self.weights.items() if k.startswith(LOOSE_TEXT_PARTS)}
+        return own
+
+
+def architecture_config(name: str) -> dict[str, Any]:
+    """What open_clip builds `name` from; `UsageError` where it has no such architecture."""
+    import open_clip
+
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    if config is None:
+        near = [m for m in open_clip.list_models() if m.startswith(name[:5])][:6]
+        raise UsageError(
+            f"unknown open_clip architecture {name!r}; close names: {', '.join(near) or 'none'}"
+        )
+    return config
+
+
+def read_open_clip(spec: str) -> OpenClipCheckpoint:
+    """`ARCHITECTURE@FILE` or `local-dir:FOLDER`, as open_clip's factory writes and reads them.
+
+    A file does not say how pixels are normalised: taken is what all published weights of the
+    architecture agree on, else OpenAI's.
+    """
+    import open_clip
+    from open_clip.pretrained import _PRETRAINED
+
+    if spec.startswith(LOCAL):
+        return _read_folder(Path(spec.removeprefix(LOCAL)))
+    name, _, file = spec.partition("@")
+    config = architecture_config(name)
+    if not file:
+        raise UsageError(f"open_clip:{name} names no weights; allowed: open_clip:{name}@FILE")
+    published = _PRETRAINED.get(name, {}).values()
+    facts = {(tuple(p["mean"]), tuple(p["std"])) for p in published}
+    default = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    mean, std = facts.pop() if len(facts) == 1 else default
+    return OpenClipCheckpoint(name, config, mean, std, _weights(existing_file(file)))
+
+
+def _read_folder(folder: Path) -> OpenClipCheckpoint:
+    import open_clip
+
+    file = folder / "open_clip_config.json"
+    try:
+        facts = json.loads(file.read_text())
+        pixels = facts.get("preprocess_cfg", {})
+        mean = pixels.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        std = pixels.get("std", open_clip.OPENAI_DATASET_STD)
+        resizing = pixels.get("resize_mode", "shortest"), pixels.get("interpolation", "bicubic")
+        config = facts["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{folder} is not an open_clip folder: {file.name}: {error}") from error
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise UsageError(f"{folder} holds no weights; allowed: {' or '.join(WEIGHTS)}")
+    mean, std = three_numbers(mean, f"mean of {file}"), three_numbers(std, f"std of {file}")
+    weights = _weights(found[0])
+    return OpenClipCheckpoint(LOCAL + folder.name, config, mean, std, weights, resizing)
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    weights = read_weights(file)
+    # the prefix is DistributedDataParallel's
+    return {name.removeprefix("module."): w for name, w in weights.items()}

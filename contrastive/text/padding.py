@@ -1,0 +1,70 @@
+"""Token ids as tensors: texts padded to one length, and batches in groups of like length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PaddedTokens:
+    """Token ids of texts padded to one length, and a mask: 1 where text, 0 where padding."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Int[Tensor, "b n"]
+
+    def to(self, device: torch.device | str) -> "PaddedTokens":
+        return PaddedTokens(
+            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pad_tokens(ids: list[list[int]], length: int, pad_id: int) -> PaddedTokens:
+    """Texts of at most `length` tokens, padded to it on the right."""
+    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(rows)
+    for row, tokens in enumerate(ids):
+        rows[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    return PaddedTokens(rows, mask)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts as a text tower reads them: in groups of like length, each padded to its own longest.
+
+    Only the first `num_texts` texts of all groups are of the batch. Empty texts behind them fill
+    the groups up, because every rank must run the same number of forwards.
+    """
+
+    groups: tuple[PaddedTokens, ...]
+    num_texts: int
+
+    @classmethod
+    def of(cls, tower: Any, ids: list[list[int]], num_groups: int = 1) -> "TokenBatch":
+        """Group and pad, as `tower` does, the token ids of texts sorted by length."""
+        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
+        bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
+        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return TokenBatch(tuple(group.to(device) for group in self.groups), self.num_texts)
+
+
+def embed_tokens(
+    embedding: nn.Module, groups: Sequence[PaddedTokens]
+) -> list[Float[Tensor, "b n w"]]:
+    """The embedding vectors of each group's tokens, looked up at once.
+
+    The backward pass of each look-up makes a gradient as large as the vocabulary.
+    """
+    ids = torch.cat([group.ids.flatten() for group in groups])
+    vectors = embedding(ids).split([group.ids.numel() for group in groups])
+    return [v.view(*g.ids.shape, -1) for v, g in zip(vectors, groups, strict=True)]

@@ -1,0 +1,1 @@
+"""Image towers from other libraries' checkpoints, a module per format; no texts, no training."""

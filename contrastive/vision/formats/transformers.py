@@ -1,0 +1,167 @@
+"""Image towers of transformers: the image part of CLIP or SigLIP, and SegFormer's encoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    SegformerModel,
+    SiglipVisionModel,
+)
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.utils import logging as transformers_logging
+
+from contrastive.files.transformers import first_line, no_progress_bars
+from contrastive.files.weights import three_numbers
+from contrastive.vision.formats.pixel_statistics import HALF, IMAGENET, OPENAI
+from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
+from contrastive.vision.tower import VisionTower
+from contrastive.vision.tower_config import TowerConfig
+from data.errors import UsageError
+
+TRANSFORMERS_NAMES = (
+    ("vision_model.", ""),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("encoder.layers.", "blocks."),
+    ("pre_layrnorm.", "norm_pre."),
+    ("post_layernorm.", "norm."),
+    ("layer_norm", "norm"),
+    ("self_attn.out_proj.", "attn.proj."),
+    ("self_attn.", "attn."),
+    ("head.probe", "attn_pool.latent"),
+    ("head.layernorm.", "attn_pool.norm."),
+    ("head.mlp.", "attn_pool.mlp."),
+    ("head.attention.out_proj.", "attn_pool.proj."),
+    ("head.attention.in_proj_", "attn_pool.in_proj."),
+)
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def load_transformers(name: str) -> VisionTower:
+    """A folder or hub name: the image part of a CLIP or SigLIP checkpoint, or SegFormer's encoder.
+
+    safetensors only. Without a preprocessor_config.json, pixels are normalised as is usual for the
+    family.
+    """
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load image tower transformers:{name}: {first_line(error)}"
+        ) from error
+    kind = config.model_type
+    if kind == "segformer":
+        return _segformer(name, config)
+    if kind not in ("clip", "clip_vision_model", "siglip", "siglip_vision_model"):
+        raise UsageError(
+            f"transformers:{name} is of type {kind}; allowed: clip, siglip, their vision models, "
+            "segformer"
+        )
+    vision = getattr(config, "vision_config", config)
+    clip, projected = kind.startswith("clip"), False
+    cls: Any = SiglipVisionModel
+    if clip:
+        projected = "CLIPVisionModel" not in (config.architectures or ())
+        cls = CLIPVisionModelWithProjection if projected else CLIPVisionModel
+        vision.projection_dim = config.projection_dim
+    net = _pretrained(cls, name, vision)
+    eps, activation = vision.layer_norm_eps, vision.hidden_act
+    if eps not in PLAIN_VIT or activation not in ACTIVATIONS or not getattr(net, "use_head", True):
+        raise UsageError(
+            f"transformers:{name} has layer_norm_eps {eps}, hidden_act {activation}; allowed: "
+            f"{', '.join(map(str, PLAIN_VIT))}; {', '.join(ACTIVATIONS)}; for SigLIP a pooling head"
+        )
+    args = {
+        "img_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "embed_dim": vision.hidden_size,
+        "depth": vision.num_hidden_layers,
+        "num_heads": vision.num_attention_heads,
+        "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        "class_token": clip,
+        "pre_norm": clip,
+        "global_pool": "token" if clip else "map",
+        "fc_norm": False,
+        "act_layer": ACTIVATIONS[activation],
+        "num_classes": 0,
+    }
+    weights = rename_keys(net.state_dict(), TRANSFORMERS_NAMES)
+    projection = weights.pop("visual_projection.weight", None)
+    mean, std, _ = _pixels(name, OPENAI if clip else HALF)
+    facts = {"image_size": vision.image_size, "mean": mean, "std": std}
+    return timm_vit(PLAIN_VIT[eps], args, _joined(weights), projection, facts)
+
+
+def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values as timm keeps them: together, but apart in attention pooling."""
+    out = dict(weights)
+    for key, value in weights.items():
+        if ".q_proj." in key:
+            parts = [out.pop(key.replace(".q_", f".{part}_")) for part in "qkv"]
+            out[key.replace(".q_proj.", ".qkv.")] = torch.cat(parts)
+        elif ".in_proj." in key:
+            query, rest = out.pop(key).tensor_split([len(value) // 3])
+            out[key.replace("in_proj", "q")] = query
+            out[key.replace("in_proj", "kv")] = rest
+    return out
+
+
+def _segformer(name: str, config: Any) -> VisionTower:
+    """SegFormer's encoder, MiT (Xie et al., arXiv:2105.15203); the mean of its last map."""
+    net = _pretrained(SegformerModel, name, config)
+    args = net.config.to_diff_dict()
+    for key in ("model_type", "transformers_version", "dtype"):
+        args.pop(key, None)
+    mean, std, size = _pixels(name, IMAGENET)
+    tower = TowerConfig("segformer", args, size, (), mean, std, library="transformers")
+    return VisionTower(net.eval(), tower)
+
+
+def _pretrained(cls: Any, name: str, config: Any) -> Any:
+    """The model of `cls` in a checkpoint that may hold more; `UsageError` where weights lack."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a checkpoint may hold more than the image part
+    try:
+        with no_progress_bars():
+            net, info = cls.from_pretrained(
+                name,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot load image tower transformers:{name}: {first_line(error)}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise UsageError(f"transformers:{name} lacks weights of {cls.__name__}: {first}")
+    return net
+
+
+def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
+    """(mean, std, image side) of the folder's preprocessor; the side is 224 unless it says."""
+    what = f"the image processor of transformers:{name}"
+    try:
+        if not get_image_processor_config(name):  # no such file
+            return *default, 224
+        processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        side = int(max(dict(processor.size).values()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{what} cannot be read: {first_line(error)}") from error
+    wanted = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    for key, value in wanted.items():
+        theirs = getattr(processor, key, value)
+        if theirs is None or abs(theirs - value) > 1e-6:
+            raise UsageError(f"{what} has {key} {theirs}; allowed: {value}")
+    mean = three_numbers(processor.image_mean, f"image_mean of {what}")
+    return mean, three_numbers(processor.image_std, f"image_std of {what}"), side

@@ -1,0 +1,86 @@
+"""What an image tower is rebuilt from, as config.json keeps it and fingerprints hash it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from contrastive.vision.resize import MODES, PositionResize
+from data.errors import UsageError
+
+Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
+LIBRARIES: tuple[str, ...] = get_args(Library)
+
+KEYS = {"name": "timm_name", "args": "timm_args"}
+"""Fields whose key in config.json and in fingerprints differs from their name here."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What is needed to rebuild a tower before its weights are read (JSON-able)."""
+
+    name: str
+    """Of the architecture, as `library` spells it."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """What `library` is given besides the name."""
+    image_size: int = 224
+    """Pixels a side."""
+    patch_sizes: tuple[int, ...] = ()
+    """Those offered, coarsest first. Empty: `default_patch_sizes`."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    positions: PositionResize = field(default_factory=PositionResize)
+    library: Library = "timm"
+    projection: int = 0
+    """Width of a bias-free linear map after the pooling, as CLIP has; 0: none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entries of config.json."""
+        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "TowerConfig":
+        """What `to_json` gave; `UsageError` for anything else."""
+        try:
+            values = dict(values)
+            mode, library = values["positions"]["mode"], values.get("library", "timm")
+            for value, allowed in ((library, LIBRARIES), (mode, MODES)):
+                if value not in allowed:
+                    raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
+            for name in ("patch_sizes", "mean", "std"):
+                values[name] = tuple(values[name])
+            values["positions"] = PositionResize(**values["positions"])
+            own = {name: values.pop(key) for name, key in KEYS.items() if key in values}
+            return cls(**own, **values)
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not an image tower's configuration: {error!r}") from error
+
+    def hashed(self) -> dict[str, Any]:
+        """What a tower's fingerprint covers of its configuration.
+
+        The keys are written out, because caches and indices are tied to their hash: a renamed
+        field keeps its key, and a new one counts only where it is not at its default. Left out
+        are `patch_sizes`, a list of offers, and `library` and `projection`, which the names of
+        the weights tell.
+        """
+        facts = {
+            "timm_name": self.name,
+            "timm_args": self.args,
+            "image_size": self.image_size,
+            "patch_sizes": None,
+            "mean": self.mean,
+            "std": self.std,
+            "positions": {"mode": self.positions.mode, "antialias": self.positions.antialias}
+            | changed_fields(self.positions, {"mode", "antialias"}),
+        }
+        return facts | changed_fields(self, {*facts, *KEYS, "library", "projection"})
+
+
+def changed_fields(config: Any, known: set[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass that are neither known nor at their default."""
+    unknown = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in known}
+    blank = type(config)(
+        **{f.name: getattr(config, f.name) for f in fields(config) if f.name in known}
+    )
+    return {name: value for name, value in unknown.items() if value != getattr(blank, name)}

@@ -1,0 +1,13 @@
+"""How images are read and embedded, checked before anything heavy is imported."""
+
+from data.errors import UsageError
+
+BATCH_SIZE = 64  # images per forward, one rank
+NUM_WORKERS = 2  # loader processes per rank
+
+
+def check_batches(batch_size: int, num_workers: int) -> None:
+    """Raises `UsageError` for values that cannot work."""
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise UsageError(f"{name} {value}: at least {least}")

@@ -1,0 +1,30 @@
+"""manifest.json of a folder of embeddings, written when everything else is there.
+
+{"format": 1, "image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes",
+ "shards", "count", "errors", "partitions": [{"shard", "count"}, ...]}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import UsageError
+
+_REQUIRED = {
+    "image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes", "partitions",
+}  # fmt: skip
+
+
+def read_manifest(embeddings: str | Path) -> dict[str, Any]:
+    """The manifest of a folder written by `embed_shards`. Raises `UsageError` if it has none."""
+    file = Path(embeddings) / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged ({error}); embed these shards again") from error
+    known = isinstance(manifest, dict) and manifest.get("format") == 1
+    if not known or not manifest.keys() >= _REQUIRED:
+        partial = Path(embeddings).with_name(Path(embeddings).name + ".partial")
+        hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
+        raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
+    return manifest

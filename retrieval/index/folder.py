@@ -1,0 +1,134 @@
+"""The files of an index folder, and how one change of them follows another.
+
+NAME/patch_28/image.index           segment 0: inner product on unit-norm vectors, int64 ids
+NAME/patch_28/image_0007.index      a later segment
+NAME/metadata/metadata_0000.arrow   its rows, in the vectors' order, ids ascending
+NAME/deleted_0003.npy               tombstones: the deleted ids, ascending
+NAME/model/                         what `LitModel.from_pretrained` reads (a copy)
+NAME/manifest.json                  written last, replaced by every change
+
+A change writes new files beside the old, replaces the manifest, and then removes the files that
+the manifest no longer names. So a reader sees the index before or after, and keeps what it has
+opened.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from data.errors import UsageError
+from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
+from retrieval.json_files import write_json
+
+
+def index_file(folder: Path, patch_size: int, number: int) -> Path:
+    """Where the vectors of segment `number` at `patch_size` lie."""
+    name = f"image_{number:04d}.index" if number else "image.index"
+    return folder / f"patch_{patch_size}" / name
+
+
+def rows_file(folder: Path, number: int) -> Path:
+    """Where the metadata of segment `number` lie."""
+    return folder / "metadata" / f"metadata_{number:04d}.arrow"
+
+
+def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
+    """The files of segment `number`, as its entry in the manifest names them."""
+    files = {f"patch_{size}": index_file(folder, size, number) for size in patch_sizes}
+    return {"metadata": rows_file(folder, number), **files}
+
+
+def tombstones_file(folder: Path, generation: int) -> Path:
+    """Where the tombstones lie that change number `generation` wrote."""
+    return folder / f"deleted_{generation:04d}.npy"
+
+
+def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " t"]:
+    """The deleted ids, ascending. Raises `UsageError` for a damaged file."""
+    if not manifest.tombstones:
+        return np.zeros(0, np.int64)
+    file = folder / manifest.tombstones
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"{file} is damaged; build the index again") from error
+
+
+# ---- change --------------------------------------------------------------------------------
+
+
+def check_new(out: Path) -> None:
+    """Raises `UsageError` where something lies in the folder already."""
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} exists already; give another name, or remove it first")
+
+
+@contextmanager
+def new_folder(out: Path, model: Path) -> Iterator[Path]:
+    """A folder that gets its name when everything is in it."""
+    check_new(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    # Copied, not linked: a model folder that is written again in place must not change the index.
+    shutil.copytree(model, partial / "model")
+    partial.rename(out)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the lock goes with its process."""
+    read_index_manifest(folder)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another program is changing {folder}; try again later") from error
+        yield
+
+
+def commit(
+    folder: Path,
+    manifest: IndexManifest,
+    segments: Sequence[SegmentEntry],
+    tombstones: Int[np.ndarray, " t"] | None = None,
+) -> IndexManifest:
+    """Make `segments`, less the ids of `tombstones`, the index; then remove what it left behind.
+
+    manifest: of the state before. Returns the new one.
+    """
+    generation, num_deleted, name = manifest.generation + 1, 0, ""
+    if tombstones is not None and len(tombstones):
+        file = tombstones_file(folder, generation)
+        np.save(file, tombstones, allow_pickle=False)
+        num_deleted, name = len(tombstones), file.name
+    manifest = replace(
+        manifest,
+        generation=generation,
+        tombstones=name,
+        segments=tuple(segments),
+        count=sum(entry.count for entry in segments) - num_deleted,
+        next_segment=max([manifest.next_segment, *(entry.number + 1 for entry in segments)]),
+        next_id=max([manifest.next_id, *(entry.last_id + 1 for entry in segments)]),
+    )
+    write_json(folder / "manifest.json", manifest.to_json())
+    _sweep(folder, manifest)
+    return manifest
+
+
+def _sweep(folder: Path, manifest: IndexManifest) -> None:
+    """Remove files that the manifest does not name. Readers that have opened one keep it."""
+    numbers = [entry.number for entry in manifest.segments]
+    kept = {folder / manifest.tombstones} | {rows_file(folder, n) for n in numbers}
+    kept |= {index_file(folder, size, n) for size in manifest.patch_sizes for n in numbers}
+    for pattern in ("patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy"):
+        for file in folder.glob(pattern):
+            if file not in kept:
+                file.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Rows on their way into an index: metadata and vectors, read a block at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from data.errors import UsageError
+from retrieval.embed.partitions import METADATA_SCHEMA, metadata_file, open_vectors, read_metadata
+
+BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows with an id each, ascending, and a vector per patch size."""
+
+    count: int
+
+    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        """Rows start to stop, unit norm, float32."""
+
+    def metadata(self, start: int, stop: int) -> pa.Table:
+        """Rows start to stop: the columns of `METADATA_SCHEMA`, and perhaps others."""
+
+
+class EmbeddedPartition:
+    """One partition of a folder that `embed_shards` wrote."""
+
+    def __init__(self, folder: Path, number: int, count: int, first_id: int = 0) -> None:
+        """first_id: is added to the ids that the folder gives."""
+        self.folder, self.number, self.count, self.first_id = folder, number, count, first_id
+        self._table: pa.Table | None = None
+
+    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        vectors = open_vectors(self.folder, patch_size, self.number)
+        if len(vectors) != self.count:
+            raise UsageError(
+                f"partition {self.number} of {self.folder} has {len(vectors)} vectors of patch "
+                f"size {patch_size} for {self.count} rows; embed these shards again"
+            )
+        return np.ascontiguousarray(vectors[start:stop], np.float32)
+
+    def metadata(self, start: int, stop: int) -> pa.Table:
+        table = self._table if self._table is not None else self._read()
+        # Forgotten after its last rows: there may be thousands of shards.
+        self._table = table if stop < self.count else None
+        return table.slice(start, stop - start)
+
+    def _read(self) -> pa.Table:
+        table = read_metadata(self.folder, self.number)
+        if len(table) != self.count:
+            raise UsageError(
+                f"{metadata_file(self.folder, self.number)} has {len(table)} rows for "
+                f"{self.count} vectors; embed these shards again"
+            )
+        ids = pa.array(table["id"].to_numpy() + self.first_id)
+        return table.set_column(table.schema.get_field_index("id"), "id", ids)
+
+
+class RowsInMemory:
+    """What is added to an index at a time."""
+
+    def __init__(self, vectors: Mapping[int, Float[np.ndarray, "n d"]], metadata: pa.Table) -> None:
+        """vectors: per patch size, unit norm."""
+        self._vectors, self._metadata, self.count = vectors, metadata, len(metadata)
+
+    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        return np.ascontiguousarray(self._vectors[patch_size][start:stop], np.float32)
+
+    def metadata(self, start: int, stop: int) -> pa.Table:
+        return self._metadata.slice(start, stop - start)
+
+
+def blocks(
+    sources: Sequence[RowSource], start: int, stop: int
+) -> Iterator[tuple[RowSource, int, int]]:
+    """Rows start to stop of the sources one after another: (source, its rows from, to), at most
+    BLOCK_ROWS each."""
+    first = 0
+    for source in sources:
+        low, high = max(start - first, 0), min(stop - first, source.count)
+        for at in range(low, high, BLOCK_ROWS):
+            yield source, at, min(at + BLOCK_ROWS, high)
+        first += source.count
+
+
+def index_schema(table: pa.Table) -> pa.Schema:
+    """The schema of an index whose first rows are `table`. Raises `UsageError` where a column of
+    `METADATA_SCHEMA` is missing."""
+    missing = [name for name in METADATA_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UsageError(f"the metadata has no column {missing[0]!r}; embed these shards again")
+    others = [field for field in table.schema if field.name not in METADATA_SCHEMA.names]
+    return pa.schema([*METADATA_SCHEMA, *(pa.field(f.name, f.type) for f in others)])
+
+
+def cast_to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns of an index; nulls where it has none. Raises `UsageError` for a
+    column that the index does not have, or values that its column cannot hold."""
+    unknown = set(table.column_names) - set(schema.names)
+    if unknown:
+        raise UsageError(
+            f"the index has no column {sorted(unknown)[0]!r}; its columns are "
+            f"{', '.join(schema.names)}"
+        )
+    missing = {
+        field.name: pa.nulls(len(table), field.type)
+        for field in schema
+        if field.name not in table.column_names
+    }
+    for name, nulls in missing.items():
+        table = table.append_column(name, nulls)
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise UsageError(f"the metadata does not fit the index: {error}") from error

@@ -1,0 +1,35 @@
+"""Queries that name an image's file are looked for by the image."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.errors import UsageError
+from data.problems import BadSample
+from data.shards.tar import IMAGE_EXTS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 100_000_000
+
+
+def names_image(query: str) -> bool:
+    """Whether a query is the file of an image rather than a text. Raises `UsageError` for what
+    looks like a file's name and is none."""
+    if query.rpartition(".")[2].lower() not in IMAGE_EXTS:
+        return False
+    if Path(query).is_file():
+        return True
+    if " " in query:
+        return False
+    raise UsageError(f"{query}: there is no such image")
+
+
+def read_query_image(file: str) -> "Image.Image":
+    """The image, RGB. Raises `UsageError` for one that cannot be read."""
+    from data.images import decode_image
+
+    try:
+        return decode_image(Path(file).read_bytes(), MAX_PIXELS)
+    except (BadSample, OSError) as error:
+        raise UsageError(f"{file} cannot be read as an image: {error}") from error

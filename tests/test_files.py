@@ -1,0 +1,41 @@
+"""Files of the program's own: whole or not at all, and one root for what is cached."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data.files import cache_folder, file_digest, write_atomically
+
+
+def test_one_root_holds_all_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("FLEXILIT_CACHE", raising=False)
+    assert cache_folder("index") == tmp_path / ".cache" / "flexilit" / "index"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder("index") == tmp_path / "xdg" / "flexilit" / "index"
+    monkeypatch.setenv("FLEXILIT_CACHE", "~/own")
+    assert cache_folder("index") == tmp_path / "own" / "index"
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "file"
+    write_atomically(file, lambda out: out.write(b"whole"))
+
+    def fail(out: object) -> None:
+        out.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, fail)
+    assert os.listdir(file.parent) == ["file"]
+    assert file.read_bytes() == b"whole"
+
+
+def test_digests_tell_contents_apart(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    one.write_bytes(b"x" * (1 << 20) + b"a")
+    two.write_bytes(one.read_bytes())
+    three.write_bytes(b"x" * (1 << 20) + b"b")
+    assert file_digest(one) == file_digest(two) != file_digest(three)

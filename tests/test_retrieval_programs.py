@@ -1,0 +1,65 @@
+"""What a user gets wrong is told before torch and FAISS are imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+PROGRAM = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    loaded = {"torch", "faiss", "transformers", "timm", "pandas", "scipy"} & set(sys.modules)
+    print("loaded:", *sorted(loaded))
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program, *rest = arguments
+    command = [sys.executable, "-c", PROGRAM, str(LAUNCH / program), *rest]
+    return subprocess.run(command, capture_output=True, text=True, cwd=LAUNCH.parent, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["embed.py", "--help"], "usage"),
+        (["embed.py", "--mdoel", "m"], "--mdoel"),
+        (["embed.py", "--model", "m", "--shards", "/no/a.tar", "--out", "o"], "/no/a.tar"),
+        (["index.py", "--help"], "--index-type"),
+        (["index.py", "--out", "/no/index"], "nothing to do"),
+        (["index.py", "--out", "/no/index", "--delete", "3"], "/no/index holds no index"),
+        (["index.py", "--out", "o", "--embeddings", "/no"], "/no holds no embeddings"),
+        (["index.py", "--out", "o", "--images", "/no", "--model", "m"], "/no is no folder"),
+        (["index.py", "--out", "o", "--images", ".", "--model", "/no"], "no model at '/no'"),
+        (["search.py", "--help"], "usage"),
+        (["search.py", "a cat", "--index", "/no"], "/no holds no index"),
+        (["search.py", "typo.png", "--index", "/no"], "typo.png: there is no such image"),
+    ],
+)
+def test_mistakes_are_told_at_once(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+    assert done.returncode == (0 if "--help" in arguments else 2)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_model_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    manifest = {
+        "format": 1, "image_fingerprint": "", "text_fingerprint": "", "model": "/no",
+        "width": 3, "patch_sizes": [28], "partitions": [],
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    done = run("index.py", "--out", "o", "--embeddings", str(tmp_path), "--kind", "ivf")
+    assert done.stderr.splitlines() == [
+        "--kind is called --index-type now",
+        "error: no model at '/no'; name a folder with config.json and model.safetensors",
+    ]
+    assert done.stdout.split() == ["loaded:"]
