@@ -34,7 +34,7 @@ class GradientProbe:
         self.engine = engine
         self.gradients: Gradients = {}
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.engine(*args)
 
     def backward(self, loss: Tensor) -> None:
@@ -62,7 +62,7 @@ class PlainEngine:
         self.gradients: Gradients = {}
         self._done = 0
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:

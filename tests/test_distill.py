@@ -54,8 +54,8 @@ def test_distances_are_of_standardised_features():
     for distance in ("cosine", "mse"):
         values = []
         for scale in (torch.ones(8), torch.logspace(-2, 2, 8)):
-            standard = Normaliser((theirs * scale).mean(0), (theirs * scale).std(0))
-            pair = standard(ours * scale), standard(theirs * scale)
+            normaliser = Normaliser((theirs * scale).mean(0), (theirs * scale).std(0))
+            pair = normaliser(ours * scale), normaliser(theirs * scale)
             values.append(feature_distance(*pair, distance))
         torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_shares_of_chunks_add_up_to_the_loss_of_the_batch():
     good = [0, 1, 3, 4]
     features = tower(images[good], 60)
     expected = (
-        2.0 * feature_distance(student.standard(features), given[good], "cosine").mean()
+        2.0 * feature_distance(student.normaliser(features), given[good], "cosine").mean()
         + kl_loss(tower.net.head(features), logits[good], 1.0).mean()
         + 0.5
         * label_loss(tower.net.head(features)[[0, 2, 3]], classes[[0, 3, 4]], "softmax").mean()

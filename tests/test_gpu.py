@@ -49,7 +49,7 @@ def test_a_step_fits_the_memory_that_its_chunk_was_found_for(tiny_text, monkeypa
 def test_training_in_bfloat16_goes_down(stage, cached, tiny_text, emoji_shards, tmp_path):
     """From random features and projection: what is solved in closed form leaves little to train."""
     cfg = config(tmp_path, "run", tiny_text, emoji_shards, stage, steps=40, checkpoint_every=0)
-    cfg = dataclasses.replace(cfg, start_samples=0)
+    cfg = dataclasses.replace(cfg, init_samples=0)
     data = dataclasses.replace(cfg.data, features=str(tmp_path / "cache") if cached else "")
     vision = dataclasses.replace(cfg.vision, dtype="bfloat16")
     zero = ZeroConfig(stage=stage, precision="bfloat16", micro_batch_size=4)

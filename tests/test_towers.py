@@ -25,6 +25,7 @@ from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.student import build_student
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
+from contrastive.model.loss import loss_share
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
@@ -223,7 +224,8 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
     losses = []
     for _ in range(2):
         embeds = model.encode_image(images, sizes[-1])
-        loss = model.text(tokens, lambda embeds=embeds: (embeds, torch.eye(4)))
+        text_embeds, scale, bias = model.text(tokens)
+        loss = loss_share("sigmoid", embeds, text_embeds, torch.eye(4), scale, bias)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

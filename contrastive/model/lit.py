@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from contrastive.files.weights import load_weights, read_config, read_weights
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
-from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch
@@ -33,8 +32,6 @@ from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.transform import ImageTransform
-
-Pairs = Callable[[], tuple[Float[Tensor, "b d"], Float[Tensor, "b m"] | None]]
 
 
 class TextSide(nn.Module):
@@ -59,30 +56,17 @@ class TextSide(nn.Module):
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
-        self,
-        tokens: TokenBatch,
-        pairs: Pairs | None = None,
-        reduce_lse: Reduce = lambda partial: partial,
-    ) -> Tensor:
-        """The share of the global loss of these m texts.
+        self, tokens: TokenBatch
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
+        """Text embeddings, the temperature's multiplier, and the bias of the sigmoid loss.
 
-        pairs: gives all B images (b, d) and the targets (b, m); asked after the texts are read, so
-        that the images may still be on their way. Without targets, the softmax's partial
-        logsumexps (b,); without pairs, the text embeddings (m, d). One entry for all three: ZeRO-3
-        gathers parameters around it.
+        Every parameter is read here and nowhere else in a step: ZeRO-3 gathers them around this
+        call.
         """
         text_embeds = self.encoder(tokens)
-        if pairs is None:
-            return text_embeds
-        image_embeds, targets = pairs()
         with torch.autocast(text_embeds.device.type, enabled=False):
-            if targets is None:
-                return partial_lse(image_embeds, text_embeds, self.scale())
-            if self.loss.kind == "sigmoid":
-                return sigmoid_loss(
-                    image_embeds, text_embeds, targets, self.scale(), self.logit_bias[0]
-                )
-            return softmax_loss(image_embeds, text_embeds, targets, self.scale(), reduce_lse)
+            bias = self.logit_bias[0] if self.loss.kind == "sigmoid" else None
+            return text_embeds, self.scale(), bias
 
 
 class LitModel(nn.Module, ModelHubMixin):
@@ -165,7 +149,7 @@ class LitModel(nn.Module, ModelHubMixin):
             tokens = TokenBatch.of(tower, tower.tokenizer(texts))
         training = self.text.training
         self.text.eval()
-        embeds = self.text(tokens.to(self.device))
+        embeds, *_ = self.text(tokens.to(self.device))
         self.text.train(training)
         return embeds
 

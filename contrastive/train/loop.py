@@ -84,8 +84,8 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     if not cfg.zero.micro_batch_size:
         dtype = distributed.resolve_dtype(cfg.zero.precision)
-        chunk = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
-        shape = batch_shape(cfg.global_batch_size, chunk, world_size)
+        texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
+        shape = batch_shape(cfg.global_batch_size, texts, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     if checkpoint and needs_universal(checkpoint[1]):
         ds_config["checkpoint"] = {"load_universal": True}

@@ -4,6 +4,7 @@ import torch
 
 from contrastive import distributed
 from contrastive.model.lit import TextSide
+from contrastive.model.loss import loss_share
 from contrastive.text.padding import TokenBatch
 
 CPU_TEXTS = 256  # texts; more are no faster on a CPU and only cost memory
@@ -14,7 +15,7 @@ OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffer
 def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.dtype) -> int:
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
-    dtype: of the linear layers. On a GPU the memory of two small chunks of longest texts is
+    dtype: of the linear layers. On a GPU the memory of two small micro-batches of longest texts is
     measured, and tells that of any.
     """
     per_rank = global_batch_size // distributed.world_size()
@@ -45,7 +46,8 @@ def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dt
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        side(tokens, lambda: (images, targets)).backward()
+        embeds, scale, bias = side(tokens)
+    loss_share(side.loss.kind, images, embeds, targets, scale, bias).backward()
     peak = torch.cuda.max_memory_allocated() - before
     side.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()

@@ -1,12 +1,12 @@
-"""One optimiser step: gather the images' features, read the texts in chunks, step.
+"""One optimiser step: gather the images' features, read the texts in micro-batches, update.
 
 The image tower is locked, so its features are constants of the loss: they are gathered once,
-without gradient and while the first texts are read, and the loss splits exactly over chunks of
-texts. No gradient crosses ranks but the parameters' own.
+without gradient and while the first texts are read, and the loss splits exactly over micro-batches
+of texts. No gradient crosses ranks but the parameters' own.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import Reduce, pair_targets
+from contrastive.model.loss import Reduce, loss_share, pair_targets, partial_lse
 from contrastive.run.zero import BatchShape
 from contrastive.text.padding import TokenBatch
 from data.batch import Batch
@@ -24,12 +24,12 @@ from data.errors import DataError
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some of this rank's texts."""
+class MicroBatch:
+    """Texts of this rank that go through the tower together."""
 
     tokens: TokenBatch
     slots: Int[Tensor, " m"]  # of this rank's batch
-    empty: bool  # no good sample: the chunk reads one empty text and counts nothing
+    empty: bool  # no good sample: one empty text is read and counts nothing
 
 
 class GlobalBatch:
@@ -49,11 +49,12 @@ class GlobalBatch:
         self._images = distributed.start_all_gather(model.embed_features(features.to(device)))
         self._concepts = distributed.start_all_gather(batch.concepts.to(device))
 
-    def pairs(self, chunk: Chunk) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m"]]:
-        """All good images, and the targets of a chunk's texts. Raises `DataError` if none is."""
+    def targets(self, part: MicroBatch) -> Float[Tensor, "b m"]:
+        """Which of all good images are positives of these texts. Raises `DataError` if none is
+        good."""
         images, concepts, rows = self.arrived
-        own = rows[chunk.slots] if not chunk.empty else rows.new_zeros(1)
-        return images, pair_targets(len(images), own, concepts, images.dtype)
+        own = rows[part.slots] if not part.empty else rows.new_zeros(1)
+        return pair_targets(len(images), own, concepts, images.dtype)
 
     @cached_property
     def arrived(self) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -72,7 +73,7 @@ class GlobalBatch:
 class TrainStep:
     """`step(batch, features, valid)`: forward, backward, update; gives this rank's loss share."""
 
-    max_groups = 4  # of texts of like length, per chunk
+    max_groups = 4  # of texts of like length, per micro-batch
 
     def __init__(self, model: LitModel, engine: Any, shape: BatchShape, seed: int) -> None:
         self.model, self.engine, self.shape, self.seed = model, engine, shape, seed
@@ -81,58 +82,62 @@ class TrainStep:
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
         everyone = GlobalBatch(self.model, batch, features, valid)
-        chunks = self._split_texts(batch, valid)
-        reduce_lse = self._lse_over_texts(batch.step, chunks, everyone)
+        parts = self._split_texts(batch, valid)
+        reduce_lse = self._lse_over_texts(batch.step, parts, everyone)
+        kind = self.model.text.loss.kind
         total = torch.zeros((), device=self.model.device)
-        for number, chunk in enumerate(chunks):
+        for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
-            share = self.engine(chunk.tokens, partial(everyone.pairs, chunk), reduce_lse)
-            if chunk.empty:
+            text_embeds, scale, bias = self.engine(part.tokens)
+            images, targets = everyone.arrived[0], everyone.targets(part)
+            share = loss_share(kind, images, text_embeds, targets, scale, bias, reduce_lse)
+            if part.empty:
                 share = share * 0.0
-            # The engine averages over chunks and ranks; shares are to be summed.
+            # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
         return total
 
-    def _split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[Chunk]:
-        """The good texts in equally many chunks on every rank, short texts with short ones.
+    def _split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
+        """The good texts in equally many micro-batches on every rank, short ones with short ones.
 
-        Within a chunk too, texts of like length go together through the tower, so padding is
-        cheap; which samples form the global batch does not change.
+        Within a micro-batch too, texts of like length are padded together, so padding is cheap;
+        which samples form the global batch does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
         num_groups = max(
             1, min(self.max_groups, self.shape.micro_batch_size // 128)
         )  # fewer cost more
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
-        chunks = []
-        for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
-            ids = [batch.tokens[i] for i in part] or tower.tokenizer([""])
+        parts = []
+        for rows in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
+            ids = [batch.tokens[i] for i in rows] or tower.tokenizer([""])
             tokens = TokenBatch.of(tower, ids, num_groups).to(device)
-            chunks.append(Chunk(tokens, torch.from_numpy(part).to(device), not len(part)))
-        return chunks
+            parts.append(MicroBatch(tokens, torch.from_numpy(rows).to(device), not len(rows)))
+        return parts
 
-    def _lse_over_texts(self, step: int, chunks: list[Chunk], everyone: GlobalBatch) -> Reduce:
-        """What turns a chunk's partial logsumexps into those over all texts.
+    def _lse_over_texts(self, step: int, parts: list[MicroBatch], everyone: GlobalBatch) -> Reduce:
+        """What turns a micro-batch's partial logsumexps into those over all texts.
 
-        One chunk: B numbers per rank are exchanged in the middle of its only forward. Several: a
+        One micro-batch: B numbers per rank are exchanged in the middle of its loss. Several: a
         first pass over the texts, without gradient, collects them.
         """
-        if len(chunks) == 1 or self.model.text.loss.kind != "softmax":
-            return lambda own: sum_over_ranks(_unless(chunks[0].empty, own))
+        if len(parts) == 1 or self.model.text.loss.kind != "softmax":
+            return lambda own: sum_over_ranks(_unless(parts[0].empty, own))
         partials = []
         with torch.no_grad():
-            for number, chunk in enumerate(chunks):
+            for number, part in enumerate(parts):
                 self._seed_dropout(step, number)
-                own = self.engine(chunk.tokens, lambda: (everyone.arrived[0], None))
-                partials.append(_unless(chunk.empty, own))
+                text_embeds, scale, _ = self.engine(part.tokens)
+                own = partial_lse(everyone.arrived[0], text_embeds, scale)
+                partials.append(_unless(part.empty, own))
         total = sum_over_ranks(torch.stack(partials).logsumexp(0))
         return lambda _: total
 
-    def _seed_dropout(self, step: int, chunk: int) -> None:
-        """Dropout is the same in both passes over a chunk, and after a resume."""
-        mixed = np.random.SeedSequence((self.seed, step, distributed.rank(), chunk))
+    def _seed_dropout(self, step: int, number: int) -> None:
+        """Dropout is the same in both passes over a micro-batch, and after a resume."""
+        mixed = np.random.SeedSequence((self.seed, step, distributed.rank(), number))
         torch.manual_seed(int(mixed.generate_state(1)[0]))
 
 
