@@ -1,0 +1,153 @@
+"""Gradients of one training step: in chunks by any number of ranks, or in one shot by open_clip."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+from contrastive import LitModel, distributed, load_vision_tower
+from contrastive.model.config import LossConfig
+from contrastive.model.lit import TextSide
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.text.config import TextConfig
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
+from contrastive.text.padding import TokenBatch
+from contrastive.train.step import TrainStep
+from data.batch import Batch
+
+Gradients = dict[str, Tensor]
+"""`loss`, and `gradient.NAME` of each parameter, flat."""
+
+WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
+
+
+class GradientProbe:
+    """An engine that keeps the full float32 gradient just before the optimiser."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.gradients: Gradients = {}
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        from deepspeed.utils import safe_get_full_grad
+
+        if self.engine.is_gradient_accumulation_boundary():
+            for name, parameter in self.engine.module.named_parameters():
+                gradient = safe_get_full_grad(parameter)
+                if gradient is not None:
+                    self.gradients[name] = gradient.float().cpu().clone().reshape(-1)
+        self.engine.step()
+
+
+class PlainEngine:
+    """Stands in for DeepSpeed's engine in float64, of which that one reduces no gradients.
+
+    It averages over chunks and ranks as DeepSpeed does, and has no optimiser.
+    """
+
+    def __init__(self, module: torch.nn.Module, chunks: int) -> None:
+        self.module, self.chunks = module, chunks
+        self.gradients: Gradients = {}
+        self._done = 0
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.module(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.chunks).backward()
+
+    def step(self) -> None:
+        self._done += 1
+        if self._done % self.chunks == 0:
+            for name, parameter in self.module.named_parameters():
+                assert parameter.grad is not None
+                total = distributed.all_reduce_sum(parameter.grad)
+                self.gradients[name] = (total / distributed.world_size()).reshape(-1)
+
+
+def build_model(tower: str, text: str, loss: LossConfig, dtype: torch.dtype) -> LitModel:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    vision = load_vision_tower(tower)
+    torch.manual_seed(0)
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), vision.embed_dim)
+    return LitModel(vision, TextSide(encoder, loss)).to(dtype)
+
+
+def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d"]]:
+    """The same captions of one to eight words, and image features, in every process."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 9, (pairs,), generator=generator).tolist()
+    drawn = [torch.randint(len(WORDS), (n,), generator=generator).tolist() for n in lengths]
+    captions = [" ".join(WORDS[i] for i in words) for words in drawn]
+    tokens = model.text.encoder.tower.tokenizer(captions)
+    valid, zeros = torch.ones(pairs, dtype=torch.bool), torch.zeros(pairs, dtype=torch.int64)
+    concepts = torch.arange(pairs)
+    batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
+    return batch, torch.randn(pairs, model.embed_dim, generator=generator)
+
+
+def share_of_rank(batch: Batch) -> tuple[Batch, slice]:
+    """This rank's part of a global batch without pixels, and which part that is."""
+    size = len(batch) // distributed.world_size()
+    mine = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    names = ("keys", "captions", "tokens", "concepts", "valid", "shards", "indices", "views")
+    return replace(batch, **{name: getattr(batch, name)[mine] for name in names}), mine
+
+
+def step_gradients(
+    model: LitModel, zero: ZeroConfig, batch: Batch, features: Float[Tensor, "b d"]
+) -> Gradients:
+    """Loss and gradients of a training step over all ranks, then one SGD step (not in float64)."""
+    optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
+    world_size = distributed.world_size()
+    shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
+    engine: GradientProbe | PlainEngine
+    if model.feature_mean.dtype == torch.float64:
+        engine = PlainEngine(model.text, shape.micro_batches)
+    else:
+        config = deepspeed_config(zero, optim, shape, world_size)
+        engine = GradientProbe(build_engine(model.text, optim, config))
+    part, mine = share_of_rank(batch)
+    share = TrainStep(model, engine, shape, seed=0)(part, features[mine], part.valid)
+    gradients = {f"gradient.{name}": g for name, g in engine.gradients.items()}
+    return {"loss": distributed.all_reduce_sum(share).reshape(1), **gradients}
+
+
+def one_shot_gradients(model: LitModel, batch: Batch, features: Float[Tensor, "b d"]) -> Gradients:
+    """The same by open_clip's loss: all texts in one forward, padded to the longest."""
+    side = model.text
+    texts = side.encoder(TokenBatch.of(side.encoder.tower, batch.tokens))
+    images = model.embed_features(features)
+    if side.loss.kind == "sigmoid":
+        loss = SigLipLoss()(images, texts, side.scale(), side.logit_bias)
+    else:
+        loss = ClipLoss()(images, texts, side.scale())
+    loss.backward()
+    named = {n: p.grad.reshape(-1) for n, p in side.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach().reshape(1), **{f"gradient.{n}": g for n, g in named.items()}}
+
+
+def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Norm of the gradients' difference over that of the expected ones: of the encoder, or of the
+    temperature and bias, whichever is larger."""
+    assert set(got) == set(expected)
+    names = [name for name in sorted(expected) if name.startswith("gradient.")]
+    scalars = [name for name in names if "logit_" in name]
+    errors = []
+    for group in (scalars, sorted(set(names) - set(scalars))):
+        a, b = (torch.cat([values[n].double() for n in group]) for values in (got, expected))
+        errors.append(float((a - b).norm() / b.norm()))
+    return max(errors)
