@@ -157,9 +157,10 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     coarse: Searcher, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     hits = coarse.search(["a cat"], k=30)[0]
+    locations = {hit.id: hit.location for hit in hits}
     file = tmp_path / "fine.sqlite"
     vectors = FineVectors(tiny_model, file, max_kept=10)
-    expected = vectors.get(hits, FINE)
+    expected = vectors.get(locations, FINE)
     assert len(expected) == 30
     count = sqlite3.connect(file).execute("SELECT count(*) FROM fine").fetchone()[0]
     assert count == 10
@@ -167,13 +168,15 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     del vectors
     file.write_bytes(b"nonsense" * 1000)
     vectors = FineVectors(tiny_model, file)
-    for id, vector in vectors.get(hits, FINE).items():
+    for id, vector in vectors.get(locations, FINE).items():
         np.testing.assert_allclose(vector, expected[id], atol=1e-6)
 
     tiny_model.save_pretrained(tmp_path / "model")
     other = LitModel.from_pretrained(tmp_path / "model")
     other.feature_mean += 0.1
     changed = FineVectors(other, file)  # another tower's are not taken for its own
-    assert abs(changed.get(hits[:1], FINE)[hits[0].id] - expected[hits[0].id]).max() > 1e-3
+    first = hits[0].id
+    other_vectors = changed.get({first: locations[first]}, FINE)
+    assert abs(other_vectors[first] - expected[first]).max() > 1e-3
     nowhere = FineVectors(tiny_model, tmp_path / "no folder" / "fine.sqlite")
-    assert len(nowhere.get(hits[:3], FINE)) == 3
+    assert len(nowhere.get(dict(list(locations.items())[:3]), FINE)) == 3
