@@ -4,11 +4,11 @@
         --patch-sizes 56 28 --out embeddings        # or python launch/embed.py ...
 """
 
-import sys
 from dataclasses import dataclass
 
 import tyro
 
+from contrastive.launcher import take_arguments
 from data.config import OnError
 from data.errors import exit_on_usage_error
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
@@ -36,9 +36,8 @@ class Args:
 
 
 def main() -> None:
-    typed = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]  # deepspeed's own
-    args = tyro.cli(Args, description=__doc__, args=typed)
-    with exit_on_usage_error():
+    args = tyro.cli(Args, description=__doc__, args=take_arguments())
+    with exit_on_usage_error(Args):
         check_batches(args.batch_size, args.num_workers)
         from data.shards.names import expand_shards
 

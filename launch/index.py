@@ -90,7 +90,7 @@ def check(args: Args) -> None:
 
 def main() -> None:
     args = parse()
-    with exit_on_usage_error():
+    with exit_on_usage_error(Args):
         check(args)
 
         from retrieval import add_embeddings, build_index, compact_index, delete_ids

@@ -66,7 +66,7 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-    with exit_on_usage_error():
+    with exit_on_usage_error(Args):
         if not args.queries:
             raise UsageError(
                 'nothing to look for; give at least one query, such as "a red bicycle"'

@@ -31,6 +31,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["embed.py", "--help"], "usage"),
         (["embed.py", "--mdoel", "m"], "--mdoel"),
         (["embed.py", "--model", "m", "--shards", "/no/a.tar", "--out", "o"], "/no/a.tar"),
+        (
+            ["embed.py", "--model", "m", "--shards", "a", "--out", "o", "--num-workers", "-1"],
+            "--num-workers -1: at least 0",
+        ),
         (["index.py", "--help"], "--index-type"),
         (["index.py", "--out", "/no/index"], "nothing to do"),
         (["index.py", "--out", "/no/index", "--delete", "3"], "/no/index holds no index"),
