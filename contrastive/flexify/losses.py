@@ -1,7 +1,7 @@
 """What a student is trained on: its teacher's features and logits, and labels.
 
-Every loss is a sum over images weighted by `Targets.weight`, so shares of chunks and ranks add up
-to the mean over the global batch.
+Every loss is a sum over images weighted by `Targets.weight`, so shares of micro-batches and ranks
+add up to the mean over the global batch.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive.flexify.config import Distance, DistillConfig
+from contrastive.flexify.config import Distance, DistillationConfig
 from contrastive.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)
-class Standard:
+class Normaliser:
     """The teacher's own standardisation: per dimension, over training images."""
 
     mean: Float[Tensor, " d"]
@@ -28,7 +28,7 @@ class Standard:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a chunk of m images is to become. Weights are 1/n for each of the n images that count in
+    """What m images are to become. Weights are 1/n for each of the n images that count in
     the global batch, and 0 for the others."""
 
     weight: Float[Tensor, " m"]
@@ -85,12 +85,14 @@ def class_head(tower: VisionTower) -> nn.Linear | None:
 # ---- the module that trains ----------------------------------------------------------------
 
 
-class Student(nn.Module):
-    """What the engine holds: a tower, and the loss of a chunk of images."""
+class DistillationLoss(nn.Module):
+    """What the engine holds: the student's tower, and the loss of a micro-batch of images."""
 
-    def __init__(self, tower: VisionTower, cfg: DistillConfig, standard: Standard | None) -> None:
+    def __init__(
+        self, tower: VisionTower, cfg: DistillationConfig, normaliser: Normaliser | None
+    ) -> None:
         super().__init__()
-        self.tower, self.cfg, self.standard = tower, cfg, standard
+        self.tower, self.cfg, self.normaliser = tower, cfg, normaliser
 
     def forward(
         self,
@@ -99,12 +101,12 @@ class Student(nn.Module):
         keep: float | Int[Tensor, "m k"],
         targets: Targets,
     ) -> Float[Tensor, ""]:
-        """The chunk's share of the loss of the global batch."""
+        """The share of these images in the loss of the global batch."""
         cfg = self.cfg
         features = self.tower(images, patch_size, keep)
         loss = features.new_zeros(())
-        if targets.features is not None and self.standard is not None:
-            each = feature_distance(self.standard(features), targets.features, cfg.distance)
+        if targets.features is not None and self.normaliser is not None:
+            each = feature_distance(self.normaliser(features), targets.features, cfg.distance)
             loss = loss + cfg.features * (each * targets.weight).sum()
         if targets.logits is None and targets.classes is None:
             return loss
