@@ -409,9 +409,9 @@ def test_indexes_of_one_model_share_it(emoji_index: Path, tmp_path: Path) -> Non
     classes.write_text("a cat\na dog\n")
     config = ServeConfig((str(emoji_index), str(tmp_path / "copy")), classes=(str(classes),))
     service = load_service(config)
-    one, other = service.searchers.values()
+    one, other = (index.searcher for index in service.indexes.values())
     assert one.model is other.model
-    assert list(service.searchers) == ["drawings", "copy"]
+    assert list(service.indexes) == ["drawings", "copy"]
     assert service.class_sets["kinds"].class_names == ["a cat", "a dog"]
     np.testing.assert_array_equal(one.snapshot.ids(), other.snapshot.ids())
     service.close()
