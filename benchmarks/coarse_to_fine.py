@@ -1,15 +1,15 @@
-"""Coarse to fine: how much of the fine patch size's quality, for how much of its compute.
+"""Coarse to fine: the share of the fine patch size's quality, and of its compute.
 
     python benchmarks/coarse_to_fine.py [--sizes 56 32 28 16]
 
-The corpus: the 5,804 default drawings among 42,372 icons of other artists (`icons.py`), which are
-never a right answer (`make demo` is run where it has not been). 1,000 captions are queries; one is
-found where a drawing of that caption is among the first ten. Compute is GFLOPs: all pictures
-coarse, and every distinct picture that the 1,000 queries refine, over all pictures fine. Coarse is
-the coarsest size, fine the one of the others that is best for the 645 other captions. The same
-queries among fewer icons show what the size of the corpus does.
-A refined picture is ranked by both similarities, as `Searcher` does (`retrieval.refine.blend`).
-Classification: the held-out sets, each picture once, refined where its margin is small.
+The corpus: the 5,804 default drawings among 42,372 icons (`lib/icons.py`), which are never a right
+answer; runs the demo first where that has not been done. 1,000 captions are queries; a query
+succeeds if a drawing of that caption is among the first ten. Compute is in GFLOPs: all images
+coarse, and every distinct image that the 1,000 queries refine, over all images fine. Coarse is the
+coarsest patch size, fine the one of the others that is best for the 645 other captions. The same
+queries among fewer icons show the effect of the size of the corpus. A refined image is ranked by
+both similarities, as `Searcher` does (`retrieval.search.refine.blend`). Classification: the
+held-out sets, each image once, refined where its margin is small.
 """
 
 import argparse
@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrastive import LitModel
+from data.pipeline.reader import ShardReader
 from data.shards.names import expand_shards
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
 from retrieval.embed.partitions import metadata_file, open_vectors
@@ -42,6 +43,11 @@ CANDIDATES = (10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000,
 MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 KEPT = 0.99  # of the fine quality
 COMPUTE = 0.35  # of the fine compute
+TOP1_TARGET = f"compute for {KEPT} of fine top-1"
+ACCEPTED = {
+    TOP1_TARGET: "the demo's model is unsure: the first two classes are close for half of the "
+    "drawings, and each of those is encoded again"
+}
 SHARES = (0.0, 0.1, 0.3, 1.0)  # of the icons
 
 
@@ -120,7 +126,7 @@ def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
     dataset = load_dataset("shards", root)
     places = zip(corpus.table["shard"].to_pylist(), corpus.table["key"].to_pylist(), strict=True)
     row_of = {place: row for row, place in enumerate(places)}
-    reader = dataset.reader(None, num_workers=0)
+    reader = ShardReader(dataset.shards, None, num_workers=0)
     rows, labels = [], []
     for batch in reader:
         shard = str(Path(reader.shards[batch.shard]).absolute())
@@ -280,11 +286,11 @@ def main() -> None:
         Target(
             f"compute for {KEPT} of fine recall@10, {images}", f"<= {COMPUTE}", largest["compute"]
         ),
-        Target(f"compute for {KEPT} of fine top-1", f"<= {COMPUTE}", cheapest(margins, everything)),
+        Target(TOP1_TARGET, f"<= {COMPUTE}", cheapest(margins, everything)),
     ]
     curves = {f"recall@10 among {row['images']:,}": row["by_candidates"] for row in by_size}
     curves["top-1, by margin"] = margins
-    write_result("coarse_to_fine", figures, targets, plot=lambda file: plot(file, curves))
+    finish("coarse_to_fine", figures, targets, lambda f: plot(f, curves), accepted=ACCEPTED)
 
 
 if __name__ == "__main__":

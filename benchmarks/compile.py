@@ -8,6 +8,7 @@ A ratio is the plain time over the compiled time; `compile_s` is what it costs o
 import copy
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch
-from lib.harness import interleave, write_result
+from lib.harness import Timings, finish, interleave
 from lib.lit_setup import CONTEXT, build_tower, size_here, text_folder
 
 SIZE = size_here()
@@ -30,7 +31,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures[precision] = measure(precision, text_folder(SIZE, Path(folder) / "text"))
     packages = ("torch", "timm", "transformers")
-    write_result("compile", figures, [], packages=packages)
+    finish("compile", figures, [], packages=packages)
 
 
 def measure(precision: str, text: str) -> dict:
@@ -47,11 +48,11 @@ def measure(precision: str, text: str) -> dict:
     images = torch.rand(SIZE.batch_size // 16, 3, SIZE.image_size, SIZE.image_size, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=precision != "float32")
 
-    def see(net, patch_size: int) -> None:
+    def see(net: torch.nn.Module, patch_size: int) -> None:
         with torch.no_grad():
             net(images.to(dtype), patch_size)
 
-    def read(net) -> None:
+    def read(net: torch.nn.Module) -> None:
         with autocast:
             embeds = net(tokens)
         embeds.sum().backward()
@@ -64,8 +65,8 @@ def measure(precision: str, text: str) -> dict:
     for patch_size in PATCH_SIZES:
         timings = interleave(
             {
-                "plain": lambda size=patch_size: see(tower, size),
-                "compiled": lambda size=patch_size: see(compiled_tower, size),
+                "plain": partial(see, tower, patch_size),
+                "compiled": partial(see, compiled_tower, patch_size),
             },
             15,
         )
@@ -76,7 +77,7 @@ def measure(precision: str, text: str) -> dict:
     return out
 
 
-def gain(timings) -> dict:
+def gain(timings: Timings) -> dict:
     rounds = sorted(timings.round_ratios("plain", "compiled"))
     ratio = timings.ratio("plain", "compiled")
     return {"plain_over_compiled": ratio, "rounds": [round(r, 3) for r in rounds]}

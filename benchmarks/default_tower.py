@@ -1,11 +1,11 @@
-"""What flexify made of the offline default: DINOv2 ViT-S/14 before and after, at every patch size.
+"""The offline default tower before and after flexify, DINOv2 ViT-S/14, at every patch size.
 
     python benchmarks/default_tower.py [--tower dinov2s-flexi]
 
 Queries: drawings of the concepts whose groups are held out, in all four styles; none of them was
-among flexify's images. Gallery: all drawings but the query itself. Right is a query whose nearest
-neighbour (cosine of centred features) has its Unicode subgroup. Gains are paired, their 95%
-intervals from a bootstrap over groups of concepts. Features are kept in runs/benchmarks.
+among flexify's images. Gallery: all drawings but the query itself. A query is right if its
+nearest neighbour (cosine of centred features) has its Unicode subgroup. Gains are paired; their 95%
+intervals come from a bootstrap over groups of concepts. Features are kept in runs/benchmarks.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from data.emoji.build import build_emoji
 from data.emoji.concepts import group_of
 from data.pipeline.reader import ShardReader
 from data.shards.names import expand_shards
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from lib.subgroups import SCRATCH, subgroup_shards
 
 SIZES = (56, 32, 28, 16, 14)
@@ -124,7 +124,7 @@ def main() -> None:
         "subgroups": len(set(gallery.labels.tolist())),
         "accuracy": table,
     }
-    write_result("default_tower", figures, targets, lambda file: _plot(file, table))
+    finish("default_tower", figures, targets, lambda file: _plot(file, table))
 
 
 def _plot(file: Path, table: dict) -> None:

@@ -2,14 +2,14 @@
 
     python benchmarks/eval_memory.py
 
-One process per case. Batches come as a reader gives them, with a caption for each image; in the
-model's place random vectors of width 64, since a model takes the same memory whatever the number of
-images. Everything else is what `evaluate` runs: embeddings and captions go to disk, then recall@1,
-5 and 10 both ways by exact search.
+One process per case. Batches are like a reader's, with a caption for each image. Random vectors of
+width 64 stand in for the model, whose memory does not depend on the number of images. The rest is
+what `evaluate` runs: embeddings and captions go to disk, then recall@1, 5 and 10 both ways by exact
+search.
 
-Memory is the largest amount that is resident and belongs to no file (RssAnon of Linux, looked at
-every 5 ms): the mapped embeddings are the page cache's, which gives them up when it must. What the
-process held before the first batch (Python, torch, FAISS) is given beside.
+Memory is the most that is resident and belongs to no file (Linux's RssAnon, read every 5 ms): the
+mapped embeddings belong to the page cache, which can drop them. `before_mib` is what the process
+held before the first batch (Python, torch, FAISS).
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 
 from data.batch import EvalBatch
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from retrieval.evaluation.recall import RecallCollector
 
 CASES = (10_000, 100_000)  # images
@@ -65,7 +65,7 @@ def run(num_images: int) -> dict[str, float]:
         for first in range(0, num_images, BATCH):
             keys = [f"{n:09d}" for n in range(first, first + BATCH)]
             rows, zeros = torch.arange(first, first + BATCH), torch.zeros(BATCH, dtype=torch.int64)
-            captions = [(f"caption of {key}",) for key in keys]
+            captions: list[tuple[str, ...]] = [(f"caption of {key}",) for key in keys]
             batch = EvalBatch(keys, None, captions, zeros - 1, 0, rows, zeros, zeros)
             collector.add(batch, {16: unit_rows(rng, BATCH)})
         collector.recall(lambda texts: unit_rows(rng, len(texts)))
@@ -95,7 +95,7 @@ def main() -> None:
         print(count, figures[f"{count} images"])
     few, many = (figures[f"{count} images"]["peak_mib"] for count in CASES)
     target = Target("peak memory, 100,000 images over 10,000", "<= 1.05", many / few)
-    write_result("eval_memory", figures, [target], packages=("torch", "numpy", "faiss-gpu"))
+    finish("eval_memory", figures, [target], packages=("torch", "numpy", "faiss-gpu"))
 
 
 if __name__ == "__main__":

@@ -8,22 +8,24 @@ patch size. A ratio is timm's median time over ours; 1 means the flexibility is 
 """
 
 import argparse
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from contrastive import VisionTower
-from contrastive.flexify.config import DistillConfig
-from contrastive.flexify.losses import Student, Targets, class_shares
+from contrastive.flexify.config import DistillationConfig
+from contrastive.flexify.losses import DistillationLoss, Targets, class_shares
 from contrastive.run.config import OptimConfig
 from contrastive.run.optim import build_optimizer
 from contrastive.vision.patch_dropout import draw_kept
 from contrastive.vision.tower_config import TowerConfig
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
 
 NAME, IMAGE_SIZE = "flexivit_small", 240  # pixels
-STORED = {"patch_size": 32, "img_size": 7 * 32}
+STORED: dict[str, Any] = {"patch_size": 32, "img_size": 7 * 32}
 
 
 def main() -> None:
@@ -39,10 +41,10 @@ def main() -> None:
         images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
         labels = torch.randint(1000, (batch_size,), device=device)
 
-        net = timm.create_model(NAME, **STORED)
+        net: Any = timm.create_model(NAME, **STORED)
         config = TowerConfig(NAME, {"num_classes": net.num_classes, **STORED}, IMAGE_SIZE)
-        loss = DistillConfig(features=0.0, labels=1.0)
-        student = Student(VisionTower(net, config), loss, None).to(device).train()
+        loss = DistillationConfig(features=0.0, labels=1.0)
+        student = DistillationLoss(VisionTower(net, config), loss, None).to(device).train()
         weight = torch.full((batch_size,), 1 / batch_size, device=device)
         classes = class_shares(labels, net.num_classes)
         ours_step = build_optimizer(OptimConfig(), student)
@@ -50,10 +52,11 @@ def main() -> None:
         given = Targets(weight, classes=classes, class_weight=weight)
 
         def ours(
-            size=patch_size, keep=keep, images=images, student=student,
-            given=given, optimizer=ours_step,
+            size: int = patch_size, keep: float = keep, images: Tensor = images,
+            student: Student = student, given: Targets = given,
+            optimizer: torch.optim.Optimizer = ours_step,
         ) -> None:  # fmt: skip
-            kept = keep
+            kept: float | Tensor = keep
             if keep < 1:
                 side = IMAGE_SIZE // size
                 kept = draw_kept(keep, side**2, len(images), 0, 0).to(images.device)
@@ -61,12 +64,15 @@ def main() -> None:
             student(images, size, kept, given).backward()
             optimizer.step()
 
-        dropped = {"patch_drop_rate": 1 - keep} if keep < 1 else {}
+        dropped: dict[str, Any] = {"patch_drop_rate": 1 - keep} if keep < 1 else {}
         plain = timm.create_model(NAME, patch_size=patch_size, img_size=IMAGE_SIZE, **dropped)
         plain = plain.to(device).train()
         theirs_step = build_optimizer(OptimConfig(), plain)
 
-        def theirs(images=images, labels=labels, plain=plain, optimizer=theirs_step) -> None:
+        def theirs(
+            images: Tensor = images, labels: Tensor = labels, plain: nn.Module = plain,
+            optimizer: torch.optim.Optimizer = theirs_step,
+        ) -> None:  # fmt: skip
             optimizer.zero_grad()
             F.cross_entropy(plain(images), labels).backward()
             optimizer.step()
@@ -87,7 +93,7 @@ def main() -> None:
         what = f"timm's step / flexible step, patch {patch_size}"
         what += f", {keep:.0%} of the patches" if keep < 1 else ""
         targets.append(Target(what, ">= 0.97", ratio))
-    write_result("flexify_step", figures, targets)
+    finish("flexify_step", figures, targets)
 
 
 if __name__ == "__main__":

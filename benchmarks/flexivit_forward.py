@@ -8,13 +8,15 @@ the time. A ratio is timm's median time over ours; 1 means the flexibility is fr
 """
 
 import argparse
+from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from contrastive import VisionTower
 from contrastive.vision.tower_config import TowerConfig
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
 
 NAME = "flexivit_small"
 IMAGE_SIZE = 240  # pixels
@@ -32,7 +34,7 @@ def main() -> None:
     tower = VisionTower(net, config).to(device).lock()
     figures, targets = {}, []
     for patch_size in (16, 30):
-        plain = timm.create_model(NAME, pretrained=False, patch_size=patch_size)
+        plain: Any = timm.create_model(NAME, pretrained=False, patch_size=patch_size)
         plain = plain.to(device).eval().requires_grad_(False)
         if patch_size == 16:
             plain.load_state_dict(net.state_dict())
@@ -41,11 +43,11 @@ def main() -> None:
         tokens = plain.patch_embed.num_patches + plain.num_prefix_tokens
         assert tokens == tower.num_tokens(patch_size)
 
-        def ours(images=images, patch_size=patch_size) -> torch.Tensor:
+        def ours(images: Tensor = images, patch_size: int = patch_size) -> Tensor:
             with torch.inference_mode():
                 return tower(images, patch_size)
 
-        def theirs(images=images, plain=plain) -> torch.Tensor:
+        def theirs(images: Tensor = images, plain: Any = plain) -> Tensor:
             with torch.inference_mode():
                 return plain.forward_head(plain.forward_features(images), pre_logits=True)
 
@@ -64,7 +66,7 @@ def main() -> None:
         }
         what = f"timm's time / flexible time, patch {patch_size}"
         targets.append(Target(what, ">= 0.97", ratio))
-    write_result("flexivit_forward", figures, targets)
+    finish("flexivit_forward", figures, targets)
 
 
 if __name__ == "__main__":

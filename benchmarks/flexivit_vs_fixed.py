@@ -1,7 +1,7 @@
-"""FlexiViT's claim on small data: one set of weights against specialists of one patch size.
+"""FlexiViT's claim on small data: one set of weights against a specialist per patch size.
 
     python benchmarks/flexivit_vs_fixed.py                          # three seeds
-    python benchmarks/flexivit_vs_fixed.py --steps 20 --seeds 1     # does it run?
+    python benchmarks/flexivit_vs_fixed.py --steps 20 --seeds 1     # a smoke test
 
 The same ViT (width 128, depth 4) from the same random start, the same drawings in the same order,
 the same number of steps: at a fixed coarse patch, at a fixed fine patch, and at random patches.
@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrastive.flexify.config import DistillConfig, FlexifyConfig, StudentConfig, TeacherConfig
+from contrastive.flexify.config import (
+    DistillationConfig,
+    FlexifyConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from contrastive.flexify.loop import flexify
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.build import build_vision_tower
@@ -26,12 +31,17 @@ from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig
 from data.pipeline.reader import ShardReader
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from lib.subgroups import SCRATCH, subgroup_shards
 
 IMAGE_SIZE = 48  # pixels
 PATCH_SIZES = (24, 16, 12, 8, 6)  # grids of 2 to 8
 COARSE, FINE = 16, 6
+SHARED = "3,000 steps are few to share among five patch sizes; the specialist has them to itself"
+ACCEPTED = {
+    f"flexible - coarse, accuracy at patch {COARSE}": SHARED,
+    "flexible - coarse, accuracy at patch 12": "above it, though by less than the seeds' spread",
+}
 CONTENDERS = {"coarse": (COARSE,), "fine": (FINE,), "flexible": PATCH_SIZES}
 
 
@@ -57,7 +67,7 @@ def train(name: str, seed: int, steps: int, data: Path, start: Path) -> VisionTo
         ),
         teacher=TeacherConfig(tower=str(start)),
         student=StudentConfig(patch_sizes=CONTENDERS[name]),
-        loss=DistillConfig(features=0.0, labels=1.0),
+        loss=DistillationConfig(features=0.0, labels=1.0),
         optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup_steps=min(100, steps)),
         zero=ZeroConfig(precision="fastest"),
         global_batch_size=128,
@@ -111,8 +121,13 @@ def main() -> None:
         "accuracy_spread": spread,  # largest - smallest over seeds
         "accuracy": runs,
     }
-    write_result(
-        "flexivit_vs_fixed", figures, _targets(mean, spread), lambda f: _plot(f, mean, spread)
+    targets = _targets(mean, spread)
+    finish(
+        "flexivit_vs_fixed",
+        figures,
+        targets,
+        lambda file: _plot(file, mean, spread),
+        accepted=ACCEPTED,
     )
 
 

@@ -1,25 +1,22 @@
-"""Chunks of texts, ranks, ZeRO and the feature cache change nothing but the cost.
+"""Micro-batches, ranks, ZeRO and the feature cache change the cost of training, not its results.
 
     python benchmarks/lit_equivalence.py
 
-Gradients: a batch of 4,096 pairs in chunks of 64, by one rank and by two, against open_clip's loss
-of all texts in one forward. A BERT of two layers reads them: in one shot too they must fit. In
-float64 a stand-in takes the place of DeepSpeed's engine, which reduces no float64 gradients;
-everything else is what trains. float32 runs under DeepSpeed at ZeRO 0 to 3.
+Gradients: a batch of 4,096 pairs in micro-batches of 64, by one rank and by two, against
+open_clip's loss of all texts in one forward. The text tower is a BERT of two layers, so that the
+one forward fits the memory. In float64 a stand-in takes the place of DeepSpeed's engine, which
+reduces no float64 gradients; all other code is that of training. float32 runs under DeepSpeed at
+ZeRO 0 to 3.
 
-Losses: 100 steps of MiniLM against DINOv2-S at patch 56 with features from the cache and from
-pixels, float32, same seed, no augmented views. The rounding of float32 is all that differs: the
-tower reads other batches when it fills the cache.
+Losses: 100 steps of MiniLM against DINOv2-S at patch 56, with features from the cache and from
+pixels, float32, same seed, no augmented views. They may differ by float32 rounding alone: the tower
+reads batches of another size when it fills the cache.
 """
 
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from contrastive.model.config import LossConfig
 from contrastive.run.config import OptimConfig
@@ -28,13 +25,11 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
 from data.config import DataConfig
-from lib.harness import Target, write_result
-from lib.launcher import deepspeed
-from lib.lit_setup import Size, shards, text_folder
-from lit_gradients import build_model, one_shot_gradients, random_pairs, relative_error
+from lib.harness import Target, finish
+from lib.lit_setup import LOSSES, Loss, Size, launch, shards, text_folder
 
+PROGRAM = Path(__file__).resolve().parent.parent / "tests" / "gradients_program.py"
 PAIRS, CHUNK = 4096, 64
-LOSSES = ("sigmoid", "softmax")
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 TOWER = "dinov2s"
 SMALL = Size("", 0, text_layers=2, text_width=64, batch_size=PAIRS, precisions=())
@@ -54,58 +49,32 @@ def main() -> None:
         what = f"{loss} loss of {STEPS} steps with and without the cache, largest difference"
         targets.append(Target(what, f"<= {LOSS_BOUND}", row["largest_relative_difference"]))
     figures = {"pairs": PAIRS, "chunk": CHUNK, "gradients": gradients, "cache": losses}
-    write_result("lit_equivalence", figures, targets, packages=("torch", "deepspeed", "timm"))
+    finish("lit_equivalence", figures, targets, packages=("torch", "deepspeed", "timm"))
 
 
 # ---- gradients -------------------------------------------------------------------------------
 
 
-def cases(stages: Iterable[int] = (0, 1, 2, 3)) -> dict[str, dict[str, Any]]:
+def cases() -> dict[str, dict[str, Any]]:
     """Name -> loss, dtype and ZeRO stage. float64 knows no stages."""
-    found = {f"{loss}-float64": {"loss": loss, "dtype": "float64", "stage": 0} for loss in LOSSES}
-    for loss in LOSSES:
-        for stage in stages:
-            case = {"loss": loss, "dtype": "float32", "stage": stage}
-            found[f"{loss}-float32-zero{stage}"] = case
-    return found
-
-
-def chunked_gradients(
-    folder: Path, ranks: int, tower: str, text: str, todo: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Name -> loss and gradients of a step in chunks, by that many processes."""
-    folder.mkdir()
-    job = {"tower": tower, "text": text, "pairs": PAIRS, "chunk": CHUNK, "cases": todo}
-    (folder / "job.json").write_text(json.dumps(job))
-    program = Path(__file__).with_name("lit_gradients.py")
-    done = deepspeed(ranks, program, str(folder / "job.json"))
-    if done.returncode:
-        raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
-    return {name: load_file(folder / f"{name}.safetensors") for name in todo}
-
-
-def one_shot(tower: str, text: str, loss: str, dtype: str) -> dict[str, torch.Tensor]:
-    """Loss and gradients of the same batch in one forward, by open_clip's loss."""
-    model = build_model(tower, text, LossConfig(kind=loss), getattr(torch, dtype))
-    return one_shot_gradients(model, *random_pairs(model, PAIRS))
+    stages = [("float64", 0), *(("float32", stage) for stage in range(4))]
+    return {
+        f"{loss}-{dtype}-zero{stage}": {"loss": loss, "dtype": dtype, "stage": stage}
+        for loss in LOSSES
+        for dtype, stage in stages
+    }
 
 
 def compare_gradients(folder: Path, tower: str, text: str) -> list[dict[str, Any]]:
-    """A row per case and number of ranks."""
-    whole = {(loss, d): one_shot(tower, text, loss, d) for loss in LOSSES for d in BOUNDS}
+    """A row per case and number of ranks: relative differences to one shot."""
+    job = {"tower": tower, "text": text, "pairs": PAIRS, "chunk": CHUNK, "cases": cases()}
+    (folder / "job.json").write_text(json.dumps(job))
     rows = []
     for ranks in (1, 2):
-        found = chunked_gradients(folder / f"ranks{ranks}", ranks, tower, text, cases())
-        for name, case in cases().items():
-            loss, dtype = case["loss"], case["dtype"]
-            row = {"ranks": ranks, **case}
-            row["to_one_shot"] = relative_error(found[name], whole[loss, dtype])
-            if dtype == "float32":  # whose rounding is it?
-                exact = whole[loss, "float64"]
-                row["to_float64"] = relative_error(found[name], exact)
-                row["one_shot_to_float64"] = relative_error(whole[loss, dtype], exact)
-            print(json.dumps(row))
-            rows.append(row)
+        launch(ranks, PROGRAM, folder / "job.json")
+        rows += json.loads((folder / "rows.json").read_text()).values()
+    for row in rows:
+        print(json.dumps(row))
     return rows
 
 
@@ -123,7 +92,7 @@ def largest_difference(got: list[float], expected: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(got, expected, strict=True))
 
 
-def compare_losses(folder: Path, loss: str) -> dict[str, Any]:
+def compare_losses(folder: Path, loss: Loss) -> dict[str, Any]:
     """The same training from the cache and from pixels."""
 
     def losses(features: str) -> list[float]:

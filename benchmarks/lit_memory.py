@@ -2,18 +2,17 @@
 
     python benchmarks/lit_memory.py
 
-One process per case. The image features are ready, constants of the tower's width: nobody runs an
-image tower, but in the case "from pixels", whose step also reads the default drawings, decodes them
-and runs ViT-S/16 in bfloat16 over them at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default
-data's captions, over and over, of 16 tokens at most, read by MiniLM-L6 (on a GPU BERT-base); linear
-layers in bfloat16, weights in float32. FlexiLiT reads as many texts at a time as it finds for the
-smallest batch. open_clip's step is its trainer's, with one forward of all texts, or with `--accum-
-freq` and as many at a time as FlexiLiT: then each is read twice, and each time all the logits are
-there.
+One process per case. Image features are random and ready in memory, and no image tower runs. Only
+the case "from pixels" has one: its step also reads and decodes the default drawings, and runs
+ViT-S/16 over them in bfloat16 at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default data's
+captions, repeated, of at most 16 tokens, read by MiniLM-L6 (on a GPU BERT-base); linear layers in
+bfloat16, weights in float32. FlexiLiT uses the micro-batch that it finds for the smallest batch.
+open_clip takes its own trainer's step: one forward of all texts, or `--accum-freq` with FlexiLiT's
+micro-batch, which reads each text twice and holds all logits each time.
 
-Memory is the largest resident set of the process during the step (on a GPU, what torch allocated
-there at most). open_clip's larger batches are foretold by the polynomial through those that ran,
-which grows no faster than the truth; where that is more than the limit, the case is not run.
+Memory is the largest resident set of the process during the step (on a GPU, the most that torch
+allocated). open_clip's larger batches are extrapolated by the polynomial through those that ran,
+which grows no faster than the true memory; a case whose estimate exceeds the limit is not run.
 """
 
 import argparse
@@ -25,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,14 +40,15 @@ from contrastive import LitModel, distributed
 from contrastive.image_features import FeatureSource
 from contrastive.run.config import ZeroConfig
 from contrastive.run.zero import batch_shape
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
-from lib.harness import Target, machine, write_result
+from lib.harness import Target, finish, machine
 from lib.lit_setup import (
     CONTEXT,
+    LOSSES,
     adamw,
     build_model,
     build_open_clip,
@@ -61,7 +61,6 @@ from lib.lit_setup import (
 
 BATCHES = (1024, 8192, 32768)
 SMALLEST = 256  # pairs, measured of open_clip only, to foretell the rest
-LOSSES = ("sigmoid", "softmax")
 OURS, PIXELS = "FlexiLiT", "FlexiLiT from pixels"
 PLAIN, ACCUMULATING = "open_clip", "open_clip accum-freq"
 CASES = {OURS: LOSSES, PIXELS: LOSSES[:1], PLAIN: LOSSES, ACCUMULATING: LOSSES}
@@ -94,7 +93,7 @@ def main() -> None:
         targets.append(Target(what, "<= 1.3", ratio))
     packages = ("torch", "deepspeed", "open_clip_torch")
     figures = {"precision": "bfloat16", "limit_gib": limit_gib(), "rows": rows}
-    write_result("lit_memory", figures, targets, lambda file: draw(rows, file), packages)
+    finish("lit_memory", figures, targets, lambda file: draw(rows, file), packages)
 
 
 def measure(text: str, who: str, loss: str) -> list[dict[str, Any]]:
@@ -145,7 +144,7 @@ def start(**case: Any) -> dict[str, Any]:
 # ---- one case, in a process of its own -------------------------------------------------------
 
 
-def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
+def run_case(text: str, who: str, loss: Loss, pairs: int) -> dict[str, Any]:
     """Peak memory of one step, and what was there before it."""
     size, device = size_here(), distributed.device()
     if device.type == "cpu":
@@ -153,12 +152,12 @@ def run_case(text: str, who: str, loss: str, pairs: int) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
     model = build_model(tower, text, loss)
-    chunk = min(pairs, find_text_chunk(model.text, BATCHES[0], torch.bfloat16))
-    zero = ZeroConfig(precision="bfloat16", text_chunk=chunk)
+    chunk = min(pairs, find_micro_batch_size(model.text, BATCHES[0], torch.bfloat16))
+    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:
-        step = partial(pixel_step, build_step(model, zero, pairs), pipeline)
+        step: Callable[[], object] = partial(pixel_step, build_step(model, zero, pairs), pipeline)
         tower(torch.zeros(1, 3, size.image_size, size.image_size), size.image_size // 4)
     else:
         batch = next(pipeline.batches(0, 1))
@@ -243,7 +242,7 @@ def open_clip_step(
     parts = tokens.split(chunk)
     autocast = partial(torch.autocast, images.device.type, torch.bfloat16)
     with torch.no_grad(), autocast():
-        known = [model(text=part)["text_features"] for part in parts] if len(parts) > 1 else [None]
+        known = [model(text=part)["text_features"] for part in parts] if len(parts) > 1 else []
     for number, part in enumerate(parts):
         with autocast():
             out = model(text=part)

@@ -2,17 +2,20 @@
 
     python benchmarks/lit_throughput.py
 
-open_clip gets its pixels and tokens ready in memory; ours reads its features and tokens from the
-cache, through its own pipeline. `text` is the bare text tower on ready tensors: forward, backward
-and AdamW, what no trainer of that tower can beat.
+open_clip finds its pixels and tokens ready in memory; FlexiLiT reads features and tokens from the
+cache, through its own pipeline. `text` is the bare text tower on ready tensors (forward, backward,
+AdamW): an upper bound for any trainer of that tower.
 """
 
 import argparse
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import torch
@@ -24,11 +27,13 @@ from contrastive.run.config import ZeroConfig
 from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
+from data.captions import Tokenizer
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
-from lib.harness import Target, Timings, interleave, write_result
+from lib.harness import Target, Timings, finish, interleave
 from lib.lit_setup import (
     CONTEXT,
+    Precision,
     adamw,
     build_open_clip,
     build_ours,
@@ -47,7 +52,7 @@ STEPS = 10_000_000  # more than any run here takes
 class Trainer:
     """All contenders at one precision."""
 
-    def __init__(self, precision: str, text: str, features: str) -> None:
+    def __init__(self, precision: Precision, text: str, features: str) -> None:
         dtype = getattr(torch, precision)
         self.device = distributed.device()
         self.tower = build_tower(SIZE, dtype)
@@ -63,11 +68,13 @@ class Trainer:
         fill_texts(self.cfg, tokenizer)
         self.cached = self._batches(tokenizer)
         self.ready = ready_batch(SIZE, next(self.cached).tokens)
+        assert self.ready.images is not None
+        self.images = self.ready.images.to(self.device)
         with padded(self.ours):
             self.tokens = self.ours.model.text.encoder.tower.pad(self.ready.tokens).to(self.device)
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
-    def _batches(self, tokenizer) -> Iterator[Batch]:
+    def _batches(self, tokenizer: Tokenizer) -> Iterator[Batch]:
         pipeline = CaptionedPipeline(
             self.cfg,
             None,
@@ -110,7 +117,7 @@ class Trainer:
         def step() -> None:
             optimizer.zero_grad()
             with self.autocast:
-                out = self.theirs(self.ready.images.to(self.device), tokens)
+                out = self.theirs(self.images, tokens)
                 loss = loss_of(**out)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.theirs.parameters(), 1.0)
@@ -138,7 +145,7 @@ class Trainer:
 @contextmanager
 def padded(step: TrainStep) -> Iterator[None]:
     """Within this context our texts are padded to the context length, as open_clip's are."""
-    tower = step.model.text.encoder.tower
+    tower: Any = step.model.text.encoder.tower
     pad, filler = tower.pad, [0] * CONTEXT
 
     def pad_all(ids: list[list[int]]) -> PaddedTokens:
@@ -153,33 +160,35 @@ def padded(step: TrainStep) -> Iterator[None]:
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
     """Seconds of one cached step at 16 tokens, by part; medians."""
-    step, parts = trainer.ours, {}
+    step, source = trainer.ours, trainer.source
     engine = step.engine
+    parts: dict[str, list[float]] = defaultdict(list)
 
     class Probe:
-        def __call__(self, *args):
+        def __call__(self, *args: Any) -> Any:
             return timed("text forward and loss", lambda: engine(*args))
 
-        def backward(self, loss):
+        def backward(self, loss: torch.Tensor) -> None:
             timed("backward", lambda: engine.backward(loss))
 
-        def step(self):
+        def step(self) -> None:
             timed("optimiser", engine.step)
 
-    def timed(name: str, fn: Callable):
+    def timed(name: str, fn: Callable[[], Any]) -> Any:
         _synchronize()
         start = time.perf_counter()
         out = fn()
         _synchronize()
-        parts.setdefault(name, []).append(time.perf_counter() - start)
+        parts[name].append(time.perf_counter() - start)
         return out
 
-    step.engine = Probe()
-    source = trainer.source
-    trainer.source = lambda *args: timed("read features", lambda: source(*args))
-    for _ in range(repeats):
-        timed("whole step", trainer.ours_cached_padded)
-    step.engine, trainer.source = engine, source
+    class ProbedSource:
+        def __call__(self, *args: Any) -> Any:
+            return timed("read features", lambda: source(*args))
+
+    with patch.object(step, "engine", Probe()), patch.object(trainer, "source", ProbedSource()):
+        for _ in range(repeats):
+            timed("whole step", trainer.ours_cached_padded)
     return {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
 
 
@@ -190,7 +199,7 @@ def _synchronize() -> None:
 
 def check_same_loss(trainer: Trainer) -> float:
     """Both trainers give the same loss before the first step; returns the relative difference."""
-    model, pixels = trainer.ours.model, trainer.ready.images.to(trainer.device)
+    model, pixels = trainer.ours.model, trainer.images
     with torch.no_grad():
         features, _ = trainer.pixels(trainer.ready, 16)
         images = model.embed_features(features.to(trainer.device))
@@ -228,7 +237,7 @@ def main() -> None:
             text = text_folder(SIZE, Path(folder) / "text")
             trainer = Trainer(precision, text, f"{folder}/features")
             figures[precision] = measure(trainer, args.rounds)
-    write_result(
+    finish(
         "lit_throughput",
         figures,
         targets(figures),

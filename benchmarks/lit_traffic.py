@@ -8,9 +8,9 @@ the size of the tensors that a rank gives to the collective; `sent` is what must
 all-gather: its tensor to each other rank; an all-reduce: 2 (W - 1) / W of it). Bytes do not depend
 on the length of texts, so these are short.
 
-The kernel's count of the loopback interface, which includes TCP's headers, tells whether a
-collective was missed. Next to MiniLM's gradients a missed one would not show, so all is counted
-again with a small BERT whose embeddings are frozen.
+The kernel's count of the loopback interface, which includes TCP's headers, shows whether a
+collective was missed. Beside MiniLM's gradients a missed one would not show, so the same is counted
+with a small BERT whose embeddings are frozen.
 
 open_clip trains the same towers under plain DDP; its image tower is locked too.
 """
@@ -34,10 +34,11 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from contrastive import VisionTower, distributed
 from contrastive.run.config import ZeroConfig
 from lib.collectives import Collective, CountCollectives, loopback_bytes
-from lib.harness import Target, write_result
-from lib.launcher import deepspeed
+from lib.harness import Target, finish
 from lib.lit_setup import (
     CPU,
+    LOSSES,
+    Loss,
     Size,
     adamw,
     build_model,
@@ -45,21 +46,20 @@ from lib.lit_setup import (
     build_ours,
     build_step,
     build_tower,
+    launch,
     ready_batch,
     text_folder,
 )
-from lit_gradients import share_of_rank
 
 RANKS, STEPS = 2, 3
-LOSSES = ("sigmoid", "softmax")
-OURS: dict[str, dict[str, int]] = {
+OURS: dict[str, dict[str, Any]] = {
     "": {},
-    "chunks of 32": {"text_chunk": 32},
+    "chunks of 32": {"micro_batch_size": 32},
     "ZeRO 1": {"stage": 1},
     "ZeRO 2": {"stage": 2},
     "ZeRO 3": {"stage": 3},
 }
-THEIRS: dict[tuple[str, str], dict[str, Any]] = {
+THEIRS: dict[tuple[Loss, str], dict[str, Any]] = {
     ("sigmoid", impl): {"dist_impl": impl} for impl in ("bidir", "shift", "reduce", "gather")
 } | {
     ("softmax", " ".join(flags) or "no flags"): dict.fromkeys(flags, True)
@@ -81,22 +81,31 @@ class Text:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 512], help="pairs")
-    sizes = parser.parse_args().batch_sizes
+    parser.add_argument("--text", help="folder of the one text tower to count; else two, as above")
+    args = parser.parse_args()
+    sizes = args.batch_sizes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = [
-            Text("MiniLM-L6", text_folder(CPU, folder / "minilm"), sizes),
-            Text("small", text_folder(SMALL, folder / "small"), sizes[-1:], freeze_embeddings=True),
-        ]
+        texts = (
+            [Text("given", args.text, sizes)]
+            if args.text
+            else [
+                Text("MiniLM-L6", text_folder(CPU, folder / "minilm"), sizes),
+                Text(
+                    "small",
+                    text_folder(SMALL, folder / "small"),
+                    sizes[-1:],
+                    freeze_embeddings=True,
+                ),
+            ]
+        )
         (folder / "job.json").write_text(json.dumps([asdict(text) for text in texts]))
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ranks need not have a GPU each
-        done = deepspeed(RANKS, Path(__file__), str(folder / "job.json"), timeout_s=1800)
-        if done.returncode:
-            raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
+        launch(RANKS, Path(__file__), folder / "job.json")
         rows = json.loads((folder / "rows.json").read_text())
     packages = ("torch", "deepspeed", "open_clip_torch")
     figures = {"ranks": RANKS, "width": rows[0]["width"], "rows": rows}
-    write_result("lit_traffic", figures, targets(rows), draw(rows), packages, where="cpu")
+    finish("lit_traffic", figures, targets(rows), draw(rows), packages, where="cpu")
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> list[Target]:
@@ -159,16 +168,15 @@ def run_ranks(job_file: Path) -> None:
 
 
 def count_ours(
-    tower: VisionTower, text: Text, loss: str, zero: ZeroConfig, pairs: int
+    tower: VisionTower, text: Text, loss: Loss, zero: ZeroConfig, pairs: int
 ) -> dict[str, Any]:
     model = build_model(tower, text.folder, loss)
     for parameter in model.text.encoder.tower.embedding_parameters():
         parameter.requires_grad_(not text.freeze_embeddings)
     parameters = _trainable(model.text)
     step = build_step(model, zero, pairs)
-    ids = model.text.encoder.tower.tokenizer(["a cat"] * pairs)
-    batch, mine = share_of_rank(ready_batch(None, ids))
-    features = torch.randn(pairs, tower.embed_dim)[mine]
+    ids = model.text.encoder.tower.tokenizer(["a cat"] * (pairs // RANKS))
+    batch, features = ready_batch(None, ids), torch.randn(len(ids), tower.embed_dim)
     counts = count(lambda: step(batch, features, batch.valid))
     step.engine.destroy()
     facts = {"pairs": pairs, "width": tower.embed_dim, "zero_stage": zero.stage}
@@ -176,13 +184,14 @@ def count_ours(
 
 
 def count_open_clip(
-    tower: VisionTower, text: Text, loss: str, flags: dict[str, Any], pairs: int
+    tower: VisionTower, text: Text, loss: Loss, flags: dict[str, Any], pairs: int
 ) -> dict[str, Any]:
     world_size = distributed.world_size()
     like = build_ours(tower, text.folder, loss=loss, batch_size=pairs)
     like.engine.destroy()
     model = build_open_clip(tower, text.folder, like)
-    model.text.transformer.embeddings.requires_grad_(not text.freeze_embeddings)
+    text_net: Any = model.text
+    text_net.transformer.embeddings.requires_grad_(not text.freeze_embeddings)
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     loss_class = SigLipLoss if loss == "sigmoid" else ClipLoss
     contrast = loss_class(rank=distributed.rank(), world_size=world_size, **flags)

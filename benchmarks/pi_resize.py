@@ -1,11 +1,12 @@
-"""PI-resize against simpler ways to give a fixed-patch ViT another patch size, without training.
+"""PI-resize and simpler ways to give a fixed-patch ViT another patch size without training.
 
     python benchmarks/pi_resize.py
-    python benchmarks/pi_resize.py --images 32     # does it run?
+    python benchmarks/pi_resize.py --images 32     # a smoke test
 
 DINOv2 ViT-S/14 on Noto's drawings: 1-nearest-neighbour accuracy over Unicode's subgroups, every
-drawing against all others. Twice: the image grows with the patch, so the tokens stay the same and
-only the kernel is at stake (arXiv:2212.08013, section 3.4); and the image stays at 224 pixels.
+drawing against all others. Measured twice: with an image that grows with the patch, so that the
+number of tokens stays the same and only the kernel changes (arXiv:2212.08013, section 3.4), and
+with an image of 224 pixels.
 The kernel is resized by its pseudo-inverse (pi), bilinearly, bilinearly and rescaled by the areas'
 ratio (area), or not at all: cut or padded with zeros around its middle (none).
 """
@@ -24,7 +25,7 @@ from contrastive.flexify.student import resize_images
 from contrastive.vision.resize import resample_patch_embed
 from contrastive.vision.tower import VisionTower
 from data.pipeline.reader import ShardReader
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
 from lib.subgroups import subgroup_shards
 
 OWN, GRID = 14, 16
@@ -80,7 +81,7 @@ def main() -> None:
     reader = ShardReader([f"{data}/train/noto-*.tar"], tower.transform, batch_size=100)
     batches = list(reader)
     chosen = torch.linspace(0, sum(map(len, batches)) - 1, args.images).long()
-    images = torch.cat([b.images for b in batches])[chosen]
+    images = torch.cat([b.images for b in batches if b.images is not None])[chosen]
     labels = torch.cat([b.labels for b in batches])[chosen]
     figures: dict = {"images": args.images, "standard_error": (0.24 / args.images) ** 0.5}
     for panel, sizes in (("same_tokens", GROWING), ("same_image", FIXED)):
@@ -105,7 +106,7 @@ def main() -> None:
         for name in METHODS
         if name != "pi"
     ]
-    write_result("pi_resize", figures, targets, lambda file: _plot(file, figures))
+    finish("pi_resize", figures, targets, lambda file: _plot(file, figures))
 
 
 def _mean(row: dict[int, float]) -> float:

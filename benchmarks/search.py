@@ -2,11 +2,11 @@
 
     python benchmarks/search.py [--counts 100000 1000000] [--rounds 200]
 
-Vectors of width 384: clustered synthetic ones, and the default data's drawings with its captions as
-queries (`make demo` is run where it has not been). Recall@10 is against an exact scan. Single
-queries run in turn, one of each type per round, one thread each; queries/s are for batches of 64 on
-all cores. Memory, mapped files included, is what a fresh process holds more than before: after 256
-queries, and at most while it builds. `auto` is asked for 10 ms. A graph of more than 200,000
+Vectors of width 384: clustered synthetic ones, and the default drawings with their captions as
+queries; runs the demo first where that has not been done. Recall@10 is against an exact scan.
+Single queries run in turn, one of each type per round, on one thread; queries/s are for batches of
+64 on all cores. Memory, mapped files included, is what a fresh process holds more than before:
+after 256 queries, and at most while it builds. `auto` may take 10 ms. A graph of more than 200,000
 vectors takes many minutes to build on two cores and is left out unless --index-types names hnsw.
 About 12 minutes on two cores, after `make demo`.
 """
@@ -18,22 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 
-from lib.harness import Target, interleave, write_result
+from lib.harness import Target, finish, interleave
+from lib.vectors import WIDTH, synthetic
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.config import INDEX_TYPES, IndexTypeChoice
-from retrieval.index.row_sources import BLOCK_ROWS, EmbeddedPartition, RowsInMemory
+from retrieval.index.row_sources import EmbeddedPartition, RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import overlap
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 384
 PATCH = 28
 K = 10
 QUERIES = 1000
@@ -41,20 +43,6 @@ BATCH = 64
 LATENCY_MS = 10.0
 MAX_GRAPH = 200_000  # vectors, unless a graph is asked for
 PER_CLUSTER = 200  # vectors around one centre
-SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
-
-
-def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
-    """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
-    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
-    draw = np.random.default_rng(seed)
-    out = np.empty((count, WIDTH), np.float32)
-    for start in range(0, count, BLOCK_ROWS):
-        part = out[start : start + BLOCK_ROWS]
-        own = draw.standard_normal(part.shape, np.float32)
-        part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
-        part /= np.linalg.norm(part, axis=1, keepdims=True)
-    return out
 
 
 def write_vectors(folder: Path, count: int) -> None:
@@ -97,7 +85,7 @@ def build_one(folder: Path, index_type: IndexTypeChoice) -> None:
     count = len(vectors)
     empty = [""] * count
     numbers = np.arange(count)
-    columns = {"id": numbers, "offset": numbers, "size": numbers}
+    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
     rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
     manifest = new_manifest("", "", WIDTH, [PATCH], "", index_type, latency_ms=LATENCY_MS)
@@ -168,8 +156,8 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
     def many(type_: str) -> None:
         snapshots[type_].nearest(queries[:BATCH], K, PATCH)
 
-    single = interleave({k: lambda k=k: one(k) for k in types}, rounds, warmup=10)
-    batch = interleave({k: lambda k=k: many(k) for k in types}, max(5, rounds // 20), warmup=1)
+    single = interleave({k: partial(one, k) for k in types}, rounds, warmup=10)
+    batch = interleave({k: partial(many, k) for k in types}, max(5, rounds // 20), warmup=1)
     for type_ in types:
         found = snapshots[type_].nearest(queries, K, PATCH)[1]
         ms = 1e3 * np.array(single.seconds[type_])
@@ -216,7 +204,7 @@ def main() -> None:
     targets.append(Target(f"auto at {largest:,}: recall@10", ">= 0.97", auto["recall_at_10"]))
     what = f"auto at {largest:,}: one query, p50 ms"
     targets.append(Target(what, f"<= {LATENCY_MS:g}", auto["query_p50_ms"]))
-    write_result("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
+    finish("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
 
 
 if __name__ == "__main__":

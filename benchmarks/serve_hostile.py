@@ -1,11 +1,12 @@
-"""A server among strangers: good and malformed requests at once, while its index changes.
+"""The server under good and malformed requests at once, while its index changes.
 
     python benchmarks/serve_hostile.py [--requests 100000]
 
 Nine requests in ten are good and their answers are checked; one in ten is malformed: wrong types,
 broken and huge images, vectors that are not numbers or of another width, unknown indexes, JSON
-thousands of levels deep, cut connections. Meanwhile images are added, deleted and merged. Wanted:
-no status of 500 or more, no wrong answer, and memory that does not grow after the first tenth.
+thousands of levels deep, cut connections. Meanwhile images are added and deleted, and the index is
+compacted. Targets: no status of 500 or more, no wrong answer, and memory that does not grow after
+the first tenth.
 About 10 minutes on two cores.
 """
 
@@ -15,8 +16,6 @@ import base64
 import io
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,10 +28,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from search import synthetic
-from serve import PATCH, ROOT, build, texts
 
-from lib.harness import Target, write_result
+from lib.harness import Target, finish
+from lib.service import PATCH, build, serving, texts
+from lib.vectors import synthetic
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index
 from retrieval.index.row_sources import RowsInMemory
@@ -244,7 +243,7 @@ def _change(folder: Path, turn: int) -> None:
     def rows(first: int) -> list[RowsInMemory]:
         numbers = first + np.arange(ADDED)
         names = [f"added {number}" for number in numbers]
-        columns = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
+        columns: dict[str, Any] = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
         columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * ADDED}
         table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
         return [RowsInMemory({PATCH: vectors}, table)]
@@ -268,20 +267,11 @@ def main() -> None:
         folder = Path(temporary)
         build(folder, COUNT)
         searcher = Searcher.load(folder / "index", device="cpu")
-        command = [sys.executable, ROOT / "launch/serve.py", "--port", "0", "--device", "cpu"]
-        command += ["--index", folder / "index"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            lines = iter(server.stdout.readline, "")
-            port = int(next(line for line in lines if line.startswith("http")).rpartition(":")[2])
+        with serving(folder / "index", "--device", "cpu") as (port, server):
             start = time.perf_counter()
             seen = asyncio.run(storm(searcher, port, server.pid, folder / "index", args.requests))
             seconds = time.perf_counter() - start
-        finally:
-            server.terminate()
-            stopped = server.wait(60)
-    report(seen, args.requests, seconds, stopped)
+    report(seen, args.requests, seconds, server.returncode)
 
 
 def report(seen: Seen, requests: int, seconds: float, stopped: int) -> None:
@@ -305,7 +295,7 @@ def report(seen: Seen, requests: int, seconds: float, stopped: int) -> None:
         Target("per cent that memory grows after the first tenth", "<= 5", growth),
     ]
     packages = ("torch", "faiss-gpu", "fastapi", "uvicorn")
-    write_result("serve_hostile", figures, targets, packages=packages)
+    finish("serve_hostile", figures, targets, packages=packages)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ weights: they do not change the time. Images per second are medians of rounds in
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
-from lib.harness import interleave, write_result
+from lib.harness import RESULTS, finish, interleave
 
 IMAGENET_SIZE = 224  # pixels
 SECONDS_PER_FORWARD = 0.5  # at most, about: the batch is halved until a forward takes less
@@ -160,8 +159,8 @@ def main() -> None:
         figures[name] = measure(FAMILIES[name][1], args.rounds, args.sizes)
         print(markdown({name: figures[name]}).splitlines()[-1], flush=True)
     packages = ("torch", "timm", "transformers", "vit-pytorch")
-    file = write_result("tower_families", figures, [], packages=packages)
-    Path(file).with_suffix(".md").write_text(markdown(figures))
+    (RESULTS / "tower_families.md").write_text(markdown(figures))
+    finish("tower_families", figures, [], packages=packages)
 
 
 if __name__ == "__main__":

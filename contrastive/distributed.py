@@ -1,7 +1,6 @@
 """The only module that talks to `torch.distributed`. Everything works on one process without it."""
 
 import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -9,13 +8,12 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+from contrastive.launcher import take_arguments
+
 
 def init_from_launcher() -> None:
-    """Join the ranks that the `deepspeed` launcher started; nothing to do without a launcher.
-
-    Removes the `--local_rank=N` that the launcher puts before the user's arguments.
-    """
-    sys.argv[1:] = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+    """Join the ranks that the `deepspeed` launcher started; nothing to do without a launcher."""
+    take_arguments()
     if "RANK" not in os.environ or dist.is_initialized():
         return
     if torch.cuda.is_available():

@@ -62,7 +62,7 @@ class FeatureSource:
             if self.bad_images and cfg.on_error == "raise":
                 raise UsageError(
                     f"{self.bad_images} images of these shards could not be read when "
-                    f"--data.features {cfg.features} was filled; allowed with --data.on-error skip"
+                    f"data.features {cfg.features} was filled; allowed with data.on_error skip"
                 )
 
     @torch.no_grad()
@@ -83,9 +83,9 @@ class FeatureSource:
     ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
         """Each step's batch with its features, at the patch size of the step, without pixels.
 
-        steps: the parts of each (`TrainPipeline.parts`); the pixels of one part are in memory at a
-        time. The next batch's features are asked for before a batch is handed over; on a GPU the
-        tower has a stream of its own, so that it reads pixels while the text tower trains.
+        steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory
+        at a time. The next batch is asked for before a batch is handed over; on a GPU the tower
+        has a stream of its own, so that it reads pixels while the text tower trains.
         """
         on_gpu = distributed.device().type == "cuda"
         side = torch.cuda.Stream() if on_gpu else None

@@ -1,5 +1,7 @@
 """What to train on. Imports no torch: programs parse their command line before that."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -7,7 +9,6 @@ from data.errors import UsageError
 
 if TYPE_CHECKING:
     from data.images import Augment
-
 
 OnError = Literal["skip", "raise"]
 
@@ -37,7 +38,7 @@ class DataConfig:
     allow_pipe: bool = False
     """Let `pipe:COMMAND` shards run their command."""
     block_shards: int = 16
-    """Shards shuffled together, each loader worker keeps the indices of twice as many."""
+    """Shards shuffled together; each loader worker keeps the indices of twice as many."""
     max_pixels: int = 100_000_000
     """Images of more pixels are not decoded."""
     index_dir: str = ""
@@ -51,23 +52,43 @@ class DataConfig:
         return Augment(self.crop, self.flip)
 
 
-def check_views(cfg: DataConfig) -> None:
-    """Raises `UsageError` for values that cannot work."""
+def check_data(cfg: DataConfig) -> None:
+    """Raise `UsageError` for values that cannot work."""
+    check_loading(cfg.num_workers, cfg.max_pixels, "data.")
+    if cfg.block_shards < 1:
+        raise UsageError(f"data.block_shards {cfg.block_shards}: at least 1")
+    check_weights("data.weights", cfg.weights, "data.shards", len(cfg.shards), zeros=False)
     if cfg.views < 1:
-        raise UsageError(f"--data.views {cfg.views}: at least 1, the plain view")
+        raise UsageError(f"data.views {cfg.views}: at least 1, the plain view")
     if not 0 < cfg.crop <= 1:
-        raise UsageError(f"--data.crop {cfg.crop}: above 0, at most 1")
+        raise UsageError(f"data.crop {cfg.crop}: above 0, at most 1")
     augments = cfg.flip or cfg.crop < 1
     if augments != (cfg.views > 1):
         raise UsageError(
-            f"--data.views {cfg.views} with --data.crop {cfg.crop} and --data.flip {cfg.flip}: "
+            f"data.views {cfg.views} with data.crop {cfg.crop} and data.flip {cfg.flip}: "
             "augmented views need more than one view, and a crop below 1 or the flip"
         )
 
 
-def check_loading(num_workers: int, max_pixels: int) -> None:
-    """Raises `UsageError` for values that cannot work."""
+def check_loading(num_workers: int, max_pixels: int, prefix: str = "") -> None:
+    """Raise `UsageError` for values that cannot work; prefix: of their names in the message."""
     if num_workers < 0:
-        raise UsageError(f"num_workers is {num_workers}, allowed are 0 and more")
+        raise UsageError(f"{prefix}num_workers {num_workers}: at least 0")
     if max_pixels < 1:
-        raise UsageError(f"max_pixels is {max_pixels}, allowed are 1 and more")
+        raise UsageError(f"{prefix}max_pixels {max_pixels}: at least 1")
+
+
+def check_weights(
+    name: str, weights: Sequence[float], what: str, count: int, *, zeros: bool = True
+) -> None:
+    """Raise `UsageError` unless there are no weights, or one for each of `count` things.
+
+    name, what: the parameters' names, for the message. zeros: some of the weights may be 0.
+    """
+    if weights and len(weights) != count:
+        raise UsageError(f"{name} has {len(weights)} values for {count} {what}; give one for each")
+    if not all(0 < w < math.inf or (zeros and w == 0) for w in weights):
+        allowed = "positive numbers, or 0" if zeros else "positive numbers"
+        raise UsageError(f"{name} {tuple(weights)}: allowed are {allowed}")
+    if weights and not any(weights):
+        raise UsageError(f"{name} are all 0; give one of the {what} a weight above 0")

@@ -1,15 +1,22 @@
 """Errors that are the user's to mend: one sentence, no traceback."""
 
+import dataclasses
 import os
+import re
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class UsageError(ValueError):
-    """A value that cannot work. The message is one sentence: the value, and what is allowed."""
+    """A value that cannot work. The message is one sentence: the value, and what is allowed.
+
+    It names parameters as Python spells them, `data.num_workers -1: at least 0`; programs turn
+    them into flags (`exit_on_usage_error`).
+    """
 
 
 class DataError(RuntimeError):
@@ -17,18 +24,24 @@ class DataError(RuntimeError):
 
 
 def make_folder(path: str | Path) -> None:
-    """Create the folder that --out names; `UsageError` where it cannot be written in."""
+    """Create the folder that a program writes; `UsageError` where it cannot be written in."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {path} cannot be a folder: {error.strerror}") from error
+        raise UsageError(f"out {path} cannot be a folder: {error.strerror}") from error
     if not os.access(path, os.W_OK):
-        raise UsageError(f"--out {path} cannot be written in")
+        raise UsageError(f"out {path} cannot be written in")
 
 
 @contextmanager
-def exit_on_usage_error() -> Iterator[None]:
+def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
     """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2.
+
+    flags: the dataclasses that the program's flags fill (nested ones are found), and names of
+    flags besides. These names become flags in the message: `data.num_workers -1` is printed
+    `--data.num-workers -1`.
+    A name of several words or with a dot is found anywhere; one that is also an English word
+    (`steps`, `out`) where it opens the message or is written `steps=100`, printed `--steps 100`.
 
     Of several ranks the first speaks. Another waits, and speaks only if the launcher has not
     ended it meanwhile, as it does within a second when rank 0 met the same error.
@@ -40,5 +53,33 @@ def exit_on_usage_error() -> Iterator[None]:
         if rank != "0":
             time.sleep(4)
         where = "" if rank == "0" else f" (rank {rank})"
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        names = [
+            n for flag in flags for n in ([flag] if isinstance(flag, str) else parameters(flag))
+        ]
+        print(f"error{where}: {with_flags(str(error), names)}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def parameters(config: type | str, prefix: str = "") -> list[str]:
+    """The names of a dataclass's fields, those of nested dataclasses after a dot; or the name."""
+    if isinstance(config, str):
+        return [config]
+    names = []
+    hints = typing.get_type_hints(config)
+    for f in dataclasses.fields(config):
+        name, hint = prefix + f.name, hints[f.name]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        names += parameters(hint, name + ".") if nested else [name]
+    return names
+
+
+def with_flags(message: str, names: list[str]) -> str:
+    """The message with these parameters spelled as flags."""
+    for name in sorted(names, key=len, reverse=True):  # data.features before features
+        flag = "--" + name.replace("_", "-")
+        word = re.escape(name)
+        message = re.sub(rf"(?<![\w./-]){word}=(?=\S)", f"{flag} ", message)
+        anywhere = "." in name or "_" in name
+        before = r"(?<![\w./-])" if anywhere else r"\A"
+        message = re.sub(rf"{before}{word}(?![\w/=-]|\.\w)", flag, message)
+    return message

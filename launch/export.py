@@ -11,10 +11,6 @@ from typing import Literal
 
 import tyro
 
-from contrastive import LitModel
-from contrastive.export.checked import export_model
-from contrastive.export.timm import export_timm
-from contrastive.vision.load import load_vision_tower
 from data.errors import UsageError, exit_on_usage_error, make_folder
 
 
@@ -32,11 +28,19 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    with exit_on_usage_error():
+    with exit_on_usage_error(Args):
         out = Path(args.out)
         if out.exists():
-            raise UsageError(f"--out {args.out} exists; name a new folder")
+            raise UsageError(f"out {args.out} exists; name a new folder")
+        hub_name = args.model.count("/") == 1 and not args.model.startswith((".", "/"))
+        if args.to != "timm" and not hub_name and not (Path(args.model) / "config.json").is_file():
+            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
         make_folder(out.parent)
+
+        from contrastive import LitModel, load_vision_tower
+        from contrastive.export.checked import export_model
+        from contrastive.export.timm import export_timm
+
         if args.to == "timm":
             export_timm(load_vision_tower(args.model), args.patch_size, out)
             print(f"wrote {args.out}")

@@ -4,21 +4,31 @@ deepspeed launch/flexify.py [RECIPE] [--flags]      # recipes: dinov2s (the defa
 deepspeed launch/flexify.py --resume runs/NAME      # go on from the newest checkpoint
 """
 
-import sys
-
-from contrastive import distributed
 from contrastive.cli import parse_run
-from contrastive.flexify.loop import flexify
+from contrastive.flexify.config import FlexifyConfig
+from contrastive.launcher import take_arguments
 from contrastive.recipes import FLEXIFY_RECIPES, default_data
 from data.errors import exit_on_usage_error
 
 
 def main() -> None:
-    distributed.init_from_launcher()
-    with exit_on_usage_error():
+    with exit_on_usage_error(FlexifyConfig, "resume"):
         what = "Make a fixed-patch ViT flexible, by distillation or with labels."
-        cfg, resume = parse_run(sys.argv[1:], FLEXIFY_RECIPES, "dinov2s", "launch/flexify.py", what)
-        if cfg.data.shards == FLEXIFY_RECIPES["dinov2s"]().data.shards and distributed.is_main():
+        cfg, resume = parse_run(
+            take_arguments(), FLEXIFY_RECIPES, "dinov2s", "launch/flexify.py", what
+        )
+        from data.shards.names import expand_shards
+
+        drawings = cfg.data.shards == FLEXIFY_RECIPES["dinov2s"]().data.shards  # built if missing
+        if not drawings:
+            for shards in filter(None, (cfg.data.shards, cfg.val_shards)):
+                expand_shards(shards, cfg.data.allow_pipe)
+
+        from contrastive import distributed
+        from contrastive.flexify.loop import flexify
+
+        distributed.init_from_launcher()
+        if drawings and distributed.is_main():
             from data.emoji.build import build_emoji
 
             build_emoji(default_data())
@@ -26,7 +36,7 @@ def main() -> None:
         folder = flexify(cfg, resume=resume)
         if distributed.is_main():
             print(f"tower: {folder / 'model'}")
-    distributed.shutdown()
+        distributed.shutdown()
 
 
 if __name__ == "__main__":

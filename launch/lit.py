@@ -4,27 +4,32 @@ deepspeed launch/lit.py [RECIPE] [--flags]      # recipes: demo (the default), c
 deepspeed launch/lit.py --resume runs/NAME      # go on from the newest checkpoint
 """
 
-import sys
+from typing import TYPE_CHECKING
 
-from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.cli import parse_run
-from contrastive.recipes import RECIPES, build_recipe, default_data
+from contrastive.launcher import take_arguments
+from contrastive.recipes import RECIPES, default_data
 from contrastive.train.config import TrainConfig
-from contrastive.train.loop import Callback, train
 from data.errors import exit_on_usage_error
-from retrieval import evaluate
-from retrieval.evaluation.datasets import EvalDataset, load_named, tell_apart
+
+if TYPE_CHECKING:
+    from contrastive import LitModel
+    from contrastive.train.loop import Callback
 
 
-def evaluators(cfg: TrainConfig) -> list[Callback]:
-    """An evaluation of each --eval-data, on all ranks, at --eval-patch-sizes."""
-    if cfg.eval_patch_sizes:  # refused now, and not after --eval-every steps
+def evaluators(cfg: TrainConfig) -> "list[Callback]":
+    """An evaluation of each data set of `eval_data`, on all ranks, at `eval_patch_sizes`."""
+    from contrastive import load_vision_tower
+    from retrieval import evaluate
+    from retrieval.evaluation.datasets import EvalDataset, load_named, tell_apart
+
+    if cfg.eval_patch_sizes:  # refused now, and not after the first eval_every steps
         tower = load_vision_tower(cfg.vision.tower)
         for size in cfg.eval_patch_sizes:
             tower.check_patch_size(size)
 
-    def evaluator(dataset: EvalDataset) -> Callback:
-        def run(step: int, model: LitModel) -> dict[str, float]:
+    def evaluator(dataset: EvalDataset) -> "Callback":
+        def run(step: int, model: "LitModel") -> dict[str, float]:
             coarsest = max(cfg.vision.patch_sizes or model.patch_sizes)
             sizes = cfg.eval_patch_sizes or (coarsest,)
             return evaluate(model, dataset, sizes, num_workers=cfg.data.num_workers).figures()
@@ -37,11 +42,20 @@ def evaluators(cfg: TrainConfig) -> list[Callback]:
 
 
 def main() -> None:
-    distributed.init_from_launcher()
-    with exit_on_usage_error():
+    with exit_on_usage_error(TrainConfig, "resume"):
         what = "Train the text tower against the locked image tower."
-        cfg, resume = parse_run(sys.argv[1:], RECIPES, "demo", "launch/lit.py", what)
-        if cfg.data.shards == build_recipe("demo").data.shards and distributed.is_main():
+        cfg, resume = parse_run(take_arguments(), RECIPES, "demo", "launch/lit.py", what)
+        from data.shards.names import expand_shards
+
+        drawings = cfg.data.shards == RECIPES["demo"]().data.shards  # built where missing
+        if not drawings:
+            expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+
+        from contrastive import distributed
+        from contrastive.train.loop import train
+
+        distributed.init_from_launcher()
+        if drawings and distributed.is_main():
             from data.emoji.build import build_emoji
 
             build_emoji(default_data())
@@ -49,7 +63,7 @@ def main() -> None:
         folder = train(cfg, evaluators(cfg), resume=resume)
         if distributed.is_main():
             print(f"model: {folder / 'model'}")
-    distributed.shutdown()
+        distributed.shutdown()
 
 
 if __name__ == "__main__":

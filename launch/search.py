@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -107,8 +107,9 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
     found: list[list[Hit]] = [[] for _ in read]
     for by_image in (False, True):
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
+        queries: list[Any] = [read[n] for n in rows]
         hits = searcher.search(
-            [read[n] for n in rows], args.k,
+            queries, args.k,
             args.patch_size if by_image or budget is None else budget,
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
             refine_patch_size=args.refine_patch_size, candidates=args.candidates,

@@ -40,7 +40,8 @@ def after(page: Page, act: Callable[[], object]) -> Shown:
 
 def scrolled(page: Page) -> Shown:
     """The pictures of the page, those that come on scrolling included."""
-    before, now = [], shown(page)
+    before: Shown = []
+    now = shown(page)
     while len(now) > len(before):
         page.mouse.wheel(0, 100_000)
         before, now = now, shown(page)

@@ -2,9 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from contrastive import LitModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,7 +19,7 @@ TINY_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}"
 
 
 @pytest.fixture(scope="session")
-def emoji_shards(tmp_path_factory) -> Path:
+def emoji_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default data, a tenth of its concepts or fewer."""
     from data.emoji.build import build_emoji
 
@@ -23,26 +27,26 @@ def emoji_shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_text(tmp_path_factory) -> str:
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A transformers folder with a two-layer BERT of width 32 and a real WordPiece tokenizer."""
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("tiny-text")
     words = ["a red bicycle", "a happy cat", "two dogs", "an emoji of the sun", "smile"]
     trainer = BertWordPieceTokenizer()
     trainer.train_from_iterator(words, vocab_size=200, min_frequency=1, show_progress=False)
     trainer.save_model(str(folder))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = BertConfig(vocab_size=200, intermediate_size=64, max_position_embeddings=32, **sizes)
     BertModel(config).save_pretrained(folder)
     return f"hf:{folder}"
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_text):
+def tiny_model(tiny_text: str) -> "LitModel":
     """An untrained `LitModel` at 240 px with patch sizes 48 to 8."""
     from contrastive import LitModel, load_vision_tower
     from contrastive.model.config import LossConfig
@@ -58,7 +62,9 @@ def tiny_model(tiny_text):
 
 
 @pytest.fixture(scope="session")
-def emoji_index(tiny_model, emoji_shards, tmp_path_factory) -> Path:
+def emoji_index(
+    tiny_model: "LitModel", emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An index of some drawings at patch sizes 48 and 40, built from shards."""
     from retrieval import build_index, embed_shards
 

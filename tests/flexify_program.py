@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from contrastive import distributed
+from contrastive import VisionTower, distributed
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.loop import flexify
 from contrastive.run.config_file import from_dict
@@ -19,7 +19,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[-1]).read_text())
     distributed.init_from_launcher()
 
-    def witness(step, tower):
+    def witness(step: int, tower: VisionTower) -> dict[str, float]:
         if step == job.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         return {"width": tower.embed_dim}

@@ -3,11 +3,22 @@
 import base64
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 SHA = "0" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(ThreadingHTTPServer):
+    """On a free port, with the `files` that were pushed; the caller runs and stops it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
     def reply(self, body: bytes, **headers: str) -> None:
         self.send_response(200)
         headers |= {"Content-Length": str(len(body)), "X-Repo-Commit": SHA}
@@ -20,7 +31,11 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         here = f"http://{self.headers['Host']}/user/name"
-        answer = {"url": here, "commitUrl": f"{here}/commit/{SHA}", "commitOid": SHA}
+        answer: dict[str, Any] = {
+            "url": here,
+            "commitUrl": f"{here}/commit/{SHA}",
+            "commitOid": SHA,
+        }
         if "/preupload/" in self.path:
             how = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
             answer = {"files": [{"path": f["path"], **how} for f in json.loads(body)["files"]]}
@@ -45,10 +60,3 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def serve() -> ThreadingHTTPServer:
-    """On a free port, with the `files` that were pushed; the caller runs and stops it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {}
-    return server

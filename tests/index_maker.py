@@ -73,5 +73,6 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray, k: int) -
 
 
 def recall(found: np.ndarray, best: np.ndarray) -> float:
-    """Share of the best that were found."""
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, best, strict=True)]))
+    """Share of the best that were found; -1, where fewer than k match, is nothing to find."""
+    pairs = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(found, best, strict=True)]
+    return float(np.mean([len(a & b) / len(b) for a, b in pairs if b]))

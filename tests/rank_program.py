@@ -9,9 +9,12 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from gradients import WORDS, step_gradients
 from safetensors.torch import save_file
 
 from contrastive import distributed
@@ -19,7 +22,7 @@ from contrastive.model.config import LossConfig
 from contrastive.model.lit import LitModel, TextSide
 from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
-from contrastive.run.folder import whole_parameters
+from contrastive.run.zero import whole_parameters
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
@@ -27,13 +30,13 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower
 from data.batch import Batch
-from lit_gradients import step_gradients
+from data.captions import Tokenizer
+from data.pipeline.training import TrainPipeline
 
 GLOBAL_BATCH = 16
-WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
 
 
-def global_batch(bad: bool, tokenizer) -> tuple[Batch, torch.Tensor]:
+def global_batch(bad: bool, tokenizer: Tokenizer) -> tuple[Batch, torch.Tensor]:
     """The same 16 samples for any number of ranks; with `bad`, 5 unreadable ones among them."""
     generator = torch.Generator().manual_seed(3)
     captions = [
@@ -59,7 +62,7 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
     model = LitModel(tower, TextSide(encoder, loss))
-    zero = ZeroConfig(stage=case["stage"], text_chunk=case["chunk"])
+    zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])
     batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
     out = step_gradients(model, zero, batch, features)
     with whole_parameters(model.text):
@@ -74,26 +77,23 @@ def train_case(case: dict) -> None:
     cfg = from_dict(TrainConfig, case["config"])
     seen = Path(case["seen"]).with_suffix(f".{distributed.rank()}of{distributed.world_size()}")
 
-    def witness(step, model):
+    def witness(step: int, model: LitModel) -> dict[str, float]:
         if step == case.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    from data.pipeline.captioned import CaptionedPipeline
-
     parts_of = CaptionedPipeline.parts
 
-    def noted(self, start, steps):
+    def noted(self: TrainPipeline, start: int, steps: int) -> Iterator[list[Batch]]:
         for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
             if start or case.get("note", True):
                 with seen.open("a") as file:
                     file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
             yield parts
 
-    CaptionedPipeline.parts = noted
-    train(cfg, callbacks=[witness], resume=case["resume"])
-    CaptionedPipeline.parts = parts_of
+    with patch.object(CaptionedPipeline, "parts", noted):
+        train(cfg, callbacks=[witness], resume=case["resume"])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ def png(seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> bytes
     return out.getvalue()
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]], **options: object) -> str:
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], **options: Any) -> str:
     """A tar of (name, data), in order; equal names are written as they come."""
     with tarfile.open(path, "w", **options) as tar:
         for name, data in members:

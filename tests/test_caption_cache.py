@@ -127,5 +127,5 @@ def test_views_are_drawn_per_epoch_and_stay_the_same(tmp_path: Path, shards: lis
     "wrong", [{"views": 0}, {"views": 2}, {"flip": True}, {"views": 2, "crop": 0.0}]
 )
 def test_views_that_make_no_sense_are_refused(wrong: dict, shards: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--data\.(views|crop)"):
+    with pytest.raises(UsageError, match=r"data\.(views|crop)"):
         CaptionedPipeline(DataConfig(shards=tuple(shards), **wrong), None, **BUILD)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from threading import Thread
 
 import pytest
-from hub_stub import serve
+from hub_stub import Hub
 from huggingface_hub import ModelCard
 
 from contrastive import LitModel
@@ -70,7 +70,7 @@ assert again.card == model.card
 
 def test_a_pushed_model_comes_back_by_its_name(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "model", CARD)
-    with serve() as hub:
+    with Hub() as hub:
         Thread(target=hub.serve_forever, daemon=True).start()
         where = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"}
         where |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}

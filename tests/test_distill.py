@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from conftest import TINY_TOWER
 
 from contrastive import load_vision_tower
-from contrastive.flexify.config import DistillConfig
+from contrastive.flexify.config import DistillationConfig
 from contrastive.flexify.losses import (
-    Standard,
-    Student,
+    DistillationLoss,
+    Normaliser,
     Targets,
     class_shares,
     feature_distance,
@@ -54,7 +54,7 @@ def test_distances_are_of_standardised_features():
     for distance in ("cosine", "mse"):
         values = []
         for scale in (torch.ones(8), torch.logspace(-2, 2, 8)):
-            standard = Standard((theirs * scale).mean(0), (theirs * scale).std(0))
+            standard = Normaliser((theirs * scale).mean(0), (theirs * scale).std(0))
             pair = standard(ours * scale), standard(theirs * scale)
             values.append(feature_distance(*pair, distance))
         torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
@@ -62,8 +62,8 @@ def test_distances_are_of_standardised_features():
 
 def test_shares_of_chunks_add_up_to_the_loss_of_the_batch():
     tower = load_vision_tower(TINY_TOWER)
-    cfg = DistillConfig(kl=1.0, features=2.0, labels=0.5)
-    student = Student(tower, cfg, Standard(torch.randn(32), torch.rand(32) + 0.5))
+    cfg = DistillationConfig(kl=1.0, features=2.0, labels=0.5)
+    student = DistillationLoss(tower, cfg, Normaliser(torch.randn(32), torch.rand(32) + 0.5))
     weight = torch.tensor([1, 1, 0, 1, 1, 0]) / 4
     labelled = torch.tensor([1, 0, 0, 1, 1, 0]) / 3
     classes = class_shares(torch.tensor([3, -1, -1, 0, 9, 5]), 10)
@@ -90,11 +90,11 @@ def test_shares_of_chunks_add_up_to_the_loss_of_the_batch():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"kl": -1.0}, "--loss.kl -1.0: must be at least 0"),
-        ({"temperature": 0.0}, "--loss.temperature 0.0: must be above 0"),
-        ({"standard_samples": 1}, "--loss.standard-samples 1: at least 2"),
+        ({"kl": -1.0}, "loss.kl -1.0: must be at least 0"),
+        ({"temperature": 0.0}, "loss.temperature 0.0: must be above 0"),
+        ({"normaliser_samples": 1}, "loss.normaliser_samples 1: at least 2"),
     ],
 )
 def test_impossible_losses_are_one_sentence(values, sentence):
     with pytest.raises(UsageError, match=sentence):
-        DistillConfig(**values)
+        DistillationConfig(**values)

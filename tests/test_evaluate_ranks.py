@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from evaluate_program import results
+from launcher import ROOT, deepspeed
 from shard_maker import png
 from test_retrieval_sets import captions_of, write_images
 from tree_maker import write_karpathy
 
 from contrastive.model.lit import LitModel
-from lib.launcher import ROOT, deepspeed
 
 
 def write_folders(root: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from launcher import ROOT
 from PIL import Image
 from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
@@ -30,7 +31,6 @@ from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from lib.launcher import ROOT
 
 TEXTS = ["a red bicycle", "two dogs", "the sun and a happy cat " * 12]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -54,7 +54,7 @@ def tiny_vit(**args) -> VisionTower:
 def with_text(tower: VisionTower, text: str, pooling="mean") -> LitModel:
     """A model whose affine and text are random."""
     encoder = TextEncoder(load_text_tower(TextConfig(text, pooling)), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, LossConfig(start_bias=-3.0))).eval()
+    model = LitModel(tower, TextSide(encoder, LossConfig(bias_init=-3.0))).eval()
     model.feature_mean.normal_(std=0.3)
     model.feature_whiten.add_(torch.randn_like(model.feature_whiten) / 8)
     return model

@@ -10,13 +10,14 @@ import pytest
 import timm
 import torch
 from conftest import PARITY, TINY_TOWER
+from launcher import ROOT, deepspeed
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
 
 from contrastive import VisionTower, load_vision_tower
 from contrastive.flexify.config import (
     AugmentConfig,
-    DistillConfig,
+    DistillationConfig,
     FlexifyConfig,
     StudentConfig,
     TeacherConfig,
@@ -25,11 +26,10 @@ from contrastive.flexify.loop import flexify
 from contrastive.flexify.student import build_student
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.build import build_vision_tower
-from contrastive.vision.config import TokenConfig
+from contrastive.vision.config import PatchDropoutConfig
 from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig
 from data.errors import DataError, UsageError
-from lib.launcher import ROOT, deepspeed
 
 PROGRAM = Path(__file__).parent / "flexify_program.py"
 GAP_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_gap_p16_g15.npz'}"  # patch 16 divides 240 px
@@ -67,11 +67,11 @@ def config(out: Path, pictures: Path, name: str = "run", **changes) -> FlexifyCo
         ),
         teacher=TeacherConfig(tower=TINY_TOWER, patch_size=48),
         student=StudentConfig(patch_sizes=(60, 48, 40)),
-        loss=DistillConfig(kl=1.0, features=1.0, labels=0.5, standard_samples=16),
-        tokens=TokenConfig(keep=0.8, keep_end=0.5, schedule="linear"),
+        loss=DistillationConfig(kl=1.0, features=1.0, labels=0.5, normaliser_samples=16),
+        patch_dropout=PatchDropoutConfig(keep_rate=0.8, keep_rate_end=0.5, schedule="linear"),
         augment=AugmentConfig(mixup=0.3),
         optim=OptimConfig(name="sgd", lr=0.05, clip_norm=1.0, warmup_steps=1),
-        zero=ZeroConfig(text_chunk=2),
+        zero=ZeroConfig(micro_batch_size=2),
         global_batch_size=8,
         steps=STEPS,
         log_every=1,
@@ -84,7 +84,7 @@ def config(out: Path, pictures: Path, name: str = "run", **changes) -> FlexifyCo
 
 
 def staged(out: Path, pictures: Path, stage: int, **changes) -> FlexifyConfig:
-    zero = ZeroConfig(stage=stage, text_chunk=2)
+    zero = ZeroConfig(stage=stage, micro_batch_size=2)
     return config(out, pictures, f"zero{stage}", zero=zero, **changes)
 
 
@@ -117,7 +117,7 @@ def one(tmp_path_factory, pictures) -> Path:
     """One rank, in this process, at every ZeRO stage; stage 0 in one chunk."""
     folder = tmp_path_factory.mktemp("one")
     flexify(staged(folder, pictures, 0))
-    flexify(config(folder, pictures, "whole", zero=ZeroConfig(text_chunk=0)))
+    flexify(config(folder, pictures, "whole", zero=ZeroConfig(micro_batch_size=0)))
     for stage in (1, 2, 3):
         flexify(staged(folder, pictures, stage))
     return folder
@@ -243,8 +243,8 @@ def test_distillation_brings_other_patch_sizes_closer(pictures, tmp_path):
     cfg = config(
         tmp_path,
         pictures,
-        loss=DistillConfig(features=1.0, distance="mse", standard_samples=28),
-        tokens=TokenConfig(),
+        loss=DistillationConfig(features=1.0, distance="mse", normaliser_samples=28),
+        patch_dropout=PatchDropoutConfig(),
         augment=AugmentConfig(),
         optim=OptimConfig(lr=1e-3),
         steps=30,
@@ -320,7 +320,7 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(pictures, tmp_path)
 
 @pytest.mark.parametrize(("stage", "offload"), [(0, "none"), (3, "cpu")])
 def test_bfloat16_and_offload_train(stage, offload, pictures, tmp_path):
-    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", text_chunk=4)
+    zero = ZeroConfig(stage=stage, offload=offload, precision="bfloat16", micro_batch_size=4)
     teacher = TeacherConfig(tower=TINY_TOWER, patch_size=48, dtype="bfloat16")
     cfg = config(tmp_path, pictures, zero=zero, teacher=teacher, optim=OptimConfig(), steps=2)
     after, before = weights(flexify(cfg)), load_vision_tower(TINY_TOWER).state_dict()
@@ -331,7 +331,7 @@ def test_bfloat16_and_offload_train(stage, offload, pictures, tmp_path):
 def test_another_teacher_is_refused_on_resume(pictures, tmp_path):
     cfg = config(tmp_path, pictures, steps=1)
     flexify(cfg)
-    other = dataclasses.replace(cfg, teacher=TeacherConfig(GAP_TOWER), loss=DistillConfig())
+    other = dataclasses.replace(cfg, teacher=TeacherConfig(GAP_TOWER), loss=DistillationConfig())
     with pytest.raises(UsageError, match="was trained with teacher"):
         flexify(other, resume=True)
     with pytest.raises(UsageError, match="holds a run of 1 steps"):
@@ -372,7 +372,7 @@ def test_a_teacher_of_another_image_size_and_kind_teaches(pictures, tmp_path):
         pictures,
         teacher=TeacherConfig(str(tmp_path / "teacher")),
         student=StudentConfig(tower=TINY_TOWER, image_size=96, patch_sizes=(24, 16)),
-        loss=DistillConfig(kl=1.0, features=0.0, labels=0.5, label_loss="sigmoid"),
+        loss=DistillationConfig(kl=1.0, features=0.0, labels=0.5, label_loss="sigmoid"),
         steps=2,
     )
     folder = flexify(cfg)
@@ -456,12 +456,12 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
             {"student": {"patch_sizes": (37,)}},
             "patch size 37 does not divide the image side of 240",
         ),
-        ({"student": {"patch_sizes": ()}}, "--student.patch-sizes is empty"),
+        ({"student": {"patch_sizes": ()}}, "student.patch_sizes is empty"),
         (
             {"student": {"image_size": 31, "patch_sizes": None}},
-            "--student.image-size 31: no patch size gives a grid",
+            "student.image_size 31: no patch size gives a grid",
         ),
-        ({"student": {"grid": -1}}, "--student.grid -1: at least 0"),
+        ({"student": {"grid": -1}}, "student.grid -1: at least 0"),
         ({"student": {"patch_sizes": (48,), "patch_weights": (1.0, 2.0)}}, "one for each"),
         ({"student": {"trainable": ("nothing",)}}, "'nothing' finds no parameter"),
         ({"student": {"num_classes": 7}}, "teacher has 10, the student 7; allowed"),
@@ -473,15 +473,21 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
         ),
         ({"teacher": {"patch_size": 37}}, "patch size 37 does not divide"),
         ({"loss": {"kl": 0.0, "features": 0.0, "labels": 0.0}}, "are all 0: weigh one"),
-        ({"tokens": {"keep": 0.0}}, "--tokens.keep 0.0: allowed are shares above 0"),
-        ({"augment": {"randaugment": 31}}, "--augment.randaugment 31: allowed are 0 to 30"),
-        ({"optim": {"name": "adafactor"}, "zero": {"stage": 2}}, "adafactor needs --zero.stage 0"),
-        ({"optim": {"cooldown_steps": 3}}, "--optim.cooldown-steps needs --optim.schedule linear"),
         (
-            {"global_batch_size": 7, "zero": {"text_chunk": 0}},
-            "--augment.mixup needs pairs: --global-batch-size 7",
+            {"patch_dropout": {"keep_rate": 0.0}},
+            "patch_dropout.keep_rate 0.0: allowed are shares above 0",
         ),
-        ({"data": {"features": "cache"}}, "leave out the --augment flags, or the cache"),
+        ({"augment": {"randaugment": 31}}, "augment.randaugment 31: allowed are 0 to 30"),
+        ({"optim": {"name": "adafactor"}, "zero": {"stage": 2}}, "adafactor needs zero.stage 0"),
+        ({"optim": {"cooldown_steps": 3}}, "optim.cooldown_steps needs optim.schedule linear"),
+        (
+            {"global_batch_size": 7, "zero": {"micro_batch_size": 0}},
+            "augment.mixup needs pairs: global_batch_size 7",
+        ),
+        (
+            {"data": {"features": "cache"}},
+            "leave out augment.randaugment and augment.mixup, or the cache",
+        ),
         ({"val_shards": ("/no/such.tar",)}, "no shard matches"),
     ],
 )
@@ -516,25 +522,25 @@ def test_labels_out_of_range_are_refused_before_training(pictures, tmp_path):
         flexify(config(tmp_path, pictures, data=data))
     write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("a.cls", b"7")])
     cfg = config(tmp_path, pictures, val_shards=(str(tmp_path / "x.tar"),))
-    cfg = dataclasses.replace(cfg, loss=DistillConfig(labels=1.0))
+    cfg = dataclasses.replace(cfg, loss=DistillationConfig(labels=1.0))
     cfg = dataclasses.replace(cfg, student=dataclasses.replace(cfg.student, num_classes=3))
-    with pytest.raises(UsageError, match=r"--data.shards hold label 9, but the student has 3"):
+    with pytest.raises(UsageError, match=r"data.shards hold label 9, but the student has 3"):
         flexify(cfg)
     write_tar(tmp_path / "low.tar", [("a.png", png(1)), ("a.cls", b"2")])
     data = dataclasses.replace(cfg.data, shards=(str(tmp_path / "low.tar"),))
-    with pytest.raises(UsageError, match="--val-shards hold label 7, but the student has 3"):
+    with pytest.raises(UsageError, match="val_shards hold label 7, but the student has 3"):
         flexify(dataclasses.replace(cfg, data=data))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_without_a_head_cannot_teach_classes(pictures, tmp_path):
     cfg = config(tmp_path, pictures, teacher=TeacherConfig("dinov2s"))
-    with pytest.raises(UsageError, match=r"--teacher\.tower dinov2s has no class head; allowed"):
+    with pytest.raises(UsageError, match=r"teacher\.tower dinov2s has no class head; allowed"):
         flexify(dataclasses.replace(cfg, student=StudentConfig()))
 
 
 def test_a_student_that_diverges_is_not_saved(pictures: Path, tmp_path: Path) -> None:
     optim = OptimConfig(name="sgd", lr=1e30, clip_norm=0.0)
-    with pytest.raises(DataError, match=r"step \d: .*lower --optim\.lr"):
+    with pytest.raises(DataError, match=r"step \d: .*lower optim\.lr"):
         flexify(config(tmp_path, pictures, optim=optim))
     assert not (tmp_path / "run" / "model").exists()

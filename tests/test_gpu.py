@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 from conftest import TINY_TOWER
+from gradients import build_model, random_pairs, step_gradients
 from test_training import config, weights
 
-from contrastive import LitModel, load_vision_tower
+from contrastive import LitModel, distributed, load_vision_tower
+from contrastive.model.config import LossConfig
 from contrastive.run.config import ZeroConfig
 from contrastive.train.loop import train
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 
 pytestmark = pytest.mark.gpu
 
@@ -25,20 +27,32 @@ def test_a_tower_gives_the_same_on_both_devices(patch_size):
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_chunk_that_is_found_fits(tiny_model):
-    side = tiny_model.text.cuda().train()
-    chunk = find_text_chunk(side, 1024, torch.bfloat16)
-    assert 1024 % chunk == 0
-    assert chunk > 64
+def test_a_step_fits_the_memory_that_its_chunk_was_found_for(tiny_text, monkeypatch):
+    """A GPU with 256 MiB left: the batch does not fit at once, and its chunks do."""
+    distributed.ensure_group()
+    model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float32).cuda()
+    model.text.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**28, 2**28))
+        chunk = find_micro_batch_size(model.text, 8192, torch.bfloat16)
+    assert 32 <= chunk < 8192
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
+    found = step_gradients(model, zero, *random_pairs(model, 8192))
+    assert torch.cuda.max_memory_allocated() - before <= 2**28
+    assert found["loss"].isfinite()
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("cached", [False, True])
 def test_training_in_bfloat16_goes_down(stage, cached, tiny_text, emoji_shards, tmp_path):
+    """From random features and projection: what is solved in closed form leaves little to train."""
     cfg = config(tmp_path, "run", tiny_text, emoji_shards, stage, steps=40, checkpoint_every=0)
+    cfg = dataclasses.replace(cfg, start_samples=0)
     data = dataclasses.replace(cfg.data, features=str(tmp_path / "cache") if cached else "")
     vision = dataclasses.replace(cfg.vision, dtype="bfloat16")
-    zero = ZeroConfig(stage=stage, precision="bfloat16", text_chunk=4)
+    zero = ZeroConfig(stage=stage, precision="bfloat16", micro_batch_size=4)
     folder = train(dataclasses.replace(cfg, data=data, vision=vision, zero=zero))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

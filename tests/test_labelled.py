@@ -102,8 +102,8 @@ def test_mixed_pairs_hold_the_sum_and_share_one_draw():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"randaugment": 31}, "--augment.randaugment 31: allowed are 0 to 30"),
-        ({"mixup": -0.1}, "--augment.mixup -0.1: must be at least 0"),
+        ({"randaugment": 31}, "augment.randaugment 31: allowed are 0 to 30"),
+        ({"mixup": -0.1}, "augment.mixup -0.1: must be at least 0"),
     ],
 )
 def test_impossible_augmentation_is_one_sentence(values, sentence):

@@ -1,19 +1,28 @@
 """What a user can type wrong: one sentence, exit status 2, before any model is built."""
 
+import dataclasses
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
+from launcher import ROOT, deepspeed
 
 from contrastive import LitModel
+from contrastive.cli import RARE, parse_run
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
-from contrastive.run.config_file import check_resumable, load_config, save_config
+from contrastive.run.config_file import (
+    RENAMED,
+    check_resumable,
+    flatten,
+    load_config,
+    save_config,
+)
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
-from lib.launcher import ROOT, deepspeed
 from retrieval import evaluate
 from retrieval.evaluation.datasets import load_named
 
@@ -46,7 +55,10 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--vision.patch-sizes", "37"], "patch size 37 does not divide the image side of 240"),
         (["--vision.tower", "resnet99"], "unknown image tower 'resnet99'; allowed: timm:NAME"),
         (["--text.tower", "bert"], "unknown text tower 'bert'; allowed: minilm"),
-        (["--zero.text-chunk", "100"], "does not divide a rank's 128 pairs; allowed: 1, 2, 4"),
+        (
+            ["--zero.micro-batch-size", "100"],
+            "does not divide a rank's 128 pairs; allowed: 1, 2, 4",
+        ),
         (["--global-batch-size", "0"], "--global-batch-size 0: at least 1"),
         (["--optim.lr", "-1"], "--optim.lr -1.0: must be above 0"),
         (["--zero.offload", "cpu"], "needs --zero.stage 1, 2 or 3"),
@@ -58,6 +70,41 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
 )
 def test_impossible_values_are_one_sentence(flags, sentence, tiny_flags, monkeypatch, capsys):
     assert sentence in run_lit(monkeypatch, capsys, *tiny_flags, *flags)
+
+
+def test_every_parameter_of_the_last_release_still_parses(capsys):
+    every = flatten(RECIPES["demo"]()) | flatten(FLEXIFY_RECIPES["dinov2s"]())
+    assert set(RENAMED.values()) <= set(every)
+    assert set(every) >= RARE
+    for typed, name, value in (
+        ("--zero.text-chunk=8", "zero.micro_batch_size", 8),
+        ("--zero.text_chunk=8", "zero.micro_batch_size", 8),
+        ("--start-samples=0", "init_samples", 0),
+        ("--loss.start-bias=-2.5", "loss.bias_init", -2.5),
+        ("--optim.beta2=0.99", "optim.beta2", 0.99),  # none that --help shows
+    ):
+        cfg, _ = parse_run([typed], RECIPES, "demo", "lit.py", "")
+        assert flatten(cfg) == flatten(RECIPES["demo"]()) | {name: value}
+        says = "the old name works" in capsys.readouterr().err
+        assert says == (typed[2:].split("=")[0].replace("-", "_") in RENAMED)
+    cfg, _ = parse_run(["--tokens.keep", "0.5"], FLEXIFY_RECIPES, "dinov2s", "flexify.py", "")
+    assert cfg.patch_dropout.keep_rate == 0.5
+
+
+@pytest.mark.parametrize(("recipes", "most"), [(RECIPES, 39), (FLEXIFY_RECIPES, 44)])
+def test_help_is_short_and_says_how_to_see_the_rest(recipes, most, capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stopped:
+            parse_run([flag], recipes, next(iter(recipes)), "x.py", "")
+        assert stopped.value.code == 0
+        out = capsys.readouterr().out
+        shown[flag] = set(re.findall(r"^[│ ]*(--?[a-z][\w.-]*)", out, re.MULTILINE))
+        assert out.rstrip().endswith("--help-all.") == (flag == "--help")
+    every = {"--" + name.replace("_", "-") for name in flatten(next(iter(recipes.values()))())}
+    assert shown["--help-all"] == every | {"-h"}
+    assert shown["--help"] < shown["--help-all"]
+    assert len(shown["--help"]) <= most
 
 
 def test_unknown_recipe_lists_the_known(monkeypatch, capsys):
@@ -107,6 +154,24 @@ def test_a_configuration_survives_its_json(tmp_path):
         assert load_config(tmp_path / name, type(cfg)) == cfg
 
 
+def test_a_configuration_of_the_last_release_loads_by_its_new_names(tmp_path):
+    for recipe in (RECIPES["demo"], FLEXIFY_RECIPES["dinov2s"]):
+        cfg = recipe()
+        save_config(cfg, tmp_path / cfg.name)
+        file = tmp_path / cfg.name / "config.json"
+        values = json.loads(file.read_text())
+        for old, new in RENAMED.items():
+            if new in flatten(cfg):
+                group, _, name = old.rpartition(".")
+                new_group, _, new_name = new.rpartition(".")
+                source = values["train"][new_group] if new_group else values["train"]
+                target = values["train"].setdefault(group, {}) if group else values["train"]
+                target[name] = source.pop(new_name)
+        assert set(values["train"]) - {f.name for f in dataclasses.fields(cfg)}
+        file.write_text(json.dumps(values))
+        assert load_config(file.parent, type(cfg)) == cfg
+
+
 def test_a_run_of_another_kind_is_not_resumed(tmp_path):
     save_config(FLEXIFY_RECIPES["dinov2s"](), tmp_path)
     with pytest.raises(UsageError, match="is not a run folder"):
@@ -115,10 +180,8 @@ def test_a_run_of_another_kind_is_not_resumed(tmp_path):
 
 def test_resume_may_change_workers_but_not_the_batch():
     cfg = build_recipe("demo")
-    import dataclasses
-
     check_resumable(cfg, dataclasses.replace(cfg, log_every=1))
-    with pytest.raises(UsageError, match="--global-batch-size 8 cannot change on resume"):
+    with pytest.raises(UsageError, match="global_batch_size=8 cannot change on resume"):
         check_resumable(cfg, dataclasses.replace(cfg, global_batch_size=8))
 
 

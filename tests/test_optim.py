@@ -65,7 +65,7 @@ def test_the_head_may_have_a_decay_of_its_own(tiny_model):
         others = [p for p in module.parameters() if p.ndim >= 2 and p is not weight]
         assert {decay[id(p)] for p in others} <= {0.1, 0.0}
         assert len(decay) == sum(len(g["params"]) for g in groups) == len(list(module.parameters()))
-    with pytest.raises(UsageError, match=r"--optim\.head-weight-decay -1\.0: must be at least 0"):
+    with pytest.raises(UsageError, match=r"optim\.head_weight_decay -1\.0: must be at least 0"):
         OptimConfig(head_weight_decay=-1.0)
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import PARITY, TINY_TOWER
 
 from contrastive import VisionTower, load_vision_tower
-from contrastive.vision.config import TokenConfig
+from contrastive.vision.config import PatchDropoutConfig
 from contrastive.vision.patch_dropout import draw_kept, keep_rate_at, num_kept
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -58,8 +58,8 @@ def test_impossible_keep_rates_are_one_sentence():
     convnet = VisionTower(net, TowerConfig("resnet10t", image_size=64)).lock()
     with pytest.raises(UsageError, match="cannot leave out patches; allowed: keep 1"):
         convnet(torch.randn(1, 3, 64, 64), 32, 0.5)
-    with pytest.raises(UsageError, match=r"--tokens\.cycle-steps 1: at least 2"):
-        TokenConfig(cycle_steps=1)
+    with pytest.raises(UsageError, match=r"patch_dropout\.cycle_steps 1: at least 2"):
+        PatchDropoutConfig(cycle_steps=1)
 
 
 def test_the_draw_depends_on_seed_and_step_alone_and_differs_between_images():
@@ -75,8 +75,8 @@ def test_the_draw_depends_on_seed_and_step_alone_and_differs_between_images():
 
 
 def test_schedules_go_where_they_say():
-    linear = TokenConfig(keep=0.25, keep_end=1.0, schedule="linear")
+    linear = PatchDropoutConfig(keep_rate=0.25, keep_rate_end=1.0, schedule="linear")
     assert [keep_rate_at(linear, step, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    cyclic = TokenConfig(keep=1.0, keep_end=0.5, schedule="cyclic", cycle_steps=4)
+    cyclic = PatchDropoutConfig(keep_rate=1.0, keep_rate_end=0.5, schedule="cyclic", cycle_steps=4)
     assert [keep_rate_at(cyclic, s, 100) for s in range(6)] == [1.0, 0.75, 0.5, 0.75, 1.0, 0.75]
-    assert keep_rate_at(TokenConfig(keep=0.3), 50, 100) == 0.3
+    assert keep_rate_at(PatchDropoutConfig(keep_rate=0.3), 50, 100) == 0.3

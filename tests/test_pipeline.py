@@ -282,9 +282,9 @@ def test_impossible_values_are_refused_in_a_sentence(tmp_path: Path) -> None:
     empty = write_tar(tmp_path / "empty.tar", [])
     for shards_, options, message in (
         (shards, {"batch": 5, "world_size": 2}, "global_batch_size 5: .*multiples.*2"),
-        (shards, {"weights": (1.0, 2.0)}, "2 weights"),
+        (shards, {"weights": (1.0, 2.0)}, "data.weights has 2 values for 1 data.shards"),
         (shards, {"weights": (-1.0,)}, "positive"),
-        (shards, {"num_workers": -1}, "num_workers is -1"),
+        (shards, {"num_workers": -1}, "data.num_workers -1: at least 0"),
         (shards, {"seed": -1}, "seed -1"),
         ([f"{tmp_path}/no*.tar"], {}, "no shard matches"),
         ([empty], {}, "no good sample"),

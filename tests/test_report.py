@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from contrastive.model.lit import LitModel
@@ -57,10 +59,19 @@ def test_saved_json_holds_values_errors_and_spread(report: Report, tmp_path) -> 
     assert style["errors"] == {"not_an_image": 2}
 
 
-def test_plot_is_a_picture_with_something_in_it(report: Report, tmp_path) -> None:
-    with Image.open(report.plot(tmp_path / "plot.png")) as picture:
-        assert min(picture.size) >= 600
-        assert len(set(picture.convert("L").tobytes())) > 20
+def test_plot_shows_every_accuracy_at_its_cost(report: Report, tmp_path, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: drawn.append(f) or save(f, *a, **k))
+    with Image.open(report.plot(tmp_path / "plot.png")) as image:
+        assert image.format == "PNG"
+    (figure,) = drawn
+    bars = {container.get_label(): container.lines for container in figure.axes[0].containers}
+    assert set(bars) == {"held-out captions (329 classes)", "held-out style (1,644 classes)"}
+    line, _, (spread,) = bars["held-out captions (329 classes)"]
+    np.testing.assert_allclose(line.get_xydata(), [[0.79, 22.0], [3.1, 29.0]])
+    ends = [segment[:, 1] for segment in spread.get_segments()]
+    np.testing.assert_allclose(ends, [[20.75, 23.25], [27.69, 30.31]])
 
 
 def test_finer_patches_cost_more(tiny_model: LitModel) -> None:

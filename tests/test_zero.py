@@ -6,14 +6,14 @@ import pytest
 
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.zero import batch_shape, deepspeed_config
-from contrastive.train.micro_batch import CPU_CHUNK, largest_divisor
+from contrastive.train.micro_batch import CPU_TEXTS, largest_divisor
 from data.errors import UsageError
 
 
 @pytest.mark.parametrize(("ranks", "chunk"), [(1, 0), (2, 8), (4, 16), (8, 1)])
 def test_ranks_chunks_and_chunk_multiply_to_the_global_batch(ranks, chunk):
     shape = batch_shape(64, chunk, ranks)
-    assert ranks * shape.chunks * shape.chunk == 64
+    assert ranks * shape.micro_batches * shape.micro_batch_size == 64
     config = deepspeed_config(ZeroConfig(stage=1), OptimConfig(), shape, ranks)
     assert config["train_batch_size"] == 64
     assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] == (
@@ -24,7 +24,7 @@ def test_ranks_chunks_and_chunk_multiply_to_the_global_batch(ranks, chunk):
 def test_a_batch_that_ranks_cannot_share_is_refused():
     with pytest.raises(UsageError, match="10 cannot be shared by 4 ranks; allowed are multiples"):
         batch_shape(10, 0, 4)
-    with pytest.raises(UsageError, match=r"--zero\.text-chunk 3 does not divide"):
+    with pytest.raises(UsageError, match=r"zero\.micro_batch_size 3 does not divide"):
         batch_shape(16, 3, 2)
 
 
@@ -65,4 +65,4 @@ def test_a_contradicting_user_json_is_refused(user, sentence, tmp_path):
 
 @pytest.mark.parametrize(("share", "chunk"), [(100, 100), (512, 256), (1000, 250), (257, 1)])
 def test_a_found_chunk_divides_a_ranks_share(share, chunk):
-    assert largest_divisor(share, CPU_CHUNK) == chunk
+    assert largest_divisor(share, CPU_TEXTS) == chunk

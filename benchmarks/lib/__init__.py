@@ -1,1 +1,2 @@
-"""What the benchmarks share. Each program beside this folder is one measurement."""
+"""Helpers of the benchmarks. The programs beside this folder are the measurements, and import
+nothing of one another."""

@@ -1,8 +1,9 @@
 """clip-retrieval's own server (`clip-retrieval back`, 2.45.0) over the same FAISS index.
 
-It runs as published: Flask behind Werkzeug's threaded server, which is all that its command offers.
-Of its documented options those that answer fastest here: metadata as Arrow, no columns but those
-wanted, the index in memory rather than mapped, neither M-CLIP nor aesthetic embeddings.
+It runs as published: Flask behind Werkzeug's threaded server, the only one that its command offers.
+Of its documented options we take those that answer fastest here: metadata as Arrow, only the
+columns that are asked for, the index in memory rather than mapped, no M-CLIP, no aesthetic
+embeddings.
 """
 
 import json
@@ -29,7 +30,7 @@ from retrieval.index.snapshot import Snapshot
 HERE = Path(__file__).resolve().parent.parent
 ENVIRONMENT = HERE.parent / ".venv-bench" / "clip-retrieval-server"
 REQUIREMENTS = HERE / "clip-retrieval-server.txt"
-ARCHITECTURE = "ViT-S-32-alt"  # a small CLIP that it wants at the start; vectors need none
+ARCHITECTURE = "ViT-S-32-alt"  # it loads some CLIP at the start; queries by vector do not use it
 START_S = 120
 
 
@@ -38,7 +39,7 @@ def install() -> Path:
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / REQUIREMENTS.name
     if not stamp.is_file() or stamp.read_text() != REQUIREMENTS.read_text():
         venv.create(ENVIRONMENT, with_pip=True)
-        pip = [python, "-m", "pip", "install", "-q", "--no-deps", "-r", REQUIREMENTS]
+        pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(REQUIREMENTS)]
         subprocess.run(pip, check=True)
         shutil.copy(REQUIREMENTS, stamp)
     return python
@@ -79,7 +80,7 @@ def running(folder: Path) -> Iterator[int]:
         "columns_to_return": '["key", "caption"]', "enable_mclip_option": False,
         "provide_aesthetic_embeddings": False,
     }  # fmt: skip
-    command = [install(), "-c", program + "cli.main()", ours, "back"]
+    command = [str(install()), "-c", program + "cli.main()", ours, "back"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with open(folder / "log.txt", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)

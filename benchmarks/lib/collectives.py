@@ -1,7 +1,8 @@
-"""What crosses between ranks, counted where torch hands it to the backend.
+"""Counts the bytes of collectives where torch hands them to the backend.
 
 Every collective, from Python or from DDP's C++ reducer, passes torch's dispatcher as an operation
-of the namespace `c10d`. An operation that is not in the table below is an error, not a gap.
+of the namespace `c10d`. An operation that the table below does not list raises an error, so none
+goes uncounted.
 """
 
 import sys

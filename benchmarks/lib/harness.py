@@ -1,7 +1,7 @@
-"""What every benchmark shares: interleaved timing, what machine it was, and the result file.
+"""Interleaved timing, facts about the machine, and the result file of every benchmark.
 
-What is compared runs in turn, round after round, so that a machine that slows down slows all alike;
-a ratio is that of medians, and the ratios within rounds show the spread.
+Contenders run in turn, round after round, so that a machine that slows down slows all of them. A
+ratio is the ratio of medians; the ratios within rounds show the spread.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ import torch
 
 from contrastive.run.config_file import revision
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parents[1] / "results")
 
 
 @dataclass(frozen=True)
@@ -139,23 +139,31 @@ def versions(packages: Sequence[str] = ("torch", "timm", "numpy")) -> dict[str, 
     return {"python": platform.python_version(), **found}
 
 
-def write_result(
+def finish(
     name: str,
     figures: Mapping[str, Any],
     targets: Sequence[Target],
     plot: Callable[[Path], None] | None = None,
     packages: Sequence[str] = ("torch", "timm", "numpy"),
     where: Literal["auto", "cpu", "gpu"] = "auto",
-    results: Path = RESULTS,
-) -> Path:
-    """Write `results/NAME.json`, or `NAME.gpu.json` where a GPU was used; print the targets.
+    accepted: Mapping[str, str] | None = None,
+) -> None:
+    """Write `results/NAME.json`, or `NAME.gpu.json` where a GPU was used, and print the targets.
 
     plot: draws into the PNG file it is given, beside the JSON. packages: whose versions matter.
-    Returns the JSON file.
+    accepted: `Target.what` -> why it may be missed; the reason is written beside the target.
+    Exits with status 1 where any other target is missed, so call it last.
     """
     gpu = torch.cuda.is_available() if where == "auto" else where == "gpu"
-    file = results / f"{name}{'.gpu' if gpu else ''}.json"
+    file = RESULTS / f"{name}{'.gpu' if gpu else ''}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
+    reasons = accepted or {}
+    rows: list[dict[str, Any]] = []
+    for target in targets:
+        row = {"what": target.what, "wanted": target.wanted, "got": target.got, "met": target.met}
+        if not target.met and target.what in reasons:
+            row["accepted"] = reasons[target.what]
+        rows.append(row)
     result = {
         "name": name,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -164,17 +172,17 @@ def write_result(
         "machine": machine(),
         "versions": versions(packages),
         "figures": figures,
-        "targets": [
-            {"what": t.what, "wanted": t.wanted, "got": t.got, "met": t.met} for t in targets
-        ],
+        "targets": rows,
     }
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(result, indent=2) + "\n")
     part.replace(file)
     if plot is not None:
         plot(file.with_suffix(".png"))
-    for target in targets:
-        verdict = "met" if target.met else "MISSED"
-        print(f"{target.what}: {target.got:.3f} (wanted {target.wanted}, {verdict})")
+    missed = [row for row in rows if not row["met"] and "accepted" not in row]
+    for row in rows:
+        verdict = "met" if row["met"] else "MISSED" if row in missed else "missed, accepted"
+        print(f"{row['what']}: {row['got']:.3f} (wanted {row['wanted']}, {verdict})")
     print(f"wrote {file}")
-    return file
+    if missed:
+        sys.exit(1)

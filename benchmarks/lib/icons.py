@@ -1,8 +1,8 @@
-"""Icons that nobody trains on: a crowd around the default drawings, for searches in a large corpus.
+"""Icons as distractors among the default drawings, which make a large corpus to search.
 
-Out of pinned npm packages of the Iconify project, under their authors' licences, which allow this
-use and are named here; drawn on this machine and never part of the project. No sets of emoji and no
-flags: they would be right answers that count as wrong.
+They come from pinned npm packages of the Iconify project, under licences that allow this use and
+are named here; they are drawn on this machine and never part of the project. Emoji and flags are
+left out: they would be right answers that count as wrong.
 """
 
 import multiprocessing

@@ -1,9 +1,12 @@
-"""What the benchmarks of training share: the same towers for FlexiLiT and for open_clip."""
+"""The same towers, batches and optimiser for training steps of FlexiLiT and of open_clip."""
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -27,6 +30,9 @@ from data.batch import Batch
 from data.emoji.build import build_emoji
 
 CONTEXT = 16  # tokens
+Loss = Literal["sigmoid", "softmax"]
+Precision = Literal["float32", "bfloat16"]
+LOSSES: tuple[Loss, Loss] = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Size:
     text_layers: int
     text_width: int
     batch_size: int
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
 
 
 CPU = Size("vit_small_patch16_224", 224, 6, 384, 256, ("float32", "bfloat16"))
@@ -54,6 +60,12 @@ def shards() -> tuple[str, ...]:
     """The default drawings, built where they are missing."""
     data = build_emoji(default_data())
     return (f"{data}/train/*.tar",)
+
+
+def launch(ranks: int, program: Path, job: Path) -> None:
+    """Run `PROGRAM JOB` in so many processes under the deepspeed launcher."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    subprocess.run([launcher, "--num_accelerators", str(ranks), program, job], check=True)
 
 
 def text_folder(size: Size, folder: Path) -> str:
@@ -79,12 +91,12 @@ def text_folder(size: Size, folder: Path) -> str:
 def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
     """A locked tower with random weights, which change no time."""
     torch.manual_seed(0)
-    args = {"img_size": size.image_size}
+    args: dict[str, Any] = {"img_size": size.image_size}
     tower = build_vision_tower(TowerConfig(size.vision, args, image_size=size.image_size))
     return tower.to(distributed.device(), dtype).lock()
 
 
-def build_model(tower: VisionTower, text: str, loss: str = "sigmoid") -> LitModel:
+def build_model(tower: VisionTower, text: str, loss: Loss = "sigmoid") -> LitModel:
     """FlexiLiT's model around a tower, its text side ready to train."""
     torch.manual_seed(0)
     cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
@@ -101,7 +113,7 @@ def build_step(
     optim = optim or OptimConfig(lr=1e-5)
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(batch_size, zero.text_chunk, world_size)
+    shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
     engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
     return TrainStep(model, engine, shape, seed=0)
 
@@ -110,7 +122,7 @@ def build_ours(
     tower: VisionTower,
     text: str,
     *,
-    loss: str = "sigmoid",
+    loss: Loss = "sigmoid",
     zero: ZeroConfig | None = None,
     batch_size: int = 256,
     optim: OptimConfig | None = None,
@@ -119,7 +131,7 @@ def build_ours(
     return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size, optim)
 
 
-def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> torch.nn.Module:
+def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> open_clip.CustomTextCLIP:
     """open_clip's model with the same weights, its image tower locked."""
     vision = {"timm_model_name": tower.config.name, "timm_model_pretrained": False}
     vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}

@@ -19,28 +19,28 @@ def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> No
     theirs, ours = teacher.tower.embed_dim, tower.embed_dim
     if cfg.loss.features and theirs != ours:
         raise UsageError(
-            f"--loss.features compares features, but the teacher's have width {theirs} and the "
-            f"student's {ours}; allowed with other widths: --loss.kl, --loss.labels"
+            f"loss.features compares features, but the teacher's have width {theirs} and the "
+            f"student's {ours}; allowed with other widths: loss.kl, loss.labels"
         )
     head = class_head(tower)
     if cfg.loss.kl:
         if teacher.head is None:
             raise UsageError(
-                f"--loss.kl needs class logits, and --teacher.tower {cfg.teacher.tower} has no "
-                "class head; allowed: --loss.features, --loss.labels"
+                f"loss.kl needs class logits, and teacher.tower {cfg.teacher.tower} has no "
+                "class head; allowed: loss.features, loss.labels"
             )
         classes = teacher.head.out_features
         if head is None or head.out_features != classes:
             raise UsageError(
-                f"--loss.kl compares class logits: the teacher has {classes}, the student "
-                f"{head.out_features if head else 0}; allowed: --student.num-classes {classes}"
+                f"loss.kl compares class logits: the teacher has {classes}, the student "
+                f"{head.out_features if head else 0}; allowed: student.num_classes {classes}"
             )
     if cfg.loss.labels and head is None:
-        raise UsageError("--loss.labels needs a class head; say --student.num-classes N")
+        raise UsageError("loss.labels needs a class head; say student.num_classes N")
     if head is not None and not (cfg.loss.kl or cfg.loss.labels):
         head.requires_grad_(False)  # without a loss of its own it would only decay
     if not any(p.requires_grad for p in tower.parameters()):
-        raise UsageError("--student.trainable leaves nothing that these losses could train")
+        raise UsageError("student.trainable leaves nothing that these losses could train")
 
 
 def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
@@ -48,16 +48,16 @@ def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
     if not cfg.loss.labels:
         return
     num_classes = tower.net.num_classes
-    for flag, patterns in (("--data.shards", cfg.data.shards), ("--val-shards", cfg.val_shards)):
+    for flag, patterns in (("data.shards", cfg.data.shards), ("val_shards", cfg.val_shards)):
         found = _labels(cfg, patterns) if patterns else set()
         if max(found, default=0) >= num_classes:
             raise UsageError(
                 f"{flag} hold label {max(found)}, but the student has {num_classes} classes; "
-                f"allowed are labels 0 to {num_classes - 1}, or --student.num-classes "
+                f"allowed are labels 0 to {num_classes - 1}, or student.num_classes "
                 f"{max(found) + 1}"
             )
         if found == {-1}:
-            raise UsageError(f"--loss.labels needs KEY.cls members, and {flag} hold none")
+            raise UsageError(f"loss.labels needs KEY.cls members, and {flag} hold none")
 
 
 def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> set[int]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from contrastive.run.config import RunConfig
-from contrastive.vision.config import TokenConfig, check_patch_weights
+from contrastive.vision.config import PatchDropoutConfig
+from data.config import check_weights
 from data.errors import UsageError
 
 
@@ -27,7 +28,7 @@ class StudentConfig:
     """The tower that becomes flexible."""
 
     tower: str = ""
-    """Where it starts; as the teacher's flag. Empty: from the teacher."""
+    """Where it starts; as the teacher's. Empty: from the teacher."""
     image_size: int = 0
     """Pixels a side; 0: the tower's own."""
     patch_sizes: tuple[int, ...] | None = None
@@ -48,22 +49,24 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         if self.patch_sizes is not None and not self.patch_sizes:
-            raise UsageError(
-                "--student.patch-sizes is empty; name at least one, or leave the flag out"
-            )
+            raise UsageError("student.patch_sizes is empty; name at least one, or leave it out")
         if self.patch_sizes is not None or self.patch_weights:
-            check_patch_weights("--student", self.patch_sizes or (), self.patch_weights)
+            check_weights(
+                "student.patch_weights",
+                self.patch_weights,
+                "student.patch_sizes",
+                len(self.patch_sizes or ()),
+            )
         for name in ("image_size", "kernel_size", "grid", "num_classes"):
             if getattr(self, name) < 0:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--student.{flag} {getattr(self, name)}: at least 0")
+                raise UsageError(f"student.{name} {getattr(self, name)}: at least 0")
 
 
 Distance = Literal["cosine", "mse"]
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillationConfig:
     """The loss: a weighted sum of up to three."""
 
     kl: float = 0.0
@@ -78,36 +81,36 @@ class DistillConfig:
     """Weight of the loss on KEY.cls labels."""
     label_loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy, or a sigmoid for each class (arXiv:2006.07159)."""
-    standard_samples: int = 1024
+    normaliser_samples: int = 1024
     """Training samples from which the teacher's mean and deviation are taken."""
 
     def __post_init__(self) -> None:
         for name in ("kl", "features", "labels"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"--loss.{name} {getattr(self, name)}: must be at least 0")
+                raise UsageError(f"loss.{name} {getattr(self, name)}: must be at least 0")
         if not self.kl + self.features + self.labels:
-            raise UsageError("--loss.kl, --loss.features and --loss.labels are all 0: weigh one")
+            raise UsageError("loss.kl, loss.features and loss.labels are all 0: weigh one")
         if not self.temperature > 0:
-            raise UsageError(f"--loss.temperature {self.temperature}: must be above 0")
-        if self.standard_samples < 2:
-            raise UsageError(f"--loss.standard-samples {self.standard_samples}: at least 2")
+            raise UsageError(f"loss.temperature {self.temperature}: must be above 0")
+        if self.normaliser_samples < 2:
+            raise UsageError(f"loss.normaliser_samples {self.normaliser_samples}: at least 2")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training pictures besides the crops and flips of `data`."""
+    """What is done to training images besides the crops and flips of `data`."""
 
     randaugment: int = 0
-    """Magnitude, 1 to 30, of two random operations on each picture (arXiv:1909.13719); 0: none."""
+    """Magnitude, 1 to 30, of two random operations on each image (arXiv:1909.13719); 0: none."""
     mixup: float = 0.0
-    """Alpha of the Beta distribution by which pairs of pictures, and their labels, are mixed
+    """Alpha of the Beta distribution by which pairs of images, and their labels, are mixed
     (arXiv:1710.09412); 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.randaugment <= 30:
-            raise UsageError(f"--augment.randaugment {self.randaugment}: allowed are 0 to 30")
+            raise UsageError(f"augment.randaugment {self.randaugment}: allowed are 0 to 30")
         if not self.mixup >= 0:
-            raise UsageError(f"--augment.mixup {self.mixup}: must be at least 0")
+            raise UsageError(f"augment.mixup {self.mixup}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,20 @@ class FlexifyConfig(RunConfig):
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    loss: DistillConfig = field(default_factory=DistillConfig)
-    tokens: TokenConfig = field(default_factory=TokenConfig)
+    loss: DistillationConfig = field(default_factory=DistillationConfig)
+    patch_dropout: PatchDropoutConfig = field(default_factory=PatchDropoutConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_shards: tuple[str, ...] = ()
-    """Shards for the validation table. Empty: it is made of training pictures."""
+    """Shards for the validation table. Empty: it is made of training images."""
     val_samples: int = 1024
-    """Pictures in the validation table."""
+    """Images in the validation table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.val_samples < 1:
-            raise UsageError(f"--val-samples {self.val_samples}: at least 1")
+            raise UsageError(f"val_samples {self.val_samples}: at least 1")
         if self.data.features and self.augment != AugmentConfig():
             raise UsageError(
-                "--data.features keeps what the teacher says of unchanged pictures; leave out the "
-                "--augment flags, or the cache"
+                "data.features keeps what the teacher says of unchanged images; leave out "
+                "augment.randaugment and augment.mixup, or the cache"
             )

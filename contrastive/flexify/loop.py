@@ -15,21 +15,26 @@ from contrastive import distributed
 from contrastive.flexify.augment import build_change
 from contrastive.flexify.checks import check_labels, check_losses
 from contrastive.flexify.config import FlexifyConfig
-from contrastive.flexify.losses import Student
-from contrastive.flexify.step import STANDARD_FILE, DistillStep, TeacherSource, solve_standard
+from contrastive.flexify.losses import DistillationLoss
+from contrastive.flexify.step import (
+    NORMALISER_FILE,
+    DistillationStep,
+    TeacherSource,
+    fit_normaliser,
+)
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
-from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
-from contrastive.run.folder import (
+from contrastive.run.checkpoint import (
     check_finite,
-    claim_folder,
-    draw_patch_size,
-    find_checkpoint,
-    whole_parameters,
+    load_checkpoint,
+    needs_universal,
+    save_checkpoint,
 )
+from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.run.patch_size import draw_patch_size
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
 from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
@@ -52,10 +57,10 @@ def flexify(
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
     if cfg.augment.mixup and shape.per_rank % 2:
         raise UsageError(
-            f"--augment.mixup needs pairs: --global-batch-size {cfg.global_batch_size} gives each "
+            f"augment.mixup needs pairs: global_batch_size {cfg.global_batch_size} gives each "
             f"of {world_size} ranks {shape.per_rank} pictures; allowed are even numbers"
         )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
@@ -93,12 +98,12 @@ def flexify(
         "student": tower.fingerprint,
         "data": pipeline.fingerprint(),
     }
-    claim_folder(cfg, checkpoint, identity, STANDARD_FILE)
+    claim_folder(cfg, checkpoint, identity, NORMALISER_FILE)
     source = TeacherSource(cfg, teacher, tower)
-    standard = solve_standard(cfg, pipeline, source) if cfg.loss.features else None
-    validation = Validation(cfg, teacher, tower.transform, standard)
+    normaliser = fit_normaliser(cfg, pipeline, source) if cfg.loss.features else None
+    validation = Validation(cfg, teacher, tower.transform, normaliser)
     exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
-    student = Student(tower, cfg.loss, standard)
+    student = DistillationLoss(tower, cfg.loss, normaliser)
     engine = build_engine(student, cfg.optim, ds_config)
     _register_stem(student.tower, cfg.zero.stage)
     step = 0
@@ -106,11 +111,11 @@ def flexify(
         load_checkpoint(engine, *checkpoint)
         step = int(checkpoint[1]["step"])
 
-    train_step = DistillStep(cfg, engine, source, shape)
+    train_step = DistillationStep(cfg, engine, source, shape)
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
     for batch in pipeline.batches(step, cfg.steps - step):
         patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
-        keep = keep_rate_at(cfg.tokens, step, cfg.steps)
+        keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
         lr = learning_rate(cfg.optim, step, cfg.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive.flexify.config import Distance, DistillConfig
+from contrastive.flexify.config import Distance
 from contrastive.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)
-class Standard:
+class Normaliser:
     """The teacher's own standardisation: per dimension, over training images."""
 
     mean: Float[Tensor, " d"]
@@ -85,12 +85,14 @@ def class_head(tower: VisionTower) -> nn.Linear | None:
 # ---- the module that trains ----------------------------------------------------------------
 
 
-class Student(nn.Module):
+class DistillationLoss(nn.Module):
     """What the engine holds: a tower, and the loss of a chunk of images."""
 
-    def __init__(self, tower: VisionTower, cfg: DistillConfig, standard: Standard | None) -> None:
+    def __init__(
+        self, tower: VisionTower, cfg: DistillationConfig, normaliser: Normaliser | None
+    ) -> None:
         super().__init__()
-        self.tower, self.cfg, self.standard = tower, cfg, standard
+        self.tower, self.cfg, self.normaliser = tower, cfg, normaliser
 
     def forward(
         self,
@@ -103,8 +105,8 @@ class Student(nn.Module):
         cfg = self.cfg
         features = self.tower(images, patch_size, keep)
         loss = features.new_zeros(())
-        if targets.features is not None and self.standard is not None:
-            each = feature_distance(self.standard(features), targets.features, cfg.distance)
+        if targets.features is not None and self.normaliser is not None:
+            each = feature_distance(self.normaliser(features), targets.features, cfg.distance)
             loss = loss + cfg.features * (each * targets.weight).sum()
         if targets.logits is None and targets.classes is None:
             return loss

@@ -14,7 +14,7 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.flexify.augment import draw_mixup, mix_pairs, swap_pairs
 from contrastive.flexify.config import FlexifyConfig
-from contrastive.flexify.losses import Standard, Targets, class_shares
+from contrastive.flexify.losses import Normaliser, Targets, class_shares
 from contrastive.flexify.student import Teacher, resize_images
 from contrastive.image_features import FeatureSource
 from contrastive.run.zero import BatchShape
@@ -24,7 +24,7 @@ from data.batch import Batch
 from data.errors import DataError, UsageError
 from data.pipeline.labelled import LabelledPipeline
 
-STANDARD_FILE = "standard.safetensors"
+NORMALISER_FILE = "standard.safetensors"
 
 
 class TeacherSource:
@@ -47,7 +47,7 @@ class TeacherSource:
         return self.teacher(images, self.student)
 
 
-class DistillStep:
+class DistillationStep:
     """`step(batch, patch_size, keep)`: forward, backward, update; gives this rank's loss share."""
 
     def __init__(
@@ -73,8 +73,8 @@ class DistillStep:
         weight, class_weight = self._weights(batch.step, valid, labelled)
         kept = self._kept(batch.step, patch_size, keep)
         total = torch.zeros((), device=device)
-        for start in range(0, self.shape.per_rank, self.shape.chunk):
-            rows = slice(start, start + self.shape.chunk)
+        for start in range(0, self.shape.per_rank, self.shape.micro_batch_size):
+            rows = slice(start, start + self.shape.micro_batch_size)
             given = None if features is None else features[rows]
             targets = Targets(
                 weight[rows],
@@ -87,7 +87,7 @@ class DistillStep:
                 pixels, patch_size, kept if isinstance(kept, float) else kept[rows], targets
             )
             # The engine averages over chunks and ranks; shares are to be summed.
-            self.engine.backward(share * (self.shape.chunks * distributed.world_size()))
+            self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
         return total
@@ -99,9 +99,9 @@ class DistillStep:
         if not self._taught:
             return None, None
         features = self.source.live(images) if features is None else features
-        standard = self.engine.module.standard
+        normaliser = self.engine.module.normaliser
         return (
-            standard(features) if self.cfg.loss.features else None,
+            normaliser(features) if self.cfg.loss.features else None,
             self.source.teacher.logits(features) if self.cfg.loss.kl else None,
         )
 
@@ -145,21 +145,23 @@ class DistillStep:
 
 
 @torch.no_grad()
-def solve_standard(
+def fit_normaliser(
     cfg: FlexifyConfig, pipeline: LabelledPipeline, source: TeacherSource
-) -> Standard:
+) -> Normaliser:
     """The mean and deviation of the teacher's features of the first training samples.
 
     Solved once per run, by all ranks together, and kept in the run's folder.
     """
-    file = cfg.folder / STANDARD_FILE
+    file = cfg.folder / NORMALISER_FILE
     if not file.exists():
         sums = torch.zeros(3, source.teacher.tower.embed_dim, dtype=torch.float64)
-        samples = min(cfg.loss.standard_samples, pipeline.num_samples or cfg.loss.standard_samples)
+        samples = min(
+            cfg.loss.normaliser_samples, pipeline.num_samples or cfg.loss.normaliser_samples
+        )
         for batch in pipeline.batches(0, -(-samples // cfg.global_batch_size)):
             features, valid = source.cached(batch)
             if features is None and batch.images is not None:
-                parts = batch.images.split(cfg.zero.text_chunk or 256)
+                parts = batch.images.split(cfg.zero.micro_batch_size or 256)
                 features = torch.cat([source.live(p.to(distributed.device())) for p in parts])
             assert features is not None
             x = features[valid.to(features.device)].double().cpu()
@@ -173,4 +175,4 @@ def solve_standard(
             save_file({"mean": mean.float(), "std": deviation.float()}, file)
         distributed.barrier()
     solved = load_file(file, device=str(distributed.device()))
-    return Standard(solved["mean"], solved["std"])
+    return Normaliser(solved["mean"], solved["std"])

@@ -82,7 +82,7 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     tower = load_vision_tower(spec, locked=False)
     if not tower.is_plain_vit:
         raise UsageError(
-            f"--student.tower {spec}: {tower.config.name} cannot be made flexible by "
+            f"student.tower {spec}: {tower.config.name} cannot be made flexible by "
             "training; allowed are plain ViTs"
         )
     config = replace(tower.config, **_offers(cfg, tower))
@@ -112,8 +112,8 @@ def _offers(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
         offered = tuple(sorted(set(cfg.patch_sizes), reverse=True))
     if not offered:
         raise UsageError(
-            f"--student.image-size {size}: no patch size gives a grid of 4 to 30; name "
-            "--student.patch-sizes, or another size"
+            f"student.image_size {size}: no patch size gives a grid of 4 to 30; name "
+            "student.patch_sizes, or another size"
         )
     return {"image_size": size, "patch_sizes": offered}
 
@@ -125,7 +125,7 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.kernel_size or cfg.grid:
         kernel = cfg.kernel_size or tower.native_patch_size
         if cfg.grid and net.pos_embed is None:
-            raise UsageError(f"--student.grid {cfg.grid}: {tower.config.name} has no positions")
+            raise UsageError(f"student.grid {cfg.grid}: {tower.config.name} has no positions")
         grid = cfg.grid or round(
             (_positions(net).shape[1] if net.pos_embed is not None else 1) ** 0.5
         )
@@ -133,13 +133,13 @@ def _changes(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     if cfg.pooling != "own" and cfg.pooling != net.global_pool:
         if cfg.pooling == "token" and net.cls_token is None:
             raise UsageError(
-                f"--student.pooling token: {tower.config.name} has no class token; "
+                f"student.pooling token: {tower.config.name} has no class token; "
                 "allowed: own, avg, map"
             )
         changes |= {"global_pool": cfg.pooling, "fc_norm": False}
     if cfg.num_classes and tower.config.projection:
         raise UsageError(
-            f"--student.num-classes {cfg.num_classes}: this tower ends in a projection to a "
+            f"student.num_classes {cfg.num_classes}: this tower ends in a projection to a "
             "space of images and texts; allowed: 0"
         )
     if cfg.num_classes and cfg.num_classes != net.num_classes:
@@ -183,10 +183,10 @@ def _freeze(tower: VisionTower, patterns: tuple[str, ...]) -> None:
         try:
             found = [name for name in names if re.search(pattern, name)]
         except re.error as error:
-            raise UsageError(f"--student.trainable {pattern!r} is no pattern: {error}") from error
+            raise UsageError(f"student.trainable {pattern!r} is no pattern: {error}") from error
         if not found:
             raise UsageError(
-                f"--student.trainable {pattern!r} finds no parameter; there are {', '.join(names)}"
+                f"student.trainable {pattern!r} finds no parameter; there are {', '.join(names)}"
             )
     for name, parameter in names.items():
         parameter.requires_grad_(any(re.search(pattern, name) for pattern in patterns))

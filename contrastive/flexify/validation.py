@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.flexify.config import FlexifyConfig
-from contrastive.flexify.losses import Standard, class_head, kl_loss
+from contrastive.flexify.losses import Normaliser, class_head, kl_loss
 from contrastive.flexify.student import Teacher, resize_images
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
@@ -50,10 +50,10 @@ class Validation:
         cfg: FlexifyConfig,
         teacher: Teacher,
         transform: ImageTransform,
-        standard: Standard | None,
+        normaliser: Normaliser | None,
     ) -> None:
         """transform: the student's; pictures come as large as the larger of the two towers'."""
-        self._cfg, self._teacher, self._standard = cfg, teacher, standard
+        self._cfg, self._teacher, self._normaliser = cfg, teacher, normaliser
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
         self._pipeline = LabelledPipeline(
@@ -129,7 +129,9 @@ class Validation:
         out: dict[str, Tensor] = {}
         names = self._names(tower)
         if "cosine" in names:
-            ours, theirs = (self._standard(x) if self._standard else x for x in (features, taught))
+            ours, theirs = (
+                self._normaliser(x) if self._normaliser else x for x in (features, taught)
+            )
             out["cosine"] = torch.cosine_similarity(ours, theirs).sum()
         head = class_head(tower)
         logits = head(features) if head is not None else None

@@ -6,12 +6,7 @@ Front matter and sections follow Hugging Face's model cards (Mitchell et al., ar
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-if TYPE_CHECKING:
-    from contrastive.model.lit import LitModel
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,19 @@ class Card:
         return cls(**{**values, "shards": tuple(values.get("shards", ()))})
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model knows of itself."""
+
+    image_tower: str
+    image_size: int  # pixels a side
+    text_tower: str
+    context_length: int  # tokens
+    loss: str
+    embed_dim: int
+    costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
+
+
 def front_matter(library: str, license: str) -> str:
     """The YAML that the hub reads."""
     lines = (
@@ -50,38 +58,37 @@ def front_matter(library: str, license: str) -> str:
     return "\n".join(("---", *lines, "---"))
 
 
-def model_card(model: "LitModel", card: Card) -> str:
+def model_card(facts: ModelFacts, card: Card) -> str:
     """README.md as text."""
-    example = model.patch_sizes[0]
-    text = type(model.text.encoder.tower.net).__name__
+    example, width = next(iter(facts.costs)), facts.embed_dim
     parts = [
         front_matter("flexilit", card.license),
         "# An image-text model for any patch size\n\n"
-        f"Image tower {model.vision.config.name} at {model.image_size} px, locked; text tower "
-        f"{text} of {model.text.encoder.tower.tokenizer.context_length} tokens, trained to read it "
-        f"with the {model.text.loss.kind} loss; {model.embed_dim} dimensions.",
+        f"Image tower {facts.image_tower} at {facts.image_size} px, locked; text tower "
+        f"{facts.text_tower} of {facts.context_length} tokens, trained to read it "
+        f"with the {facts.loss} loss; {width} dimensions.",
         "```python\n"
         "from contrastive import LitModel\n\n"
         'model = LitModel.from_pretrained("FOLDER_OR_HUB_NAME")\n'
-        f"model.encode_image(pictures, patch_size={example})  # (b, {model.embed_dim}), unit norm\n"
+        f"model.encode_image(pictures, patch_size={example})  # (b, {width}), unit norm\n"
         'model.encode_text(["a red bicycle"])\n'
         "```",
-        "## Patch sizes\n\n" + _table(model, card.figures),
+        "## Patch sizes\n\n" + _table(facts.costs, card.figures),
     ]
-    facts = {
+    training = {
         "Training data": ", ".join(f"`{shards}`" for shards in card.shards),
         "Samples": f"{card.samples:,}" if card.samples else "",
         "Steps": f"{card.steps:,} of {card.global_batch_size:,} pairs" if card.steps else "",
         "Command": f"`{card.command}`" if card.command else "",
         "Revision of the code": f"`{card.revision}`" if card.revision else "",
     }
-    known = [f"- {name}: {value}" for name, value in facts.items() if value]
+    known = [f"- {name}: {value}" for name, value in training.items() if value]
     if known:
         parts.append("## Training\n\n" + "\n".join(known))
     return "\n\n".join(parts) + "\n"
 
 
-def _table(model: "LitModel", figures: Mapping[str, float]) -> str:
+def _table(costs: Mapping[int, tuple[int, float]], figures: Mapping[str, float]) -> str:
     """A row per patch size; a column per data set and metric, in per cent."""
     results: dict[str, dict[int, float]] = {}
     for name, value in figures.items():
@@ -89,9 +96,7 @@ def _table(model: "LitModel", figures: Mapping[str, float]) -> str:
             column = f"{match[1]}: {match[3]}, %"
             results.setdefault(column, {})[int(match[2])] = value
     rows = [["patch", "tokens", "GFLOPs", *results], ["---:"] * (3 + len(results))]
-    with torch.compiler.set_stance("force_eager"):  # compiled blocks are not counted
-        for size in model.patch_sizes:
-            costs = [f"{model.vision.num_tokens(size)}", f"{model.vision.gflops(size):.3g}"]
-            values = [f"{100 * r[size]:.1f}" if size in r else "" for r in results.values()]
-            rows.append([f"{size}", *costs, *values])
+    for size, (tokens, gflops) in costs.items():
+        values = [f"{100 * r[size]:.1f}" if size in r else "" for r in results.values()]
+        rows.append([f"{size}", f"{tokens}", f"{gflops:.3g}", *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,7 +1,8 @@
 """The contrastive loss."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from data.errors import UsageError
 
@@ -13,11 +14,24 @@ class LossConfig:
     kind: Literal["sigmoid", "softmax"] = "sigmoid"
     positives: Literal["pair", "caption"] = "pair"
     """pair: a text's own image. caption: all images of the batch with the same captions."""
-    start_scale: float = 10.0
-    """The temperature's multiplier t at the start. SigLIP 10; CLIP 14.3."""
-    start_bias: float = -10.0
-    """The sigmoid loss's bias at the start. SigLIP -10; big_vision's batches of 512 -2.71."""
+    temperature_init: float = 10.0
+    """What cosines are multiplied by at the first step, big_vision's temperature. SigLIP 10; CLIP
+    14.3."""
+    bias_init: float = -10.0
+    """The sigmoid loss's bias at the first step. SigLIP -10; big_vision's batches of 512 -2.71."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.start_scale <= 100:
-            raise UsageError(f"--loss.start-scale {self.start_scale}: above 0, at most 100")
+        if not 0 < self.temperature_init <= 100:
+            raise UsageError(f"loss.temperature_init {self.temperature_init}: above 0, at most 100")
+
+    def as_json(self) -> dict[str, Any]:
+        """As a model's config.json holds it, by the names of format 1."""
+        return {_KEYS.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "LossConfig":
+        names = {key: name for name, key in _KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
+
+
+_KEYS = {"temperature_init": "start_scale", "bias_init": "start_bias"}

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrastive.files.weights import load_weights, read_config, read_weights
-from contrastive.model.card import Card, model_card
+from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.loss import Reduce, partial_lse, sigmoid_loss, softmax_loss
 from contrastive.text.encoder import TextEncoder
@@ -45,9 +45,9 @@ class TextSide(nn.Module):
         self.encoder = encoder
         self.loss = loss
         # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.start_scale)]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.temperature_init)]))
         if loss.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([loss.start_bias]))
+            self.logit_bias = nn.Parameter(torch.tensor([loss.bias_init]))
 
     def scale(self) -> Float[Tensor, ""]:
         """The temperature's multiplier t, at most 100.
@@ -187,6 +187,23 @@ class LitModel(nn.Module, ModelHubMixin):
             digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def facts(self) -> ModelFacts:
+        """For the model card."""
+        tower = self.text.encoder.tower
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks are not counted
+            costs = {
+                s: (self.vision.num_tokens(s), self.vision.gflops(s)) for s in self.patch_sizes
+            }
+        return ModelFacts(
+            image_tower=self.vision.config.name,
+            image_size=self.image_size,
+            text_tower=type(tower.net).__name__,
+            context_length=tower.tokenizer.context_length,
+            loss=self.text.loss.kind,
+            embed_dim=self.embed_dim,
+            costs=costs,
+        )
+
     # ---- files -----------------------------------------------------------------------------
 
     def save_pretrained(  # type: ignore[override]
@@ -210,11 +227,11 @@ class LitModel(nn.Module, ModelHubMixin):
             "vision": self.vision.describe(),
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
-            "loss": asdict(self.text.loss),
+            "loss": self.text.loss.as_json(),
             "card": asdict(self.card),
         }
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (part / "README.md").write_text(model_card(self, self.card), encoding="utf-8")
+        (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
         self.text.encoder.tower.save_tokenizer(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -235,7 +252,7 @@ class LitModel(nn.Module, ModelHubMixin):
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
-            model = cls(vision.lock(), TextSide(encoder, LossConfig(**config["loss"])))
+            model = cls(vision.lock(), TextSide(encoder, LossConfig.from_json(config["loss"])))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

@@ -11,10 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from contrastive import distributed
-from data.errors import UsageError
+from contrastive.run.log import DIVERGED
+from data.errors import DataError, UsageError
 
 STATE = "state.json"
+
+
+def check_finite(step: int, module: nn.Module) -> None:
+    """Raise `DataError` where a parameter is not finite: such a model is not saved."""
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise DataError(f"step {step}: {name} is not finite; {DIVERGED}")
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.config import DataConfig
+from data.config import DataConfig, check_data
 from data.errors import UsageError
 
 
@@ -41,19 +41,18 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("eps", self.eps)):
             if not 0 < value < math.inf:
-                raise UsageError(f"--optim.{name} {value}: must be above 0")
+                raise UsageError(f"optim.{name} {value}: must be above 0")
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
-                raise UsageError(f"--optim.{name} {value}: allowed are values from 0 up to 1")
+                raise UsageError(f"optim.{name} {value}: allowed are values from 0 up to 1")
         for name in (
             "min_lr", "weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps",
             "clip_norm",
         ):  # fmt: skip
             if not (getattr(self, name) or 0) >= 0:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--optim.{flag} {getattr(self, name)}: must be at least 0")
+                raise UsageError(f"optim.{name} {getattr(self, name)}: must be at least 0")
         if self.cooldown_steps and self.schedule != "linear":
-            raise UsageError("--optim.cooldown-steps needs --optim.schedule linear")
+            raise UsageError("optim.cooldown_steps needs optim.schedule linear")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ZeroConfig:
     precision: Literal["float32", "bfloat16", "fastest"] = "float32"
     """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
     GPU or CPU computes in it."""
-    text_chunk: int = 0
+    micro_batch_size: int = 0
     """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
     fit and help (flexify: the rank's whole share)."""
 
@@ -99,31 +98,22 @@ class RunConfig:
     """A DeepSpeed JSON file to merge over ours."""
 
     def __post_init__(self) -> None:
-        for flag in ("steps", "log_every", "keep_checkpoints", "global_batch_size"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 1")
-        for flag in ("eval_every", "checkpoint_every"):
-            if getattr(self, flag) < 0:
-                raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: at least 0")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: at least 0")
-        if self.data.num_workers < 0:
-            raise UsageError(f"--data.num-workers {self.data.num_workers}: at least 0")
-        if self.data.block_shards < 1:
-            raise UsageError(f"--data.block-shards {self.data.block_shards}: at least 1")
-        if self.data.weights and len(self.data.weights) != len(self.data.shards):
+        for name in ("steps", "log_every", "keep_checkpoints", "global_batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)}: at least 1")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} {getattr(self, name)}: at least 0")
+        check_data(self.data)
+        falling = self.steps - self.optim.warmup_steps
+        if falling < 0:
             raise UsageError(
-                f"--data.weights has {len(self.data.weights)} values for "
-                f"{len(self.data.shards)} --data.shards; give one for each"
+                f"optim.warmup_steps {self.optim.warmup_steps}: at most steps={self.steps}"
             )
-        if self.optim.warmup_steps > self.steps:
+        if self.optim.cooldown_steps > falling:
             raise UsageError(
-                f"--optim.warmup-steps {self.optim.warmup_steps}: at most --steps {self.steps}"
-            )
-        if self.optim.cooldown_steps > self.steps - self.optim.warmup_steps:
-            raise UsageError(
-                f"--optim.cooldown-steps {self.optim.cooldown_steps}: at most the "
-                f"{self.steps - self.optim.warmup_steps} steps after the warm-up"
+                f"optim.cooldown_steps {self.optim.cooldown_steps}: at most the {falling} steps "
+                "after the warm-up"
             )
 
     @property

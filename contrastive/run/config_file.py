@@ -13,14 +13,26 @@ from typing import Any, TypeVar
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
 
-# What --resume may change: neither the model, nor the loss, nor the order of the data.
+# What a resume may change: neither the model, nor the loss, nor the order of the data.
 CHANGEABLE = {
-    "data.num_workers", "data.features", "data.on_error", "data.index_dir",
-    "data.max_pixels", "zero.offload", "zero.text_chunk", "log_every", "eval_every", "eval_data",
+    "data.num_workers", "data.features", "data.on_error", "data.index_dir", "data.max_pixels",
+    "zero.offload", "zero.micro_batch_size", "log_every", "eval_every", "eval_data",
     "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
     "compile", "deepspeed_config",
 }  # fmt: skip
 
+# Parameters of 0.1.0 by their names of today: in saved configurations, and as flags.
+RENAMED = {
+    "zero.text_chunk": "zero.micro_batch_size",
+    "start_samples": "init_samples",
+    "loss.start_scale": "loss.temperature_init",
+    "loss.start_bias": "loss.bias_init",
+    "loss.standard_samples": "loss.normaliser_samples",
+    "tokens.keep": "patch_dropout.keep_rate",
+    "tokens.keep_end": "patch_dropout.keep_rate_end",
+    "tokens.schedule": "patch_dropout.schedule",
+    "tokens.cycle_steps": "patch_dropout.cycle_steps",
+}
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -42,10 +54,25 @@ def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
     before, after = flatten(saved), flatten(asked)
     for name, value in after.items():
         if name not in CHANGEABLE and value != before[name]:
-            flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} {value} cannot change on resume: the run was started with {before[name]}"
+                f"{name}={value} cannot change on resume: the run was started with {before[name]}"
             )
+
+
+def rename(values: dict[str, Any]) -> None:
+    """Give a saved configuration's old names their new ones, in place."""
+    for old, new in RENAMED.items():
+        group, name = _group_of(values, old)
+        if name in group:
+            target, new_name = _group_of(values, new)
+            target[new_name] = group.pop(name)
+
+
+def _group_of(values: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+    *groups, name = dotted.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+    return values, name
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -78,9 +105,10 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
 def load_config(folder: Path, cls: type[Config]) -> Config:
     """Read a run folder's config.json; `UsageError` for a run of another kind."""
     try:
-        values = json.loads((folder / "config.json").read_text())
-        return from_dict(cls, values["train"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads((folder / "config.json").read_text())["train"]
+        rename(values)
+        return from_dict(cls, values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
 
 

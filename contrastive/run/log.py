@@ -13,7 +13,7 @@ from tqdm import tqdm
 from contrastive import distributed
 from data.errors import DataError
 
-DIVERGED = "start again with a lower --optim.lr, or more --optim.warmup-steps"
+DIVERGED = "start again with a lower optim.lr, or more optim.warmup_steps"
 
 
 class RunLog:

@@ -1,7 +1,9 @@
-"""DeepSpeed's configuration, and the only place where batch arithmetic lives."""
+"""DeepSpeed: its configuration, its engine, and the only place where batch arithmetic lives."""
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +19,28 @@ from data.errors import UsageError
 
 @dataclass(frozen=True)
 class BatchShape:
-    """global_batch_size = world_size * chunks * chunk, in pairs."""
+    """global_batch_size = world_size * micro_batches * micro_batch_size, in pairs."""
 
     per_rank: int
-    chunk: int
-    chunks: int
+    micro_batch_size: int
+    micro_batches: int
 
 
-def batch_shape(global_batch_size: int, text_chunk: int, world_size: int) -> BatchShape:
-    """Split the global batch over ranks and chunks; `UsageError` when it does not divide."""
+def batch_shape(global_batch_size: int, micro_batch_size: int, world_size: int) -> BatchShape:
+    """Split the global batch over ranks and micro-batches; `UsageError` when it does not divide."""
     if global_batch_size < 1 or global_batch_size % world_size:
         raise UsageError(
-            f"--global-batch-size {global_batch_size} cannot be shared by {world_size} ranks; "
+            f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks; "
             f"allowed are multiples of {world_size}"
         )
     per_rank = global_batch_size // world_size
-    chunk = text_chunk or per_rank
-    if chunk < 1 or per_rank % chunk:
+    size = micro_batch_size or per_rank
+    if size < 1 or per_rank % size:
         raise UsageError(
-            f"--zero.text-chunk {text_chunk} does not divide a rank's {per_rank} pairs; "
+            f"zero.micro_batch_size {micro_batch_size} does not divide a rank's {per_rank} pairs; "
             f"allowed: {', '.join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)}"
         )
-    return BatchShape(per_rank, chunk, per_rank // chunk)
+    return BatchShape(per_rank, size, per_rank // size)
 
 
 def deepspeed_config(
@@ -49,9 +51,9 @@ def deepspeed_config(
     Raises `UsageError` where that file contradicts the batch sizes or brings an optimiser.
     """
     if zero.offload == "cpu" and zero.stage == 0:
-        raise UsageError("--zero.offload cpu needs --zero.stage 1, 2 or 3")
+        raise UsageError("zero.offload cpu needs zero.stage 1, 2 or 3")
     if optim.name == "adafactor" and zero.stage:  # stages 1 to 3 flatten the matrices it factors
-        raise UsageError(f"--optim.name adafactor needs --zero.stage 0, not {zero.stage}")
+        raise UsageError(f"optim.name adafactor needs zero.stage 0, not {zero.stage}")
     stage: dict[str, Any] = {"stage": zero.stage}
     if zero.offload == "cpu":
         stage["offload_optimizer"] = {"device": "cpu"}
@@ -59,8 +61,8 @@ def deepspeed_config(
             stage["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_batch_size": shape.per_rank * world_size,
-        "train_micro_batch_size_per_gpu": shape.chunk,
-        "gradient_accumulation_steps": shape.chunks,
+        "train_micro_batch_size_per_gpu": shape.micro_batch_size,
+        "gradient_accumulation_steps": shape.micro_batches,
         "gradient_clipping": optim.clip_norm,
         "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
@@ -90,13 +92,23 @@ def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) 
     return engine
 
 
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Within this context every rank holds whole parameters, also under ZeRO-3."""
+    import deepspeed
+
+    sharded = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+        yield
+
+
 def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:
     try:
         user = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--deepspeed_config {file} cannot be read as JSON: {error}") from error
+        raise UsageError(f"deepspeed_config {file} cannot be read as JSON: {error}") from error
     if not isinstance(user, dict):
-        raise UsageError(f"--deepspeed_config {file} holds no JSON object")
+        raise UsageError(f"deepspeed_config {file} holds no JSON object")
     for key in (
         "train_batch_size",
         "train_micro_batch_size_per_gpu",
@@ -104,21 +116,19 @@ def _merge_user_json(config: dict[str, Any], file: str) -> dict[str, Any]:
     ):
         if user.get(key, "auto") not in ("auto", config[key]):
             raise UsageError(
-                f"--deepspeed_config {file} says {key} = {user[key]}, but --global-batch-size and "
-                f"--zero.text-chunk give {config[key]}; allowed there: {config[key]} or nothing"
+                f"deepspeed_config {file} says {key} = {user[key]}, but global_batch_size and "
+                f"zero.micro_batch_size give {config[key]}; allowed there: {config[key]} or nothing"
             )
         user.pop(key, None)
     ours = {"optimizer": "optim", "scheduler": "optim", "bf16": "zero", "fp16": "zero"}
     for key, flags in ours.items():
         if key in user:
             raise UsageError(
-                f"--deepspeed_config {file} may not say {key!r}; use the --{flags} flags"
+                f"deepspeed_config {file} may not say {key!r}; the {flags} parameters say that"
             )
     stage = config["zero_optimization"]["stage"]
     if user.get("zero_optimization", {}).get("stage", stage) not in ("auto", stage):
-        raise UsageError(
-            f"--deepspeed_config {file} says another ZeRO stage than --zero.stage {stage}"
-        )
+        raise UsageError(f"deepspeed_config {file} says another ZeRO stage than zero.stage {stage}")
     return _merged(config, user)
 
 

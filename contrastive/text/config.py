@@ -15,7 +15,7 @@ class TextConfig:
     tower: str = "minilm"
     """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
     open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
-    own pooling, and its projection where the image tower is as wide; with --start-samples 0,
+    own pooling, and its projection where the image tower is as wide; with init_samples 0,
     training starts from its space."""
     pooling: Pooling = "mean"
     """Of a transformers encoder: first token, mean of the tokens, or last token."""
@@ -28,6 +28,6 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
-            raise UsageError(f"--text.context-length {self.context_length}: at least 3 tokens")
+            raise UsageError(f"text.context_length {self.context_length}: at least 3 tokens")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"--text.dropout {self.dropout}: allowed are values from 0 up to 1")
+            raise UsageError(f"text.dropout {self.dropout}: allowed are values from 0 up to 1")

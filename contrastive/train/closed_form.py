@@ -25,25 +25,25 @@ from contrastive.train.config import TrainConfig
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 
-START_FILE = "start.safetensors"
+INIT_FILE = "start.safetensors"
 
 
-def solve_start(
+def closed_form_init(
     cfg: TrainConfig,
     model: LitModel,
     pipeline: CaptionedPipeline,
     source: FeatureSource,
     patch_sizes: Sequence[int],
 ) -> None:
-    """Set the model's affine and projection from the first `cfg.start_samples` samples.
+    """Set the model's affine and projection from the first `cfg.init_samples` samples.
 
     Solved once per run, at every patch size, by all ranks together, and kept in the run's folder.
     """
-    file = cfg.folder / START_FILE
+    file = cfg.folder / INIT_FILE
     if not file.exists():
         moments = _collect(cfg, model, pipeline, source, patch_sizes)
         if not moments["n"]:
-            raise UsageError(f"not one of the first {cfg.start_samples} samples could be read")
+            raise UsageError(f"not one of the first {cfg.init_samples} samples could be read")
         if distributed.is_main():
             mean, whiten = whitening(moments["n"], moments["x"], moments["xx"])
             centred = moments["yx"] - torch.outer(moments["y"], mean.double())
@@ -77,7 +77,7 @@ def _collect(
         k: torch.zeros(shape, dtype=torch.float64, device=device) for k, shape in shapes.items()
     }
     encoder.eval()
-    samples = min(cfg.start_samples, pipeline.num_samples or cfg.start_samples)
+    samples = min(cfg.init_samples, pipeline.num_samples or cfg.init_samples)
     steps = -(-samples // cfg.global_batch_size)
     bar = tqdm(
         pipeline.parts(0, steps), "closed-form start", steps, disable=not distributed.is_main()

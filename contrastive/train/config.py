@@ -16,9 +16,9 @@ class TrainConfig(RunConfig):
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    start_samples: int = 4096
-    """Training samples from which the whitening of the features and the start of the text
-    projection are solved; 0: no whitening, a random projection."""
+    init_samples: int = 4096
+    """Training samples from which the whitening of the features and the first text projection are
+    solved in closed form; 0: no whitening, a random projection."""
     eval_data: tuple[str, ...] = ()
     """NAME:ROOT, data sets of launch/zeroshot.py to evaluate while training; a folder alone holds
     shards."""
@@ -29,5 +29,5 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start_samples < 0:
-            raise UsageError(f"--start-samples {self.start_samples}: at least 0")
+        if self.init_samples < 0:
+            raise UsageError(f"init_samples {self.init_samples}: at least 0")

@@ -11,22 +11,22 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel, TextSide
-from contrastive.run.checkpoint import load_checkpoint, needs_universal, save_checkpoint
-from contrastive.run.folder import (
+from contrastive.run.checkpoint import (
     check_finite,
-    claim_folder,
-    draw_patch_size,
-    find_checkpoint,
-    whole_parameters,
+    load_checkpoint,
+    needs_universal,
+    save_checkpoint,
 )
+from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
 from contrastive.run.optim import learning_rate
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
+from contrastive.run.patch_size import draw_patch_size
+from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
-from contrastive.train.closed_form import START_FILE, solve_start
+from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
-from contrastive.train.micro_batch import find_text_chunk
+from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.load import load_vision_tower
 from data.pipeline.captioned import CaptionedPipeline
@@ -43,7 +43,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(cfg.global_batch_size, cfg.zero.text_chunk, world_size)
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     checkpoint = find_checkpoint(cfg, resume)
@@ -75,16 +75,16 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         "image_tower": tower.fingerprint,
         "data": pipeline.fingerprint(),
     }
-    claim_folder(cfg, checkpoint, identity, START_FILE)
+    claim_folder(cfg, checkpoint, identity, INIT_FILE)
     source = FeatureSource(tower, cfg.data, patch_sizes)
     if cfg.data.features:
         fill_texts(cfg.data, encoder.tower.tokenizer)
     skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
-    if cfg.start_samples:
-        solve_start(cfg, model, pipeline, source, patch_sizes)
-    if not cfg.zero.text_chunk:
+    if cfg.init_samples:
+        closed_form_init(cfg, model, pipeline, source, patch_sizes)
+    if not cfg.zero.micro_batch_size:
         dtype = distributed.resolve_dtype(cfg.zero.precision)
-        chunk = find_text_chunk(model.text, cfg.global_batch_size, dtype)
+        chunk = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
         shape = batch_shape(cfg.global_batch_size, chunk, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     if checkpoint and needs_universal(checkpoint[1]):

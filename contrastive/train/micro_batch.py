@@ -6,12 +6,12 @@ from contrastive import distributed
 from contrastive.model.lit import TextSide
 from contrastive.text.padding import TokenBatch
 
-CPU_CHUNK = 256  # texts; more are no faster on a CPU and only cost memory
+CPU_TEXTS = 256  # texts; more are no faster on a CPU and only cost memory
 FREE_SHARE = 0.8  # of the GPU's free memory that activations may take
 OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffers
 
 
-def find_text_chunk(side: TextSide, global_batch_size: int, dtype: torch.dtype) -> int:
+def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.dtype) -> int:
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
     dtype: of the linear layers. On a GPU the memory of two small chunks of longest texts is
@@ -19,7 +19,7 @@ def find_text_chunk(side: TextSide, global_batch_size: int, dtype: torch.dtype) 
     """
     per_rank = global_batch_size // distributed.world_size()
     if distributed.device().type == "cpu":
-        return largest_divisor(per_rank, CPU_CHUNK)
+        return largest_divisor(per_rank, CPU_TEXTS)
     small, large = (_peak_bytes(side, m, global_batch_size, dtype) for m in (32, 96))
     per_text = max(1.0, (large - small) / 64)
     free, _ = torch.cuda.mem_get_info()

@@ -90,7 +90,7 @@ class TrainStep:
             if chunk.empty:
                 share = share * 0.0
             # The engine averages over chunks and ranks; shares are to be summed.
-            self.engine.backward(share * (self.shape.chunks * distributed.world_size()))
+            self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
         return total
@@ -102,10 +102,12 @@ class TrainStep:
         cheap; which samples form the global batch does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
-        num_groups = max(1, min(self.max_groups, self.shape.chunk // 128))  # fewer cost more
+        num_groups = max(
+            1, min(self.max_groups, self.shape.micro_batch_size // 128)
+        )  # fewer cost more
         good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
         chunks = []
-        for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.chunks):
+        for part in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
             ids = [batch.tokens[i] for i in part] or tower.tokenizer([""])
             tokens = TokenBatch.of(tower, ids, num_groups).to(device)
             chunks.append(Chunk(tokens, torch.from_numpy(part).to(device), not len(part)))

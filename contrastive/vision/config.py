@@ -1,9 +1,9 @@
 """Which image tower, at which patch sizes, and how much of an image it reads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.config import check_weights
 from data.errors import UsageError
 
 
@@ -23,41 +23,33 @@ class VisionConfig:
     GPU or CPU computes in it."""
 
     def __post_init__(self) -> None:
-        check_patch_weights("--vision", self.patch_sizes, self.patch_weights)
-
-
-def check_patch_weights(flags: str, sizes: Sequence[int], weights: Sequence[float]) -> None:
-    """Raise `UsageError` unless there is no weight, or one for each size."""
-    if weights and len(weights) != len(sizes):
-        raise UsageError(
-            f"{flags}.patch-weights has {len(weights)} values for "
-            f"{len(sizes)} {flags}.patch-sizes; give one for each"
+        check_weights(
+            "vision.patch_weights", self.patch_weights, "vision.patch_sizes", len(self.patch_sizes)
         )
-    if any(w < 0 for w in weights) or (weights and not sum(weights)):
-        raise UsageError(f"{flags}.patch-weights must be at least 0, and not all 0")
 
 
 @dataclass(frozen=True)
-class TokenConfig:
+class PatchDropoutConfig:
     """Which share of the patches a training step reads.
 
     A random choice for each image: PatchDropout (Liu et al., arXiv:2208.07220). A share that
     changes over training: the patch sampling schedule (McDanel and Huynh, arXiv:2208.09520).
     """
 
-    keep: float = 1.0
+    keep_rate: float = 1.0
     """Share of the patches that is read, at the first step; 1: all."""
-    keep_end: float = 1.0
+    keep_rate_end: float = 1.0
     """Share at the other end of a schedule."""
     schedule: Literal["constant", "linear", "cyclic"] = "constant"
-    """linear: from keep to keep_end over the run; cyclic: there and back in cycle_steps."""
+    """linear: from keep_rate to keep_rate_end over the run; cyclic: there and back in
+    cycle_steps."""
     cycle_steps: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("keep", "keep_end"):
-            check_keep_rate(f"--tokens.{name.replace('_', '-')}", getattr(self, name))
+        for name in ("keep_rate", "keep_rate_end"):
+            check_keep_rate(f"patch_dropout.{name}", getattr(self, name))
         if self.cycle_steps < 2:
-            raise UsageError(f"--tokens.cycle-steps {self.cycle_steps}: at least 2")
+            raise UsageError(f"patch_dropout.cycle_steps {self.cycle_steps}: at least 2")
 
 
 def check_keep_rate(name: str, keep_rate: float) -> None:

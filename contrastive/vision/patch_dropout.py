@@ -5,19 +5,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.vision.config import TokenConfig
+from contrastive.vision.config import PatchDropoutConfig
 from data.pipeline.order import permutation
 
 
-def keep_rate_at(cfg: TokenConfig, step: int, steps: int) -> float:
+def keep_rate_at(cfg: PatchDropoutConfig, step: int, steps: int) -> float:
     """The keep rate of step `step` of `steps`; steps count from 0."""
     if cfg.schedule == "constant":
-        return cfg.keep
+        return cfg.keep_rate
     if cfg.schedule == "linear":
         progress = step / max(1, steps - 1)
     else:
         progress = 1 - abs(1 - 2 * (step % cfg.cycle_steps) / cfg.cycle_steps)
-    return cfg.keep + (cfg.keep_end - cfg.keep) * progress
+    return cfg.keep_rate + (cfg.keep_rate_end - cfg.keep_rate) * progress
 
 
 def num_kept(keep_rate: float, num_patches: int) -> int:

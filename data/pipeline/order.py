@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from data.config import check_weights
 from data.errors import UsageError
 
 # The purpose of a shuffle is part of its seed: numpy pads short seeds with zeros, so (seed, epoch)
@@ -103,10 +104,8 @@ class MixedOrder:
         seed: int,
         shard_numbers: Sequence[Sequence[int]],
     ) -> None:
-        """`weights`: positive, any scale. `shard_numbers`: of each source's shards, among all."""
-        if len(weights) != len(orders):
-            raise UsageError(f"{len(weights)} weights for {len(orders)} sources: one for each")
-        check_weights(weights)
+        """`weights`: positive, any scale. `shard_numbers`: what each source's shards are called."""
+        check_weights("weights", weights, "sources", len(orders), zeros=False)
         self._orders = list(orders)
         self._numbers = [np.asarray(numbers, dtype=np.int64) for numbers in shard_numbers]
         self._seed = seed
@@ -133,12 +132,6 @@ class MixedOrder:
 
 
 Order = SampleOrder | MixedOrder
-
-
-def check_weights(weights: Sequence[float]) -> None:
-    """Raises `UsageError` for weights that cannot work."""
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise UsageError(f"data.weights {tuple(weights)}: allowed are positive numbers")
 
 
 def source_seed(seed: int, source: int) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
-from data.config import DataConfig, OnError, check_loading, check_views
+from data.config import DataConfig, OnError, check_data
 from data.errors import UsageError
-from data.pipeline.order import MixedOrder, Order, SampleOrder, check_weights, source_seed
+from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
 from data.pipeline.slots import Sample, Slots
 from data.pipeline.streams import StreamParts
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
@@ -51,19 +51,12 @@ class TrainPipeline:
         Raises `UsageError` for impossible values, `SampleError` where `on_error` is "raise" and a
         shard's headers show a problem.
         """
-        check_loading(cfg.num_workers, cfg.max_pixels)
-        check_views(cfg)
+        check_data(cfg)
         if global_batch_size < 1 or global_batch_size % world_size:
             raise UsageError(
                 f"global_batch_size {global_batch_size}: allowed are multiples of the number of "
                 f"ranks, {world_size}"
             )
-        if cfg.weights and len(cfg.weights) != len(cfg.shards):
-            raise UsageError(
-                f"data.weights has {len(cfg.weights)} weights; allowed: one for each of the "
-                f"{len(cfg.shards)} entries of data.shards, or none"
-            )
-        check_weights(cfg.weights)
         if not 0 <= slots.seed < 2**63:
             raise UsageError(f"seed {slots.seed}: allowed are 0 to 2^63 - 1")
         self._cfg, self._slots, self._seed = cfg, slots, slots.seed

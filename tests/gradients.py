@@ -1,21 +1,12 @@
-"""Gradients of one training step, in one shot by open_clip's losses, or in chunks by ranks.
+"""Gradients of one training step: in chunks by any number of ranks, or in one shot by open_clip."""
 
-    deepspeed --num_accelerators N benchmarks/lit_gradients.py JOB.json
-
-The job names the cases; rank 0 writes what each gives to a safetensors file beside the job.
-"""
-
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from open_clip.loss import ClipLoss, SigLipLoss
-from safetensors.torch import save_file
 from torch import Tensor
 
 from contrastive import LitModel, distributed, load_vision_tower
@@ -29,7 +20,9 @@ from contrastive.text.load import load_text_tower
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
-from lib.lit_setup import ready_batch
+
+Gradients = dict[str, Tensor]
+"""`loss`, and `gradient.NAME` of each parameter, flat."""
 
 WORDS = ["a", "red", "bicycle", "happy", "cat", "two", "dogs", "emoji", "of", "the", "sun", "smile"]
 
@@ -38,7 +31,8 @@ class GradientProbe:
     """An engine that keeps the full float32 gradient just before the optimiser."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine, self.gradients = engine, {}
+        self.engine = engine
+        self.gradients: Gradients = {}
 
     def __call__(self, *args: Any) -> Tensor:
         return self.engine(*args)
@@ -64,7 +58,8 @@ class PlainEngine:
     """
 
     def __init__(self, module: torch.nn.Module, chunks: int) -> None:
-        self.module, self.chunks, self.gradients = module, chunks, {}
+        self.module, self.chunks = module, chunks
+        self.gradients: Gradients = {}
         self._done = 0
 
     def __call__(self, *args: Any) -> Tensor:
@@ -77,6 +72,7 @@ class PlainEngine:
         self._done += 1
         if self._done % self.chunks == 0:
             for name, parameter in self.module.named_parameters():
+                assert parameter.grad is not None
                 total = distributed.all_reduce_sum(parameter.grad)
                 self.gradients[name] = (total / distributed.world_size()).reshape(-1)
 
@@ -96,7 +92,10 @@ def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d
     lengths = torch.randint(1, 9, (pairs,), generator=generator).tolist()
     drawn = [torch.randint(len(WORDS), (n,), generator=generator).tolist() for n in lengths]
     captions = [" ".join(WORDS[i] for i in words) for words in drawn]
-    batch = ready_batch(None, model.text.encoder.tower.tokenizer(captions))
+    tokens = model.text.encoder.tower.tokenizer(captions)
+    valid, zeros = torch.ones(pairs, dtype=torch.bool), torch.zeros(pairs, dtype=torch.int64)
+    concepts = torch.arange(pairs)
+    batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
     return batch, torch.randn(pairs, model.embed_dim, generator=generator)
 
 
@@ -110,14 +109,14 @@ def share_of_rank(batch: Batch) -> tuple[Batch, slice]:
 
 def step_gradients(
     model: LitModel, zero: ZeroConfig, batch: Batch, features: Float[Tensor, "b d"]
-) -> dict[str, Tensor]:
+) -> Gradients:
     """Loss and gradients of a training step over all ranks, then one SGD step (not in float64)."""
     optim = OptimConfig(name="sgd", lr=0.1, clip_norm=0.0)
     world_size = distributed.world_size()
-    shape = batch_shape(len(batch), zero.text_chunk, world_size)
+    shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
     engine: GradientProbe | PlainEngine
     if model.feature_mean.dtype == torch.float64:
-        engine = PlainEngine(model.text, shape.chunks)
+        engine = PlainEngine(model.text, shape.micro_batches)
     else:
         config = deepspeed_config(zero, optim, shape, world_size)
         engine = GradientProbe(build_engine(model.text, optim, config))
@@ -127,9 +126,7 @@ def step_gradients(
     return {"loss": distributed.all_reduce_sum(share).reshape(1), **gradients}
 
 
-def one_shot_gradients(
-    model: LitModel, batch: Batch, features: Float[Tensor, "b d"]
-) -> dict[str, Tensor]:
+def one_shot_gradients(model: LitModel, batch: Batch, features: Float[Tensor, "b d"]) -> Gradients:
     """The same by open_clip's loss: all texts in one forward, padded to the longest."""
     side = model.text
     texts = side.encoder(TokenBatch.of(side.encoder.tower, batch.tokens))
@@ -154,21 +151,3 @@ def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         a, b = (torch.cat([values[n].double() for n in group]) for values in (got, expected))
         errors.append(float((a - b).norm() / b.norm()))
     return max(errors)
-
-
-def main() -> None:
-    job_file = Path(sys.argv[-1])
-    distributed.init_from_launcher()
-    job = json.loads(job_file.read_text())
-    for name, case in job["cases"].items():
-        dtype = getattr(torch, case["dtype"])
-        model = build_model(job["tower"], job["text"], LossConfig(kind=case["loss"]), dtype)
-        zero = ZeroConfig(stage=case["stage"], text_chunk=job["chunk"])
-        result = step_gradients(model, zero, *random_pairs(model, job["pairs"]))
-        if distributed.is_main():
-            save_file(result, job_file.parent / f"{name}.safetensors")
-    distributed.shutdown()
-
-
-if __name__ == "__main__":
-    main()

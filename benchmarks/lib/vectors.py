@@ -1,0 +1,20 @@
+"""Clustered random vectors, in the place of embeddings."""
+
+import numpy as np
+
+WIDTH = 384
+BLOCK_ROWS = 65_536  # vectors drawn at a time
+SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
+
+
+def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
+    """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
+    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
+    draw = np.random.default_rng(seed)
+    out = np.empty((count, WIDTH), np.float32)
+    for start in range(0, count, BLOCK_ROWS):
+        part = out[start : start + BLOCK_ROWS]
+        own = draw.standard_normal(part.shape, np.float32)
+        part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return out

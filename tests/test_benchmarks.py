@@ -1,0 +1,128 @@
+"""What every benchmark relies on, seen from outside: a small one is run as a program, once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launcher import ROOT
+
+BENCHMARK = """
+import json
+from itertools import chain, repeat
+from lib.harness import Target, Timings, finish, interleave
+
+timings = Timings({"a": [1.0, 2.0, 3.0, 4.0, 100.0], "b": [2.0, 2.0, 4.0, 4.0, 50.0]})
+ratios = timings.ratio("a", "b"), timings.round_ratios("a", "b")
+said = {"statistics": [timings.median("a"), timings.quartiles("a"), *ratios]}
+
+calls, now, pace = "", 0.0, chain(repeat(1.0, 10), repeat(5.0))
+
+def work(name, seconds):
+    global calls, now
+    calls += name
+    now += seconds * next(pace)
+
+fns = {"a": lambda: work("a", 1.0), "b": lambda: work("b", 2.0)}
+timings = interleave(fns, repeats=8, warmup=1, clock=lambda: now)
+said["turns"] = [calls, timings.seconds, timings.round_ratios("b", "a")]
+try:
+    interleave(fns, repeats=0)
+except ValueError as error:
+    said["no rounds"] = str(error)
+
+def status(name, *target, **kwargs):
+    try:
+        finish(name, {}, [Target("first", ">= 1", 1.0), Target(*target)], **kwargs)
+    except SystemExit as stopped:
+        return stopped.code
+    except ValueError as error:
+        return str(error)
+    return 0
+
+said["status"] = {
+    "at a lower bound": status("a", "x", ">= 0.97", 0.97),
+    "below it": status("b", "x", ">= 0.97", 0.969),
+    "at an upper bound": status("c", "x", "<= 60", 60.0),
+    "above it": status("d", "x", "<= 60", 61.0),
+    "accepted": status("e", "x", "<= 60", 61.0, accepted={"x": "why"}),
+    "another accepted": status("f", "x", "<= 60", 61.0, accepted={"y": "why"}),
+    "no bound": status("g", "x", "about 1", 1.0),
+}
+finish("h", {}, [], where="gpu")
+with open("said.json", "w") as file:
+    json.dump(said, file)
+
+def plot(file):
+    file.write_bytes(b"png")
+
+finish("last", {"n": 1}, [Target("speed", ">= 3", 2.0)], plot, where="cpu")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What the benchmark wrote: said.json and its results."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "small.py").write_text(BENCHMARK)
+    path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
+    env = os.environ | {"PYTHONPATH": path, "BENCHMARK_RESULTS": "results"}
+    command = [sys.executable, "small.py", "--option"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+    assert done.returncode == 1, done.stderr  # its last target is missed
+    assert "speed: 2.000 (wanted >= 3, MISSED)" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def said(folder) -> dict[str, Any]:
+    return json.loads((folder / "said.json").read_text())
+
+
+def targets(folder: Path, name: str) -> list[dict[str, Any]]:
+    (file,) = (folder / "results").glob(f"{name}.*json")  # .gpu.json where there is one
+    return json.loads(file.read_text())["targets"]
+
+
+def test_medians_quartiles_and_ratios_are_those_of_the_samples(said):
+    # the ratio is that of medians, whatever one slow round did
+    assert said["statistics"] == [3.0, [2.0, 4.0], 0.75, [0.5, 1.0, 0.75, 1.0, 2.0]]
+
+
+def test_contenders_take_turns_and_a_slower_machine_does_not_move_the_ratio(said):
+    """Warm-up is not timed; the machine is five times slower from the fifth timed round on."""
+    calls, seconds, ratios = said["turns"]
+    assert calls == "ba" + 4 * "abba"
+    assert seconds["a"] == [1.0] * 4 + [5.0] * 4
+    assert ratios == [2.0] * 8
+
+
+def test_nothing_to_measure_is_an_error(said):
+    assert said["no rounds"] == "repeats 0: at least 1"
+
+
+def test_a_missed_target_fails_the_benchmark_unless_it_is_accepted(said, folder):
+    assert said["status"] == {
+        "at a lower bound": 0, "below it": 1, "at an upper bound": 0, "above it": 1,
+        "accepted": 0, "another accepted": 1,
+        "no bound": "target 'about 1': allowed are '>= NUMBER' and '<= NUMBER'",
+    }  # fmt: skip
+    missed = {"what": "x", "wanted": "<= 60", "got": 61.0, "met": False}
+    assert targets(folder, "d")[1] == missed  # written all the same
+    assert targets(folder, "e")[1] == missed | {"accepted": "why"}
+    assert targets(folder, "f")[1] == missed
+
+
+def test_result_file_has_the_documented_fields(folder):
+    result = json.loads((folder / "results" / "last.json").read_text())
+    assert list(result) == [
+        "name", "command", "date", "revision", "machine", "versions", "figures", "targets",
+    ]  # fmt: skip
+    assert result["command"] == "python benchmarks/small.py --option"
+    assert result["figures"] == {"n": 1}
+    assert result["targets"] == [{"what": "speed", "wanted": ">= 3", "got": 2.0, "met": False}]
+    assert (folder / "results" / "last.png").read_bytes() == b"png"
+    assert (folder / "results" / "h.gpu.json").exists()

@@ -1,0 +1,48 @@
+"""What a user reads of an error: one line, with the names that the user typed."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from data.errors import UsageError, exit_on_usage_error, parameters, with_flags
+
+
+@dataclass(frozen=True)
+class Loader:
+    views: int = 1
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class Args:
+    steps: int = 1
+    out: str = ""
+    patch_sizes: tuple[int, ...] = ()
+    data: Loader = field(default_factory=Loader)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("data.views 0: at least 1", "--data.views 0: at least 1"),
+        ("data.num_workers -1: at least 0", "--data.num-workers -1: at least 0"),
+        ("steps 0: at least 1", "--steps 0: at least 1"),
+        ("out x exists", "--out x exists"),
+        ("7 steps are too many; at most steps=3", "7 steps are too many; at most --steps 3"),
+        ("name patch_sizes, or leave it out.", "name --patch-sizes, or leave it out."),
+        ("(data.views, data.num_workers)", "(--data.views, --data.num-workers)"),
+        ("/tmp/data.views/patch_sizes is no folder", "/tmp/data.views/patch_sizes is no folder"),
+        ("data.viewsets and my_patch_sizes", "data.viewsets and my_patch_sizes"),
+        ("patch_sizes.json and the steps", "patch_sizes.json and the steps"),
+        ("--data.views 0", "--data.views 0"),
+    ],
+)
+def test_parameters_become_flags_where_they_are_meant(message, said):
+    assert with_flags(message, parameters(Args)) == said
+
+
+def test_a_usage_error_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stopped, exit_on_usage_error(Args, "resume"):
+        raise UsageError("data.views 0: at least 1; or resume=runs/x")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --data.views 0: at least 1; or --resume runs/x\n"
