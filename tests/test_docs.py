@@ -1,0 +1,81 @@
+"""What README.md, CONTRIBUTING.md and docs/ name is there: files, flags, results."""
+
+import dataclasses
+import importlib
+import re
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+CONFIGS = (
+    "contrastive.train.config.TrainConfig",
+    "contrastive.flexify.config.FlexifyConfig",
+    "retrieval.server.config.ServeConfig",
+)
+# Flags of deepspeed, pip, img2dataset and open_clip, and of this project's benchmarks.
+OTHERS = {
+    "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "no-deps", "accum-freq",
+    "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
+    "image_size", "resize_mode", "resize_only_if_bigger",
+    "table", "rounds", "seeds", "counts", "index-types", "sizes",
+    "dry-run", "report", "all", "exclude-editable", "help", "help-all", "resume", "json",
+}  # fmt: skip
+
+
+def flags_of(config: type, prefix: str = "") -> set[str]:
+    """The flags that fill a dataclass, without their dashes."""
+    found = set()
+    for name, hint in typing.get_type_hints(config).items():
+        if dataclasses.is_dataclass(hint):
+            found |= flags_of(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            found.add((prefix + name).replace("_", "-"))
+    return found
+
+
+def all_flags(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    found = set(OTHERS)
+    for name in CONFIGS:
+        module, _, cls = name.rpartition(".")
+        found |= flags_of(getattr(importlib.import_module(module), cls))
+    for file in (ROOT / "launch").glob("*.py"):
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
+        program = importlib.import_module(file.stem)
+        found |= flags_of(program.Args) if hasattr(program, "Args") else set()
+        sys.modules.pop(file.stem)
+    return found
+
+
+def test_flags_named_are_flags(monkeypatch):
+    known = all_flags(monkeypatch)
+    known |= {flag.partition(".")[0] for flag in known if "." in flag}  # "the --optim flags"
+    for name, text in TEXT.items():
+        for flag in re.findall(r"(?<![\w-])--([a-z][\w.-]*[a-z0-9])", text):
+            assert flag in known, f"{name} names --{flag}"
+
+
+def test_modules_and_files_named_exist():
+    roots = "data|contrastive|retrieval|launch|benchmarks|tests|examples|docs"
+    for name, text in TEXT.items():
+        for path in re.findall(rf"`((?:{roots})/[\w/.-]*)`", text):
+            assert (ROOT / path).exists() or "NAME" in path, f"{name} names {path}"
+
+
+def test_every_result_has_its_row_among_the_benchmarks():
+    for file in (ROOT / "benchmarks/results").glob("*.json"):
+        assert f"({'../benchmarks/results/' + file.name})" in TEXT["benchmarks.md"]
+
+
+def test_the_readme_fits_two_screens():
+    assert len(TEXT["README.md"].splitlines()) <= 130
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r'"([\w-]+\.md)"', (ROOT / "zensical.toml").read_text()))
+    assert listed == set(TEXT) - {"README.md", "CONTRIBUTING.md"}
