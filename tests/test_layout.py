@@ -16,10 +16,12 @@ MOST_MODULES = 18
 REPEATED = {  # base names that may stand in several folders, as they mean the same in each
     "config",  # of a package
     "loop", "step",  # of each training
-    "open_clip", "timm", "transformers",  # one per format: read, written, or a text tower's
-    "tower",  # of images, of texts
-    "manifest",  # of a feature cache, of an index
-    "build",  # of an index, of the emoji shards
+    "open_clip", "timm", "transformers",  # one per format
+    "tower", "load",  # of images, of texts
+    "manifest",  # of a feature cache, of embeddings, of an index
+    "folder",  # of a run, of an index
+    "files",  # opened by fsspec, images of a data set
+    "build",  # of a tower, of an index, of the emoji shards
     "captions",  # of a sample, and the cache of them
     "classify",  # zero-shot classification, and its endpoint
 }  # fmt: skip
