@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from data.batch import EvalBatch
 from lib.harness import Target, finish
-from retrieval.evaluation.recall import RecallCollector
+from retrieval.evaluation.recall_collector import RecallCollector
 
 CASES = (10_000, 100_000)  # images
 WIDTH = 64

@@ -108,7 +108,7 @@ def main() -> None:
     print("  . .venv/bin/activate")
     print(f'  python launch/search.py "a sleepy animal" "time to celebrate" --index {index} '
           "--picture mine.png")  # fmt: skip
-    print(f"  python launch/zeroshot.py --model {run}/model --dataset folder --root YOUR_PICTURES")
+    print(f"  python launch/zeroshot.py --model {run}/model --dataset folder --root YOUR_PHOTOS")
     print(f"  deepspeed launch/lit.py demo --name longer --out {out} --steps 2000 "
           f"--data.shards '{data}/train/*.tar' --data.features {out}/features")  # fmt: skip
 

@@ -3,24 +3,24 @@
     python launch/serve.py --index index [--port 1234]          # then open http://127.0.0.1:1234
     python launch/serve.py --index photos emoji --host 0.0.0.0 --token-file token.txt
 
-Changes of an index folder are taken up while it is served. SIGTERM and Ctrl-C answer the requests
-under way and end the server.
+Changes of an index folder are taken up while it is served. On SIGTERM and Ctrl-C the server answers
+the requests under way, then ends.
 """
 
 import os
 
-# NumPy multiplies small matrices here, for which a second thread costs milliseconds.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import tyro
 
 from data.errors import exit_on_usage_error
-from retrieval.server import ServeConfig, serve
+from retrieval.server.config import ServeConfig
+from retrieval.server.startup import serve
 
 
 def main() -> None:
+    # NumPy multiplies small matrices here, for which a second thread costs milliseconds.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cfg = tyro.cli(ServeConfig, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-    with exit_on_usage_error():
+    with exit_on_usage_error(ServeConfig):
         serve(cfg)
 
 

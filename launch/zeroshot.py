@@ -18,15 +18,11 @@ from pathlib import Path
 
 import tyro
 
-from contrastive.distributed import barrier, device, init_from_launcher, is_main, shutdown
-from contrastive.model.lit import LitModel
+from contrastive.launcher import take_arguments
 from data.config import OnError
-from data.errors import exit_on_usage_error, make_folder
-from retrieval.embed.bulk import check_patch_sizes
+from data.errors import UsageError, exit_on_usage_error, make_folder
 from retrieval.embed.config import check_batches
-from retrieval.evaluation.datasets import load_dataset, tell_apart
-from retrieval.evaluation.evaluate import check_captions, evaluate
-from retrieval.evaluation.report import DatasetResult, Report, measure_costs
+from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
 
 
 @dataclass(frozen=True)
@@ -54,38 +50,61 @@ class Args:
     """Skip and count images that cannot be read, or stop at the first."""
 
 
+def open_datasets(args: Args) -> list[EvalDataset]:
+    """The data set in each folder, under names that differ. Raises `UsageError`."""
+    several = len(args.root) > 1
+    datasets = [
+        load_dataset(args.dataset, root, Path(root).resolve().name if several else "")
+        for root in args.root
+    ]
+    for dataset in datasets if args.recall else ():
+        dataset.check_captions()
+    return tell_apart(datasets, args.root)
+
+
+def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
+    """Measure costs and results, and print the report. What is finished when a data set fails is
+    reported still."""
+    from contrastive.distributed import barrier, device, is_main
+    from contrastive.model.lit import LitModel
+    from retrieval.embed.bulk import check_patch_sizes
+    from retrieval.evaluation.costs import measure_costs
+    from retrieval.evaluation.evaluate import evaluate
+    from retrieval.evaluation.report import Report
+    from retrieval.evaluation.results import DatasetResult
+
+    model = LitModel.from_pretrained(args.model, device=device())
+    sizes = check_patch_sizes(model, args.patch_sizes)
+    costs = measure_costs(model, sizes) if is_main() else []
+    barrier()
+    how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error)
+    results: list[DatasetResult] = []
+    try:
+        for dataset in datasets:
+            results.append(evaluate(model, dataset, *how))
+    finally:
+        if is_main() and results:
+            report = Report(args.model, costs, results)
+            print(report.text())
+            for file in report.save(args.out) if args.out else []:
+                print(file)
+    barrier()
+
+
 def main() -> None:
-    init_from_launcher()
-    args = tyro.cli(Args, description=__doc__)
-    with exit_on_usage_error():
+    args = tyro.cli(Args, args=take_arguments(), description=__doc__)
+    with exit_on_usage_error(Args):
         check_batches(args.batch_size, args.num_workers)
         if args.out:
             make_folder(args.out)
-        several = len(args.root) > 1
-        datasets = [
-            load_dataset(args.dataset, root, Path(root).resolve().name if several else "")
-            for root in args.root
-        ]
-        datasets = tell_apart(datasets, args.root)
-        for dataset in datasets if args.recall else ():
-            check_captions(dataset)
-        model = LitModel.from_pretrained(args.model, device=device())
-        sizes = check_patch_sizes(model, args.patch_sizes)
-        costs = measure_costs(model, sizes) if is_main() else []
-        barrier()
-        how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error)
-        results: list[DatasetResult] = []
-        try:
-            for dataset in datasets:
-                results.append(evaluate(model, dataset, *how))
-        finally:  # what is finished stays, whatever comes after it
-            if is_main() and results:
-                report = Report(args.model, costs, results)
-                print(report.text())
-                for file in report.save(args.out) if args.out else []:
-                    print(file)
-        barrier()
-    shutdown()
+        datasets = open_datasets(args)
+        if not Path(args.model, "config.json").is_file():
+            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
+        from contrastive.distributed import init_from_launcher, shutdown
+
+        init_from_launcher()
+        evaluate_all(args, datasets)
+        shutdown()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
+    from retrieval.evaluation.costs import measure_costs
     from retrieval.evaluation.datasets import EvalDataset, load_dataset
     from retrieval.evaluation.evaluate import evaluate
     from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
-    from retrieval.evaluation.report import Report, measure_costs
+    from retrieval.evaluation.report import Report
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
     from retrieval.index.photos import index_photos
     from retrieval.search.config import Budget
@@ -36,7 +37,7 @@ _MODULES = {
     "evaluate": "retrieval.evaluation.evaluate",
     "index_photos": "retrieval.index.photos",
     "load_dataset": "retrieval.evaluation.datasets",
-    "measure_costs": "retrieval.evaluation.report",
+    "measure_costs": "retrieval.evaluation.costs",
     "recall_at_k": "retrieval.evaluation.metrics",
     "topk_accuracy": "retrieval.evaluation.metrics",
 }

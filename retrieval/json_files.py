@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import write_atomically
+
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file under a temporary name, then rename it."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(file)
+    """Write a JSON file in place of the one there."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(file, lambda out: out.write(text.encode()))

@@ -12,7 +12,7 @@ from contrastive.model.lit import LitModel
 from data.errors import exit_on_usage_error
 from retrieval.evaluation.datasets import load_named
 from retrieval.evaluation.evaluate import evaluate
-from retrieval.evaluation.report import Report
+from retrieval.evaluation.report_json import report_json
 
 
 def results(model: LitModel, job: dict) -> dict:
@@ -21,7 +21,7 @@ def results(model: LitModel, job: dict) -> dict:
         evaluate(model, load_named(text), [48, 40], recall, batch_size=4, num_workers=0)
         for text, recall in job["sets"].items()
     ]
-    return {d["name"]: d for d in Report("tiny", [], found).to_json()["datasets"]}
+    return {d["name"]: d for d in report_json("tiny", [], found)["datasets"]}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits, Server, Service, build_app
+from retrieval.server import HttpServer, Limits, Service, build_app
 from retrieval.server.monitoring import Metrics
 
 
@@ -31,7 +31,7 @@ class Served:
     """A server that runs."""
 
     service: Service
-    server: Server
+    server: HttpServer
     port: int
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -75,7 +75,7 @@ def serving(
     """A server on a free port of this machine. app: further arguments of `build_app`."""
     service = Service(searchers, class_sets or {}, limits or Limits(), Metrics(), image_urls)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(build_app(service, **app))
+    server = HttpServer(build_app(service, **app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from retrieval.server.batching import Batcher
-from retrieval.server.limits import RequestError
+from retrieval.server.queues.batching import Batcher
+from retrieval.server.refusals import RequestError
 
 
 class Doubling:

@@ -25,7 +25,7 @@ from retrieval.embed.bulk import embed_shards
 from retrieval.embed.partitions import open_vectors
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
-from retrieval.evaluation.report import Report
+from retrieval.evaluation.report_json import report_json
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -186,7 +186,7 @@ embed_shards(model, shards, sizes, out + "/embeddings", num_workers=0)
 result = evaluate(model, load_dataset("shards", data), sizes, recall=True, num_workers=0)
 if is_main():
     with open(out + "/result.json", "w") as file:
-        json.dump(Report("", [], [result]).to_json()["datasets"], file)
+        json.dump(report_json("", [], [result])["datasets"], file)
 shutdown()
 """
 
@@ -230,5 +230,5 @@ def test_two_ranks_give_what_one_process_gives(
         np.testing.assert_allclose(vectors, other_vectors, rtol=0, atol=1e-5)
         assert rows == other_rows
     shared = json.loads((tmp_path / "result.json").read_text())
-    assert shared == json.loads(json.dumps(Report("", [], [result]).to_json()["datasets"]))
+    assert shared == json.loads(json.dumps(report_json("", [], [result])["datasets"]))
     assert shared[0]["num_images"] == len(rows["id"])

@@ -97,7 +97,7 @@ def test_where_no_image_has_a_caption_recall_is_left_out_or_refused(
     root = tmp_path / "pictures"
     (root / "cat").mkdir(parents=True)
     (root / "cat/0.png").write_bytes(b"not read")
-    with pytest.raises(UsageError, match="--recall needs captions, and no image of pictures has"):
+    with pytest.raises(UsageError, match="recall needs captions, and no image of pictures has"):
         evaluate(tiny_model, load_dataset("folder", root), [48], recall=True, num_workers=0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from retrieval.server import fetch as module
 from retrieval.server.fetch import fetch, is_public
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 
 class Site(http.server.BaseHTTPRequestHandler):

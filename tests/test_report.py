@@ -9,8 +9,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from contrastive.model.lit import LitModel
+from retrieval.evaluation.costs import PatchCost, measure_costs
 from retrieval.evaluation.metrics import Estimate, Recall
-from retrieval.evaluation.report import DatasetResult, PatchCost, Report, measure_costs
+from retrieval.evaluation.plot import plot_accuracy
+from retrieval.evaluation.report import Report
+from retrieval.evaluation.results import DatasetResult
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_plot_shows_every_accuracy_at_its_cost(report: Report, tmp_path, monkeyp
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: drawn.append(f) or save(f, *a, **k))
-    with Image.open(report.plot(tmp_path / "plot.png")) as image:
+    with Image.open(plot_accuracy(report.costs, report.results, tmp_path / "plot.png")) as image:
         assert image.format == "PNG"
     (figure,) = drawn
     bars = {container.get_label(): container.lines for container in figure.axes[0].containers}

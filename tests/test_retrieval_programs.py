@@ -40,6 +40,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["search.py", "--help"], "usage"),
         (["search.py", "a cat", "--index", "/no"], "/no holds no index"),
         (["search.py", "typo.png", "--index", "/no"], "typo.png: there is no such image"),
+        (["serve.py", "--help"], "usage"),
+        (["serve.py", "--idnex", "/no"], "--idnex"),
+        (["serve.py", "--index", "/no"], "/no holds no index"),
+        (["serve.py", "--index", "/a/x", "/b/x"], "--index: two folders of one name (x, x)"),
+        (["serve.py", "--index", "/no", "--token-file", "/no"], "--token-file /no: cannot be read"),
+        (["zeroshot.py", "--help"], "usage"),
+        (["zeroshot.py", "--modle", "m", "--root", "."], "--modle"),
+        (["zeroshot.py", "--model", "m", "--root", "/no"], "/no is not a folder"),
+        (["zeroshot.py", "--model", "m", "--root", ".", "--dataset", "x"], "unknown data set 'x'"),
+        (["zeroshot.py", "--model", "/no", "--root", "launch", "--dataset", "shards"], "no *.tar"),
     ],
 )
 def test_mistakes_are_told_at_once(arguments: list[str], words: str) -> None:

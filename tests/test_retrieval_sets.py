@@ -16,7 +16,7 @@ from data.errors import UsageError
 from retrieval.evaluation.datasets import load_dataset, load_named
 from retrieval.evaluation.evaluate import evaluate
 from retrieval.evaluation.metrics import recall_at_k
-from retrieval.evaluation.recall import RecallCollector
+from retrieval.evaluation.recall_collector import RecallCollector
 
 WORDS = ("a red bicycle", "a happy cat", "two dogs", "the sun", "smile")
 

@@ -24,7 +24,7 @@ from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Hit, Searcher
-from retrieval.server.service import distinct
+from retrieval.server.queues.searching import distinct
 
 TEMPLATES = ["a drawing of {c}", "{c}"]
 LABELS = ["a cat", "a dog", "the sun", "rain"]
@@ -354,6 +354,43 @@ def test_every_reference_of_the_openapi_document_leads_somewhere(served: Served)
     body = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]
     fields = document["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
     assert {"text", "image", "mix", "where", "query_patch_size"} <= set(fields["properties"])
+
+
+def test_the_openapi_document_describes_bodies_answers_and_refusals(served: Served) -> None:
+    document = served.get("/openapi.json").json
+    form = "multipart/form-data"
+    for path, contents, answer in (
+        ("/v1/search", {"application/json", form}, "SearchAnswer"),
+        ("/v1/classify", {"application/json", form}, "ClassifyAnswer"),
+        ("/knn-service", {"application/json"}, "KnnEntry"),
+        ("/metadata", {"application/json"}, "MetadataEntry"),
+    ):
+        told = document["paths"][path]["post"]
+        assert set(told["requestBody"]["content"]) == contents
+        assert answer in json.dumps(told["responses"]["200"])
+        assert "Refusal" in json.dumps(told["responses"]["4XX"])
+        assert "422" not in told["responses"]
+
+
+def test_odd_metadata_becomes_plain_json(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = {"score": float("nan"), "blob": b"\xff", "url": None, "tags": [None, float("inf")]}
+    rows = searcher.snapshot.rows
+    monkeypatch.setattr(
+        type(searcher.snapshot), "rows", lambda self, ids: [{**row, **odd} for row in rows(ids)]
+    )
+    plain = {"score": None, "blob": "_w==", "tags": [None, None]}
+    with serving({"drawings": searcher}) as served:
+        hit = search(served, text="rain", k=1)["hits"][0]
+        assert hit["columns"] == {**plain, "url": None}
+        (entry,) = knn(served, text="rain", num_images=1, num_result_ids=1)
+        assert {name: entry.get(name) for name in plain} == plain
+        assert "url" not in entry
+        asked = {"ids": [hit["id"]], "indice_name": "drawings"}
+        (found,) = served.post("/metadata", asked).json
+        assert {name: found["metadata"].get(name) for name in plain} == plain
+        assert "url" not in found["metadata"]
 
 
 def test_health(served: Served) -> None:

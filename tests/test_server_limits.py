@@ -96,7 +96,7 @@ def assert_refused(answer: Answer, status: int, *words: str) -> None:
         ({"text": "a", "offset": -1}, ["offset"]),
         ({"text": "a", "patch_size": 7}, ["patch_size: 7", "allowed: 48, 40"]),
         ({"text": "a", "index_patch_size": 8}, ["index_patch_size: 8", "allowed: 48, 40"]),
-        ({"text": "a", "query_patch_size": 48}, ["query_patch_size", "pictures"]),
+        ({"text": "a", "query_patch_size": 48}, ["query_patch_size", "images"]),
         ({"image": SMALL, "query_patch_size": 2}, ["query_patch_size: 2", "allowed: 48, 40, 30"]),
         ({"text": "a", "refine_patch_size": 1}, ["refine_patch_size: 1", "allowed: 48, 40, 30"]),
         ({"text": "a", "refine_patch_size": 8, "candidates": 21}, ["candidates", "at most 20"]),
@@ -397,9 +397,9 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
 
 
 def test_limits_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--limits\.max-k 5000: at most 2048"):
+    with pytest.raises(UsageError, match=r"limits\.max_k 5000: at most 2048"):
         Limits(max_k=5000)
-    with pytest.raises(UsageError, match=r"--limits\.timeout-s 0: allowed are numbers above 0"):
+    with pytest.raises(UsageError, match=r"limits\.timeout_s 0: must be above 0"):
         Limits(timeout_s=0.0)
 
 

@@ -404,7 +404,7 @@ def letter_tokenizer() -> transformers.PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("timm:local-dir:absent", "absent is no folder of timm's"),
+        ("timm:local-dir:absent", "absent is not a timm folder"),
         ("open_clip:ViT-B-33@x", "unknown open_clip architecture 'ViT-B-33'; close names: ViT-B"),
         ("open_clip:ViT-B-32", "names no weights; allowed: open_clip:ViT-B-32@FILE"),
         ("open_clip:ViT-B-32@absent.pt", "no such file: absent.pt"),

@@ -1,4 +1,4 @@
-"""Random changes of pictures, the same for teacher and student.
+"""Random changes of images, the same for teacher and student.
 
 A teacher that sees exactly what its student sees teaches best (Beyer et al., arXiv:2106.05237).
 """
@@ -13,7 +13,7 @@ from data.pipeline.labelled import Change
 
 
 def build_change(cfg: AugmentConfig) -> Change | None:
-    """What a loader does to each picture, None for nothing."""
+    """What a loader does to each image, None for nothing."""
     if not cfg.randaugment:
         return None
     from torchvision.transforms import v2
@@ -22,7 +22,7 @@ def build_change(cfg: AugmentConfig) -> Change | None:
 
 
 def draw_mixup(alpha: float, num_images: int, seed: int, step: int) -> Float[Tensor, " b"]:
-    """How much of itself each picture of a global batch keeps; pairs of neighbours share a draw."""
+    """How much of itself each image of a global batch keeps; pairs of neighbours share a draw."""
     draws = np.random.default_rng([seed, step, 0x317]).beta(alpha, alpha, num_images // 2)
     return torch.from_numpy(np.repeat(draws, 2)).float()
 

@@ -61,7 +61,7 @@ def flexify(
     if cfg.augment.mixup and shape.per_rank % 2:
         raise UsageError(
             f"augment.mixup needs pairs: global_batch_size {cfg.global_batch_size} gives each "
-            f"of {world_size} ranks {shape.per_rank} pictures; allowed are even numbers"
+            f"of {world_size} ranks {shape.per_rank} images; allowed are even numbers"
         )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)

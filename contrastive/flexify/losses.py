@@ -1,7 +1,7 @@
 """What a student is trained on: its teacher's features and logits, and labels.
 
-Every loss is a sum over images weighted by `Targets.weight`, so shares of chunks and ranks add up
-to the mean over the global batch.
+Every loss is a sum over images weighted by `Targets.weight`, so shares of micro-batches and ranks
+add up to the mean over the global batch.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive.flexify.config import Distance
+from contrastive.flexify.config import Distance, DistillationConfig
 from contrastive.vision.tower import VisionTower
 
 
@@ -28,7 +28,7 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a chunk of m images is to become. Weights are 1/n for each of the n images that count in
+    """What m images are to become. Weights are 1/n for each of the n images that count in
     the global batch, and 0 for the others."""
 
     weight: Float[Tensor, " m"]
@@ -86,7 +86,7 @@ def class_head(tower: VisionTower) -> nn.Linear | None:
 
 
 class DistillationLoss(nn.Module):
-    """What the engine holds: a tower, and the loss of a chunk of images."""
+    """What the engine holds: the student's tower, and the loss of a micro-batch of images."""
 
     def __init__(
         self, tower: VisionTower, cfg: DistillationConfig, normaliser: Normaliser | None
@@ -101,7 +101,7 @@ class DistillationLoss(nn.Module):
         keep: float | Int[Tensor, "m k"],
         targets: Targets,
     ) -> Float[Tensor, ""]:
-        """The chunk's share of the loss of the global batch."""
+        """The share of these images in the loss of the global batch."""
         cfg = self.cfg
         features = self.tower(images, patch_size, keep)
         loss = features.new_zeros(())

@@ -1,7 +1,7 @@
 """One optimiser step of a student: what its teacher says of a batch, and the update.
 
 Everything random (mixing, kept patches) is drawn for the global batch from (seed, step), so ranks
-and chunks change nothing.
+and micro-batches change nothing.
 """
 
 from typing import Any
@@ -86,7 +86,7 @@ class DistillationStep:
             share = self.engine(
                 pixels, patch_size, kept if isinstance(kept, float) else kept[rows], targets
             )
-            # The engine averages over chunks and ranks; shares are to be summed.
+            # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
@@ -119,7 +119,7 @@ class DistillationStep:
         return class_shares(labels, num_classes), valid & (labels >= 0)
 
     def _own_share(self, step: int, valid: Bool[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Of mixed pictures; 1 where either of the pair is bad."""
+        """Of mixed images; 1 where either of the pair is bad."""
         cfg = self.cfg
         drawn = draw_mixup(cfg.augment.mixup, cfg.global_batch_size, cfg.seed, step)
         own = drawn[self._first : self._first + len(valid)].to(valid.device)

@@ -23,7 +23,7 @@ IMAGES_PER_FORWARD = 32  # of one rank
 class Table:
     """What the saved tower's config.json says under `validation`."""
 
-    held_out: bool  # whether the pictures were none of the training's
+    held_out: bool  # whether the images were none of the training's
     samples: int
     teacher: str
     teacher_patch_size: int
@@ -43,7 +43,7 @@ class Table:
 
 
 class Validation:
-    """`validation(tower, patch_sizes)`: the table, of the same pictures for any number of ranks."""
+    """`validation(tower, patch_sizes)`: the table, of the same images for any number of ranks."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Validation:
         transform: ImageTransform,
         normaliser: Normaliser | None,
     ) -> None:
-        """transform: the student's; pictures come as large as the larger of the two towers'."""
+        """transform: the student's; images come as large as the larger of the two towers'."""
         self._cfg, self._teacher, self._normaliser = cfg, teacher, normaliser
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
@@ -96,7 +96,7 @@ class Validation:
                 sums[row] += torch.stack([figures[name].double() for name in names])
         sums, counts = distributed.all_reduce_sum(sums), distributed.all_reduce_sum(counts)
         if not counts[0]:
-            raise UsageError("not one picture of the validation table could be read")
+            raise UsageError("not one image of the validation table could be read")
         divisors = [max(1.0, float(counts[1 if name == "top1" else 0])) for name in names]
         means = (sums.cpu() / torch.tensor(divisors, dtype=torch.float64)).tolist()
         return Table(

@@ -70,7 +70,7 @@ def model_card(facts: ModelFacts, card: Card) -> str:
         "```python\n"
         "from contrastive import LitModel\n\n"
         'model = LitModel.from_pretrained("FOLDER_OR_HUB_NAME")\n'
-        f"model.encode_image(pictures, patch_size={example})  # (b, {width}), unit norm\n"
+        f"model.encode_image(images, patch_size={example})  # (b, {width}), unit norm\n"
         'model.encode_text(["a red bicycle"])\n'
         "```",
         "## Patch sizes\n\n" + _table(facts.costs, card.figures),

@@ -1,1 +1,2 @@
-"""Zero-shot classification and retrieval as the field measures them, and the data sets."""
+"""Zero-shot classification, and how well it and retrieval do on published data sets. Builds no
+index, serves nothing."""

@@ -111,7 +111,7 @@ class ZeroShotClassifier:
     ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
 
-        images: normalised pixels, or pictures. patch_size: None takes the model's finest; a
+        images: normalised pixels, or PIL images. patch_size: None takes the model's finest; a
         `Budget` may stand for either size. refine_patch_size: images whose first two classes lie
         less than `margin` apart at `patch_size` are encoded again at this one, and classified by
         two thirds of the new similarities and one third of the old.

@@ -20,10 +20,10 @@ from data.pipeline.reader import ShardReader
 from retrieval.embed.bulk import check_patch_sizes, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.datasets import EvalDataset
-from retrieval.evaluation.datasets.files import FileReader
+from retrieval.evaluation.datasets.image_reader import ImageReader
 from retrieval.evaluation.metrics import ClassCounts
-from retrieval.evaluation.recall import RecallCollector
-from retrieval.evaluation.report import DatasetResult
+from retrieval.evaluation.recall_collector import RecallCollector
+from retrieval.evaluation.results import DatasetResult
 
 
 def evaluate(
@@ -44,26 +44,19 @@ def evaluate(
     (TMPDIR). Raises `UsageError` for a label outside the class names, or nothing to evaluate.
     """
     if recall:
-        check_captions(dataset)
+        dataset.check_captions()
     with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
         recall = recall or dataset.captioned
-        needed = recall and not dataset.class_names
-        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, needed)
+        need_captions = recall and not dataset.class_names
+        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, need_captions)
         return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
-
-
-def check_captions(dataset: EvalDataset) -> None:
-    """Raise `UsageError` where it is known that recall cannot be measured; of shards it is not."""
-    images = dataset.images
-    if images is not None and not any(images.captions(row) for row in range(len(images))):
-        raise UsageError(f"--recall needs captions, and no image of {dataset.name} has any")
 
 
 def _evaluate(
     model: LitModel,
     dataset: EvalDataset,
     patch_sizes: Sequence[int],
-    reader: ShardReader | FileReader,
+    reader: ShardReader | ImageReader,
     recall: bool,
     folder: Path,
 ) -> DatasetResult:

@@ -105,6 +105,7 @@ def nearest_by_blocks(
         similarities, numbers = faiss.knn(
             queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
         )
-        best.add_result(similarities, numbers + start if chosen is None else chosen[numbers])
+        numbers += start
+        best.add_result(similarities, numbers if chosen is None else chosen[numbers])
     best.finalize()
     return best.D, best.I

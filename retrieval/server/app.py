@@ -1,23 +1,22 @@
-"""The web application: clip-retrieval's endpoints, our own, the page, and their guard."""
+"""The web application: /v1, clip-retrieval's endpoints, health, the page, and the guard."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from data.errors import UsageError
-from retrieval.server import clip_retrieval, v1
+from retrieval.server.api import clip_retrieval, v1
+from retrieval.server.api.route import ModelRoute
 from retrieval.server.guard import Guard
-from retrieval.server.json_responses import json_response, refusal
-from retrieval.server.limits import RequestError
 from retrieval.server.page import PAGE, PAGE_HEADERS
-from retrieval.server.schemas import describe
+from retrieval.server.refusals import RequestError, refusal
 from retrieval.server.service import Service
 
 
@@ -36,16 +35,15 @@ def build_app(service: Service, token: str = "", cors: Sequence[str] = ()) -> Fa
             await watching
         service.close()
 
-    # Swagger's page would be fetched from elsewhere.
+    # Swagger's page would be loaded from another site.
     app = FastAPI(
         title="FlexiLiT", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     _add_refusals(app)
     app.include_router(clip_retrieval.routes(service))
     app.include_router(v1.routes(service))
-    _add_health(app, service)
+    app.include_router(_health(service))
     _add_page(app)
     app.add_middleware(Guard, service=service, token=token)
     if cors:
@@ -82,16 +80,19 @@ def _add_refusals(app: FastAPI) -> None:
         return refusal(error.status_code, str(error.detail))
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> Response:
-        return json_response("ok")
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(route_class=ModelRoute)
 
-    @app.get("/readyz", summary="Whether it takes searches")
+    @router.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> str:
+        return "ok"
+
+    @router.get("/readyz", summary="Whether it takes searches")
     async def readyz() -> Response:
-        return json_response(
-            "ready" if service.ready else "stopping", 200 if service.ready else 503
-        )
+        answer, status = ("ready", 200) if service.ready else ("stopping", 503)
+        return JSONResponse(answer, status)
+
+    return router
 
 
 def _add_page(app: FastAPI) -> None:

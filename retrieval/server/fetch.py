@@ -1,7 +1,7 @@
-"""Fetch a picture from a public address, and from no other.
+"""Fetch an image from public addresses only.
 
 Every hop is resolved once, every address of its name must be public, and the connection goes to the
-address that was checked: a name that resolves to something else a moment later changes nothing.
+address that was checked, whatever the name resolves to a moment later (DNS rebinding).
 """
 
 import http.client
@@ -13,12 +13,12 @@ import time
 from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 MAX_HOPS = 4
 CONNECT_S = 5.0
 REDIRECTS = (301, 302, 303, 307, 308)
-# Not public, whatever a Python version says; 64:ff9b::/96 is judged by the address within.
+# Not public, though some Python versions call them global. NAT64 is judged by the address within.
 PRIVATE = [
     ipaddress.ip_network(net)
     for net in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15",
@@ -47,14 +47,14 @@ def _one_hop(url: str, max_bytes: int, deadline: float) -> tuple[int, str, bytes
     address = _resolve(host, port)
     left = deadline - time.monotonic()
     connection = _Pinned(host, port, address, min(CONNECT_S, max(left, 0.1)), scheme == "https")
-    timer = threading.Timer(max(left, 0.1), connection.cut)  # an answer that drips ends too
+    timer = threading.Timer(max(left, 0.1), connection.cut)  # also ends an answer that trickles in
     timer.daemon = True
     timer.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "flexilit", "Accept": "image/*"})
         with closing(connection.getresponse()) as answer:
             body = answer.read(max_bytes + 1) if answer.status == 200 else b""
-        if time.monotonic() >= deadline:  # what was cut off looks whole where no length was told
+        if time.monotonic() >= deadline:  # without Content-Length a cut-off body looks whole
             raise TimeoutError
         if len(body) > max_bytes:
             raise RequestError(400, f"image_url: more than the {max_bytes} bytes that are allowed")
@@ -96,7 +96,7 @@ def _resolve(host: str, port: int) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address lies in the public internet, tunnels and mappings looked through."""
+    """Whether an address is public; of a tunnel or mapping, the address within counts."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:  # with a zone, so link-local
@@ -113,7 +113,7 @@ def is_public(address: str) -> bool:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was checked, for a host by another name."""
+    """A connection to a checked address; the host's name stays in its headers and in TLS."""
 
     def __init__(self, host: str, port: int, address: str, timeout_s: float, tls: bool) -> None:
         super().__init__(host, port, timeout=timeout_s)
@@ -130,7 +130,7 @@ class _Pinned(http.client.HTTPConnection):
         self._opened = self.sock
 
     def cut(self) -> None:
-        """End whatever is being waited for."""
+        """End whatever the connection waits for."""
         if self._opened is not None:
             with suppress(OSError):
                 self._opened.shutdown(socket.SHUT_RDWR)

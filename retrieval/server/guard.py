@@ -1,4 +1,4 @@
-"""What every request passes first: the token, the size of its body, the time that it may take."""
+"""What every request passes first: token, size of the body, time limit."""
 
 import hmac
 import logging
@@ -7,15 +7,15 @@ from typing import Any
 
 import anyio
 
-from retrieval.server.json_responses import refusal
-from retrieval.server.limits import RequestError
 from retrieval.server.page import PAGE
+from retrieval.server.refusals import RequestError, refusal
 from retrieval.server.service import Service
 
 # These need no token: the page without data, and what a load balancer asks.
 OPEN_PATHS = frozenset({*PAGE, "/healthz", "/readyz"})
 HELD_BODIES = 32  # bodies of the largest size that may be held at once
-DRAINED_BODIES = 4  # of the largest size, read to the end so that the refusal is heard
+# A client reads a refusal after it has sent its body: as many bodies of the largest size are read.
+DRAINED_BODIES = 4
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 class Guard:
-    """ASGI middleware around the whole service. Bodies are read here, so that what lies within
-    meets neither slow nor vanishing senders."""
+    """ASGI middleware around the whole service. Bodies are read here, whole: no endpoint waits for
+    a slow client."""
 
     def __init__(self, app: Any, service: Service, token: str = "") -> None:
         self.app, self._service, self._limits = app, service, service.limits
@@ -73,7 +73,7 @@ class Guard:
             await response(request.scope, request.replay, request.send)
 
     def _check(self, request: "_Request") -> None:
-        """Raises `RequestError` for what is refused before it is read."""
+        """Raises `RequestError` for what can be refused before the body is read."""
         if request.scope["path"] in OPEN_PATHS:
             return
         headers = dict(request.scope["headers"])
@@ -92,7 +92,7 @@ class Guard:
         return RequestError(413, f"the body is too large; allowed are {allowed}")
 
     async def _read(self, request: "_Request") -> None:
-        """The whole body. Raises `RequestError` when it, or all together, outgrow what they may."""
+        """The whole body. Raises `RequestError` where it, or all bodies held, are too large."""
         while not request.ended:
             chunk = await request.receive()
             request.body += chunk
@@ -104,11 +104,11 @@ class Guard:
 
 
 class _Gone(Exception):  # noqa: N818
-    """The client hung up before its request was whole."""
+    """The client hung up before it had sent its request."""
 
 
 class _Request:
-    """One request's channels, watched."""
+    """One request's ASGI channels, and what went over them."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -139,6 +139,6 @@ class _Request:
         await self._send(message)
 
     async def drain(self, max_bytes: int) -> None:
-        """Read what is still coming: a client that is sending does not hear a refusal."""
+        """Read on, so that the client reaches the refusal; see `DRAINED_BODIES`."""
         while not self.ended and max_bytes > 0:
             max_bytes -= len(await self.receive())

@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus. Steps have clip-retrieval's names, for its dashboards."""
+"""What /metrics reports to Prometheus. Steps have clip-retrieval's names, for its dashboards."""
 
 import time
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ STEPS = {
 
 @dataclass
 class Clock:
-    """What a block took, once it is over."""
+    """How long a block took, set at its end."""
 
     ms: float = 0.0
 
 
 class Metrics:
-    """Counters of one server."""
+    """Counters and histograms of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

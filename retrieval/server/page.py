@@ -1,4 +1,4 @@
-"""The page's files, read once: no build step, and nothing from elsewhere at run time."""
+"""The files of the page, read once. They need no build step and load nothing from other sites."""
 
 import importlib.resources
 
@@ -9,7 +9,7 @@ MEDIA_TYPES = {
     "svg": "image/svg+xml",
 }
 PAGE_HEADERS = {
-    # Captions are strangers' texts: what they might smuggle in loads nothing and runs nothing.
+    # Captions come from strangers: markup in them can neither load nor run anything.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -6,42 +6,42 @@ from dataclasses import dataclass
 from data.errors import UsageError
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
-from retrieval.server.limits import RequestError
-from retrieval.server.requests import SearchRequest, Sizes
+from retrieval.server.refusals import RequestError
+from retrieval.server.requests import PatchSizeFields, SearchRequest
 
 
 @dataclass(frozen=True)
-class Patches:
-    """At which patch sizes a query is looked at."""
+class PatchSizes:
+    """The patch sizes of one search."""
 
-    index: int  # which index answers
-    query: int  # how pictures are encoded
-    refine: int | None = None
+    index: int  # whose vectors are searched
+    query: int  # at which the query's images are encoded
+    refine: int | None = None  # at which the best hits are ranked again
 
 
-def choose_patches(searcher: Searcher, name: str, asked: SearchRequest) -> Patches:
+def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> PatchSizes:
     """The patch sizes that a search means. Raises `RequestError` naming what is allowed."""
-    pictures = any(t.image is not None or t.image_url is not None for t in asked.terms())
-    if asked.query_patch_size is not None and not pictures:
-        raise RequestError(400, "query_patch_size: is for pictures; nothing else has patches")
+    images = any(t.image is not None or t.image_url is not None for t in asked.terms())
+    if asked.query_patch_size is not None and not images:
+        raise RequestError(400, "query_patch_size: is for images; nothing else has patches")
     own, held = searcher.model.patch_sizes, searcher.patch_sizes
     budget = budget_of(asked)
     index = asked.index_patch_size or asked.patch_size
     if index is None:
-        index = min(held) if pictures or budget is None else afford(searcher, budget, held)
+        index = min(held) if images or budget is None else afford(searcher, budget, held)
     field = "patch_size" if asked.index_patch_size is None else "index_patch_size"
     check_size(field, index, held, f"index {name}")
     query = asked.query_patch_size or asked.patch_size or index
-    if pictures and budget is not None:
+    if images and budget is not None:
         query = afford(searcher, budget, own)
-    if pictures and asked.query_patch_size is not None:
+    if images and asked.query_patch_size is not None:
         check_size("query_patch_size", query, own, "the model")
     if asked.refine_patch_size is not None:
         check_size("refine_patch_size", asked.refine_patch_size, own, "the model")
-    return Patches(index, query, asked.refine_patch_size)
+    return PatchSizes(index, query, asked.refine_patch_size)
 
 
-def budget_of(asked: Sizes) -> Budget | None:
+def budget_of(asked: PatchSizeFields) -> Budget | None:
     """What an image may cost, where a request says so."""
     return Budget(asked.max_gflops, asked.max_ms) if asked.has_budget() else None
 

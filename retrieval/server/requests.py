@@ -1,28 +1,16 @@
-"""The bodies of requests. Those of /v1 are JSON, or a form whose part `image` is a file."""
+"""The bodies of requests."""
 
-import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import Request
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from retrieval.search.config import CANDIDATES
-from retrieval.server.limits import RequestError, explain
+from retrieval.server.config import Limits
+from retrieval.server.refusals import RequestError
 
 MAX_ID = 2**63 - 1
 MAX_LABELS = 1000  # of an answer
 QUERIES = ("text", "image", "image_url", "vector", "id")
-FORM_JSON = ("where", "vector", "mix", "labels", "templates")  # fields of a form that are JSON
-MAX_FIELD_BYTES = 1 << 20  # of a form's part that is no file
 
 Size = Field(default=None, ge=1, le=4096)
 
@@ -33,12 +21,12 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
-# A text where 64 bits are too many for a caller's numbers.
+# May be a string: JavaScript's numbers hold 53 bits.
 Id = Annotated[int, Field(ge=0, le=MAX_ID, strict=False), BeforeValidator(_no_boolean)]
 
 
 class Strict(BaseModel):
-    """In JSON no text or boolean passes for a number; in a form all are texts."""
+    """In JSON neither a string nor a boolean is a number; in a form every value is a string."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -46,7 +34,7 @@ class Strict(BaseModel):
 class Query(Strict):
     """One thing to look for: exactly one of text, image, image_url, vector and id."""
 
-    text: str | None = Field(default=None, min_length=1, description="Words.")
+    text: str | None = Field(default=None, min_length=1, description="What the text tower reads.")
     image: str | bytes | None = Field(
         default=None,
         min_length=1,
@@ -79,7 +67,7 @@ class Term(Query):
         return self
 
 
-class Sizes(Strict):
+class PatchSizeFields(Strict):
     """Patch sizes, or what encoding one image may cost."""
 
     index: str | None = Field(default=None, description="The first when not given.")
@@ -93,7 +81,7 @@ class Sizes(Strict):
     refine_patch_size: int | None = Size
 
     @model_validator(mode="after")
-    def _patch_size_or_budget(self) -> "Sizes":
+    def _patch_size_or_budget(self) -> "PatchSizeFields":
         sizes = (self.patch_size, getattr(self, "query_patch_size", None))
         if self.has_budget() and any(size is not None for size in sizes):
             raise ValueError(
@@ -105,7 +93,7 @@ class Sizes(Strict):
         return self.max_gflops is not None or self.max_ms is not None
 
 
-class SearchRequest(Query, Sizes):
+class SearchRequest(Query, PatchSizeFields):
     """What to look for, and how. Give one of text, image, image_url, vector, id, or a mix."""
 
     mix: list[Term] | None = Field(
@@ -121,9 +109,9 @@ class SearchRequest(Query, Sizes):
     )
     deduplicate: bool = Field(default=False, description="Leave out hits much like better ones.")
     nprobe: int | None = Field(
-        default=None, ge=1, le=1 << 20, description="Cells that an ivf visits."
+        default=None, ge=1, le=1 << 20, description="Inverted lists that an ivf looks into."
     )
-    ef: int | None = Field(default=None, ge=1, le=1 << 16, description="Candidates of an hnsw.")
+    ef: int | None = Field(default=None, ge=1, le=1 << 16, description="efSearch of an hnsw.")
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
@@ -138,7 +126,7 @@ class SearchRequest(Query, Sizes):
         return [Term(**{name: getattr(self, name) for name in self.given()})]
 
 
-class ClassifyRequest(Sizes):
+class ClassifyRequest(PatchSizeFields):
     """An image, and labels or the name of a class set."""
 
     image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
@@ -195,42 +183,8 @@ class MetadataRequest(BaseModel):
     indice_name: str | None = None
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-async def read(request: Request, model: type[Model]) -> Model:
-    """The body as `model`, whatever content type it claims unless that is a form. Raises
-    `RequestError`."""
-    try:
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            return model.model_validate(await _read_form(request, model), strict=False)
-        return model.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise explain(error, list(model.model_fields)) from None
-
-
-async def _read_form(request: Request, model: type[BaseModel]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    try:
-        async with request.form(
-            max_files=1, max_fields=len(model.model_fields), max_part_size=MAX_FIELD_BYTES
-        ) as form:
-            for name, value in form.multi_items():
-                if name in fields:
-                    raise RequestError(400, f"{name[:80]}: is there more than once")
-                if isinstance(value, UploadFile):
-                    if name != "image":
-                        raise RequestError(400, f"{name[:80]}: is a file; allowed: image")
-                    fields[name] = await value.read()
-                else:
-                    fields[name] = _from_json(name, value) if name in FORM_JSON else value
-    except HTTPException as error:
-        raise RequestError(400, f"the form cannot be read: {error.detail}") from None
-    return fields
-
-
-def _from_json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise RequestError(400, f"{name}: is not JSON") from None
+def check_text(text: str, limits: Limits, field: str) -> None:
+    """Raises `RequestError` for a text that is too long."""
+    if len(text) > limits.max_text:
+        sentence = f"{field}: has {len(text)} characters; at most {limits.max_text}"
+        raise RequestError(400, sentence)

@@ -1,7 +1,5 @@
-"""Pictures that come in with requests, and thumbnails that go out."""
+"""Thumbnails of stored images: small JPEGs, the last used ones kept in memory."""
 
-import base64
-import binascii
 import io
 import threading
 import time
@@ -13,34 +11,11 @@ from PIL import Image
 from data.images import decode_image
 from data.problems import BadSample
 from data.shards.location import ImageLocation, read_image
-from retrieval.server.limits import RequestError
 
 MAX_SIDE = 1024  # pixels of a thumbnail
 MAX_STORED_PIXELS = 100_000_000
 LOST_S = 10.0  # a shard that cannot be read is not tried again for so long
 MAX_LOST = 10_000  # shards remembered
-
-
-def from_base64(text: str, field: str) -> bytes:
-    """The bytes of an image sent as base64, perhaps as a data: URL."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(
-            400, f"{field}: is not base64; allowed: an image file in base64"
-        ) from None
-
-
-def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
-    """A picture, RGB, from a stranger's bytes."""
-    try:
-        return decode_image(data, max_pixels)
-    except BadSample as error:
-        allowed = f"allowed: JPEG, PNG, WebP, GIF, BMP or TIFF of at most {max_pixels:,} pixels"
-        what = error.kind.replace("_", " ")
-        raise RequestError(400, f"{field}: {what}; {allowed}") from error
 
 
 class Thumbnails:

@@ -1,4 +1,5 @@
-"""Evaluation sets as they lie on disk. Nothing is downloaded."""
+"""Evaluation sets as they are published, one module per layout. Nothing is downloaded or measured
+here, and opening a set imports no torch."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,9 @@ from pathlib import Path
 from data.class_names import DEFAULT_TEMPLATES
 from data.errors import UsageError
 from retrieval.evaluation.datasets import imagenet, karpathy, torchvision
-from retrieval.evaluation.datasets.base import EvalDataset, class_folders, labelled_files
 from retrieval.evaluation.datasets.clip_benchmark import open_shards
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
+from retrieval.evaluation.datasets.image_folders import class_folders, labelled_files
 from retrieval.evaluation.datasets.objectnet import open_objectnet
 
 __all__ = ["DATASETS", "EvalDataset", "load_dataset", "load_named", "tell_apart"]
@@ -29,7 +31,7 @@ DATASETS: Mapping[str, Opener] = {
     "folder": _open_folder,
     **dict.fromkeys(imagenet.FOLDERS, imagenet.open_imagenet),
     "objectnet": lambda kind, root, name: open_objectnet(root, name),
-    **dict.fromkeys(torchvision.SETS, torchvision.open_vision),
+    **dict.fromkeys(torchvision.SETS, torchvision.open_torchvision),
     **dict.fromkeys(karpathy.FOLDERS, karpathy.open_karpathy),
 }
 """What `--dataset` may name; besides, torchvision:CLASS."""
@@ -42,7 +44,7 @@ def load_dataset(kind: str, root: str | Path, name: str = "") -> EvalDataset:
     name: for the report; where none is given, `kind`, or the folder's name for shards and folder.
     Raises `UsageError` naming the path and what was expected there.
     """
-    opener = torchvision.open_vision if kind.startswith("torchvision:") else DATASETS.get(kind)
+    opener = torchvision.open_torchvision if kind.startswith("torchvision:") else DATASETS.get(kind)
     if opener is None:
         raise UsageError(
             f"unknown data set {kind!r}; allowed: {', '.join(DATASETS)}, torchvision:CLASS"
@@ -62,9 +64,9 @@ def load_named(text: str) -> EvalDataset:
 
 
 def tell_apart(datasets: Sequence[EvalDataset], roots: Sequence[str]) -> list[EvalDataset]:
-    """The sets by names of their own: equal names get that of the folder above each root in front.
+    """The sets under names that differ: equal ones are prefixed with the folder above each root.
 
-    Raises `UsageError` where they are equal still.
+    Raises `UsageError` where that leaves two equal.
     """
     count = Counter(dataset.name for dataset in datasets)
     told = [

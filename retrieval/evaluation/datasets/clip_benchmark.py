@@ -5,7 +5,7 @@ from pathlib import Path
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE, read_class_names, read_templates
 from data.errors import UsageError
 from data.shards.names import expand_shards
-from retrieval.evaluation.datasets.base import EvalDataset
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
 
 
 def open_shards(kind: str, root: Path, name: str) -> EvalDataset:

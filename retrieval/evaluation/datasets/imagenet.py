@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
-from retrieval.evaluation.datasets.base import (
-    EvalDataset,
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
+from retrieval.evaluation.datasets.image_folders import (
     ImageFiles,
     check_folders,
     class_folders,

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from data.errors import UsageError
-from retrieval.evaluation.datasets.base import EvalDataset, ImageFiles
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
+from retrieval.evaluation.datasets.image_folders import ImageFiles
 
 # Where the images lie below the root; COCO's annotations say it themselves (val2014).
 FOLDERS = {

@@ -12,15 +12,15 @@ from PIL import Image
 from data.class_names import DEFAULT_TEMPLATES
 from data.errors import UsageError
 from data.problems import BadSample
-from retrieval.evaluation.datasets.base import EvalDataset
+from retrieval.evaluation.datasets.eval_dataset import EvalDataset
 
 PHOTOS = ("a photo of a {c}.", "a photo of the {c}.", "a blurry photo of a {c}.")
 DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class VisionSet:
-    """A class of `torchvision.datasets` and what to say of its images."""
+class KnownSet:
+    """A class of `torchvision.datasets` and the texts to classify its images with."""
 
     factory: str
     folder: str  # below the root, where torchvision looks
@@ -29,12 +29,12 @@ class VisionSet:
 
 
 SETS = {
-    "caltech101": VisionSet("Caltech101", "caltech101", PHOTOS),
-    "caltech256": VisionSet("Caltech256", "caltech256", PHOTOS),
-    "cifar10": VisionSet("CIFAR10", "cifar-10-batches-py", PHOTOS),
-    "cifar100": VisionSet("CIFAR100", "cifar-100-python", PHOTOS),
-    "dtd": VisionSet("DTD", "dtd", ("a photo of a {c} texture.", "a photo of a {c} pattern.")),
-    "eurosat": VisionSet(
+    "caltech101": KnownSet("Caltech101", "caltech101", PHOTOS),
+    "caltech256": KnownSet("Caltech256", "caltech256", PHOTOS),
+    "cifar10": KnownSet("CIFAR10", "cifar-10-batches-py", PHOTOS),
+    "cifar100": KnownSet("CIFAR100", "cifar-100-python", PHOTOS),
+    "dtd": KnownSet("DTD", "dtd", ("a photo of a {c} texture.", "a photo of a {c} pattern.")),
+    "eurosat": KnownSet(
         "EuroSAT", "eurosat", ("a satellite photo of {c}.",),
         (
             "annual crop land", "forest", "herbaceous vegetation", "a highway",
@@ -42,31 +42,31 @@ SETS = {
             "residential buildings", "a river", "a sea or lake",
         ),
     ),
-    "fashion-mnist": VisionSet("FashionMNIST", "FashionMNIST", ("a photo of a {c}.",)),
-    "fgvc-aircraft": VisionSet(
+    "fashion-mnist": KnownSet("FashionMNIST", "FashionMNIST", ("a photo of a {c}.",)),
+    "fgvc-aircraft": KnownSet(
         "FGVCAircraft", "fgvc-aircraft-2013b", ("a photo of a {c}, a type of aircraft.",)
     ),
-    "flowers102": VisionSet(
+    "flowers102": KnownSet(
         "Flowers102", "flowers-102", ("a photo of a {c}, a type of flower.",)
     ),
-    "food101": VisionSet("Food101", "food-101", ("a photo of {c}, a type of food.",)),
-    "mnist": VisionSet("MNIST", "MNIST", ('a photo of the number "{c}".',), DIGITS),
-    "pets": VisionSet("OxfordIIITPet", "oxford-iiit-pet", ("a photo of a {c}, a type of pet.",)),
-    "places365": VisionSet("Places365", "", PHOTOS),
-    "stanford-cars": VisionSet("StanfordCars", "stanford_cars", PHOTOS),
-    "stl10": VisionSet("STL10", "stl10_binary", PHOTOS),
-    "sun397": VisionSet("SUN397", "SUN397", PHOTOS),
-    "svhn": VisionSet("SVHN", "", ('a photo of the number "{c}".',), DIGITS),
+    "food101": KnownSet("Food101", "food-101", ("a photo of {c}, a type of food.",)),
+    "mnist": KnownSet("MNIST", "MNIST", ('a photo of the number "{c}".',), DIGITS),
+    "pets": KnownSet("OxfordIIITPet", "oxford-iiit-pet", ("a photo of a {c}, a type of pet.",)),
+    "places365": KnownSet("Places365", "", PHOTOS),
+    "stanford-cars": KnownSet("StanfordCars", "stanford_cars", PHOTOS),
+    "stl10": KnownSet("STL10", "stl10_binary", PHOTOS),
+    "sun397": KnownSet("SUN397", "SUN397", PHOTOS),
+    "svhn": KnownSet("SVHN", "", ('a photo of the number "{c}".',), DIGITS),
 }  # fmt: skip
 
 
-def open_vision(kind: str, root: Path, name: str) -> EvalDataset:
+def open_torchvision(kind: str, root: Path, name: str) -> EvalDataset:
     """One of `SETS`, or torchvision:CLASS for any other that knows its class names.
 
     The split is the set's own test split, else its validation split, else all of it (Caltech,
     EuroSAT, SUN397).
     """
-    known = SETS.get(kind) or VisionSet(kind.partition(":")[2], "", DEFAULT_TEMPLATES)
+    known = SETS.get(kind) or KnownSet(kind.partition(":")[2], "", DEFAULT_TEMPLATES)
     if not (root / known.folder).is_dir():
         raise UsageError(
             f"{root} has no folder {known.folder}; expected the files as "
@@ -80,7 +80,7 @@ def open_vision(kind: str, root: Path, name: str) -> EvalDataset:
             "with classnames.txt"
         )
     return EvalDataset(
-        name, [_clean(n) for n in names], known.templates, images=VisionImages(dataset, name)
+        name, [_clean(n) for n in names], known.templates, images=TorchvisionImages(dataset, name)
     )
 
 
@@ -117,8 +117,8 @@ def _clean(name: Any) -> str:
     return re.sub(r"(?<=[a-z])/(?=[a-z])", " ", plain).strip()
 
 
-class VisionImages:
-    """The (picture, label) pairs of a torchvision data set."""
+class TorchvisionImages:
+    """The (image, label) pairs of a torchvision data set."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset, self._name = dataset, name

@@ -1,4 +1,4 @@
-// Talks to the server: JSON in and out, the token where one is asked for, pictures as base64.
+// Talks to the server: JSON in and out, the token where one is asked for, images as base64.
 
 let token = sessionStorage.getItem("token") || "";
 
@@ -43,15 +43,15 @@ async function read(answer) {
   return body;
 }
 
-// An address that <img> can show; with a token the picture is fetched here, since <img> sends none.
-export async function pictureURL(path) {
+// An address that <img> can show; with a token the image is fetched here, since <img> sends none.
+export async function imageURL(path) {
   if (!token) return path;
   const answer = await request(path);
   if (!answer.ok) throw new Refused("lost");
   return URL.createObjectURL(await answer.blob());
 }
 
-export async function pictureBlob(path) {
+export async function imageBlob(path) {
   return (await request(path)).blob();
 }
 

@@ -1,12 +1,12 @@
 // The page: what is looked for, at which patch sizes, and what came of it.
 
-import { get, pictureBlob, pictureURL, post, Refused, toBase64 } from "./api.js";
+import { get, imageBlob, imageURL, post, Refused, toBase64 } from "./api.js";
 import { classify, drawBars } from "./classify.js";
 import { listenToDrops, listenToKeys } from "./gestures.js";
 import { blanks, drawHits } from "./hits.js";
 import { button, drawControls, empty, stale } from "./look.js";
 import { format } from "./sizes.js";
-import { another, asked, byPicture, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
+import { another, asked, byImage, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
@@ -22,13 +22,13 @@ async function query(size, offset) {
   const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;
   const body = { index: state.index.name, k: PAGE, offset };
   const terms = [];
-  if (state.picture?.blob) {
-    terms.push({ image: await toBase64(state.picture.blob) });
+  if (state.image?.blob) {
+    terms.push({ image: await toBase64(state.image.blob) });
     body.query_patch_size = size;
     if (held) body.index_patch_size = size;
   } else {
     body.index_patch_size = size;
-    if (state.picture) terms.push({ id: state.picture.hit.image.split("/").pop() });
+    if (state.image) terms.push({ id: state.image.hit.image.split("/").pop() });
   }
   if (state.text) terms.push({ text: state.text });
   return terms.length === 1 ? { ...body, ...terms[0] } : { ...body, mix: terms };
@@ -132,7 +132,7 @@ function setMore(answers) {
 }
 
 function note(answers) {
-  if (!byPicture()) return;
+  if (!byImage()) return;
   answers.forEach((answer) => {
     state.measured[answer.query_patch_size] = answer.ms.image;
   });
@@ -140,9 +140,9 @@ function note(answers) {
 
 function say(answers) {
   const steps = ["text", "image", "search"].filter((step) => answers[0].ms[step] > 0);
-  const names = { text: "words", image: "picture", search: "search" };
+  const names = { text: "words", image: "image", search: "search" };
   const detail = steps.map((step) => `${names[step]} ${format(answers[0].ms[step])}`).join(" · ");
-  $("status").textContent = `Best of ${state.index.count.toLocaleString("en")} pictures in ${format(answers[0].ms.total)} (${detail})`;
+  $("status").textContent = `Best of ${state.index.count.toLocaleString("en")} images in ${format(answers[0].ms.total)} (${detail})`;
 }
 
 async function showSample(signal) {
@@ -151,7 +151,7 @@ async function showSample(signal) {
   const { hits } = await get(`v1/indices/${encodeURIComponent(state.index.name)}/sample?n=18`);
   if (signal.aborted) return;
   const again = button("Others", () => run({ remember: false }));
-  $("status").replaceChildren(`Some of ${state.index.count.toLocaleString("en")} pictures. Pick one to find more like it.`, again);
+  $("status").replaceChildren(`Some of ${state.index.count.toLocaleString("en")} images. Pick one to find more like it.`, again);
   const ideas = document.createElement("ul");
   ideas.className = "try";
   for (const idea of IDEAS) {
@@ -159,23 +159,23 @@ async function showSample(signal) {
     item.append(button(idea, () => { $("text").value = idea; state.text = idea; run(); }));
     ideas.append(item);
   }
-  const pictures = document.createElement("ol");
-  pictures.className = "hits";
-  drawHits(pictures, hits, { onPick: pick });
-  $("results").replaceChildren(ideas, pictures);
-  if (!hits.length) empty("This index holds no pictures yet.");
+  const images = document.createElement("ol");
+  images.className = "hits";
+  drawHits(images, hits, { onPick: pick });
+  $("results").replaceChildren(ideas, images);
+  if (!hits.length) empty("This index holds no images yet.");
 }
 
 async function pick(hit) {
   if (state.view === "classify") {
-    const blob = await pictureBlob(`${hit.image}?size=640`);
+    const blob = await imageBlob(`${hit.image}?size=640`);
     setNamed(blob);
     window.scrollTo({ top: 0, behavior: "smooth" });
     return run();
   }
   forget();
   state.text = $("text").value = "";
-  state.picture = { hit, url: await pictureURL(`${hit.image}?size=96`) };
+  state.image = { hit, url: await imageURL(`${hit.image}?size=96`) };
   await run();
   window.scrollTo({ top: 0, behavior: "smooth" });
 }
@@ -188,7 +188,7 @@ async function runClassify(signal) {
     $("bars").replaceChildren();
     await showSample(signal);
     $("results").querySelector(".try")?.remove();
-    $("status").firstChild.textContent = "No picture at hand? Take one of these. ";
+    $("status").firstChild.textContent = "No image at hand? Take one of these. ";
     return;
   }
   const answers = await classify(state.index.name, state.named.blob, sizes(), signal);
@@ -196,13 +196,13 @@ async function runClassify(signal) {
   $("results").replaceChildren();
   if (!answers) {
     $("bars").replaceChildren();
-    $("status").textContent = "Write down what it could be, and see what it is taken for.";
+    $("status").textContent = "List what it could be, and see which label fits best.";
     return;
   }
   answers.forEach((answer) => { state.measured[answer.patch_size] = answer.ms.image; });
   drawBars(answers);
   const [{ ms, patch_size: size }, other] = answers;
-  $("status").textContent = `Patch ${size}: picture read in ${format(ms.image)}, answered in ${format(ms.total)}`
+  $("status").textContent = `Patch ${size}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
     + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
   drawControls(run);
 }
@@ -225,20 +225,20 @@ function hideNotice() {
 function take(file) {
   if (!file) return;
   if (!file.type.startsWith("image/")) {
-    showNotice("That is no picture. JPEG, PNG, WebP, GIF, BMP and TIFF are.");
+    showNotice("This file is no image. Allowed: JPEG, PNG, WebP, GIF, BMP and TIFF.");
     return;
   }
   if (state.view === "classify") setNamed(file);
   else {
     forget();
     state.text = $("text").value = "";
-    state.picture = { blob: file, url: URL.createObjectURL(file) };
+    state.image = { blob: file, url: URL.createObjectURL(file) };
   }
   run();
 }
 
 function setView(view) {
-  if (view === "classify" && !state.named && state.picture?.blob) setNamed(state.picture.blob);
+  if (view === "classify" && !state.named && state.image?.blob) setNamed(state.image.blob);
   state.view = view;
   state.measured = {};
   $("results").replaceChildren();

@@ -1,4 +1,4 @@
-// Zero-shot playground: a picture and labels, bars.
+// Zero-shot playground: an image and labels, bars.
 
 import { post, toBase64 } from "./api.js";
 

@@ -1,11 +1,11 @@
-// Keys, and pictures that are dropped or pasted.
+// Keys, and images that are dropped or pasted.
 
 import { walk } from "./hits.js";
 import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 
-// Between the views by arrow, to the words by /, down to the pictures, and among them.
+// Between the views by arrow, to the words by /, down to the images, and among them.
 export function listenToKeys(setView) {
   document.querySelector("nav").addEventListener("keydown", (event) => {
     if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;

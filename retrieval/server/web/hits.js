@@ -1,6 +1,6 @@
-// Draws pictures that were found, and lets the arrow keys walk among them.
+// Draws images that were found, and lets the arrow keys walk among them.
 
-import { pictureURL } from "./api.js";
+import { imageURL } from "./api.js";
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -10,7 +10,7 @@ function element(tag, className, text) {
 }
 
 // hits: as /v1/search gives them. best: similarity of a full meter, null draws none.
-// elsewhere: ids of the other list, null without one. onPick(hit): a picture was chosen.
+// elsewhere: ids of the other list, null without one. onPick(hit): an image was chosen.
 export function drawHits(list, hits, { best = null, elsewhere = null, onPick }) {
   for (const hit of hits) {
     const item = element("li");
@@ -19,14 +19,14 @@ export function drawHits(list, hits, { best = null, elsewhere = null, onPick }) 
     button.dataset.id = hit.image;
     const caption = hit.caption || hit.key;
     const frame = element("span", "frame");
-    const picture = element("img");
-    picture.alt = caption;
-    picture.loading = "lazy";
-    picture.decoding = "async";
-    const lost = () => frame.replaceChildren(element("span", "lost", "no picture"));
-    picture.addEventListener("error", lost);
-    pictureURL(`${hit.image}?size=320`).then((url) => (picture.src = url), lost);
-    frame.append(picture);
+    const image = element("img");
+    image.alt = caption;
+    image.loading = "lazy";
+    image.decoding = "async";
+    const lost = () => frame.replaceChildren(element("span", "lost", "no image"));
+    image.addEventListener("error", lost);
+    imageURL(`${hit.image}?size=320`).then((url) => (image.src = url), lost);
+    frame.append(image);
     button.append(frame, element("span", "caption", caption));
     if (best !== null) {
       const score = element("span", "score");
@@ -42,7 +42,7 @@ export function drawHits(list, hits, { best = null, elsewhere = null, onPick }) 
       }
       button.append(score);
     }
-    button.title = `${caption} – search with this picture`;
+    button.title = `${caption} – search with this image`;
     button.addEventListener("click", () => onPick(hit));
     for (const event of ["mouseenter", "focus", "mouseleave", "blur"]) {
       button.addEventListener(event, () => showTwins(hit.image, event === "mouseenter" || event === "focus"));

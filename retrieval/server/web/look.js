@@ -1,14 +1,14 @@
-// Draws what is around the pictures: the controls, and what stands where there are none.
+// Draws what is around the images: the controls, and what stands where there are none.
 
 import { blanks } from "./hits.js";
 import { drawSizes, explain, finest } from "./sizes.js";
-import { another, byPicture, state } from "./state.js";
+import { another, byImage, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 
 export function drawControls(run) {
   const { index, measured } = state;
-  const held = index.patch_sizes.filter((option) => option.in_index || byPicture());
+  const held = index.patch_sizes.filter((option) => option.in_index || byImage());
   const offered = (size) => held.some((option) => option.patch_size === size);
   if (!offered(state.size)) state.size = finest(index);
   if (state.other && (!offered(state.other) || state.other === state.size)) state.other = another();
@@ -18,22 +18,22 @@ export function drawControls(run) {
     if (state.size === state.other) state[which === "size" ? "other" : "size"] = before;
     run();
   };
-  const common = { byPicture: byPicture(), measured };
+  const common = { byImage: byImage(), measured };
   drawSizes($("sizes"), index, { ...common, chosen: state.size, onChange: choose("size") });
   $("sizes-other").hidden = !state.other;
   if (state.other) drawSizes($("sizes-other"), index, { ...common, chosen: state.other, onChange: choose("other") });
   $("compare").checked = Boolean(state.other);
   $("compare").disabled = held.length < 2;
-  $("cost").textContent = explain(index, state.size, byPicture(), measured);
+  $("cost").textContent = explain(index, state.size, byImage(), measured);
   const grid = index.image_size / state.size;
-  const { picture, named } = state;
-  $("chip").hidden = !picture;
-  show($("chip-picture"), picture?.url, grid);
-  $("classify-picture").hidden = !named;
+  const { image, named } = state;
+  $("chip").hidden = !image;
+  show($("chip-image"), image?.url, grid);
+  $("classify-image").hidden = !named;
   $("drop-prompt").hidden = Boolean(named);
   $("drop").classList.toggle("filled", Boolean(named));
-  show($("classify-picture"), named?.url, grid);
-  $("text").placeholder = picture ? "Add words: like this, but …" : "Describe a picture, or drop one here";
+  show($("classify-image"), named?.url, grid);
+  $("text").placeholder = image ? "Add words: like this, but …" : "Describe an image, or drop one here";
   for (const view of ["search", "classify"]) {
     $(`view-${view}`).hidden = view !== state.view;
     $(`tab-${view}`).setAttribute("aria-selected", view === state.view);
@@ -42,9 +42,9 @@ export function drawControls(run) {
 }
 
 function show(frame, url, grid) {
-  const picture = frame.querySelector("img");
-  if (!url) picture.removeAttribute("src");
-  else if (picture.src !== new URL(url, location).href) picture.src = url;
+  const image = frame.querySelector("img");
+  if (!url) image.removeAttribute("src");
+  else if (image.src !== new URL(url, location).href) image.src = url;
   frame.style.setProperty("--n", grid);
 }
 

@@ -3,13 +3,13 @@
 export const format = (ms) =>
   ms >= 9950 ? `${Math.round(ms / 1000)} s` : ms >= 995 ? `${(ms / 1000).toFixed(1)} s` : ms >= 9.95 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
 
-// options: [{patch_size, in_index, gflops, ms}]. byPicture: a file is encoded; else the cost is that
-// of indexing 1,000 pictures. measured: {patch_size: ms} of the picture at hand.
-export function drawSizes(fieldset, index, { chosen, byPicture, measured, onChange }) {
+// options: [{patch_size, in_index, gflops, ms}]. byImage: a file is encoded; else the cost is that
+// of indexing 1,000 images. measured: {patch_size: ms} of the image at hand.
+export function drawSizes(fieldset, index, { chosen, byImage, measured, onChange }) {
   const box = fieldset.querySelector(".options");
   const had = box.contains(document.activeElement);
   box.replaceChildren();
-  for (const option of index.patch_sizes.filter((one) => byPicture || one.in_index)) {
+  for (const option of index.patch_sizes.filter((one) => byImage || one.in_index)) {
     const label = document.createElement("label");
     const input = document.createElement("input");
     input.type = "radio";
@@ -24,28 +24,28 @@ export function drawSizes(fieldset, index, { chosen, byPicture, measured, onChan
     name.textContent = option.patch_size;
     const time = document.createElement("small");
     const one = measured[option.patch_size] ?? option.ms;
-    time.textContent = byPicture ? format(one) : `${format(1000 * option.ms)} / 1,000`;
-    label.title = byPicture
-      ? `${option.gflops} GFLOPs to encode the picture`
-      : `${format(1000 * option.ms)} to index 1,000 pictures`;
+    time.textContent = byImage ? format(one) : `${format(1000 * option.ms)} / 1,000`;
+    label.title = byImage
+      ? `${option.gflops} GFLOPs to encode the image`
+      : `${format(1000 * option.ms)} to index 1,000 images`;
     label.append(input, cells, name, time);
     box.append(label);
     if (had && input.checked) input.focus();
   }
 }
 
-export function explain(index, size, byPicture, measured) {
+export function explain(index, size, byImage, measured) {
   const option = index.patch_sizes.find((other) => other.patch_size === size);
   if (!option) return "";
   const tokens = (index.image_size / size) ** 2;
   const pieces = `${tokens.toLocaleString("en")} patches, ${option.gflops.toPrecision(3)} GFLOPs`;
-  if (!byPicture) {
-    return `Each picture was cut into ${pieces}. Indexing 1,000 at this size takes this machine ${format(1000 * option.ms)}.`;
+  if (!byImage) {
+    return `Each image was cut into ${pieces}. Indexing 1,000 at this size takes this machine ${format(1000 * option.ms)}.`;
   }
   if (measured[size] !== undefined) {
-    return `Your picture was cut into ${pieces}, and read in ${format(measured[size])}.`;
+    return `Your image was cut into ${pieces}, and read in ${format(measured[size])}.`;
   }
-  return `Your picture is cut into ${pieces}: about ${format(option.ms)}.`;
+  return `Your image is cut into ${pieces}: about ${format(option.ms)}.`;
 }
 
 // The size to begin with: the finest of the index.

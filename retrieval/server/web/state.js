@@ -1,35 +1,35 @@
 // What the visitor looks for, and the address that says so.
 
-import { pictureURL } from "./api.js";
+import { imageURL } from "./api.js";
 import { finest } from "./sizes.js";
 
 export const state = {
   view: "search",
   index: null, // as /v1/indices describes it
   text: "",
-  picture: null, // {blob, url} of a file, or {hit, url} of the index
-  named: null, // {blob, url}: the picture of the playground
+  image: null, // {blob, url} of a file, or {hit, url} of the index
+  named: null, // {blob, url}: the image of the playground
   size: 0,
   other: 0, // 0: not compared
-  measured: {}, // ms by patch size, of the picture at hand
+  measured: {}, // ms by patch size, of the image at hand
 };
 
-export const byPicture = () => (state.view === "classify" ? true : Boolean(state.picture?.blob));
-export const asked = () => Boolean(state.text || state.picture);
+export const byImage = () => (state.view === "classify" ? true : Boolean(state.image?.blob));
+export const asked = () => Boolean(state.text || state.image);
 export const sizes = () => (state.other ? [state.size, state.other] : [state.size]);
 
 // The next coarser size, or the next finer one where there is none.
 export function another() {
   const known = state.index.patch_sizes
-    .filter((option) => (option.in_index || byPicture()) && option.patch_size !== state.size)
+    .filter((option) => (option.in_index || byImage()) && option.patch_size !== state.size)
     .map((option) => option.patch_size);
   const coarser = known.filter((size) => size > state.size);
   return coarser.length ? Math.min(...coarser) : Math.max(0, ...known);
 }
 
 export function forget() {
-  if (state.picture?.blob) URL.revokeObjectURL(state.picture.url);
-  state.picture = null;
+  if (state.image?.blob) URL.revokeObjectURL(state.image.url);
+  state.image = null;
   state.measured = {};
 }
 
@@ -44,7 +44,7 @@ export function writeAddress(first) {
   if (state.view !== "search") words.set("view", state.view);
   if (state.index !== first) words.set("index", state.index.name);
   if (state.text) words.set("q", state.text);
-  if (state.picture?.hit) words.set("like", state.picture.hit.image.split("/").pop());
+  if (state.image?.hit) words.set("like", state.image.hit.image.split("/").pop());
   if (state.size !== finest(state.index)) words.set("patch", state.size);
   if (state.other) words.set("beside", state.other);
   const address = `${location.pathname}${words.size ? "?" : ""}${words}`;
@@ -64,6 +64,6 @@ export async function readAddress(indices) {
   const like = words.get("like");
   if (like && /^\d+$/.test(like)) {
     const image = `/v1/images/${encodeURIComponent(state.index.name)}/${like}`;
-    state.picture = { hit: { image }, url: await pictureURL(`${image}?size=96`) };
+    state.image = { hit: { image }, url: await imageURL(`${image}?size=96`) };
   }
 }

@@ -1,4 +1,4 @@
-"""An evaluation set: images with labels or captions, and the texts to classify them with."""
+"""Image files in folders: finding, checking, labelling and loading them."""
 
 import os
 from collections.abc import Sequence
@@ -7,16 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from contrastive.distributed import rank, world_size
-from data.config import OnError
 from data.errors import UsageError
 from data.images import decode_image
-from data.pipeline.reader import ShardReader
 from data.problems import BadSample
-from data.shards.index import load_summaries
-from data.shards.names import is_local
-from data.transform import ImageTransform
-from retrieval.evaluation.datasets.files import FileReader, ImageSource
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RED = ((255, 255), (0, 0), (0, 0))  # lowest and highest value of each channel
@@ -63,58 +56,6 @@ def without_red_border(image: Image.Image) -> Image.Image:
             break
         image = image.crop((1, 1, width - 1, height - 1))
     return image
-
-
-@dataclass(frozen=True)
-class EvalDataset:
-    """Images, either in `shards` or as `images`, and what they are evaluated with.
-
-    Without class names it serves for recall alone.
-    """
-
-    name: str
-    class_names: Sequence[str] = ()
-    templates: Sequence[str] = ()
-    shards: Sequence[str] = ()
-    images: ImageSource | None = None
-    accepted: Sequence[tuple[int, ...]] = ()
-    """Per image, the classes that are right for it, where that may be several (ReaL)."""
-    captioned: bool = False
-    """A retrieval set: recall is what it is for, and each of an image's captions is its own. (In
-    other sets images that carry an equal caption share it.)"""
-    left_out: int = 0
-    """Images that are there, and that the set's protocol does not score."""
-
-    def num_images(self) -> int:
-        """Images of all ranks, good or bad; 0 where streamed shards do not say."""
-        if self.images is not None:
-            return len(self.images)
-        if not all(map(is_local, self.shards)):
-            return 0
-        return sum(s.num_samples for s in load_summaries(self.shards))
-
-    def reader(
-        self,
-        transform: ImageTransform,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        on_error: OnError = "skip",
-        need_captions: bool = False,
-    ) -> ShardReader | FileReader:
-        """This rank's share, which yields `EvalBatch`: whole batches, which ranks take in turn."""
-        share = rank(), world_size()
-        if self.images is not None:
-            return FileReader(self.images, transform, batch_size, num_workers, on_error, share)
-        return ShardReader(
-            self.shards,
-            transform,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            need_captions=need_captions,
-            caption_lines=self.captioned,
-            share=share,
-            on_error=on_error,
-        )
 
 
 # ---- folders ---------------------------------------------------------------------------------

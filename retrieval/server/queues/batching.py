@@ -1,7 +1,7 @@
 """Requests that arrive together share one forward, or one search.
 
-A thread takes the oldest waiting request and all others of its key. While other requests are known
-to be on their way it waits a moment for them; alone, a request waits for nobody.
+A thread takes the oldest waiting request and all others of its key. It waits a moment for requests
+that the server has taken in and that are not queued yet; a lone request never waits.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.server.limits import RequestError
+from retrieval.server.refusals import RequestError
 
 Run = Callable[[Any, list[Any]], Sequence[Any]]
 """(key, items) -> one result per item."""
@@ -84,12 +84,12 @@ class Batcher:
                     outcomes.append(list(results[: len(job.items)]))
                     results = results[len(job.items) :]
             except Exception:
-                outcomes = [self._alone(job) for job in jobs]  # one bad item spoils no other's run
+                outcomes = [self._alone(job) for job in jobs]  # only the bad one fails
             loop = jobs[0].loop
             try:
                 loop.call_soon_threadsafe(_deliver, jobs, outcomes)
             except RuntimeError:  # the server is gone
-                logging.getLogger(__name__).debug("an answer found no loop")
+                logging.getLogger(__name__).debug("the event loop ended before an answer")
 
     def _alone(self, job: _Job) -> Any:
         try:

@@ -1,6 +1,6 @@
-"""Recall over any number of images: embeddings and captions wait on disk, numbers in memory.
+"""Collect what recall@k needs from batches and ranks, however many images there are.
 
-What stays in memory is some ten numbers per caption.
+Embeddings and captions wait on disk; about ten numbers per caption stay in memory.
 """
 
 import json
@@ -24,7 +24,7 @@ ROWS_PER_MESSAGE = 4096
 
 
 class RecallCollector:
-    """Takes in batches as they come, then gives the recall of all ranks' images together.
+    """Takes batches as they come, then measures recall over the images of all ranks.
 
     folder: empty, of this rank alone; takes 4 bytes per number of each embedding, on the main rank
     of several twice as much. shared_captions: images that carry an equal caption are all right for
@@ -48,14 +48,14 @@ class RecallCollector:
 
         Images without a caption are left out.
         """
-        told = [row for row, captions in enumerate(batch.captions) if captions]
+        captioned = [row for row, captions in enumerate(batch.captions) if captions]
         first = len(self._positions)
-        self._positions.extend((batch.shard << 40) + int(batch.indices[row]) for row in told)
+        self._positions.extend((batch.shard << 40) + int(batch.indices[row]) for row in captioned)
         for size, rows in embeds.items():
-            self._embeds[size].append(rows[told])
+            self._embeds[size].append(rows[captioned])
         with self._captions.open("a", encoding="utf-8") as file:
-            for owner, row_told in enumerate(told, first):
-                for caption in batch.captions[row_told]:
+            for owner, row_in_batch in enumerate(captioned, first):
+                for caption in batch.captions[row_in_batch]:
                     self._owners.append(owner)
                     row = self._num_texts
                     if self._row_of is not None:
@@ -92,7 +92,7 @@ class RecallCollector:
         return gather_objects(found)[0]
 
     def _encode(self, encode: Encode) -> None:
-        """Ranks take the same number of forwards, as ZeRO-3 wants it."""
+        """All ranks run the same number of forwards, as ZeRO-3 needs."""
         rounds = max(gather_objects(-(-self._num_texts // TEXTS_PER_FORWARD)))
         self._captions.touch()
         with self._captions.open(encoding="utf-8") as lines:
@@ -124,10 +124,10 @@ class RecallCollector:
 
 @dataclass(frozen=True)
 class _Order:
-    """The order of one process's data set, put together from what each rank has."""
+    """The order in which one process alone would see everything, put together from all ranks."""
 
     images: Sequence[Int[np.ndarray, " n"]]  # per rank: where its images go
-    texts: Sequence[Int[np.ndarray, " m"]]  # per rank: where its texts go; -1: another's is taken
+    texts: Sequence[Int[np.ndarray, " m"]]  # per rank: where its texts go; -1: an equal one counts
     pairs: Int[np.ndarray, "p 2"]  # (image, text)
 
     @classmethod

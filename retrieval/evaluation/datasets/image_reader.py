@@ -1,11 +1,9 @@
-"""Images that do not lie in shards, in batches."""
+"""Batches of images that do not lie in shards."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,25 +11,10 @@ from data.batch import EvalBatch
 from data.config import OnError, check_loading
 from data.problems import Problem, attempt, skip_or_raise
 from data.transform import ImageTransform
+from retrieval.evaluation.datasets.image_source import ImageSource
 
 
-@runtime_checkable
-class ImageSource(Protocol):
-    """Images by number. Loader processes have copies of it."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, row: int) -> str:
-        """What names the image to a user: its path, where it has one."""
-
-    def captions(self, row: int) -> tuple[str, ...]:
-        """() where there are none."""
-
-    def load(self, row: int, max_pixels: int) -> tuple[Image.Image, int]:
-        """The picture and its label, -1 for none. Raises `BadSample` where it cannot be read."""
-
-
-class FileReader:
+class ImageReader:
     """Images in batches, in order. Iterate for `EvalBatch`; unreadable ones are counted.
 
     share: (rank, ranks); ranks take whole batches in turn. Batches without any readable image are

@@ -1,0 +1,66 @@
+"""Accuracy over cost, as a plot."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import UsageError
+from retrieval.evaluation.costs import PatchCost
+from retrieval.evaluation.results import DatasetResult
+
+
+def plot_accuracy(
+    costs: Sequence[PatchCost], results: Sequence[DatasetResult], path: str | Path
+) -> Path:
+    """Top-1 accuracy against GFLOPs per image, a line per data set, one standard error as bars.
+
+    Raises `UsageError` without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, NullLocator
+    except ImportError as error:
+        raise UsageError("a plot needs matplotlib; pip install matplotlib") from error
+
+    costs = sorted(costs, key=lambda c: c.gflops)
+    gflops = [c.gflops for c in costs]
+    figure = Figure(figsize=(7.2, 4.6), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["#0b62a4", "#d1495b", "#2e8b57", "#8a5fbf", "#c98a1b", "#4a4a4a"]
+    markers = "osD^vP"
+    for number, dataset in enumerate(r for r in results if r.accuracy):
+        points = [dataset.accuracy[c.patch_size] for c in costs]
+        best = [next(iter(by_k.values())) for by_k in points]
+        errors = [100 * e.standard_error for e in best]
+        axes.errorbar(
+            gflops,
+            [100 * e.value for e in best],
+            yerr=[0.0 if math.isnan(e) else e for e in errors],
+            label=f"{dataset.name} ({dataset.num_classes:,} classes)",
+            color=colours[number % len(colours)],
+            marker=markers[number % len(markers)],
+            markersize=5.5,
+            linewidth=1.8,
+            capsize=3,
+            elinewidth=1.2,
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(gflops, [f"{g:.2g}" for g in gflops])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("GFLOPs per image (image tower, log scale)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}%"))
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.06, y=0.12)
+    axes.set_ylabel("zero-shot top-1 accuracy")
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(gflops, [f"{c.patch_size}" for c in costs])
+    top.xaxis.set_minor_locator(NullLocator())
+    top.set_xlabel("patch size (pixels)")
+    top.spines["top"].set_visible(False)
+    top.tick_params(length=0)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+    return Path(path)

@@ -1,0 +1,80 @@
+"""A report as plain values, for report.json."""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from retrieval.evaluation.costs import PatchCost
+from retrieval.evaluation.metrics import Estimate
+from retrieval.evaluation.results import DatasetResult
+
+
+def report_json(
+    model: str, costs: Sequence[PatchCost], results: Sequence[DatasetResult]
+) -> dict[str, Any]:
+    """Everything as plain values; shares in [0, 1], nan as None."""
+    return {
+        "format": 1,
+        "model": model,
+        "machine": {
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "timm", "faiss-gpu")},
+        },
+        "patch_sizes": [
+            {
+                "patch_size": c.patch_size,
+                "tokens": c.tokens,
+                "gflops": c.gflops,
+                "images_per_second": dict(
+                    zip(("median", "min", "max"), c.images_per_second, strict=True)
+                ),
+            }
+            for c in costs
+        ],
+        "datasets": [
+            {
+                "name": d.name,
+                "num_images": d.num_images,
+                "num_classes": d.num_classes,
+                "errors": dict(d.errors),
+                "left_out": d.left_out,
+                "empty_classes": d.empty_classes,
+                "uncaptioned": d.uncaptioned,
+                "accuracy": {str(size): _plain(by_k, "top") for size, by_k in d.accuracy.items()},
+                "mean_per_class_recall": {
+                    str(size): _plain_estimate(e) for size, e in d.class_recall.items()
+                },
+                "recall": {
+                    str(size): {
+                        "image_to_text": _plain(recall.image_to_text, "recall"),
+                        "text_to_image": _plain(recall.text_to_image, "recall"),
+                    }
+                    for size, recall in d.recall.items()
+                },
+            }
+            for d in results
+        ],
+    }
+
+
+def _plain(estimates: Mapping[int, Estimate], name: str) -> dict[str, dict[str, Any]]:
+    return {f"{name}{k}": _plain_estimate(e) for k, e in estimates.items()}
+
+
+def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    plain: dict[str, Any] = {
+        "value": number(estimate.value),
+        "standard_error": number(estimate.standard_error),
+    }
+    if estimate.interval:
+        plain["interval_95"] = list(estimate.interval)
+    return plain

@@ -1,0 +1,119 @@
+"""The answers of the endpoints: what they hold, and what /openapi.json says of it."""
+
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.search.searcher import Hit
+from retrieval.server.config import Limits
+
+
+class Answer(BaseModel):
+    """In JSON, numbers that it lacks (NaN) are null, and bytes base64."""
+
+    model_config = ConfigDict(ser_json_inf_nan="null", ser_json_bytes="base64")
+
+
+class FoundImage(Answer):
+    id: int = Field(description="A 64-bit integer; never reused within an index.")
+    similarity: float = Field(description="Cosine; refined, of both patch sizes.")
+    key: str
+    caption: str
+    image: str = Field(description="Path of its thumbnail; ?size= in pixels.")
+    columns: dict[str, Any] = Field(description="The index's other metadata.")
+
+    @classmethod
+    def of(cls, index: str, hit: Hit) -> "FoundImage":
+        return cls(
+            id=hit.id, similarity=hit.similarity, key=hit.key, caption=hit.caption,
+            image=f"/v1/images/{quote(index, safe='')}/{hit.id}", columns=dict(hit.columns),
+        )  # fmt: skip
+
+
+class SearchTimes(Answer):
+    text: float = Field(
+        description="Milliseconds of the text forwards, shared with other requests or not."
+    )
+    image: float = Field(description="Milliseconds of the image forwards.")
+    search: float = Field(description="From the vector to the hits.")
+    total: float
+
+
+class SearchAnswer(Answer):
+    index: str
+    patch_size: int = Field(description="Of the index that answered.")
+    query_patch_size: int | None = Field(description="At which a query image was encoded.")
+    refine_patch_size: int | None
+    hits: list[FoundImage]
+    next_offset: int | None = Field(description="Of the next page, null after the last.")
+    ms: SearchTimes
+
+
+class Label(Answer):
+    label: str
+    similarity: float
+    share: float | None = Field(description="Softmax over the labels; null for a large class set.")
+
+
+class ClassifyTimes(Answer):
+    image: float
+    total: float
+
+
+class ClassifyAnswer(Answer):
+    patch_size: int = Field(description="At which the answer was found.")
+    refined: bool
+    labels: list[Label]
+    ms: ClassifyTimes
+
+
+class PatchSizeCost(Answer):
+    patch_size: int
+    in_index: bool
+    gflops: float = Field(description="10^9 floating-point operations of one image.")
+    ms: float = Field(description="Of one image alone, measured on this server.")
+
+
+class IndexAnswer(Answer):
+    name: str
+    count: int = Field(description="Images.")
+    kind: str = Field(description="Index type: flat, flat16, ivf, ivfpq or hnsw.")
+    width: int = Field(description="Numbers of a vector.")
+    generation: int = Field(description="Grows with every change.")
+    image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
+    patch_sizes: list[PatchSizeCost]
+    columns: dict[str, str] = Field(description="Names and types of the metadata.")
+
+
+class ClassSetAnswer(Answer):
+    name: str
+    count: int = Field(description="Classes.")
+
+
+class IndicesAnswer(Answer):
+    indices: list[IndexAnswer]
+    class_sets: list[ClassSetAnswer]
+    limits: Limits
+
+
+class SampleAnswer(Answer):
+    index: str
+    hits: list[FoundImage]
+
+
+class KnnEntry(Answer):
+    """An image. Of the first `num_images` all metadata, further columns of the index included;
+    what holds nothing is left out."""
+
+    model_config = ConfigDict(extra="allow")
+    key: str | None = None
+    caption: str | None = None
+    image: str | None = Field(default=None, description="A JPEG in base64.")
+    id: int
+    similarity: float = Field(description="Cosine.")
+
+
+class MetadataEntry(Answer):
+    id: int
+    metadata: dict[str, Any]

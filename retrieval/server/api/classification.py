@@ -1,0 +1,105 @@
+"""Labels for an image, ranked: those of a request, or a class set of the server."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data.class_names import DEFAULT_TEMPLATES
+from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
+from retrieval.search.refine import blend
+from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
+from retrieval.server.patch_sizes import afford, budget_of, check_size
+from retrieval.server.refusals import RequestError
+from retrieval.server.requests import MAX_LABELS, ClassifyRequest, check_text
+from retrieval.server.served_index import ServedIndex
+from retrieval.server.service import Service
+
+
+async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyAnswer:
+    """Encode the image, rank the classes, look again where it is close. Raises `RequestError`."""
+    start = time.perf_counter()
+    index = service.index(asked.index)
+    searcher, model = index.searcher, index.searcher.model
+    coarse = asked.patch_size or min(model.patch_sizes)
+    if (budget := budget_of(asked)) is not None:
+        coarse = afford(searcher, budget, model.patch_sizes)
+    check_size("patch_size", coarse, model.patch_sizes, "the model")
+    if asked.refine_patch_size is not None:
+        check_size("refine_patch_size", asked.refine_patch_size, model.patch_sizes, "the model")
+    classes = await _classes_of(service, index, asked)
+    pixels = await service.uploads.pixels(model, asked.image, asked.image_url)
+    encoded = await service.encoder.image(model, pixels, coarse)
+    rows, similarities = await classes.rank(service, encoded.vector)
+    refine = asked.refine_patch_size
+    refined = refine is not None and bool(close_calls(similarities[None], asked.margin)[0])
+    ms = encoded.ms
+    if refine is not None and refined:
+        fine = await service.encoder.image(model, pixels, refine)
+        ms += fine.ms
+        rows, similarities = await classes.rank(service, blend(fine.vector, encoded.vector))
+    shares: list[float | None] = [None] * len(rows)
+    if len(classes.names) <= MAX_LABELS:  # then all of them are ranked
+        logits = model.text.scale().item() * similarities
+        powers = np.exp(logits - logits.max())
+        shares = (powers / powers.sum()).tolist()
+    best = list(zip(rows.tolist(), similarities.tolist(), shares, strict=True))[: asked.k]
+    return ClassifyAnswer(
+        patch_size=refine if refine is not None and refined else coarse,
+        refined=refined,
+        labels=[Label(label=classes.names[row], similarity=s, share=p) for row, s, p in best],
+        ms=ClassifyTimes(image=round(ms, 3), total=round(1e3 * (time.perf_counter() - start), 3)),
+    )
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Class names, and their vectors or the classifier that has them."""
+
+    names: list[str]
+    embeds: Float[np.ndarray, "c d"] | None = None
+    classifier: ZeroShotClassifier | None = None
+
+    async def rank(
+        self, service: Service, vector: Float[np.ndarray, " d"]
+    ) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+        """Rows and similarities, best first: all classes, or the best of a large set."""
+        if self.embeds is not None:
+            similarities = self.embeds @ vector
+            order = np.argsort(-similarities, kind="stable")
+            return order, similarities[order]
+        assert self.classifier is not None
+        loop = asyncio.get_running_loop()
+        rows, similarities = await loop.run_in_executor(
+            service.pool, self.classifier.classify_embeddings, vector[None], MAX_LABELS
+        )
+        return rows[0], similarities[0]
+
+
+async def _classes_of(service: Service, index: ServedIndex, asked: ClassifyRequest) -> _Classes:
+    """The classes that a request means. Raises `RequestError`."""
+    model = index.searcher.model
+    if asked.class_set is not None:
+        found = service.class_sets.get(asked.class_set)
+        if found is None:
+            allowed = ", ".join(service.class_sets) or "none; send labels"
+            raise RequestError(404, f"class_set: no {asked.class_set[:80]!r}; allowed: {allowed}")
+        if found.model is not model:
+            raise RequestError(
+                400, f"class_set: was made for another model than index {index.name}'s"
+            )
+        return _Classes(found.class_names, classifier=found)
+    labels = list(asked.labels or ())
+    templates = asked.templates or list(DEFAULT_TEMPLATES)
+    if len(labels) > service.limits.max_labels:
+        sentence = f"labels: {len(labels)} are given; at most {service.limits.max_labels}"
+        raise RequestError(400, sentence)
+    if not all(label.strip() for label in labels):
+        raise RequestError(400, "labels: one is empty; each needs a letter or more")
+    for label in labels:
+        check_text(label, service.limits, "labels")
+    for template in templates:
+        check_text(template, service.limits, "templates")
+    return _Classes(labels, embeds=await service.labels.vectors(model, labels, templates))

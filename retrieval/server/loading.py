@@ -1,0 +1,45 @@
+"""Open what a server serves: indexes, their models, class sets."""
+
+from pathlib import Path
+
+from contrastive.model.lit import LitModel
+from data.class_names import DEFAULT_TEMPLATES, read_class_names
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.search.searcher import Searcher
+from retrieval.server.config import ServeConfig
+from retrieval.server.monitoring import Metrics
+from retrieval.server.service import Service
+
+
+def load_service(cfg: ServeConfig) -> Service:
+    """Open everything that a server needs, and warm it up. Raises `UsageError`."""
+    models: list[LitModel] = []
+    searchers: dict[str, Searcher] = {}
+    for name, folder in zip(cfg.index_names(), cfg.index, strict=True):
+        searcher = Searcher.load(folder, cfg.model, cfg.device)
+        searcher.snapshot.check_contents()
+        for model in models:  # equal models are kept once, so that their requests share forwards
+            if _same(model, searcher.model):
+                searcher = Searcher.load(folder, model, cfg.device)
+        if searcher.model not in models:
+            models.append(searcher.model)
+        for size in searcher.model.patch_sizes:  # measured now: the first request need not wait
+            searcher.profile.gflops(size)
+        searcher.profile.ms(searcher.model.patch_sizes)
+        searcher.model.encode_text(["warm"])
+        searchers[name] = searcher
+    class_sets = {Path(file).stem: _load_classes(Path(file), models[0]) for file in cfg.classes}
+    return Service(searchers, class_sets, cfg.limits, Metrics(), cfg.image_urls)
+
+
+def _same(one: LitModel, other: LitModel) -> bool:
+    return (one.image_fingerprint, one.text_fingerprint) == (
+        other.image_fingerprint,
+        other.text_fingerprint,
+    )
+
+
+def _load_classes(file: Path, model: LitModel) -> ZeroShotClassifier:
+    if file.is_dir():
+        return ZeroShotClassifier.load(file, model)
+    return ZeroShotClassifier(model, read_class_names(file), DEFAULT_TEMPLATES)

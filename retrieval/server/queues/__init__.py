@@ -1,0 +1,1 @@
+"""Work that concurrent requests share: forwards and searches, in batches. Knows no HTTP."""

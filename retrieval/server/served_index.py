@@ -1,0 +1,95 @@
+"""An index that is served: its searcher under a name, and what it holds of single images."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data.shards.location import ImageLocation
+from retrieval.search.searcher import Searcher
+from retrieval.server.monitoring import Metrics
+from retrieval.server.refusals import RequestError
+from retrieval.server.thumbnails import Thumbnails
+
+log = logging.getLogger(__name__)
+
+
+class ServedIndex:
+    """Metadata, vectors and thumbnails by id, read in threads; takes up changes of the folder."""
+
+    def __init__(
+        self, name: str, searcher: Searcher, pool: ThreadPoolExecutor, thumbnails: Thumbnails
+    ) -> None:
+        self.name, self.searcher = name, searcher
+        self._pool, self._thumbnails = pool, thumbnails
+        self._stamp = _stamp(searcher)
+
+    async def vector(self, id: int, patch_size: int) -> Float[np.ndarray, " d"]:
+        """The unit-norm vector that the index holds of an image. Raises `RequestError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            rows = await loop.run_in_executor(self._pool, self.searcher.vectors, [id], patch_size)
+        except KeyError:
+            raise RequestError(404, f"id: {id} is not in index {self.name}") from None
+        return rows[0] / max(float(np.linalg.norm(rows[0])), 1e-12)
+
+    async def rows(self, ids: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
+        """(id, metadata) of those ids that the index has."""
+        snapshot = self.searcher.snapshot
+
+        def look_up() -> list[tuple[int, dict[str, Any]]]:
+            try:
+                return list(zip(ids, snapshot.rows(ids), strict=True))
+            except KeyError:
+                return [pair for id in ids for pair in _row(snapshot, id)]
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, look_up)
+
+    async def small_jpegs(
+        self, locations: Sequence[ImageLocation], side: int
+    ) -> list[bytes | None]:
+        """A small JPEG of each stored image, None for one that cannot be read."""
+        found, missing = self._thumbnails.kept(locations, side)
+        loop, get = asyncio.get_running_loop(), self._thumbnails.get
+        made = [loop.run_in_executor(self._pool, get, locations[n], side) for n in missing]
+        for number, jpeg in zip(missing, await asyncio.gather(*made), strict=True):
+            found[number] = jpeg
+        return found
+
+    async def reload(self, metrics: Metrics) -> None:
+        """Take up what was added to or deleted from the folder; a damaged one changes nothing."""
+        stamp = _stamp(self.searcher)
+        if stamp == self._stamp:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+            changed = await loop.run_in_executor(self._pool, self.searcher.reload)
+        except Exception as error:  # a GPU without room among them; what is served goes on
+            log.warning("%s stays as it is: %s", self.name, error)
+            metrics.reloads.labels(self.name, "refused").inc()
+        else:
+            if changed:
+                metrics.reloads.labels(self.name, "done").inc()
+                metrics.index_images.labels(self.name).set(len(self.searcher))
+        self._stamp = stamp
+
+
+def _stamp(searcher: Searcher) -> tuple[int, ...]:
+    """Changes whenever the manifest is replaced."""
+    try:
+        stat = Path(searcher.folder, "manifest.json").stat()
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _row(snapshot: Any, id: int) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        return [(id, snapshot.rows([id])[0])]
+    except KeyError:
+        return []

@@ -1,0 +1,83 @@
+"""Images that requests bring, or name by URL: from their bytes to the pixels that a model takes."""
+
+import asyncio
+import base64
+import binascii
+from concurrent.futures import ThreadPoolExecutor
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from contrastive.model.lit import LitModel
+from data.images import decode_image
+from data.problems import BadSample
+from retrieval.server.config import Limits
+from retrieval.server.fetch import fetch
+from retrieval.server.monitoring import Metrics
+from retrieval.server.refusals import RequestError
+
+FETCH_S = 10.0
+
+
+class Uploads:
+    """Fetches and decodes in threads of its own. Safe for one event loop."""
+
+    def __init__(self, limits: Limits, metrics: Metrics, image_urls: bool) -> None:
+        """image_urls: whether a request's image_url is fetched."""
+        self._limits, self._metrics, self._image_urls = limits, metrics, image_urls
+        self._decoding = ThreadPoolExecutor(4, "decode")
+        self._fetching = ThreadPoolExecutor(4, "fetch")
+
+    def close(self) -> None:
+        for pool in (self._decoding, self._fetching):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    async def pixels(
+        self, model: LitModel, image: str | bytes | None, image_url: str | None
+    ) -> Float[Tensor, "3 s s"]:
+        """An image file, in base64 or fetched, as `model` takes it. Raises `RequestError`."""
+        field = "image"
+        if image is None:
+            field, image = "image_url", await self._fetch(image_url or "")
+        data = image if isinstance(image, bytes) else from_base64(image, field)
+
+        def decode() -> Tensor:
+            with self._metrics.timed("image_prepro_time"):
+                return model.transform(decode_upload(data, self._limits.max_pixels, field))
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
+
+    async def _fetch(self, url: str) -> bytes:
+        if not self._image_urls:
+            raise RequestError(
+                400, "image_url: this server fetches nothing; send the file as image"
+            )
+
+        def download() -> bytes:
+            with self._metrics.timed("download_time"):
+                return fetch(url, self._limits.max_body_bytes, FETCH_S)
+
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, download)
+
+
+def from_base64(text: str, field: str) -> bytes:
+    """The bytes of an image sent as base64, perhaps as a data: URL."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            400, f"{field}: is not base64; allowed: an image file in base64"
+        ) from None
+
+
+def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
+    """An RGB image from a stranger's bytes."""
+    try:
+        return decode_image(data, max_pixels)
+    except BadSample as error:
+        allowed = f"allowed: JPEG, PNG, WebP, GIF, BMP or TIFF of at most {max_pixels:,} pixels"
+        what = error.kind.replace("_", " ")
+        raise RequestError(400, f"{field}: {what}; {allowed}") from error
