@@ -122,7 +122,7 @@ class Retrieval:
 
 
 def labelled(corpus: Corpus, root: Path, model: LitModel) -> dict:
-    """A held-out set's classifier, and the corpus rows and classes of its pictures."""
+    """A held-out set's classifier, and the corpus rows and classes of its images."""
     dataset = load_dataset("shards", root)
     places = zip(corpus.table["shard"].to_pylist(), corpus.table["key"].to_pylist(), strict=True)
     row_of = {place: row for row, place in enumerate(places)}
@@ -158,7 +158,7 @@ def retrieval_figures(
 def classification_curve(
     corpus: Corpus, sets: list[dict], coarse: int, fine: int, gflops: dict[int, float]
 ) -> tuple[dict[str, float], list[dict]]:
-    """Top-1 over all sets' pictures: of either patch size, of both, and per margin."""
+    """Top-1 over all sets' images: of either patch size, of both, and per margin."""
     parts = []
     for one in sets:
         found = {}
@@ -215,8 +215,8 @@ def plot(file: Path, curves: dict[str, list[dict]]) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.axhline(KEPT, color="grey", linewidth=0.8)
     axes.axvline(COMPUTE, color="grey", linewidth=0.8)
-    axes.set_xlabel("compute, of all pictures fine")
-    axes.set_ylabel("quality, of all pictures fine")
+    axes.set_xlabel("compute, of all images fine")
+    axes.set_ylabel("quality, of all images fine")
     axes.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=150)

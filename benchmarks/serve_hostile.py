@@ -94,7 +94,7 @@ class Client:
             self._streams = None
 
 
-class Stranger:
+class Visitor:
     """Asks good and bad questions, and knows the answers to the good ones."""
 
     def __init__(self, searcher: Searcher, seed: int) -> None:
@@ -104,8 +104,8 @@ class Stranger:
         self._texts = [next(asked) for _ in range(TEXTS)]
         found = searcher.search(self._texts, k=5, where=STAYING)
         self._expected = {t: [h.id for h in row] for t, row in zip(self._texts, found, strict=True)}
-        self._picture = _png(np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8))
-        self._bad = _malformed(self._draw, self._picture)
+        self._image = _png(np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8))
+        self._bad = _malformed(self._draw, self._image)
 
     async def ask(self, client: Client, seen: Seen) -> None:
         if self._draw.random() < 0.1:
@@ -133,13 +133,13 @@ class Stranger:
             return "/v1/search", body, lambda f: _mostly([h["id"] for h in f["hits"]], wanted)
         if what < 0.93:
             body = {"ids": [row, 10**12]}
-            key = f"picture {row}"
+            key = f"image {row}"
             return "/metadata", body, lambda f: [one["metadata"]["key"] for one in f] == [key]
         if what < 0.97:
             vector = self._vectors[row].tolist()
             body = {"embedding_input": vector, "num_images": 2, "modality": "image"}
             return "/knn-service", body, lambda found: found[0]["id"] == row
-        image = base64.b64encode(self._picture).decode()
+        image = base64.b64encode(self._image).decode()
         body = {"image": image, "labels": ["a cat", "rain"], "patch_size": 56}
         return "/v1/classify", body, lambda found: len(found["labels"]) == 2
 
@@ -173,7 +173,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _malformed(draw: random.Random, picture: bytes) -> list[Callable[[], tuple[str, bytes, str]]]:
+def _malformed(draw: random.Random, image: bytes) -> list[Callable[[], tuple[str, bytes, str]]]:
     """Makers of (path, body, header lines) that no server should take."""
     search, good = "/v1/search", {"text": "a cat"}
     huge = _png(np.zeros((9000, 9000), np.uint8))
@@ -185,7 +185,7 @@ def _malformed(draw: random.Random, picture: bytes) -> list[Callable[[], tuple[s
         {**good, "max_ms": 0}, {**good, "where": {"any": [{"key": "a"}] * 300}},
         {"vector": [1, 2, 3]}, {"vector": [0] * 384}, {"vector": ["a"] * 384},
         {"image": "?"}, {"image": base64.b64encode(b"GIF89a").decode()},
-        {"image": base64.b64encode(picture[:-40]).decode()[:400]},
+        {"image": base64.b64encode(image[:-40]).decode()[:400]},
         {"image": base64.b64encode(huge).decode()}, {"image_url": "http://127.0.0.1/"},
         {"id": 10**15}, {"mix": [{"weight": 1}]}, {**good, "unknown": 1},
     ]  # fmt: skip
@@ -215,12 +215,12 @@ async def storm(searcher: Searcher, port: int, pid: int, folder: Path, requests:
 
     async def one(number: int) -> None:
         nonlocal left
-        stranger, client = Stranger(searcher, number), Client(port)
+        visitor, client = Visitor(searcher, number), Client(port)
         while left > 0:
             left -= 1
             if left % max(1, requests // 50) == 0:
                 seen.resident_mib.append(_resident_mib(pid))
-            await stranger.ask(client, seen)
+            await visitor.ask(client, seen)
         await client.close()
 
     async def change() -> None:

@@ -1,4 +1,4 @@
-"""Folders of embeddings as `embed_shards` writes them, of clustered vectors instead of pictures."""
+"""Folders of embeddings as `embed_shards` writes them, of clustered vectors instead of images."""
 
 import json
 from collections.abc import Sequence

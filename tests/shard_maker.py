@@ -16,7 +16,7 @@ TRANSFORM = ImageTransform(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def png(seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> bytes:
-    """A picture that no other seed gives."""
+    """An image that no other seed gives."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
     out = io.BytesIO()

@@ -36,7 +36,8 @@ def rows(tmp_path_factory, tiny_text) -> dict[int, dict[str, dict]]:
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
         (folder / "job.json").write_text(json.dumps(job))
-        done = deepspeed(ranks, ROOT / "tests" / "gradients_program.py", str(folder / "job.json"))
+        program = ROOT / "tests" / "gradients_program.py"
+        done = deepspeed(ranks, program, str(folder / "job.json"), timeout_s=900)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         found[ranks] = json.loads((folder / "rows.json").read_text())
     return found

@@ -1,7 +1,10 @@
 """The tree as a reader meets it: small folders, a name for each thing, packages that explain
-themselves."""
+themselves, and programs that answer before they load what is heavy."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,10 +19,12 @@ MOST_MODULES = 18
 REPEATED = {  # base names that may stand in several folders, as they mean the same in each
     "config",  # of a package
     "loop", "step",  # of each training
-    "open_clip", "timm", "transformers",  # one per format: read, written, or a text tower's
-    "tower",  # of images, of texts
-    "manifest",  # of a feature cache, of an index
-    "build",  # of an index, of the emoji shards
+    "open_clip", "timm", "transformers",  # one per format
+    "tower", "load",  # of images, of texts
+    "manifest",  # of a feature cache, of embeddings, of an index
+    "folder",  # of a run, of an index
+    "files",  # opened by fsspec, images of a data set
+    "build",  # of a tower, of an index, of the emoji shards
     "captions",  # of a sample, and the cache of them
     "classify",  # zero-shot classification, and its endpoint
 }  # fmt: skip
@@ -69,3 +74,38 @@ def test_tests_do_not_import_benchmarks() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not programs & {name.partition(".")[0] for name in names}, file
+
+
+HEAVY = (
+    "torch", "timm", "open_clip", "transformers", "deepspeed", "faiss", "pandas", "scipy",
+    "sklearn", "pyarrow.dataset",
+)  # fmt: skip
+LOADED = """
+import json, runpy, sys
+program, *arguments = sys.argv[1:]
+sys.argv = [program, *arguments]
+try:
+    runpy.run_path(program, run_name="__main__")
+except SystemExit as stopped:
+    print(json.dumps([stopped.code, sorted(sys.modules)]), file=sys.__stderr__)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--no-such-flag", "1"]], ids=["help", "typo"])
+@pytest.mark.parametrize("program", modules(ROOT / "launch"))
+def test_a_program_answers_before_it_loads_what_is_heavy(
+    program: str, arguments: list[str]
+) -> None:
+    file = str(ROOT / "launch" / f"{program}.py")
+    command = [sys.executable, "-c", LOADED, file, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    code, loaded = json.loads(done.stderr.splitlines()[-1])
+    assert code == (0 if arguments == ["--help"] else 2), done.stderr
+    assert not set(HEAVY) & set(loaded)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_loads_its_names_on_first_use(package: str) -> None:
+    code = f"import json, sys, {package}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(json.loads(done.stdout))

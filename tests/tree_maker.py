@@ -9,15 +9,15 @@ from shard_maker import png
 
 
 def write_tree(root: Path, files: Iterable[str]) -> Path:
-    """Every file is a link to the same picture of 16 x 16 pixels, whatever its suffix."""
+    """Every file is a link to the same image of 16 x 16 pixels, whatever its suffix."""
     root.mkdir(parents=True, exist_ok=True)
-    picture = root / ".picture"
-    picture.write_bytes(png(0))
+    image = root / ".image"
+    image.write_bytes(png(0))
     for file in files:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.link(picture, path)
-    picture.unlink()
+        os.link(image, path)
+    image.unlink()
     return root
 
 

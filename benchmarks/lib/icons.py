@@ -68,8 +68,8 @@ def build_icons(out: Path, size: int = 224) -> Path:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         drawn = pool.map(_draw, drawings, [size] * len(drawings), chunksize=64)
-        pictures = zip(keys, tqdm(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
-        good = ((key, png) for key, png in pictures if png)
+        images = zip(keys, tqdm(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
+        good = ((key, png) for key, png in images if png)
         for number in range(-(-len(drawings) // SHARD_SIZE)):
             shard = part / f"icons-{number:04d}.tar"
             with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:

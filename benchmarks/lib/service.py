@@ -49,7 +49,7 @@ def build(folder: Path, count: int, types: Sequence[IndexTypeChoice] = ("auto",)
     model = LitModel(tower, TextSide(text, LossConfig())).eval()
     model.save_pretrained(folder / "model")
     numbers = np.arange(count)
-    names = [f"picture {number}" for number in range(count)]
+    names = [f"image {number}" for number in range(count)]
     columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * count}
     table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)

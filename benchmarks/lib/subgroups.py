@@ -16,7 +16,7 @@ SCRATCH = Path("runs/benchmarks")
 def subgroup_shards(size: int) -> tuple[Path, int]:
     """(folder with train/*.tar and heldout_style/*.tar, number of classes), built when missing.
 
-    Pictures of `size` pixels a side, KEY.png and KEY.cls. train: every concept by three artists;
+    Images of `size` pixels a side, KEY.png and KEY.cls. train: every concept by three artists;
     heldout_style: the same concepts by a fourth.
     """
     out = SCRATCH / f"subgroups-{size}"
