@@ -53,7 +53,7 @@ def main() -> None:
 
         def ours(
             size: int = patch_size, keep: float = keep, images: Tensor = images,
-            student: Student = student, given: Targets = given,
+            student: DistillationLoss = student, given: Targets = given,
             optimizer: torch.optim.Optimizer = ours_step,
         ) -> None:  # fmt: skip
             kept: float | Tensor = keep

@@ -49,6 +49,7 @@ from lib.harness import Target, finish, machine
 from lib.lit_setup import (
     CONTEXT,
     LOSSES,
+    Loss,
     adamw,
     build_model,
     build_open_clip,

@@ -83,7 +83,7 @@ def train_case(case: dict) -> None:
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    parts_of = CaptionedPipeline.parts
+    parts_of = TrainPipeline.parts
 
     def noted(self: TrainPipeline, start: int, steps: int) -> Iterator[list[Batch]]:
         for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
@@ -92,7 +92,7 @@ def train_case(case: dict) -> None:
                     file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
             yield parts
 
-    with patch.object(CaptionedPipeline, "parts", noted):
+    with patch.object(TrainPipeline, "parts", noted):
         train(cfg, callbacks=[witness], resume=case["resume"])
 
 
