@@ -24,17 +24,12 @@ from contrastive.flexify.step import (
 )
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
-from contrastive.run.checkpoint import (
-    check_finite,
-    load_checkpoint,
-    needs_universal,
-    save_checkpoint,
-)
+from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
-from contrastive.run.optim import learning_rate
+from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
+from contrastive.run.zero import batch_shape, deepspeed_config, whole_parameters
 from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
@@ -68,8 +63,6 @@ def flexify(
     if cfg.val_shards:
         expand_shards(cfg.val_shards, cfg.data.allow_pipe)
     checkpoint = find_checkpoint(cfg, resume)
-    if checkpoint and needs_universal(checkpoint[1]):
-        ds_config["checkpoint"] = {"load_universal": True}
 
     teacher = Teacher(cfg.teacher)
     torch.manual_seed(cfg.seed)  # new parameters start equal on all ranks
@@ -104,21 +97,15 @@ def flexify(
     validation = Validation(cfg, teacher, tower.transform, normaliser)
     exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
     student = DistillationLoss(tower, cfg.loss, normaliser)
-    engine = build_engine(student, cfg.optim, ds_config)
+    engine, step = begin_or_resume(student, cfg.optim, ds_config, checkpoint)
     _register_stem(student.tower, cfg.zero.stage)
-    step = 0
-    if checkpoint:
-        load_checkpoint(engine, *checkpoint)
-        step = int(checkpoint[1]["step"])
 
     train_step = DistillationStep(cfg, engine, source, shape)
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
     for batch in pipeline.batches(step, cfg.steps - step):
         patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
         keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
-        lr = learning_rate(cfg.optim, step, cfg.steps)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
         loss = train_step(batch, patch_size, keep)
         step += 1
         if log.step(step, loss, int(batch.valid.sum()), batch.errors):
@@ -142,9 +129,6 @@ def flexify(
                     )
     log.close()
     return cfg.folder
-
-
-# ---- paragraphs of flexify() -----------------------------------------------------------------
 
 
 def _register_stem(tower: VisionTower, stage: int) -> None:

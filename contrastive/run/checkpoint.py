@@ -14,7 +14,9 @@ from typing import Any
 from torch import nn
 
 from contrastive import distributed
+from contrastive.run.config import OptimConfig
 from contrastive.run.log import DIVERGED
+from contrastive.run.zero import build_engine
 from data.errors import DataError, UsageError
 
 STATE = "state.json"
@@ -77,6 +79,25 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: dict[str, Any]) -> Non
     distributed.barrier()
     if tag != checkpoint.name and distributed.is_main():
         shutil.rmtree(checkpoint.parent / tag)
+
+
+def begin_or_resume(
+    module: nn.Module,
+    optim: OptimConfig,
+    config: dict[str, Any],
+    checkpoint: tuple[Path, dict[str, Any]] | None,
+) -> tuple[Any, int]:
+    """DeepSpeed's engine around `module`, and the step it goes on from: the checkpoint's, or 0.
+
+    config: as `deepspeed_config` makes it. All ranks call it.
+    """
+    if checkpoint is None:
+        return build_engine(module, optim, config), 0
+    if needs_universal(checkpoint[1]):
+        config = {**config, "checkpoint": {"load_universal": True}}
+    engine = build_engine(module, optim, config)
+    load_checkpoint(engine, *checkpoint)
+    return engine, int(checkpoint[1]["step"])
 
 
 def _convert(source: Path, target: Path) -> None:

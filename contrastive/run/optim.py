@@ -50,3 +50,11 @@ def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
     progress = min(1.0, max(0.0, step - (steps - falling)) / max(1, falling))
     share = 0.5 * (1 + math.cos(math.pi * progress)) if cfg.schedule == "cosine" else 1 - progress
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * share
+
+
+def set_learning_rate(optimizer: Any, cfg: OptimConfig, step: int, steps: int) -> float:
+    """Set the learning rate of step `step` of `steps` (from 0) in every group, and return it."""
+    lr = learning_rate(cfg, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr

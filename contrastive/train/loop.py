@@ -11,17 +11,12 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel, TextSide
-from contrastive.run.checkpoint import (
-    check_finite,
-    load_checkpoint,
-    needs_universal,
-    save_checkpoint,
-)
+from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.log import RunLog
-from contrastive.run.optim import learning_rate
+from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
-from contrastive.run.zero import batch_shape, build_engine, deepspeed_config, whole_parameters
+from contrastive.run.zero import batch_shape, deepspeed_config, whole_parameters
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
@@ -48,38 +43,18 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     checkpoint = find_checkpoint(cfg, resume)
 
-    tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
-    patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
-    for patch_size in patch_sizes:
-        tower.check_patch_size(patch_size)
-    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
-    model.text.train()
-    if cfg.compile:
-        # torch.compile looks at the gradient of the words' vectors, and warns of its own look
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        tower.compile_blocks()
-        encoder.tower.compile_net()
-    pipeline = CaptionedPipeline(
-        cfg.data,
-        None if cfg.data.features else tower.transform,
-        tokenizer=encoder.tower.tokenizer,
-        seed=cfg.seed,
-        global_batch_size=cfg.global_batch_size,
-        rank=distributed.rank(),
-        world_size=world_size,
-    )
+    model = _build_model(cfg)
+    patch_sizes = cfg.vision.patch_sizes or model.patch_sizes
+    pipeline = _build_pipeline(cfg, model)
     identity = {
         "zero_stage": cfg.zero.stage,
-        "image_tower": tower.fingerprint,
+        "image_tower": model.vision.fingerprint,
         "data": pipeline.fingerprint(),
     }
     claim_folder(cfg, checkpoint, identity, INIT_FILE)
-    source = FeatureSource(tower, cfg.data, patch_sizes)
+    source = FeatureSource(model.vision, cfg.data, patch_sizes)
     if cfg.data.features:
-        fill_texts(cfg.data, encoder.tower.tokenizer)
-    skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
+        fill_texts(cfg.data, model.text.encoder.tower.tokenizer)
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     if not cfg.zero.micro_batch_size:
@@ -87,15 +62,10 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
         shape = batch_shape(cfg.global_batch_size, texts, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    if checkpoint and needs_universal(checkpoint[1]):
-        ds_config["checkpoint"] = {"load_universal": True}
-    engine = build_engine(model.text, cfg.optim, ds_config)
-    step = 0
-    if checkpoint:
-        load_checkpoint(engine, *checkpoint)
-        step = int(checkpoint[1]["step"])
+    engine, step = begin_or_resume(model.text, cfg.optim, ds_config, checkpoint)
 
     train_step = TrainStep(model, engine, shape, cfg.seed)
+    skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
     figures: dict[str, float] = {}  # of the newest evaluation
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
 
@@ -103,9 +73,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
     for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
-        lr = learning_rate(cfg.optim, step, cfg.steps)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
         loss = train_step(batch, features, valid)
         step += 1
         if log.step(step, loss, int(valid.sum()), batch.errors):
@@ -124,6 +92,36 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
                 )
     log.close()
     return cfg.folder
+
+
+def _build_model(cfg: TrainConfig) -> LitModel:
+    """The locked image tower, checked against the patch sizes, and the text side, in train mode."""
+    tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
+    for patch_size in cfg.vision.patch_sizes or tower.patch_sizes:
+        tower.check_patch_size(patch_size)
+    torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
+    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
+    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
+    model.text.train()
+    if cfg.compile:
+        # torch.compile reads .grad of the token embeddings, which warns.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        tower.compile_blocks()
+        encoder.tower.compile_net()
+    return model
+
+
+def _build_pipeline(cfg: TrainConfig, model: LitModel) -> CaptionedPipeline:
+    """This rank's batches; without images where their features are cached."""
+    return CaptionedPipeline(
+        cfg.data,
+        None if cfg.data.features else model.transform,
+        tokenizer=model.text.encoder.tower.tokenizer,
+        seed=cfg.seed,
+        global_batch_size=cfg.global_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
 
 
 def _save_model(
