@@ -175,7 +175,8 @@ import json, sys
 from contrastive.distributed import init_from_launcher, is_main, shutdown
 from contrastive.model.lit import LitModel
 from data.shards.names import expand_shards
-from retrieval import Report, embed_shards, evaluate, load_dataset
+from retrieval import embed_shards, evaluate, load_dataset
+from retrieval.evaluation.report_json import report_json
 
 init_from_launcher()
 model_dir, data, out, *sizes = sys.argv[1:]
