@@ -69,6 +69,15 @@ def test_only_exact_types_and_many_queries_are_multiplied_in_blocks(
                 assert bool(multiplied) == (many and index_type in ("flat", "flat16"))
 
 
-def test_faiss_multiplies_matrices_in_this_process() -> None:
-    """Its builds for recent CPUs never do by themselves."""
-    assert faiss.cvar.distance_compute_blas_threshold == 4
+def test_faiss_multiplies_from_four_queries_on_and_reads_for_one() -> None:
+    """Told by rounding: a filter that lets all through is always read vector by vector."""
+    vectors = clustered(1000, 384)
+    index = faiss.IndexFlatIP(384)
+    index.add(vectors)
+    every = nearest.search_params(index, 1, 1, pack(np.ones(1000, bool)))
+    queries = clustered(4, 384, seed=1)
+    read = index.search(queries, 1000, params=every)[0]
+    assert (index.search(queries[:1], 1000)[0] == read[:1]).all()
+    multiplied = index.search(queries, 1000)[0]
+    assert (multiplied != read).any()
+    np.testing.assert_allclose(multiplied, read, atol=1e-6)
