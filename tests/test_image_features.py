@@ -179,7 +179,7 @@ def test_features_come_ahead_and_in_order(data):
 
 def test_the_pixels_of_a_step_are_never_in_memory_together(data, monkeypatch):
     """However large the batch: what is held is its features, and the part that is being read."""
-    monkeypatch.setattr("data.pipeline.captioned.PART_SAMPLES", 2)
+    monkeypatch.setattr("data.pipeline.training.PART_SAMPLES", 2)
     cfg = dataclasses.replace(data, features="")
     tower = load_vision_tower(TINY_TOWER)
     held: list[weakref.ref] = []
