@@ -11,6 +11,7 @@ from typing import Literal
 
 import tyro
 
+from contrastive.vision.config import check_tower_spec
 from data.errors import UsageError, exit_on_usage_error, make_folder
 
 
@@ -35,6 +36,8 @@ def main() -> None:
         hub_name = args.model.count("/") == 1 and not args.model.startswith((".", "/"))
         if args.to != "timm" and not hub_name and not (Path(args.model) / "config.json").is_file():
             raise UsageError(f"model {args.model} is no model folder: it has no config.json")
+        if args.to == "timm":
+            check_tower_spec(args.model)
         make_folder(out.parent)
 
         from contrastive import LitModel, load_vision_tower

@@ -8,6 +8,7 @@ from contrastive.cli import parse_run
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.launcher import take_arguments
 from contrastive.recipes import FLEXIFY_RECIPES, default_data
+from contrastive.vision.config import check_tower_spec
 from data.errors import exit_on_usage_error
 
 
@@ -17,6 +18,8 @@ def main() -> None:
         cfg, resume = parse_run(
             take_arguments(), FLEXIFY_RECIPES, "dinov2s", "launch/flexify.py", what
         )
+        for tower in filter(None, (cfg.teacher.tower, cfg.student.tower)):
+            check_tower_spec(tower)
         from data.shards.names import expand_shards
 
         drawings = cfg.data.shards == FLEXIFY_RECIPES["dinov2s"]().data.shards  # built if missing

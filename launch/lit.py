@@ -10,6 +10,7 @@ from contrastive.cli import parse_run
 from contrastive.launcher import take_arguments
 from contrastive.recipes import RECIPES, default_data
 from contrastive.train.config import TrainConfig
+from contrastive.vision.config import check_tower_spec
 from data.errors import exit_on_usage_error
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def main() -> None:
     with exit_on_usage_error(TrainConfig, "resume"):
         what = "Train the text tower against the locked image tower."
         cfg, resume = parse_run(take_arguments(), RECIPES, "demo", "launch/lit.py", what)
+        check_tower_spec(cfg.vision.tower)
         from data.shards.names import expand_shards
 
         drawings = cfg.data.shards == RECIPES["demo"]().data.shards  # built where missing

@@ -1,6 +1,7 @@
 """Which image tower, at which patch sizes, and how much of an image it reads."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from data.config import check_weights
@@ -56,3 +57,17 @@ def check_keep_rate(name: str, keep_rate: float) -> None:
     """Raise `UsageError` for a rate outside (0, 1]; `name` is what the message calls it."""
     if not 0 < keep_rate <= 1:
         raise UsageError(f"{name} {keep_rate}: allowed are shares above 0, up to 1")
+
+
+def check_tower_spec(spec: str) -> None:
+    """Raise `UsageError` for what `load_vision_tower` does not read, before torch is imported."""
+    kind, _, rest = spec.partition(":")
+    known = kind in ("timm", "bigvision", "open_clip", "transformers", "vit_pytorch") and rest
+    if known or spec in ("dinov2s", "dinov2s-flexi") or (Path(spec) / "config.json").is_file():
+        return
+    raise UsageError(
+        f"unknown image tower {spec!r}; allowed: timm:NAME, timm:NAME@FILE, "
+        "timm:local-dir:FOLDER, bigvision:FILE.npz[@SIZE], open_clip:ARCHITECTURE@FILE, "
+        "open_clip:local-dir:FOLDER, transformers:FOLDER_OR_HUB_NAME, vit_pytorch:NAME@FILE, "
+        "dinov2s, dinov2s-flexi, or a folder with config.json"
+    )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from contrastive.vision.config import check_tower_spec
 from contrastive.vision.tower import VisionTower
-from data.errors import UsageError
 
 
 def load_vision_tower(
@@ -27,6 +27,7 @@ def load_vision_tower(
 
 def _load(spec: str) -> VisionTower:
     """Each format is imported when it is read: most come with a heavy library."""
+    check_tower_spec(spec)
     kind, _, rest = spec.partition(":")
     if kind == "timm" and rest:
         from contrastive.vision.formats.timm import load_timm
@@ -52,13 +53,6 @@ def _load(spec: str) -> VisionTower:
         from contrastive.vision.formats import dinov2s
 
         return dinov2s.load_dinov2s() if spec == "dinov2s" else dinov2s.load_dinov2s_flexi()
-    if (Path(spec) / "config.json").is_file():
-        from contrastive.vision.saved import load_saved_tower
+    from contrastive.vision.saved import load_saved_tower
 
-        return load_saved_tower(Path(spec))
-    raise UsageError(
-        f"unknown image tower {spec!r}; allowed: timm:NAME, timm:NAME@FILE, "
-        "timm:local-dir:FOLDER, bigvision:FILE.npz[@SIZE], open_clip:ARCHITECTURE@FILE, "
-        "open_clip:local-dir:FOLDER, transformers:FOLDER_OR_HUB_NAME, vit_pytorch:NAME@FILE, "
-        "dinov2s, dinov2s-flexi, or a folder with config.json"
-    )
+    return load_saved_tower(Path(spec))
