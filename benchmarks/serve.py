@@ -29,7 +29,7 @@ import numpy as np
 
 from lib import clip_retrieval_server
 from lib.harness import Target, finish, interleave
-from lib.service import PATCH, build, serving, texts
+from lib.synthetic_index import PATCH, build, serving, texts
 from lib.vectors import synthetic
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.nearest import search_params

@@ -30,7 +30,7 @@ import pyarrow as pa
 from PIL import Image
 
 from lib.harness import Target, finish
-from lib.service import PATCH, build, serving, texts
+from lib.synthetic_index import PATCH, build, serving, texts
 from lib.vectors import synthetic
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, compact_index

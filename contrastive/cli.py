@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from contrastive.launcher import speaks
+from contrastive.launch_context import speaks
 from contrastive.recipes import choose_recipe
 from contrastive.run.config_file import RENAMED, Config, check_resumable, from_dict, load_config
 from data.errors import UsageError

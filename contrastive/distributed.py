@@ -8,7 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from contrastive.launcher import take_arguments
+from contrastive.launch_context import take_arguments
 
 
 def init_from_launcher() -> None:

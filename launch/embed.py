@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from contrastive.launcher import take_arguments
+from contrastive.launch_context import take_arguments
 from data.config import OnError
 from data.errors import exit_on_usage_error
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches

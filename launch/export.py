@@ -41,7 +41,7 @@ def main() -> None:
         make_folder(out.parent)
 
         from contrastive import LitModel, load_vision_tower
-        from contrastive.export.checked import export_model
+        from contrastive.export.export_model import export_model
         from contrastive.export.timm import export_timm
 
         if args.to == "timm":

@@ -6,7 +6,7 @@ deepspeed launch/flexify.py --resume runs/NAME      # go on from the newest chec
 
 from contrastive.cli import parse_run
 from contrastive.flexify.config import FlexifyConfig
-from contrastive.launcher import take_arguments
+from contrastive.launch_context import take_arguments
 from contrastive.recipes import FLEXIFY_RECIPES, default_data
 from contrastive.vision.config import check_tower_spec
 from data.errors import exit_on_usage_error

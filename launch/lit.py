@@ -7,7 +7,7 @@ deepspeed launch/lit.py --resume runs/NAME      # go on from the newest checkpoi
 from typing import TYPE_CHECKING
 
 from contrastive.cli import parse_run
-from contrastive.launcher import take_arguments
+from contrastive.launch_context import take_arguments
 from contrastive.recipes import RECIPES, default_data
 from contrastive.train.config import TrainConfig
 from contrastive.vision.config import check_tower_spec

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from contrastive.launcher import take_arguments
+from contrastive.launch_context import take_arguments
 from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error, make_folder
 from retrieval.embed.config import check_batches

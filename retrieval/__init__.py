@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
     from retrieval.evaluation.report import Report
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
-    from retrieval.index.photos import index_photos
+    from retrieval.photos.indexing import index_photos
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
     from retrieval.search.searcher import Hit, Searcher
@@ -35,7 +35,7 @@ _MODULES = {
     "delete_ids": "retrieval.index.build",
     "embed_shards": "retrieval.embed.bulk",
     "evaluate": "retrieval.evaluation.evaluate",
-    "index_photos": "retrieval.index.photos",
+    "index_photos": "retrieval.photos.indexing",
     "load_dataset": "retrieval.evaluation.datasets",
     "measure_costs": "retrieval.evaluation.costs",
     "recall_at_k": "retrieval.evaluation.metrics",

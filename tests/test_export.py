@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import VisionTextDualEncoderModel, VisionTextDualEncoderProcessor
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.export.checked import MIN_COSINE, export_model
+from contrastive.export.export_model import MIN_COSINE, export_model
 from contrastive.export.timm import export_timm
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide

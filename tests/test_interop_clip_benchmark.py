@@ -12,7 +12,7 @@ from shard_maker import write_tar
 from test_export import with_text
 
 from contrastive import load_vision_tower
-from contrastive.export.checked import export_model
+from contrastive.export.export_model import export_model
 from retrieval.evaluation.datasets import EvalDataset, load_dataset
 from retrieval.evaluation.evaluate import evaluate
 

@@ -15,9 +15,9 @@ from shard_maker import png
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.problems import SampleError
-from retrieval.index import photos
-from retrieval.index.photos import index_photos
 from retrieval.index.snapshot import Snapshot
+from retrieval.photos import indexing
+from retrieval.photos.indexing import index_photos
 from retrieval.search.searcher import Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -130,14 +130,14 @@ def test_run_again_takes_in_only_what_changed(
     before = ids_by_key(Snapshot.open(out))
 
     read = []
-    getitem = photos._Photos.__getitem__
+    getitem = indexing._Photos.__getitem__
     monkeypatch.setattr(
-        photos._Photos,
+        indexing._Photos,
         "__getitem__",
         lambda self, n: read.append(self._photos[n].key) or getitem(self, n),
     )
-    monkeypatch.setattr(photos, "COMPACT_ABOVE", 0.5)
-    monkeypatch.setattr(photos, "compact_index", lambda *_: pytest.fail("little has changed"))
+    monkeypatch.setattr(indexing, "COMPACT_ABOVE", 0.5)
+    monkeypatch.setattr(indexing, "compact_index", lambda *_: pytest.fail("little has changed"))
     again = take_in(folder, model_dir, out)
     assert (again.added, again.changed, again.gone, again.unchanged) == (0, 0, 0, 12)
     assert read == ["broken.jpg"]  # tried again
@@ -227,16 +227,16 @@ def test_the_first_bad_picture_can_end_the_run(
 
 PROGRAM = """
 import sys, time
-from retrieval.index import photos
-photos.WRITE_EVERY = 4
-getitem = photos._Photos.__getitem__
+from retrieval.photos import indexing
+indexing.WRITE_EVERY = 4
+getitem = indexing._Photos.__getitem__
 def slow(self, number):
     if number == 6:
         print("reading", flush=True)
         time.sleep(60)
     return getitem(self, number)
-photos._Photos.__getitem__ = slow
-photos.index_photos(*sys.argv[1:4], patch_sizes=(48,), num_workers=0, batch_size=2, device="cpu")
+indexing._Photos.__getitem__ = slow
+indexing.index_photos(*sys.argv[1:4], patch_sizes=(48,), num_workers=0, batch_size=2, device="cpu")
 """
 
 

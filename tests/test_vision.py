@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from contrastive import load_vision_tower
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.formats.dinov2s import dinov2s_file
+from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.resize import PositionResize
-from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -206,7 +206,7 @@ def test_a_tower_loads_without_libraries_that_it_does_not_need(tmp_path):
     code = f"""
 import sys
 from contrastive import load_vision_tower
-from contrastive.vision.saved import save_vision_tower
+from contrastive.vision.own_format import save_vision_tower
 print(set(sys.modules) & {{"timm", "open_clip", "transformers"}})
 save_vision_tower(load_vision_tower("bigvision:{file}"), "{tmp_path}/tower")
 load_vision_tower("{tmp_path}/tower")

@@ -30,8 +30,8 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.zero import batch_shape, deepspeed_config, whole_parameters
+from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.patch_dropout import keep_rate_at
-from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.labelled import LabelledPipeline

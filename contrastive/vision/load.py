@@ -53,6 +53,6 @@ def _load(spec: str) -> VisionTower:
         from contrastive.vision.formats import dinov2s
 
         return dinov2s.load_dinov2s() if spec == "dinov2s" else dinov2s.load_dinov2s_flexi()
-    from contrastive.vision.saved import load_saved_tower
+    from contrastive.vision.own_format import load_saved_tower
 
     return load_saved_tower(Path(spec))

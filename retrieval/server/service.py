@@ -9,10 +9,10 @@ from contrastive.model.lit import LitModel
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
 from retrieval.server.config import Limits
+from retrieval.server.label_cache import LabelCache
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
 from retrieval.server.queues.encoding import Encoder
-from retrieval.server.queues.labels import LabelCache
 from retrieval.server.queues.searching import SearchQueue
 from retrieval.server.refusals import RequestError
 from retrieval.server.served_index import ServedIndex

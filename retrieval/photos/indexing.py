@@ -1,7 +1,7 @@
 """From a folder of photos to a searchable index, and again when the folder has changed.
 
 Work is kept every WRITE_EVERY photos, so an interrupted run goes on where it was, and what is done
-can be searched meanwhile. `photo_folder.py` says what a photo's row holds.
+can be searched meanwhile. `listing.py` says what a photo's row holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
-from retrieval.index.photo_folder import SCHEMA, Photo, compare, list_photos, read_caption
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
+from retrieval.photos.listing import SCHEMA, Photo, compare, list_photos, read_caption
 
 WRITE_EVERY = 8192  # photos
 COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since the last compaction

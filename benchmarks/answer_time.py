@@ -1,7 +1,7 @@
 """How soon each program answers: `--help`, a mistyped flag, a folder that is not there.
 
-    python benchmarks/startup.py
-    python benchmarks/startup.py --programs search --rounds 1     # a smoke test
+    python benchmarks/answer_time.py
+    python benchmarks/answer_time.py --programs search --rounds 1     # a smoke test
 
 Each answer is a process of its own, from its start to its end; the programs answer in turn, and a
 figure is the median of the rounds. Then what `import contrastive` costs beyond `import torch`, and
@@ -69,7 +69,7 @@ def main() -> None:
         "imports": imported.figures(),
         "import_of_names_less_torch_s": imported.median("names") - imported.median("torch"),
     }
-    finish("startup", figures, targets, packages=("torch", "tyro"), where="cpu")
+    finish("answer_time", figures, targets, packages=("torch", "tyro"), where="cpu")
 
 
 if __name__ == "__main__":
