@@ -67,7 +67,13 @@ def cases() -> dict[str, dict[str, Any]]:
 
 def compare_gradients(folder: Path, tower: str, text: str) -> list[dict[str, Any]]:
     """A row per case and number of ranks: relative differences to one shot."""
-    job = {"tower": tower, "text": text, "pairs": PAIRS, "chunk": CHUNK, "cases": cases()}
+    job = {
+        "tower": tower,
+        "text": text,
+        "pairs": PAIRS,
+        "micro_batch_size": CHUNK,
+        "cases": cases(),
+    }
     (folder / "job.json").write_text(json.dumps(job))
     rows = []
     for ranks in (1, 2):

@@ -11,7 +11,8 @@ import tyro
 
 from contrastive.launch_context import speaks
 from contrastive.recipes import choose_recipe
-from contrastive.run.config_file import RENAMED, Config, check_resumable, from_dict, load_config
+from contrastive.run.config_file import RENAMED, Config, from_dict, load_config
+from contrastive.run.resume import check_resumable
 from data.errors import UsageError
 
 # Parsed when typed, and shown by --help-all: what few runs change from the recipe's value.

@@ -11,6 +11,7 @@ from typing import Literal
 
 import tyro
 
+from contrastive.export.config import ModelFormat
 from contrastive.vision.config import check_tower_spec
 from data.errors import UsageError, exit_on_usage_error, make_folder
 
@@ -19,7 +20,7 @@ from data.errors import UsageError, exit_on_usage_error, make_folder
 class Args:
     model: str
     """Folder of a model; to timm also of a tower, or any that training accepts: timm:NAME, ..."""
-    to: Literal["open_clip", "transformers", "onnx", "timm"]
+    to: Literal[ModelFormat, "timm"]
     """The format; timm takes the image tower alone."""
     patch_size: int
     """Pixels; the exported model knows no other."""

@@ -1,4 +1,4 @@
-"""Gradients of one training step: in chunks by any number of ranks, or in one shot by open_clip."""
+"""Gradients of a training step: in micro-batches on any number of ranks, or open_clip's in one."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,13 +52,13 @@ class GradientProbe:
 
 
 class PlainEngine:
-    """Stands in for DeepSpeed's engine in float64, of which that one reduces no gradients.
+    """DeepSpeed cannot reduce float64 gradients, so this replaces its engine.
 
-    It averages over chunks and ranks as DeepSpeed does, and has no optimiser.
+    It averages over micro-batches and ranks as DeepSpeed does, and has no optimiser.
     """
 
-    def __init__(self, module: torch.nn.Module, chunks: int) -> None:
-        self.module, self.chunks = module, chunks
+    def __init__(self, module: torch.nn.Module, num_micro_batches: int) -> None:
+        self.module, self.num_micro_batches = module, num_micro_batches
         self.gradients: Gradients = {}
         self._done = 0
 
@@ -66,11 +66,11 @@ class PlainEngine:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
-        (loss / self.chunks).backward()
+        (loss / self.num_micro_batches).backward()
 
     def step(self) -> None:
         self._done += 1
-        if self._done % self.chunks == 0:
+        if self._done % self.num_micro_batches == 0:
             for name, parameter in self.module.named_parameters():
                 assert parameter.grad is not None
                 total = distributed.all_reduce_sum(parameter.grad)

@@ -1,4 +1,4 @@
-"""Gradients of a batch in chunks, against open_clip's loss of all its texts in one forward.
+"""Gradients of a batch in micro-batches, against open_clip's loss of all its texts in one forward.
 
     deepspeed --num_accelerators N tests/gradients_program.py JOB.json
 
@@ -45,14 +45,14 @@ def main() -> None:
     for name, case in job["cases"].items():
         loss, dtype = case["loss"], case["dtype"]
         model = build(loss, dtype)
-        zero = ZeroConfig(stage=case["stage"], micro_batch_size=job["chunk"])
+        zero = ZeroConfig(stage=case["stage"], micro_batch_size=job["micro_batch_size"])
         found = step_gradients(model, zero, *random_pairs(model, job["pairs"]))
         if distributed.is_main():
             whole = one_shot(loss, dtype)
             row: dict[str, Any] = {"ranks": distributed.world_size(), **case}
             row["loss_to_one_shot"] = float(abs(found["loss"] / whole["loss"] - 1))
             row["to_one_shot"] = relative_error(found, whole)
-            if dtype == "float32":  # whose rounding is it?
+            if dtype == "float32":  # compare with float64 to attribute the rounding error
                 exact = one_shot(loss, "float64")
                 row["to_float64"] = relative_error(found, exact)
                 row["one_shot_to_float64"] = relative_error(whole, exact)

@@ -1,4 +1,4 @@
-"""Chunks, ranks and the cache change nothing: gradients at a large batch, losses of a whole run."""
+"""Micro-batches, ranks and the cache change no gradient of a large batch and no loss of a run."""
 
 import dataclasses
 import json
@@ -17,21 +17,27 @@ from contrastive.vision.config import VisionConfig
 from data.config import DataConfig
 
 pytestmark = pytest.mark.slow
-PAIRS, CHUNK, STEPS = 4096, 64, 100
+PAIRS, MICRO_BATCH_SIZE, STEPS = 4096, 64, 100
 LOSSES = ("sigmoid", "softmax")
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 CASES = {
     f"{loss}-{dtype}-zero{stage}": {"loss": loss, "dtype": dtype, "stage": stage}
     for loss in LOSSES
-    # float64 knows no stages; ZeRO 2 reduces gradients over ranks after each chunk
+    # float64 knows no stages; ZeRO 2 reduces gradients over ranks after each micro-batch
     for dtype, stage in [("float64", 0), ("float32", 0), ("float32", 2)]
 }
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, tiny_text) -> dict[int, dict[str, dict]]:
-    """Ranks -> case -> how far its gradients in chunks are from open_clip's in one forward."""
-    job = {"tower": TINY_TOWER, "text": tiny_text, "pairs": PAIRS, "chunk": CHUNK, "cases": CASES}
+    """Ranks -> case -> relative difference of its gradients to open_clip's in one forward."""
+    job = {
+        "tower": TINY_TOWER,
+        "text": tiny_text,
+        "pairs": PAIRS,
+        "micro_batch_size": MICRO_BATCH_SIZE,
+        "cases": CASES,
+    }
     found = {}
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
@@ -45,7 +51,7 @@ def rows(tmp_path_factory, tiny_text) -> dict[int, dict[str, dict]]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_in_chunks_equal_those_in_one_shot(case, ranks, rows):
+def test_gradients_in_micro_batches_equal_those_in_one_shot(case, ranks, rows):
     row = rows[ranks][case]
     assert row["ranks"] == ranks
     assert row["to_one_shot"] <= BOUNDS[row["dtype"]]

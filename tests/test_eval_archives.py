@@ -19,7 +19,7 @@ from tree_maker import write_tree
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.evaluation.datasets import EvalDataset, load_dataset
-from retrieval.evaluation.datasets.image_folders import without_red_border
+from retrieval.evaluation.datasets.objectnet import without_red_border
 from retrieval.evaluation.evaluate import evaluate
 
 WNIDS = ImageNetInfo("imagenet-1k").label_names()

@@ -114,7 +114,7 @@ def job(folder: Path, configs: list[FlexifyConfig], **more) -> Path:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, pictures) -> Path:
-    """One rank, in this process, at every ZeRO stage; stage 0 in one chunk."""
+    """One rank, in this process, at every ZeRO stage; stage 0 in one micro-batch."""
     folder = tmp_path_factory.mktemp("one")
     flexify(staged(folder, pictures, 0))
     flexify(config(folder, pictures, "whole", zero=ZeroConfig(micro_batch_size=0)))
@@ -267,7 +267,7 @@ def test_distillation_brings_other_patch_sizes_closer(pictures, tmp_path):
 # ---- ranks, stages, resuming -----------------------------------------------------------------
 
 
-def test_chunks_change_nothing(one):
+def test_micro_batches_change_nothing(one):
     assert relative(weights(one / "whole"), weights(one / "zero0")) <= 1e-5
 
 

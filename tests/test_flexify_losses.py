@@ -60,7 +60,7 @@ def test_distances_are_of_standardised_features():
         torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
 
 
-def test_shares_of_chunks_add_up_to_the_loss_of_the_batch():
+def test_shares_of_micro_batches_add_up_to_the_loss_of_the_batch():
     tower = load_vision_tower(TINY_TOWER)
     cfg = DistillationConfig(kl=1.0, features=2.0, labels=0.5)
     student = DistillationLoss(tower, cfg, Normaliser(torch.randn(32), torch.rand(32) + 0.5))

@@ -27,18 +27,18 @@ def test_a_tower_gives_the_same_on_both_devices(patch_size):
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_step_fits_the_memory_that_its_chunk_was_found_for(tiny_text, monkeypatch):
-    """A GPU with 256 MiB left: the batch does not fit at once, and its chunks do."""
+def test_a_step_fits_the_memory_that_its_micro_batch_was_found_for(tiny_text, monkeypatch):
+    """A GPU with 256 MiB left: the batch does not fit at once, and its micro-batches do."""
     distributed.ensure_group()
     model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float32).cuda()
     model.text.train()
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**28, 2**28))
-        chunk = find_micro_batch_size(model.text, 8192, torch.bfloat16)
-    assert 32 <= chunk < 8192
+        size = find_micro_batch_size(model.text, 8192, torch.bfloat16)
+    assert 32 <= size < 8192
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
+    zero = ZeroConfig(precision="bfloat16", micro_batch_size=size)
     found = step_gradients(model, zero, *random_pairs(model, 8192))
     assert torch.cuda.max_memory_allocated() - before <= 2**28
     assert found["loss"].isfinite()

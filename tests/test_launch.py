@@ -16,11 +16,11 @@ from contrastive.cli import RARE, parse_run
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from contrastive.run.config_file import (
     RENAMED,
-    check_resumable,
     flatten,
     load_config,
     save_config,
 )
+from contrastive.run.resume import check_resumable
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
 from retrieval import evaluate

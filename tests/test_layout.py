@@ -23,10 +23,8 @@ REPEATED = {  # base names that may stand in several folders, as they mean the s
     "tower", "load",  # of images, of texts
     "manifest",  # of a feature cache, of embeddings, of an index
     "folder",  # of a run, of an index
-    "files",  # opened by fsspec, images of a data set
     "build",  # of a tower, of an index, of the emoji shards
     "captions",  # of a sample, and the cache of them
-    "classify",  # zero-shot classification, and its endpoint
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Losses and gradients against open_clip's, and the identities that chunks and ranks rely on."""
+"""Losses and gradients against open_clip's; identities behind micro-batches and ranks."""
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ def problem():
     return images, texts, scale, bias
 
 
-def loss_of_chunks(kind, images, texts, scale, bias, chunk, concepts=None):
-    """Sum of the chunks' shares, as the trainer does it."""
-    parts = torch.arange(B).split(chunk)
+def loss_of_micro_batches(kind, images, texts, scale, bias, size, concepts=None):
+    """Sum of the micro-batches' shares, as the trainer does it."""
+    parts = torch.arange(B).split(size)
     lse = torch.stack([partial_lse(images, texts[p], scale) for p in parts]).logsumexp(0).detach()
     total = torch.zeros((), dtype=torch.float64)
     for rows in parts:
@@ -34,31 +34,31 @@ def loss_of_chunks(kind, images, texts, scale, bias, chunk, concepts=None):
     return total
 
 
-@pytest.mark.parametrize("chunk", [1, 5, B])
+@pytest.mark.parametrize("size", [1, 5, B])
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
-def test_loss_and_gradients_equal_open_clip(kind, chunk, problem):
+def test_loss_and_gradients_equal_open_clip(kind, size, problem):
     images, texts, scale, bias = problem
     inputs = (texts, scale, bias) if kind == "sigmoid" else (texts, scale)
     reference = SigLipLoss() if kind == "sigmoid" else ClipLoss()
     options = {"logit_bias": bias} if kind == "sigmoid" else {}
     expected = reference(images, texts, scale, **options)
     expected_grads = torch.autograd.grad(expected, inputs)
-    got = loss_of_chunks(kind, images, texts, scale, bias, chunk)
+    got = loss_of_micro_batches(kind, images, texts, scale, bias, size)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(torch.autograd.grad(got, inputs), expected_grads, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
-def test_shared_captions_count_as_positives_in_any_chunks(kind, problem):
+def test_shared_captions_count_as_positives_in_any_micro_batches(kind, problem):
     images, texts, scale, bias = problem
     concepts = torch.arange(B) // 3
-    whole = loss_of_chunks(kind, images, texts, scale, bias, B, concepts)
-    chunked = loss_of_chunks(kind, images, texts, scale, bias, 5, concepts)
-    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
-    (a,), (b,) = (torch.autograd.grad(x, [texts]) for x in (whole, chunked))
+    whole = loss_of_micro_batches(kind, images, texts, scale, bias, B, concepts)
+    parts = loss_of_micro_batches(kind, images, texts, scale, bias, 5, concepts)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
+    (a,), (b,) = (torch.autograd.grad(x, [texts]) for x in (whole, parts))
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
-    assert not torch.isclose(whole, loss_of_chunks(kind, images, texts, scale, bias, B))
+    assert not torch.isclose(whole, loss_of_micro_batches(kind, images, texts, scale, bias, B))
 
 
 def test_softmax_with_shared_captions_is_cross_entropy_against_the_targets(problem):
@@ -67,7 +67,7 @@ def test_softmax_with_shared_captions_is_cross_entropy_against_the_targets(probl
     targets = pair_targets(B, torch.arange(B), concepts, torch.float64)
     logits = scale * images @ texts.T
     expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets.T)) / 2
-    got = loss_of_chunks("softmax", images, texts, scale, bias, B, concepts)
+    got = loss_of_micro_batches("softmax", images, texts, scale, bias, B, concepts)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 

@@ -24,7 +24,7 @@ from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Hit, Searcher
-from retrieval.server.queues.searching import distinct
+from retrieval.server.duplicates import distinct
 
 TEMPLATES = ["a drawing of {c}", "{c}"]
 LABELS = ["a cat", "a dog", "the sun", "rain"]

@@ -1,4 +1,4 @@
-"""A whole model at one patch size in another library's format, checked before it is done."""
+"""A whole model at one patch size in another library's format, read back and compared."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from contrastive.export.config import ModelFormat
 from contrastive.files.new_folder import new_folder
 from contrastive.model.card import front_matter
 from contrastive.model.lit import LitModel
@@ -14,7 +15,6 @@ from data.errors import UsageError
 
 MIN_COSINE = 0.9999
 TEXTS = ["a red bicycle", "two dogs", "Something longer: words, and commas; to the end. " * 9, "a"]
-FORMATS = ("open_clip", "transformers", "onnx")
 
 
 class Format(NamedTuple):
@@ -28,32 +28,45 @@ class Format(NamedTuple):
     """What the folder's README says."""
 
 
-def _format(name: str) -> Format:
-    """Each is imported when it is used: it comes with its library."""
-    if name == "open_clip":
-        from contrastive.export import open_clip
+def _open_clip() -> Format:
+    from contrastive.export import open_clip
 
-        return Format(open_clip.write_open_clip, open_clip.read_open_clip, open_clip.USAGE)
-    if name == "transformers":
-        from contrastive.export import transformers as t
+    return Format(open_clip.write_open_clip, open_clip.read_open_clip, open_clip.USAGE)
 
-        return Format(t.write_transformers, t.read_transformers, t.USAGE)
+
+def _transformers() -> Format:
+    from contrastive.export import transformers as t
+
+    return Format(t.write_transformers, t.read_transformers, t.USAGE)
+
+
+def _onnx() -> Format:
     from contrastive.export import onnx
 
     return Format(onnx.write_onnx, onnx.read_onnx, onnx.USAGE)
 
 
-@torch.no_grad()
-def export_model(model: LitModel, to: str, patch_size: int, folder: Path) -> tuple[float, float]:
-    """Write `folder` and return the least cosine of its image and text embeddings to ours.
+# Functions, as each format imports its library.
+FORMATS: dict[ModelFormat, Callable[[], Format]] = {
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+    "onnx": _onnx,
+}
 
-    to: a name of `FORMATS`. The model is left on the CPU in float32. The folder is read back by
+
+@torch.no_grad()
+def export_model(
+    model: LitModel, to: ModelFormat, patch_size: int, folder: Path
+) -> tuple[float, float]:
+    """Write `folder`; return the lowest cosine of its image and of its text embeddings to ours.
+
+    The model is left on the CPU in float32. The folder is read back by
     the other library and its embeddings compared before it gets its name. Raises `UsageError` for
     what the format cannot express.
     """
     model.vision.check_patch_size(patch_size)
     model = model.cpu().float().eval()
-    form = _format(to)
+    form = FORMATS[to]()
     with new_folder(folder) as part:
         form.write(model, patch_size, part, folder)
         readme = _readme(model, to, form.usage, patch_size)

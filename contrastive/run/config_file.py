@@ -1,4 +1,4 @@
-"""A run's config.json: written, read again, and compared on resume."""
+"""A run's config.json: written and read again."""
 
 import dataclasses
 import json
@@ -12,14 +12,6 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
-
-# What a resume may change: neither the model, nor the loss, nor the order of the data.
-CHANGEABLE = {
-    "data.num_workers", "data.features", "data.on_error", "data.index_dir", "data.max_pixels",
-    "zero.offload", "zero.micro_batch_size", "log_every", "eval_every", "eval_data",
-    "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
-    "compile", "deepspeed_config",
-}  # fmt: skip
 
 # Parameters of 0.1.0 by their names of today: in saved configurations, and as flags.
 RENAMED = {
@@ -47,16 +39,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + f.name] = value
     return out
-
-
-def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
-    """Refuse a resume that would alter the model, the loss or the order of the data."""
-    before, after = flatten(saved), flatten(asked)
-    for name, value in after.items():
-        if name not in CHANGEABLE and value != before[name]:
-            raise UsageError(
-                f"{name}={value} cannot change on resume: the run was started with {before[name]}"
-            )
 
 
 def rename(values: dict[str, Any]) -> None:

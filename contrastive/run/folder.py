@@ -1,4 +1,4 @@
-"""A run's folder: what it may be started or resumed over, and what it is when a run begins."""
+"""Checks and prepares a run's folder."""
 
 import shutil
 from pathlib import Path

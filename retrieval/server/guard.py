@@ -14,7 +14,7 @@ from retrieval.server.service import Service
 # These need no token: the page without data, and what a load balancer asks.
 OPEN_PATHS = frozenset({*PAGE, "/healthz", "/readyz"})
 HELD_BODIES = 32  # bodies of the largest size that may be held at once
-# A client reads a refusal after it has sent its body: as many bodies of the largest size are read.
+# Clients read a refusal only after sending; drain at most this many maximum-size bodies.
 DRAINED_BODIES = 4
 
 Scope = MutableMapping[str, Any]

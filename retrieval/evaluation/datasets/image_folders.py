@@ -1,7 +1,7 @@
 """Image files in folders: finding, checking, labelling and loading them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from data.images import decode_image
 from data.problems import BadSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-RED = ((255, 255), (0, 0), (0, 0))  # lowest and highest value of each channel
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class ImageFiles:
     paths: Sequence[str]
     labels: Sequence[int] = ()
     texts: Sequence[tuple[str, ...]] = ()
-    red_border: bool = False  # to be taken off (ObjectNet)
+    crop: Callable[[Image.Image], Image.Image] | None = None  # of each image once decoded
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -40,22 +39,7 @@ class ImageFiles:
             raise BadSample("unreadable", error.strerror or str(error)) from None
         image = decode_image(data, max_pixels)
         label = self.labels[row] if self.labels else -1
-        return without_red_border(image) if self.red_border else image, label
-
-
-def without_red_border(image: Image.Image) -> Image.Image:
-    """An RGB image less its outermost pixels where these are pure red: one or two all round.
-
-    ObjectNet's documents speak of 1 pixel, its organisers' images and code have 2.
-    """
-    for _ in range(2):
-        width, height = image.size
-        sides = [(0, 0, width, 1), (0, height - 1, width, height)]
-        sides += [(0, 0, 1, height), (width - 1, 0, width, height)]
-        if min(width, height) < 3 or any(image.crop(s).getextrema() != RED for s in sides):
-            break
-        image = image.crop((1, 1, width - 1, height - 1))
-    return image
+        return self.crop(image) if self.crop else image, label
 
 
 # ---- folders ---------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Batcher:
         return taken or self._take()
 
     def _may_grow(self) -> bool:
-        """Whether the next run is not full, and a request is under way that does not wait here."""
+        """Whether the batch has room and another in-flight request is not queued here yet."""
         key = self._jobs[0].key
         size = sum(len(job.items) for job in self._jobs if job.key == key)
         return size < self._max_batch and self._num_expected() > len(self._jobs)

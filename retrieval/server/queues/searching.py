@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from retrieval.search.config import MAX_K
 from retrieval.search.searcher import Hit, Searcher
+from retrieval.server.duplicates import without_duplicates
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
 
-DUPLICATE = 0.94  # cosine from which on two hits count as one, as in clip-retrieval
 MAX_SEARCHES = 64  # of one pass over the index
 MAX_REFINED = 8  # searches whose candidates are encoded again together
 
@@ -74,7 +74,7 @@ class SearchQueue:
             depth = min(2 * key.k + 20, most)
             while True:  # deeper, until k are left
                 found = _nearest(searcher, key, vectors, fine, depth)
-                kept = _without_duplicates(searcher, found, key.patch_size)
+                kept = without_duplicates(searcher, found, key.patch_size)
                 rows = zip(found, kept, strict=True)
                 if depth == most or all(len(a) < depth or len(b) >= key.k for a, b in rows):
                     return [row[: key.k] for row in kept]
@@ -90,34 +90,3 @@ def _nearest(
         candidates=key.candidates, where=json.loads(key.where) if key.where else None,
         nprobe=key.nprobe, ef=key.ef,
     )  # fmt: skip
-
-
-def _without_duplicates(
-    searcher: Searcher, found: list[list[Hit]], patch_size: int
-) -> list[list[Hit]]:
-    """Without the hits that resemble better ones, and those deleted since they were found."""
-    snapshot = searcher.snapshot
-    ids = [hit.id for row in found for hit in row]
-    try:
-        vectors = snapshot.vectors(ids, patch_size)
-    except KeyError:  # a later snapshot than was searched
-        there = set(snapshot.ids().tolist())
-        found = [[hit for hit in row if hit.id in there] for row in found]
-        vectors = snapshot.vectors([hit.id for row in found for hit in row], patch_size)
-    kept, start = [], 0
-    for row in found:
-        own = vectors[start : start + len(row)]
-        kept.append([row[n] for n in distinct(own)])
-        start += len(row)
-    return kept
-
-
-def distinct(
-    vectors: Float[np.ndarray, "n d"], threshold: float = DUPLICATE
-) -> Int[np.ndarray, " m"]:
-    """Rows that resemble none before them, in order. Later rows never change the choice among
-    earlier ones, so that pages fit together."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(norms, 1e-12)
-    alike = np.tril(unit @ unit.T >= threshold, -1)
-    return np.flatnonzero(~alike.any(axis=1))

@@ -1,0 +1,39 @@
+"""Hits without near-duplicates of better ones."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from retrieval.search.searcher import Hit, Searcher
+
+DUPLICATE = 0.94  # two hits of at least this cosine count as one, as in clip-retrieval
+
+
+def without_duplicates(
+    searcher: Searcher, found: list[list[Hit]], patch_size: int
+) -> list[list[Hit]]:
+    """Without the hits that resemble better ones, and those deleted since they were found."""
+    snapshot = searcher.snapshot
+    ids = [hit.id for row in found for hit in row]
+    try:
+        vectors = snapshot.vectors(ids, patch_size)
+    except KeyError:  # a later snapshot than was searched
+        there = set(snapshot.ids().tolist())
+        found = [[hit for hit in row if hit.id in there] for row in found]
+        vectors = snapshot.vectors([hit.id for row in found for hit in row], patch_size)
+    kept, start = [], 0
+    for row in found:
+        own = vectors[start : start + len(row)]
+        kept.append([row[n] for n in distinct(own)])
+        start += len(row)
+    return kept
+
+
+def distinct(
+    vectors: Float[np.ndarray, "n d"], threshold: float = DUPLICATE
+) -> Int[np.ndarray, " m"]:
+    """Rows that resemble none before them, in order. Later rows never change the choice among
+    earlier ones, so that pages fit together."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(norms, 1e-12)
+    alike = np.tril(unit @ unit.T >= threshold, -1)
+    return np.flatnonzero(~alike.any(axis=1))
