@@ -298,7 +298,7 @@ def _ratios(timings: Timings) -> dict[str, list[float] | float]:
 
 
 def targets(figures: dict[str, dict]) -> list[Target]:
-    """What a CPU is held to."""
+    """Targets checked on CPU."""
     if "float32" not in figures:
         return []
     found = []

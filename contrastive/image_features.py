@@ -1,4 +1,5 @@
-"""Image features: computed from pixels in one pass, or read from the cache that the lock allows."""
+"""Image features: computed from pixels, or read from the feature cache (valid because the tower is
+locked)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The captions and the label of a sample: reading them, drawing one, telling equal lists."""
+"""A sample's captions and label: reading them, drawing one, identifying equal caption lists."""
 
 import hashlib
 import json

@@ -22,13 +22,12 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One per entry of `shards`: its share of the samples. Empty: all shards are one source."""
     features: str = ""
-    """Folder of cached image features and tokens, written where missing. Empty: pixels are read in
-    each step."""
+    """Folder of cached image features and tokens, filled on first use.
+    Empty: pixels are read in each step."""
     views: int = 1
-    """Views of each image: the plain one, and views - 1 augmented ones that stay the same; one is
-    drawn per epoch."""
+    """Views of each image: itself and views - 1 fixed augmented ones; each epoch draws one."""
     crop: float = 1.0
-    """Augmented views: smallest share of the largest square that a random square keeps."""
+    """Augmented views: least area of a random square crop, as a share of the largest square."""
     flip: bool = False
     """Augmented views: mirror half of them."""
     num_workers: int = 2

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class BadSample(Exception):  # noqa: N818
-    """One sample cannot be used. `kind` is counted, `cause` is told."""
+    """One sample cannot be used. `kind` keys the error counts; `cause` goes in the message."""
 
     def __init__(self, kind: str, cause: str = "") -> None:
         super().__init__(f"{kind}: {cause}" if cause else kind)

@@ -1,6 +1,6 @@
 """Embed the images of shards at several patch sizes, in one pass over the pixels.
 
-    deepspeed launch/embed.py --model runs/demo/model --shards 'p/{0000..0009}.tar' \
+    deepspeed launch/embed.py --model runs/demo/model --shards 'p/{0000..0009}.tar' \\
         --patch-sizes 56 28 --out embeddings        # or python launch/embed.py ...
 """
 
@@ -24,13 +24,13 @@ class Args:
     out: str
     """Folder to write; an interrupted run continues."""
     patch_sizes: tuple[int, ...] = ()
-    """Pixels; all of the model's when not given."""
+    """In pixels. Empty: all of the model's."""
     batch_size: int = BATCH_SIZE
     """Images per forward, one rank."""
     num_workers: int = NUM_WORKERS
     """Loader processes per rank."""
     on_error: OnError = "skip"
-    """Skip and count images that cannot be read, or stop at the first."""
+    """Skip and count unreadable images, or stop at the first."""
     allow_pipe: bool = False
     """Allow webdataset's pipe: names, which run commands."""
 

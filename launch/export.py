@@ -1,4 +1,4 @@
-"""Hand a model over to other programs, at one patch size.
+"""Export a model at one patch size for other libraries.
 
     python launch/export.py --model runs/demo/model --to open_clip --patch-size 28 --out exported
 
@@ -19,11 +19,11 @@ from data.errors import UsageError, exit_on_usage_error, make_folder
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of a model; to timm also of a tower, or any that training accepts: timm:NAME, ..."""
+    """Folder of a model; for timm also any image tower that training accepts: timm:NAME, ..."""
     to: Literal[ModelFormat, "timm"]
-    """The format; timm takes the image tower alone."""
+    """The format; timm gets the image tower alone."""
     patch_size: int
-    """Pixels; the exported model knows no other."""
+    """In pixels; the exported model has this one only."""
     out: str
     """Folder to write; must not exist."""
 

@@ -1,11 +1,12 @@
-"""Build a searchable index from embeddings or from a folder of photos, or change one.
+"""Build or change a searchable index of embeddings or of a folder of photos.
 
     python launch/index.py --embeddings embeddings --out index [--index-type auto] [--latency-ms 10]
     python launch/index.py --images photos --model runs/demo/model --out index     # and again
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
 
-Run again, --images takes in what is new, changed or gone. All changes work while the index is read.
+With --images, running it again picks up new, changed and deleted photos. An index can be changed
+while it is being searched.
 """
 
 import re
@@ -33,29 +34,29 @@ class Args:
     images: str = ""
     """Folder of photos; KEY.txt beside a photo is its caption."""
     model: str = ""
-    """Folder of the model; the one that the embeddings name when not given."""
+    """Folder of the model. Not given: the one that the embeddings name."""
     index_type: IndexTypeChoice = "auto"
-    """flat and flat16 are exact, ivf, ivfpq and hnsw approximate; auto picks and says why."""
+    """flat and flat16 are exact; ivf, ivfpq and hnsw approximate; auto picks and says why."""
     latency_ms: float = LATENCY_MS
-    """What one query may take."""
+    """Time that one query may take; auto picks by it."""
     memory_gib: float = 0.0
-    """What the index may take; half of the memory of CPU or GPUs when not given."""
+    """Memory that the index may take. 0: half of the CPU's or GPUs' memory."""
     device: Device = "auto"
-    """Where FAISS trains, and for what the index type is picked."""
+    """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
-    """With --images: pixels; all of the model's when not given."""
+    """With --images: patch sizes in pixels. Empty: all of the model's."""
     add: bool = False
-    """Add the embeddings to an index that is there."""
+    """Add the embeddings to an existing index."""
     delete: tuple[int, ...] = ()
-    """Ids to take out."""
+    """Ids to delete."""
     compact: bool = False
-    """Merge what was added and deleted."""
+    """Merge additions and deletions into the index."""
     batch_size: int = BATCH_SIZE
     """With --images: images per forward."""
     num_workers: int = NUM_WORKERS
     """With --images: loader processes."""
     on_error: OnError = "skip"
-    """With --images: skip and count photos that cannot be read, or stop at the first."""
+    """With --images: skip and count unreadable photos, or stop at the first."""
 
 
 def parse() -> Args:

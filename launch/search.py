@@ -5,7 +5,7 @@
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
-A query that names an image's file is looked for by the image.
+A query that is the path of an image searches by that image.
 """
 
 import json
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     queries: tyro.conf.Positional[tuple[str, ...]]
-    """What to look for: texts, or files of images."""
+    """Texts, or paths of images."""
     index: str
     """Folder of the index."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Images per query."""
     patch_size: int | None = None
-    """Which of the index's patch sizes answers; the finest when not given."""
+    """Which of the index's patch sizes to search. Not given: the finest."""
     query_patch_size: int | None = None
-    """How query images are encoded; as the index that answers when not given."""
+    """Patch size at which query images are encoded. Not given: the index's."""
     refine_patch_size: int | None = None
-    """Encode the best candidates again at this patch size, and rank by that."""
+    """Re-encode the best candidates at this patch size and rank again."""
     candidates: int = CANDIDATES
-    """How many are encoded again, per query."""
+    """How many candidates are re-encoded, per query."""
     max_gflops: float | None = None
-    """Instead of a patch size: what one image may cost; of an image, the query's own encoding, of a
-    text, the index that answers. The finest that fits is taken."""
+    """Instead of a patch size: the finest at which encoding one image costs at most this much.
+    For an image query it limits the query's patch size, for a text query the index's."""
     max_ms: float | None = None
-    """The same in milliseconds on this machine."""
+    """The same, in milliseconds on this machine."""
     where: str = ""
     """Filter on metadata columns, as JSON: {"caption": {"contains": "cat"}}."""
     nprobe: int | None = None
-    """Inverted lists that ivf or ivfpq looks into; what the build measured when not given."""
+    """Inverted lists that ivf and ivfpq search. Not given: tuned by the build."""
     ef: int | None = None
-    """efSearch, candidates on hnsw's walk; what the build measured when not given."""
+    """efSearch, the candidates that hnsw keeps. Not given: tuned by the build."""
     model: str | None = None
-    """A model with the same image tower, instead of the one kept in the index."""
+    """A model with the same image tower, instead of the index's own."""
     picture: str = ""
     """Write a contact sheet to this PNG."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False

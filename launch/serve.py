@@ -3,8 +3,8 @@
     python launch/serve.py --index index [--port 1234]          # then open http://127.0.0.1:1234
     python launch/serve.py --index photos emoji --host 0.0.0.0 --token-file token.txt
 
-Changes of an index folder are taken up while it is served. On SIGTERM and Ctrl-C the server answers
-the requests under way, then ends.
+Changes to a served index folder are picked up. On SIGTERM or Ctrl-C the server finishes the
+requests in flight, then exits.
 """
 
 import os

@@ -1,16 +1,20 @@
 """Zero-shot classification and retrieval at every patch size: how good, and what it costs.
 
-    deepspeed launch/zeroshot.py --model runs/demo/model --dataset imagenet --root ILSVRC2012 \
+    deepspeed launch/zeroshot.py --model runs/demo/model --dataset imagenet --root ILSVRC2012 \\
         --patch-sizes 56 28 --out report            # or python launch/zeroshot.py ...
 
-The data lies in ROOT as it is published, unpacked; nothing is downloaded.
+ROOT holds the data as published, unpacked; nothing is downloaded.
 
-shards: CLIP_benchmark's layout (classnames.txt, zeroshot_classification_templates.txt, *.tar or
-test/*.tar; dataset_type.txt for retrieval). folder: ROOT/<class name>/*.jpg. imagenet: val/<wnid>/
-or the flat files with the development kit. imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch,
-objectnet: their archives. imagenet-real: imagenet's images, real.json beside. flickr30k, coco:
-dataset_NAME.json (Karpathy's splits) and the images. Any other: as torchvision's class of that
-name reads it; torchvision:CLASS for one that is not listed.
+Data sets:
+- shards: CLIP_benchmark's layout (classnames.txt, zeroshot_classification_templates.txt, *.tar or
+test/*.tar; dataset_type.txt for retrieval)
+- folder: ROOT/<class name>/*.jpg
+- imagenet: val/<wnid>/, or the flat files with the development kit
+- imagenet-real: imagenet's images, with real.json beside them
+- imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch, objectnet: their archives
+- flickr30k, coco: dataset_NAME.json (Karpathy's splits) and the images
+- cifar10, cifar100, pets, flowers102, food101, caltech101, dtd, ...: as torchvision reads them
+- torchvision:CLASS: any other data set of torchvision
 """
 
 from dataclasses import dataclass
@@ -30,16 +34,15 @@ class Args:
     model: str
     """Folder of the model."""
     root: tuple[str, ...]
-    """Folder of the data set; several give several columns of one table."""
+    """Folders of the data set; each gives a column of the table."""
     dataset: str = "shards"
-    """NAME: shards, folder, imagenet, imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch,
-    imagenet-real, objectnet, flickr30k, coco, cifar10, cifar100, pets, flowers102, food101,
-    caltech101, dtd, ... or torchvision:CLASS; an unknown one lists all."""
+    """shards, folder, imagenet, objectnet, coco, cifar10, torchvision:CLASS, ...: see above.
+    An unknown name lists all."""
     patch_sizes: tuple[int, ...] = ()
-    """Pixels; all of the model's when not given."""
+    """In pixels. Empty: all of the model's."""
     recall: bool = False
-    """Also recall@k between images and captions (shards with captions; retrieval sets always);
-    images without any count for the accuracy alone."""
+    """Also measure recall@k between images and captions; retrieval sets always do.
+    Images without captions count for the accuracy only."""
     out: str = ""
     """Folder for report.json, report.md, report.txt and accuracy.png."""
     batch_size: int = 64
@@ -47,7 +50,7 @@ class Args:
     num_workers: int = 2
     """Loader processes per rank."""
     on_error: OnError = "skip"
-    """Skip and count images that cannot be read, or stop at the first."""
+    """Skip and count unreadable images, or stop at the first."""
 
 
 def open_datasets(args: Args) -> list[EvalDataset]:

@@ -46,7 +46,8 @@ def install() -> Path:
 
 
 def export(index: Path, patch_size: int, out: Path) -> None:
-    """An index of one segment as it wants it: image.index, metadata/, a CLIP checkpoint."""
+    """Export a one-segment index in clip-retrieval's layout: image.index, metadata/, a CLIP
+    checkpoint."""
     snapshot = Snapshot.open(index)
     (segment,) = snapshot.segments
     inner = segment.indexes[patch_size]

@@ -1,4 +1,4 @@
-"""Loading from transformers without its progress bars, and its long errors in one line."""
+"""Loading from transformers: without progress bars, errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Within it transformers draws no bar: for a file on disk it is over before it is read."""
+    """Hide progress bars; local loads finish too fast to need one."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -17,5 +17,5 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Of its message, which explains over several lines what one may try."""
+    """First line of the error; the rest is advice."""
     return str(error).strip().splitlines()[0]

@@ -15,12 +15,12 @@ class TeacherConfig:
     """The locked tower whose features and logits are the targets."""
 
     tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
-    folder, or what else contrastive.load_vision_tower reads."""
+    """dinov2s, dinov2s-flexi, a folder, timm:NAME, open_clip:ARCHITECTURE@FILE, ...
+    All formats are listed in docs/towers.md."""
     patch_size: int = 0
-    """At which it teaches; 0: its own."""
+    """Patch size at which the teacher runs; 0: its own."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """Of its weights; fastest: bfloat16 where the GPU or CPU computes in it."""
+    """Of its weights; fastest: bfloat16 where the GPU or CPU supports it, else float32."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,23 @@ class StudentConfig:
     """The tower that becomes flexible."""
 
     tower: str = ""
-    """Where it starts; as the teacher's. Empty: from the teacher."""
+    """Tower to start from, named like the teacher's. Empty: the teacher itself."""
     image_size: int = 0
-    """Pixels a side; 0: the tower's own."""
+    """Side in pixels; 0: the tower's own."""
     patch_sizes: tuple[int, ...] | None = None
     """One is drawn per step, for all ranks. Not given: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
     """How often each patch size is drawn, relative to the others. Empty: equally often."""
     kernel_size: int = 0
-    """Side of the stored patch kernel, from which all others are resized; 0: as it is."""
+    """Side of the stored patch kernel, from which all others are resized; 0: unchanged."""
     grid: int = 0
-    """Side of the stored position grid; 0: as it is."""
+    """Side of the stored position grid; 0: unchanged."""
     pooling: Literal["own", "token", "avg", "map"] = "own"
-    """Class token, mean, attention, or what the tower has."""
+    """Class token, mean, attention pooling, or (own) whatever the tower has."""
     num_classes: int = 0
-    """Of a new class head; 0: the tower's own head, if it has one."""
+    """Classes of a new head; 0: the tower's own head, if it has one."""
     trainable: tuple[str, ...] = ()
-    """Parameters that train: those whose name one of these regular expressions finds. Empty:
-    all."""
+    """Regular expressions; parameters whose name contains a match are trained. Empty: all."""
 
     def __post_init__(self) -> None:
         if self.patch_sizes is not None and not self.patch_sizes:
@@ -67,22 +66,22 @@ Distance = Literal["cosine", "mse"]
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """The loss: a weighted sum of up to three."""
+    """The loss: a weighted sum of up to three terms."""
 
     kl: float = 0.0
-    """Weight of the divergence of class probabilities, teacher || student (arXiv:2212.08013)."""
+    """Weight of KL(teacher || student) over class probabilities (arXiv:2212.08013)."""
     temperature: float = 1.0
-    """Both sides' logits are divided by it."""
+    """Divides the class logits of both before the KL divergence."""
     features: float = 1.0
-    """Weight of the distance of pooled features."""
+    """Weight of the distance between pooled features."""
     distance: Distance = "cosine"
-    """Between features that the teacher's own mean and deviation standardise."""
+    """Between features standardised by the teacher's mean and deviation."""
     labels: float = 0.0
     """Weight of the loss on KEY.cls labels."""
     label_loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy, or a sigmoid for each class (arXiv:2006.07159)."""
     normaliser_samples: int = 1024
-    """Training samples from which the teacher's mean and deviation are taken."""
+    """Training samples for the teacher's mean and deviation."""
 
     def __post_init__(self) -> None:
         for name in ("kl", "features", "labels"):
@@ -98,13 +97,12 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training images besides the crops and flips of `data`."""
+    """Augmentation of training images, besides the crops and flips of `data`."""
 
     randaugment: int = 0
-    """Magnitude, 1 to 30, of two random operations on each image (arXiv:1909.13719); 0: none."""
+    """Magnitude (1 to 30) of two random operations per image (arXiv:1909.13719); 0: none."""
     mixup: float = 0.0
-    """Alpha of the Beta distribution by which pairs of images, and their labels, are mixed
-    (arXiv:1710.09412); 0: none."""
+    """Alpha of mixup's Beta distribution (arXiv:1710.09412); 0: no mixup."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.randaugment <= 30:
@@ -123,7 +121,7 @@ class FlexifyConfig(RunConfig):
     patch_dropout: PatchDropoutConfig = field(default_factory=PatchDropoutConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     val_shards: tuple[str, ...] = ()
-    """Shards for the validation table. Empty: it is made of training images."""
+    """Shards for the validation table. Empty: training images."""
     val_samples: int = 1024
     """Images in the validation table."""
 

@@ -28,7 +28,7 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Targets:
-    """What m images are to become. Weights are 1/n for each of the n images that count in
+    """Training targets of m images. Weights are 1/n for each of the n images that count in
     the global batch, and 0 for the others."""
 
     weight: Float[Tensor, " m"]

@@ -15,10 +15,9 @@ class LossConfig:
     positives: Literal["pair", "caption"] = "pair"
     """pair: a text's own image. caption: all images of the batch with the same captions."""
     temperature_init: float = 10.0
-    """What cosines are multiplied by at the first step, big_vision's temperature. SigLIP 10; CLIP
-    14.3."""
+    """First logit scale, which big_vision calls temperature: SigLIP 10, CLIP 14.3."""
     bias_init: float = -10.0
-    """The sigmoid loss's bias at the first step. SigLIP -10; big_vision's batches of 512 -2.71."""
+    """First bias of the sigmoid loss: SigLIP -10, big_vision at batch 512 -2.71."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature_init <= 100:

@@ -14,22 +14,20 @@ class OptimConfig:
     """The optimiser. The defaults follow LiT's and SigLIP's small-scale recipes."""
 
     name: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """adafactor (arXiv:1804.04235) keeps rows' and columns' means instead of each second moment;
-    its betas and eps are torch's own."""
+    """adafactor (arXiv:1804.04235) factors the second moments; it uses torch's betas and eps."""
     lr: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 0.0
     """Learning rate at the last step."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """After the warm-up: a cosine down to the end, or constant and then a linear cool-down
-    (arXiv:2106.04560)."""
+    """After the warm-up: cosine, or constant with a linear cool-down (arXiv:2106.04560)."""
     cooldown_steps: int = 0
-    """The last steps, in which a linear schedule falls; 0: all after the warm-up."""
+    """Last steps, over which a linear schedule falls; 0: all steps after the warm-up."""
     weight_decay: float = 0.01
-    """Of matrices; norms, biases and the temperature are spared."""
+    """For matrices; norms, biases and the logit scale have none."""
     head_weight_decay: float | None = None
-    """Of the last layer (`head`, `projection`): large ViTs take more there (arXiv:2106.04560).
-    As weight_decay when not given."""
+    """For the last layer (`head`, `projection`): large ViTs take more there (arXiv:2106.04560).
+    Not given: weight_decay."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -57,18 +55,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """How DeepSpeed holds the text side."""
+    """How DeepSpeed shards and computes what is trained."""
 
     stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: 1 shards the optimiser's state, 2 the gradients too, 3 the parameters too."""
     offload: Literal["none", "cpu"] = "none"
-    """Where the optimiser's state (stage 1, 2) and the parameters (stage 3) rest."""
+    """cpu: the optimiser's state, and at stage 3 the parameters too, stay in host memory."""
     precision: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """bfloat16: float32 parameters, linear layers computed in bfloat16; fastest: that, where the
-    GPU or CPU computes in it."""
+    """bfloat16: float32 parameters, linear layers computed in bfloat16.
+    fastest: bfloat16 where the GPU or CPU supports it, else float32."""
     micro_batch_size: int = 0
-    """Texts (flexify: images) per forward on a rank; bounds memory, not the result. 0: as many as
-    fit and help (flexify: the rank's whole share)."""
+    """Texts (flexify: images) per forward on a rank; bounds memory, not the result.
+    With 0, as many as fit and help (flexify: the rank's whole share)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ class RunConfig:
     name: str = "run"
     """The run's folder is OUT/NAME."""
     out: str = "runs"
+    """Folder of all runs."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -93,7 +92,7 @@ class RunConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
-    """The newest that are kept."""
+    """How many of the newest checkpoints to keep."""
     deepspeed_config: str = ""
     """A DeepSpeed JSON file to merge over ours."""
 

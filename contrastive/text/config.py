@@ -13,18 +13,18 @@ class TextConfig:
     """Which text tower, and how it reads."""
 
     tower: str = "minilm"
-    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:ARCHITECTURE (random weights),
-    open_clip:ARCHITECTURE@FILE, or open_clip:local-dir:FOLDER. A CLIP or SigLIP model brings its
-    own pooling, and its projection where the image tower is as wide; with init_samples 0,
-    training starts from its space."""
+    """minilm (offline default), hf:FOLDER, hf:HUB_NAME, open_clip:local-dir:FOLDER,
+    open_clip:ARCHITECTURE@FILE, or open_clip:ARCHITECTURE with random weights.
+    CLIP and SigLIP bring their pooling, and their projection if the image tower is as wide.
+    With init_samples 0, training starts in their own embedding space."""
     pooling: Pooling = "mean"
-    """Of a transformers encoder: first token, mean of the tokens, or last token."""
+    """For transformers encoders: first token, mean of the tokens, or last token."""
     context_length: int = 32
     """Longest text in tokens; longer ones are cut. SigLIP reads as many as it was trained on."""
     dropout: float = 0.0
-    """Of a transformers encoder while it trains."""
+    """Dropout of a transformers encoder in training."""
     freeze_embeddings: bool = False
-    """Keep the token embeddings as they are: faster, and words never trained keep their place."""
+    """Keep token embeddings fixed: faster, and words not in the training data stay usable."""
 
     def __post_init__(self) -> None:
         if self.context_length < 3:

@@ -78,8 +78,8 @@ class OpenClipTextTower(TextTower):
         return torch.cat([self._read(v, g.ids) for v, g in zip(vectors, groups, strict=True)])
 
     def _read(self, vectors: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
-        """The network's own forward, for texts of any length: its own has one mask, for the
-        context's."""
+        """open_clip's forward with the mask cut to n tokens; the original always uses the
+        full-context mask."""
         from open_clip.transformer import text_global_pool
 
         net, n = self.net, ids.shape[1]

@@ -1,11 +1,12 @@
-"""What a locked tower lets one solve instead of learn, from the first few thousand samples.
+"""Closed-form initialisation: whitening and the first text projection.
 
-Image features are constants, so two things have closed forms before any gradient step:
+The tower is locked, so its features are constants, and two things can be solved from the first few
+thousand samples before any gradient step:
 
 - The whitening of the features. A self-supervised tower spends most of its variance on a few
-  directions, such as drawing style; left as they are, they drown the rest in every cosine.
-- The start of the text projection: the least-squares map from the text tower's vectors, as they
-  come, to the whitened image features.
+  directions, such as drawing style, which would dominate every cosine.
+- The first text projection: the least-squares map from the untrained text tower's vectors to the
+  whitened image features.
 """
 
 from collections.abc import Sequence

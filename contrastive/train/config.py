@@ -17,15 +17,14 @@ class TrainConfig(RunConfig):
     text: TextConfig = field(default_factory=TextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     init_samples: int = 4096
-    """Training samples from which the whitening of the features and the first text projection are
-    solved in closed form; 0: no whitening, a random projection."""
+    """Training samples for the closed-form whitening and first text projection.
+    With 0, no whitening and a random projection."""
     eval_data: tuple[str, ...] = ()
-    """NAME:ROOT, data sets of launch/zeroshot.py to evaluate while training; a folder alone holds
-    shards."""
+    """Data sets of launch/zeroshot.py to evaluate on: NAME:ROOT, or a folder of shards."""
     eval_patch_sizes: tuple[int, ...] = ()
-    """Of those evaluations. Empty: the coarsest patch size that is trained."""
+    """Patch sizes of these evaluations. Empty: the coarsest that is trained."""
     compile: bool = False
-    """torch.compile both towers: a minute at the start, for the gain in benchmarks/results."""
+    """torch.compile both towers: up to a minute at the start; see benchmarks/compile.py."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

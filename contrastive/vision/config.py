@@ -13,15 +13,15 @@ class VisionConfig:
     """The locked image tower and the patch sizes that training draws."""
 
     tower: str = "dinov2s"
-    """dinov2s, dinov2s-flexi, timm:NAME[@FILE], open_clip:ARCHITECTURE@FILE, transformers:FOLDER, a
-    folder, or what else contrastive.load_vision_tower reads."""
+    """dinov2s, dinov2s-flexi, a folder, timm:NAME, open_clip:ARCHITECTURE@FILE, ...
+    All formats are listed in docs/towers.md."""
     patch_sizes: tuple[int, ...] = ()
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
     """How often each patch size is drawn, relative to the others. Empty: equally often."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
-    """Of the tower's weights. bfloat16 moves features by about 1e-2; fastest: bfloat16 where the
-    GPU or CPU computes in it."""
+    """Of the tower's weights; bfloat16 changes features by about 1e-2.
+    fastest: bfloat16 where the GPU or CPU supports it, else float32."""
 
     def __post_init__(self) -> None:
         check_weights(
@@ -40,11 +40,11 @@ class PatchDropoutConfig:
     keep_rate: float = 1.0
     """Share of the patches that is read, at the first step; 1: all."""
     keep_rate_end: float = 1.0
-    """Share at the other end of a schedule."""
+    """Share at the end of a linear schedule, or in the middle of a cycle."""
     schedule: Literal["constant", "linear", "cyclic"] = "constant"
-    """linear: from keep_rate to keep_rate_end over the run; cyclic: there and back in
-    cycle_steps."""
+    """linear: keep_rate to keep_rate_end over the run; cyclic: there and back, repeatedly."""
     cycle_steps: int = 100
+    """Length of a cycle."""
 
     def __post_init__(self) -> None:
         for name in ("keep_rate", "keep_rate_end"):

@@ -49,8 +49,7 @@ class IntactFiles:
         return bool(file_digest(path) == noted["blake2b"])
 
     def _shard_is_as_noted(self) -> bool:
-        """A shard is some hundred times as large as its cached features, so it is read only where
-        its time of modification differs: somebody changed it, or copied it without its time."""
+        """Rehash the shard only if its mtime changed: it is ~100x the size of its features."""
         noted, path = self._read()[_SHARD], self._shard
         if not path.is_file() or path.stat().st_size != noted["size"]:
             return False

@@ -47,7 +47,7 @@ class Slots:
         raise NotImplementedError
 
     def finish(self, part: Batch) -> None:
-        """What is done once for all slots of a part, after they are filled: nothing here."""
+        """Hook called after all slots are filled; no-op by default."""
 
     def change(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
         """A further change of a view, before the transform."""

@@ -1,8 +1,8 @@
-"""The index that makes a local tar a table: which samples it holds, and where every member lies.
+"""Parquet index of a local tar: samples and member offsets.
 
 SHARD.index.parquet has a row per member of a good sample (`key, ext, offset, size`), in the tar's
-order. Its footer ties it to the shard's size and time of modification, and sums up the samples and
-the problems found, so that counting needs no more than the footer.
+order. Its footer records the shard's size and mtime, and counts samples and problems, so counting
+reads the footer alone.
 """
 
 import hashlib

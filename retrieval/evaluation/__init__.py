@@ -1,2 +1,2 @@
-"""Zero-shot classification, and how well it and retrieval do on published data sets. Builds no
-index, serves nothing."""
+"""Zero-shot classification, and how well it and retrieval do on published data sets. Writes no
+index folder, serves nothing."""

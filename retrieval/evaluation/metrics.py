@@ -188,7 +188,7 @@ def recall_at_k(
 def _text_sets(pairs: Int[np.ndarray, "p 2"], num_images: int) -> Int[np.ndarray, " n"]:
     """The number of the set of texts that each image carries, -1 for none.
 
-    A set is told by the sum of a random 64-bit number for each of its texts.
+    Sets are hashed as the sum of one random 64-bit number per text.
     """
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 2**63, int(pairs[:, 1].max(initial=-1)) + 1, np.int64)

@@ -181,7 +181,7 @@ class Snapshot:
             return nearest_exactly(index, queries, k, packed)
         nprobe = nprobe or tuning.nprobe
         copy = self._gpu.get((segment.number, patch_size))
-        # k of what k matches take, were they everywhere as many; twice that to be safe
+        # If matches are evenly spread, k/share hits contain k of them; fetch twice that.
         deeper = k if chosen is None else int(2 * k / share) + 16
         if copy is not None and deeper <= MAX_GPU:
             params = search_params(index, min(nprobe, MAX_GPU), 1)
@@ -192,7 +192,7 @@ class Snapshot:
             walk = max(ef or tuning.ef, k)
             similarities, rows = nearest(index, queries, k, nprobe, walk, packed)
         short = (rows < 0).any(axis=1)
-        if short.any():  # an approximate search lost its way among what matches
+        if short.any():  # approximate search found fewer than k; rescan exactly
             again = nearest_exactly(index, queries[short], k, packed)
             similarities[short], rows[short] = again
         return similarities, rows

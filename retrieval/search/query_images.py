@@ -1,4 +1,4 @@
-"""Queries that name an image's file are looked for by the image."""
+"""Treat a query that is an image path as an image query."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

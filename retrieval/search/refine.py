@@ -30,13 +30,15 @@ MAX_PIXELS = 100_000_000
 _READERS = 4  # threads that read and decode
 
 
-COARSE_SHARE = 1 / 3  # of what a refinement says
+COARSE_SHARE = 1 / 3  # weight of the coarse similarity in a refined one
 
 
 def blend(fine: Any, coarse: Any) -> Any:
-    """What two patch sizes say together: similarities, or vectors whose products with another are
-    these. Two thirds fine and one third coarse are right more often than the fine ones alone
-    (benchmarks/coarse_to_fine.py), and the coarse ones are there anyway."""
+    """Blend: 2/3 fine + 1/3 coarse, on similarities or on vectors with that dot product.
+
+    It ranks better than the fine similarities alone (benchmarks/coarse_to_fine.py), and the coarse
+    ones are already computed.
+    """
     return (1 - COARSE_SHARE) * fine + COARSE_SHARE * coarse
 
 

@@ -13,17 +13,17 @@ class Limits:
     """Upper bounds on one request, and on how many may wait."""
 
     max_body_mib: float = 16.0
-    """Of a request's body."""
+    """Size of a request's body."""
     max_pixels: int = 50_000_000
-    """Of a query image, read from its header."""
+    """Pixels of a query image, read from its header."""
     max_k: int = MAX_K
-    """Hits, those of earlier pages included."""
+    """Hits of one search, those of earlier pages included."""
     max_text: int = 1000
     """Characters of a text."""
     max_labels: int = 200
     """Labels of one classification."""
     max_candidates: int = 500
-    """Images encoded again for one search."""
+    """Images re-encoded for one search."""
     max_queue: int = 256
     """Requests that may wait for a forward or a search; further ones are answered with 429."""
     timeout_s: float = 30.0
@@ -46,16 +46,16 @@ class ServeConfig:
     """One server."""
 
     index: tuple[str, ...]
-    """Folders of indexes; each is named as its folder, the first is the default."""
+    """Index folders, each named after its folder; the first is the default."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 1234
-    """0 takes a free one."""
+    """0: any free port."""
     model: str | None = None
     """A model with the indexes' image tower, instead of those kept in them."""
     classes: tuple[str, ...] = ()
-    """Class sets for /v1/classify: files with a name per line, or folders that
-    `ZeroShotClassifier.save` wrote; each is named as its file."""
+    """Class sets for /v1/classify: files of one name per line, or saved `ZeroShotClassifier`s.
+    Each is named after its file."""
     token_file: str = ""
     """File with the bearer token that requests must bring."""
     cors: tuple[str, ...] = ()

@@ -40,7 +40,8 @@ def load_dinov2s() -> VisionTower:
 
     graph = onnx.load(str(file)).graph
     raw = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
-    # Linear weights are stored transposed under numbers; the node that reads one names it.
+    # ONNX stores Linear weights transposed under numeric names; the consuming node's name gives
+    # the parameter.
     read_by = {node.name: [i for i in node.input if i in raw] for node in graph.node}
 
     def constant(node: str) -> Tensor:
