@@ -15,7 +15,7 @@ from contrastive.run.config_file import RENAMED, Config, from_dict, load_config
 from contrastive.run.resume import check_resumable
 from data.errors import UsageError
 
-# Parsed when typed, and shown by --help-all: what few runs change from the recipe's value.
+# Flags that few runs change: always accepted, shown by --help-all only.
 RARE = {
     "keep_checkpoints", "deepspeed_config", "init_samples", "val_samples",
     "data.on_error", "data.allow_pipe", "data.block_shards", "data.max_pixels", "data.index_dir",
@@ -35,9 +35,10 @@ def parse_run(
     program: str,
     what: str,
 ) -> tuple[Config, bool]:
-    """(configuration, whether it resumes a run).
+    """Parse a training program's command line: (configuration, whether it resumes a run).
 
-    recipes: what may be named; `default` when none is. program, what: for the help.
+    recipes: configurations by name; `default` is used when none is named. program, what: for the
+    help.
     """
     arguments = [part for argument in arguments for part in _modern(argument)]
     resume = ""
@@ -87,7 +88,7 @@ def parse_run(
 
 
 def _modern(argument: str) -> list[str]:
-    """An argument as it is spelled today; --resume=FOLDER in two."""
+    """An argument under today's names; --resume=FOLDER becomes two arguments."""
     if argument.startswith("--resume="):
         return argument.split("=", 1)
     flag, equals, value = argument.partition("=")
@@ -103,7 +104,7 @@ def _modern(argument: str) -> list[str]:
 def _unchecked(cfg: Any, hidden: Collection[str]) -> Any:
     """The same values in dataclasses that check nothing; help leaves out the `hidden` fields.
 
-    tyro prints what a check says in words and a frame of its own; `parse_run` checks afterwards.
+    tyro would print a failed check in its own words; `parse_run` checks afterwards instead.
     """
     hints = typing.get_type_hints(type(cfg), include_extras=True)
     values: dict[str, Any] = {}

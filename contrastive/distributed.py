@@ -28,7 +28,7 @@ def init_from_launcher() -> None:
 
 
 def ensure_group() -> None:
-    """DeepSpeed wants a group of ranks even for one: make it, if no launcher did."""
+    """Make the process group that DeepSpeed wants even for one rank, unless a launcher did."""
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
         _spare_kernel()
@@ -36,8 +36,8 @@ def ensure_group() -> None:
 
 
 def _spare_kernel() -> None:
-    """On CPUs DeepSpeed would compile a kernel for a minute, which nothing here uses; a process
-    killed meanwhile leaves a lock behind on which later ones wait."""
+    """Keep DeepSpeed from compiling a CPU kernel that nothing here uses: it takes a minute, and a
+    process killed meanwhile leaves a lock on which later ones wait."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -48,8 +48,8 @@ def _backend() -> str:
 
 
 def shutdown() -> None:
-    """Leave the group of ranks that a launcher made; DeepSpeed knows one group per process, so that
-    of a single process stays."""
+    """Leave the launcher's process group. That of a single process stays, as DeepSpeed knows one
+    group per process."""
     if dist.is_initialized() and "RANK" in os.environ:
         dist.destroy_process_group()
 
@@ -76,7 +76,7 @@ def device() -> torch.device:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware computes in it."""
+    """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware supports it."""
     if name != "fastest":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if torch.cuda.is_available():
@@ -94,7 +94,7 @@ def barrier() -> None:
 
 @torch.no_grad()
 def start_all_gather(tensor: Shaped[Tensor, "b ..."]) -> Callable[[], Shaped[Tensor, "B ..."]]:
-    """`all_gather` that runs on while the caller does other things; call the result to wait."""
+    """Start an `all_gather` in the background; call the result to wait for it."""
     if world_size() == 1:
         return lambda: tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -119,7 +119,7 @@ def all_gather(tensor: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "B ..."]:
 
 @torch.no_grad()
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks; the argument is left alone."""
+    """The sum over ranks; the argument is unchanged."""
     if world_size() == 1:
         return tensor
     total = tensor.clone()
@@ -128,7 +128,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: object) -> list:
-    """Small Python objects of all ranks, in rank order (a trusted group: they are pickled)."""
+    """Small Python objects of all ranks, in rank order. Pickled, which is safe within a run."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()

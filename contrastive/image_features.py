@@ -24,7 +24,7 @@ from data.pipeline.reader import ShardReader
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
 
-# Bounds the tower's activations; a rank's share may be thousands. On a CPU they are to stay in its
+# Bounds the tower's activations; a rank's share may be thousands. On a CPU they should fit into its
 # caches: 32 images at a time are a sixth to a third faster than 128.
 IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
@@ -82,11 +82,11 @@ class FeatureSource:
     def ahead(
         self, steps: Iterable[Iterable[Batch]], patch_size_of: Callable[[int], int]
     ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
-        """Each step's batch with its features, at the patch size of the step, without pixels.
+        """Each step's batch with its features at the step's patch size, without pixels.
 
         steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory
-        at a time. The next batch is asked for before a batch is handed over; on a GPU the tower
-        has a stream of its own, so that it reads pixels while the text tower trains.
+        at a time. The next batch is requested before the current one is yielded; on a GPU the tower
+        has a stream of its own, so it reads pixels while the text tower trains.
         """
         on_gpu = distributed.device().type == "cuda"
         side = torch.cuda.Stream() if on_gpu else None

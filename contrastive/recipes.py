@@ -74,11 +74,11 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "cc12m": cc12m}
 
 
 def dinov2s() -> FlexifyConfig:
-    """DINOv2-S on the default drawings: its features at patch 14, for all its patch sizes.
+    """DINOv2-S on the default drawings: its features at patch 14 teach all patch sizes.
 
     deepspeed launch/flexify.py dinov2s      # six minutes on two cores with AMX
 
-    What trains is little enough to ship as a difference of 6.4 MB: `dinov2s-flexi` is its outcome.
+    Few enough parameters train to ship as a difference of 6.4 MB: `dinov2s-flexi` is the result.
     """
     data = default_data()
     return FlexifyConfig(

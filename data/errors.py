@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence, no traceback."""
+"""Errors that the user can fix: one sentence, no traceback."""
 
 import dataclasses
 import os

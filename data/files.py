@@ -1,4 +1,4 @@
-"""Files and folders of this program's own: written whole or not at all, checksummed, cached."""
+"""This program's own files: written atomically, checksummed, cached."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Image files to RGB: decoding what strangers send, and augmented views. Needs no torch."""
+"""Image files to RGB: decoding untrusted files, and augmented views. Needs no torch."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged tag costs the rotation, not the image
+    except Exception:  # with a damaged tag, keep the image as it is
         return image
 
 

@@ -1,8 +1,8 @@
-"""The whole job on the default drawings: build, train, embed, index, evaluate, search.
+"""The whole pipeline on the default drawings: build, train, embed, index, evaluate, search.
 
     make demo                     # or: python launch/demo.py [--out runs]
 
-Every stage is a command line that a user could type. What is done is not done again.
+Every stage is a command line that a user could type. Finished stages are skipped.
 """
 
 import functools

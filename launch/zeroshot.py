@@ -66,8 +66,8 @@ def open_datasets(args: Args) -> list[EvalDataset]:
 
 
 def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
-    """Measure costs and results, and print the report. What is finished when a data set fails is
-    reported still."""
+    """Measure costs and results, and print the report. If a data set fails, those finished before
+    are still reported."""
     from contrastive.distributed import barrier, device, is_main
     from contrastive.model.lit import LitModel
     from retrieval.embed.bulk import check_patch_sizes

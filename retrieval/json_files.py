@@ -1,4 +1,4 @@
-"""JSON files that are replaced whole: a reader never sees half of one."""
+"""JSON files that are replaced atomically: a reader never sees half of one."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whether a folder holds a model, told without torch."""
+"""Whether a folder holds a model, checked without torch."""
 
 from pathlib import Path
 

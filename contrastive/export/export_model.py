@@ -60,9 +60,9 @@ def export_model(
 ) -> tuple[float, float]:
     """Write `folder`; return the lowest cosine of its image and of its text embeddings to ours.
 
-    The model is left on the CPU in float32. The folder is read back by
-    the other library and its embeddings compared before it gets its name. Raises `UsageError` for
-    what the format cannot express.
+    The model is left on the CPU in float32. The other library reads the folder back and the
+    embeddings are compared before the folder gets its name. Raises `UsageError` for what the format
+    cannot express.
     """
     model.vision.check_patch_size(patch_size)
     model = model.cpu().float().eval()
@@ -95,7 +95,7 @@ def _readme(model: LitModel, to: str, usage: str, patch_size: int) -> str:
 def _compare(
     model: LitModel, patch_size: int, encode_image: Any, encode_text: Any
 ) -> tuple[float, float]:
-    """The least cosine of the other library's image and text embeddings to ours."""
+    """The lowest cosine of the other library's image and text embeddings to ours."""
     size = model.image_size
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     pairs = (

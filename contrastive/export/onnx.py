@@ -85,7 +85,8 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
 
 
 def _tokens(tower: TextTower, texts: list[str]) -> PaddedTokens:
-    """As long as the longest; for open_clip as its context, the one length its trace holds for."""
+    """Token ids padded to the longest text; for open_clip to its context, the only length that its
+    trace supports."""
     ids = tower.tokenizer(texts)
     if isinstance(tower, HFTextTower):
         return tower.pad(ids)

@@ -54,7 +54,7 @@ Part = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
-    """Write weights, tokenizer and open_clip_config.json into `folder`, which will be `home`."""
+    """Write weights, tokenizer and open_clip_config.json into `folder`, later renamed to `home`."""
     vision, weights = _vision(model, patch_size)
     text, text_weights = _text(model, home)
     weights |= text_weights
@@ -125,7 +125,7 @@ def _vision(model: LitModel, patch_size: int) -> Part:
 
 
 def _why_not_native(net: Any) -> str:
-    """What this tower has and open_clip's VisionTransformer lacks; empty where nothing."""
+    """What this tower has that open_clip's VisionTransformer lacks; empty if nothing."""
     blocks = getattr(net, "blocks", None)
     if not isinstance(net, timm.models.VisionTransformer) or not blocks:
         return f"{type(net).__name__} is no plain ViT"

@@ -4,9 +4,9 @@ The image tower stays a timm model, which transformers wraps; its features' mean
 bias, the whitening becomes the visual projection. transformers takes a text tower's pooler, which
 for the BERT family is tanh of a linear map of the first token:
 
-- Near zero tanh is the identity, so a small enough map hands the first token on.
+- Near zero tanh is the identity, so a small enough map passes the first token through.
 - A mean over tokens is one more layer: no queries and keys, so that attention is uniform, and an
-  output so large that the layer's residual is nothing beside it. That layer's norm removes the
+  output so large that the layer's residual is negligible. That layer's norm removes the
   mean over dimensions and the length. The length does not matter; the mean is where a reflection
   has put the direction that the text projection reads least. A projection to fewer dimensions
   does not read it at all; a trained square one next to nothing; else the check after writing tells.
@@ -167,7 +167,8 @@ def _bert(tower: HFTextTower, projection: Float[Tensor, "d w"]) -> Any:
 
 
 def reflection(projection: Float[Tensor, "d w"]) -> Float[Tensor, "w w"]:
-    """Householder's: swaps the direction that `projection` reads least with (1, ..., 1)/sqrt(w).
+    """The Householder reflection that swaps the direction `projection` reads least with
+    (1, ..., 1)/sqrt(w).
 
     Symmetric and orthogonal, so its own inverse.
     """

@@ -54,8 +54,8 @@ def architecture_config(name: str) -> dict[str, Any]:
 def read_open_clip(spec: str) -> OpenClipCheckpoint:
     """`ARCHITECTURE@FILE` or `local-dir:FOLDER`, as open_clip's factory writes and reads them.
 
-    A file does not say how pixels are normalised: taken is what all published weights of the
-    architecture agree on, else OpenAI's.
+    A file does not say how pixels are normalised: the values that all published weights of the
+    architecture share are used, else OpenAI's.
     """
     import open_clip
     from open_clip.pretrained import _PRETRAINED

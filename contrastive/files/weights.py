@@ -1,4 +1,4 @@
-"""Reading weights, by tensors alone and never by unpickled code, and what describes them."""
+"""Reading weights and their configuration: tensors only, never unpickled code."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.errors import UsageError
 
 
 def existing_file(path: str) -> Path:
-    """Raise `UsageError` unless there is such a file."""
+    """Raise `UsageError` unless the file exists."""
     if not Path(path).is_file():
         raise UsageError(f"no such file: {path}")
     return Path(path)
@@ -52,7 +52,7 @@ def three_numbers(values: Any, what: str) -> tuple[float, float, float]:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: object) -> None:
-    """`load_state_dict`, strict; `UsageError` where the weights are of another model."""
+    """`load_state_dict`, strict; `UsageError` if the weights belong to another model."""
     try:
         module.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:

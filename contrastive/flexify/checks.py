@@ -1,4 +1,4 @@
-"""What must fit before a flexify run starts: losses, heads and labels."""
+"""Checks before a flexify run starts: losses, heads and labels."""
 
 from collections.abc import Sequence
 

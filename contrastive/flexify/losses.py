@@ -17,7 +17,7 @@ from contrastive.vision.tower import VisionTower
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The teacher's own standardisation: per dimension, over training images."""
+    """The teacher's standardisation: mean and deviation per dimension, over training images."""
 
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
@@ -65,7 +65,7 @@ def label_loss(
     classes: Float[Tensor, "m c"],
     kind: Literal["softmax", "sigmoid"],
 ) -> Float[Tensor, " m"]:
-    """Cross-entropy with shares of classes, or the sum over classes of binary ones."""
+    """Cross-entropy with soft labels, or the sum of the classes' binary cross-entropies."""
     if kind == "softmax":
         return -(classes * F.log_softmax(logits, dim=-1)).sum(-1)
     return F.binary_cross_entropy_with_logits(logits, classes, reduction="none").sum(-1)
@@ -86,7 +86,7 @@ def class_head(tower: VisionTower) -> nn.Linear | None:
 
 
 class DistillationLoss(nn.Module):
-    """What the engine holds: the student's tower, and the loss of a micro-batch of images."""
+    """What DeepSpeed's engine wraps: the student's tower and the loss of a micro-batch."""
 
     def __init__(
         self, tower: VisionTower, cfg: DistillationConfig, normaliser: Normaliser | None
@@ -101,7 +101,7 @@ class DistillationLoss(nn.Module):
         keep: float | Int[Tensor, "m k"],
         targets: Targets,
     ) -> Float[Tensor, ""]:
-        """The share of these images in the loss of the global batch."""
+        """These images' share of the global batch's loss."""
         cfg = self.cfg
         features = self.tower(images, patch_size, keep)
         loss = features.new_zeros(())

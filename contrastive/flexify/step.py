@@ -1,7 +1,7 @@
-"""One optimiser step of a student: what its teacher says of a batch, and the update.
+"""One optimiser step of a student: the teacher's targets for a batch, and the update.
 
-Everything random (mixing, kept patches) is drawn for the global batch from (seed, step), so ranks
-and micro-batches change nothing.
+Everything random (mixing, kept patches) is drawn for the global batch from (seed, step), so the
+number of ranks and micro-batches changes nothing.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class TeacherSource:
             self._cache = FeatureSource(teacher.tower, cfg.data, [teacher.patch_size])
 
     def cached(self, batch: Batch) -> tuple[Float[Tensor, "b d"] | None, Bool[Tensor, " b"]]:
-        """The features that need no pixels, and which slots are good."""
+        """Cached features, which need no pixels, and which slots are good."""
         if self._cache is None:
             return None, batch.valid
         features, valid = self._cache(batch, self.teacher.patch_size)

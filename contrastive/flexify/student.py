@@ -1,4 +1,4 @@
-"""Who teaches and who learns: the teacher tower, and the student that starts from it."""
+"""The teacher tower, and the student that starts from it."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ class Teacher:
     def __call__(
         self, images: Float[Tensor, "b 3 s s"], student: VisionTower
     ) -> Float[Tensor, "b d"]:
-        """Features of images that are normalised for `student`."""
+        """Features of images that were normalised for `student`."""
         images = resize_images(images, self.tower.image_size)
         if (self.tower.mean, self.tower.std) != (student.mean, student.std):
             theirs, ours = (
@@ -56,14 +56,14 @@ class Teacher:
 
 
 def own_patch_size(tower: VisionTower) -> int:
-    """The stored kernel's size where it divides the image, else the finest that is offered."""
+    """The stored kernel's size if it divides the image side, else the finest that is offered."""
     own = tower.native_patch_size
     fits = not tower.flexible or tower.image_size % own == 0
     return own if fits else tower.patch_sizes[-1]
 
 
 def resize_images(images: Float[Tensor, "b 3 s s"], size: int) -> Float[Tensor, "b 3 t t"]:
-    """Bicubic with antialias, as the loader's transform; nothing where the size is right."""
+    """Bicubic with antialias, like the loader's transform; unchanged if the size is right."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
@@ -73,10 +73,10 @@ def resize_images(images: Float[Tensor, "b 3 s s"], size: int) -> Float[Tensor, 
 
 
 def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -> VisionTower:
-    """The student before its first step, float32, unlocked.
+    """The student before its first step: float32, unlocked.
 
-    What `patch_size` sees stays what it was, whatever the stored sizes become (as far as they are
-    not smaller). New parameters (a head, attention pooling) draw from torch's own randomness.
+    Its output at `patch_size` stays the same, whatever the stored sizes become (unless they
+    shrink). New parameters (a head, attention pooling) are drawn from torch's global generator.
     """
     spec = cfg.tower or teacher.tower
     tower = load_vision_tower(spec, locked=False)
@@ -154,7 +154,7 @@ def _positions(net: Any) -> Float[Tensor, "1 n d"]:
 
 
 def _carry_over(old: VisionTower, new: VisionTower, patch_size: int) -> None:
-    """The old tower's weights into the new one, resized where the stored sizes differ."""
+    """Copy the old tower's weights into the new one, resized where the stored sizes differ."""
     weights = {k: v.clone() for k, v in old.net.state_dict().items()}
     shapes = {k: v.shape for k, v in new.net.state_dict().items()}
     kernel = "patch_embed.proj.weight"

@@ -21,7 +21,7 @@ IMAGES_PER_FORWARD = 32  # of one rank
 
 @dataclass(frozen=True)
 class Table:
-    """What the saved tower's config.json says under `validation`."""
+    """The entry `validation` of the saved tower's config.json."""
 
     held_out: bool  # whether the images were none of the training's
     samples: int

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Card:
-    """What a model does not know of itself (JSON-able); empty entries are left out of the card."""
+    """Facts that a model cannot tell by itself (JSON-able); empty ones are left out of the card."""
 
     license: str = "unknown"
     """An identifier of the hub's list, such as mit."""
@@ -34,7 +34,7 @@ class Card:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model knows of itself."""
+    """Facts that a model can tell by itself."""
 
     image_tower: str
     image_size: int  # pixels a side

@@ -35,7 +35,7 @@ from data.transform import ImageTransform
 
 
 class TextSide(nn.Module):
-    """Everything that trains: the text encoder, the temperature and, for sigmoid, the bias."""
+    """What trains: the text encoder, the logit scale and, for sigmoid, the logit bias."""
 
     def __init__(self, encoder: TextEncoder, loss: LossConfig) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class TextSide(nn.Module):
             self.logit_bias = nn.Parameter(torch.tensor([loss.bias_init]))
 
     def scale(self) -> Float[Tensor, ""]:
-        """The temperature's multiplier t, at most 100.
+        """The logit scale t, at most 100.
 
-        Clamped here, because ZeRO's master copy forgets a clamp of the parameter; the gradient
-        passes, so that a temperature that overshot can come back.
+        Clamped here, because ZeRO's master copy would undo a clamp of the parameter. The gradient
+        passes through, so that a scale that overshot can come back.
         """
         log_scale = self.logit_scale[0]
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
@@ -58,10 +58,10 @@ class TextSide(nn.Module):
     def forward(
         self, tokens: TokenBatch
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
-        """Text embeddings, the temperature's multiplier, and the bias of the sigmoid loss.
+        """Text embeddings, the logit scale, and the bias of the sigmoid loss.
 
-        Every parameter is read here and nowhere else in a step: ZeRO-3 gathers them around this
-        call.
+        Every parameter is read here and nowhere else in a step, because ZeRO-3 gathers them around
+        this call.
         """
         text_embeds = self.encoder(tokens)
         with torch.autocast(text_embeds.device.type, enabled=False):
@@ -74,7 +74,7 @@ class LitModel(nn.Module, ModelHubMixin):
 
     The affine (feature_mean, feature_whiten) whitens the tower's features: one for all patch sizes,
     fitted on training features. A self-supervised tower spends most of its variance on a few
-    directions, such as drawing style; left as they are, they drown the rest in every cosine.
+    directions, such as drawing style, which would dominate every cosine.
 
     `push_to_hub("user/name")` is huggingface_hub's, and uploads what `save_pretrained` writes.
     """

@@ -101,5 +101,5 @@ def partial_lse(
     text_embeds: Float[Tensor, "m d"],
     logit_scale: Float[Tensor, ""],
 ) -> Float[Tensor, " b"]:
-    """Per image, the logsumexp over m texts: what the first of two passes collects."""
+    """Per image, the logsumexp over m texts, which the first of two passes collects."""
     return torch.logsumexp(logit_scale * image_embeds @ text_embeds.T, dim=1)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
 
-# Parameters of 0.1.0 by their names of today: in saved configurations, and as flags.
+# Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
     "zero.text_chunk": "zero.micro_batch_size",
     "start_samples": "init_samples",

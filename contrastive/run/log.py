@@ -83,7 +83,7 @@ class RunLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done in this context does not count in pairs/s."""
+        """Time within this context does not count in pairs/s."""
         started = time.perf_counter()
         yield
         self._since += time.perf_counter() - started

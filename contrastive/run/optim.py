@@ -10,7 +10,7 @@ from contrastive.run.config import OptimConfig
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices: not for norms, biases or the temperature."""
+    """Whether weight decay applies: to matrices, not to norms, biases or the logit scale."""
     return parameter.ndim >= 2 and not name.endswith("bias")
 
 

@@ -10,7 +10,7 @@ def draw_patch_size(
 ) -> int:
     """The patch size of a step: the same on all ranks, a pure function of (seed, step).
 
-    weights: relative, one for each size; none: all alike.
+    weights: relative, one per size; empty: all equal.
     """
     shares = np.asarray(weights or [1.0] * len(patch_sizes), dtype=float)
     position = np.random.PCG64([seed, step, 0x9A7C4]).random_raw() / 2.0**64

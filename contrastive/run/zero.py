@@ -70,7 +70,7 @@ def deepspeed_config(
         "steps_per_print": 10**9,
     }
     if distributed.resolve_dtype(zero.precision) == torch.bfloat16:
-        # "bf16" would cast every parameter, and bf16 moves a temperature near ln(100) in 3% steps.
+        # "bf16" would cast every parameter, and bf16 moves a logit scale near ln(100) in 3% steps.
         config["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",

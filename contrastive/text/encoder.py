@@ -1,4 +1,4 @@
-"""The text encoder: a text tower and its projection to the image tower's width."""
+"""The text encoder: a text tower and its projection to the image tower's embedding dimension."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from contrastive.text.tower import TextTower
 
 
 class TextEncoder(nn.Module):
-    """A text tower and the bias-free projection to the image width (LiT, arXiv:2111.07991)."""
+    """A text tower and a bias-free projection to the image tower's width (arXiv:2111.07991)."""
 
     def __init__(self, tower: TextTower, embed_dim: int) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ class OpenClipTextTower(TextTower):
         return not causal or net.pool_type not in ("argmax", "eos")
 
     def pad(self, ids: list[list[int]]) -> PaddedTokens:
-        """As wide as the longest, or as the context where padding is read."""
+        """Pad to the longest text, or to the context length where padding is read."""
         width = self.tokenizer.context_length if self._reads_padding else max(map(len, ids))
         return pad_tokens(ids, width, self.tokenizer.pad_id)
 

@@ -38,10 +38,10 @@ def pad_tokens(ids: list[list[int]], length: int, pad_id: int) -> PaddedTokens:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts as a text tower reads them: in groups of like length, each padded to its own longest.
+    """Texts as a text tower reads them: in groups of similar length, each padded to its longest.
 
-    Only the first `num_texts` texts of all groups are of the batch. Empty texts behind them fill
-    the groups up, because every rank must run the same number of forwards.
+    Only the first `num_texts` texts of all groups belong to the batch. Empty texts after them fill
+    up the groups, because every rank must run the same number of forwards.
     """
 
     groups: tuple[PaddedTokens, ...]
@@ -61,10 +61,8 @@ class TokenBatch:
 def embed_tokens(
     embedding: nn.Module, groups: Sequence[PaddedTokens]
 ) -> list[Float[Tensor, "b n w"]]:
-    """The embedding vectors of each group's tokens, looked up at once.
-
-    The backward pass of each look-up makes a gradient as large as the vocabulary.
-    """
+    """The embedding vectors of each group's tokens, looked up at once: the backward pass of every
+    look-up makes a gradient as large as the vocabulary."""
     ids = torch.cat([group.ids.flatten() for group in groups])
     vectors = embedding(ids).split([group.ids.numel() for group in groups])
     return [v.view(*g.ids.shape, -1) for v, g in zip(vectors, groups, strict=True)]

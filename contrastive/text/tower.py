@@ -1,4 +1,4 @@
-"""What a text tower is: the base of all of them."""
+"""The base class of text towers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from contrastive.text.tokenizers import HFTokenizer, OpenClipTokenizer
 
 
 class TextTower(nn.Module):
-    """Reads padded texts and gives one vector each, before the projection to the image width.
+    """From padded texts to one vector each, before the projection to the image tower's width.
 
     A new kind of tower is a subclass in a module of its own, and a line in `load`.
     """
@@ -30,7 +30,7 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     def pad(self, ids: list[list[int]]) -> PaddedTokens:
-        """Texts as one tensor, as wide as the longest, or as this tower needs."""
+        """Texts as one tensor, padded to the longest, or as this tower needs."""
         raise NotImplementedError
 
     def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:

@@ -26,7 +26,7 @@ class HFTextTower(TextTower):
 
     def __init__(self, net: Any, tokenizer: Any, pooling: Pooling, context_length: int) -> None:
         super().__init__()
-        net.pooler = None  # a head for another task; here it would only be dead weight
+        net.pooler = None  # a head for another task, unused here
         self.net, self.pooling = net, pooling
         self._attention = net.config._attn_implementation
         self.tokenizer = HFTokenizer(tokenizer, context_length)
@@ -88,7 +88,7 @@ class ClipTextTower(HFTextTower):
             self.width = int(net.config.projection_size)
 
     def pad(self, ids: list[list[int]]) -> PaddedTokens:
-        """To the context for SigLIP, which was trained to read padding like text."""
+        """To the context length for SigLIP, which was trained to read padding like text."""
         if self.net.config.model_type != SIGLIP:
             return super().pad(ids)
         return pad_tokens(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
@@ -103,7 +103,7 @@ class ClipTextTower(HFTextTower):
 
 
 def load_transformers_tower(name: str, cfg: TextConfig) -> HFTextTower:
-    """The encoder in a folder or of a hub name, with its weights. safetensors only: a stranger's
+    """The encoder in a folder or of a hub name, with its weights. safetensors only: untrusted
     weights are never unpickled."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 

@@ -16,7 +16,7 @@ def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.d
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
     dtype: of the linear layers. On a GPU the memory of two small micro-batches of longest texts is
-    measured, and tells that of any.
+    measured and extrapolated.
     """
     per_rank = global_batch_size // distributed.world_size()
     if distributed.device().type == "cpu":
@@ -36,7 +36,7 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
-    """What a forward and backward over this many texts of full length allocate at most."""
+    """Peak memory of a forward and backward over this many texts of full length."""
     device = distributed.device()
     tower = side.encoder.tower
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]

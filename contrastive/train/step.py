@@ -33,7 +33,7 @@ class MicroBatch:
 
 
 class GlobalBatch:
-    """All ranks' images, on their way from the moment this is made; they carry no gradient."""
+    """All ranks' image features, without gradient; gathering starts when this is made."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class TrainStep:
         return parts
 
     def _lse_over_texts(self, step: int, parts: list[MicroBatch], everyone: GlobalBatch) -> Reduce:
-        """What turns a micro-batch's partial logsumexps into those over all texts.
+        """Turns a micro-batch's partial logsumexps into those over all texts.
 
         One micro-batch: B numbers per rank are exchanged in the middle of its loss. Several: a
         first pass over the texts, without gradient, collects them.

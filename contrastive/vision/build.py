@@ -1,4 +1,4 @@
-"""Untrained networks and towers, by the name and the arguments that a library knows them by."""
+"""Untrained networks and towers, by a library's name and arguments for them."""
 
 from typing import Any
 

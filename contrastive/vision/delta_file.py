@@ -18,7 +18,8 @@ from data.errors import UsageError
 
 
 def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str | Path) -> int:
-    """Write what `apply_delta` adds to `base` to give `tower`, the difference rounded to float16.
+    """Write the file from which `apply_delta` makes `tower` out of `base`; differences are rounded
+    to float16.
 
     base_spec: what `load_vision_tower` loads `base` by. Returns the file's size in bytes. Raises
     `UsageError` where the towers' parameters differ in name or shape, where the base ends in a

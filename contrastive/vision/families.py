@@ -1,4 +1,4 @@
-"""The table of families of image networks, by which a tower knows how to run its network.
+"""The table of network families, which tells a tower how to run its network.
 
 A new kind of network is a class in `flexible_families` or `fixed_families`, and a line here.
 """

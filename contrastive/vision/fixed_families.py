@@ -1,7 +1,7 @@
 """Networks that run at the one patch size they were built for: ConvNets, Mixers, Swin, and others.
 
-A class says for one kind of network how wide its features are, how many pixels a cell of them
-covers, and how images become one vector each.
+Each class tells how wide the features are, how many pixels a feature cell covers, and how images
+become one vector each.
 """
 
 import math

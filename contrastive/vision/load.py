@@ -1,4 +1,4 @@
-"""From the name of an image tower to the tower with its weights, whatever its format."""
+"""Loads an image tower by its name, whatever its format."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def load_vision_tower(
 
 
 def _load(spec: str) -> VisionTower:
-    """Each format is imported when it is read: most come with a heavy library."""
+    """Each format is imported only when it is used: most need a heavy library."""
     check_tower_spec(spec)
     kind, _, rest = spec.partition(":")
     if kind == "timm" and rest:

@@ -1,4 +1,4 @@
-"""Patch dropout: a share of each image's patches, the keep rate, is read; the rest is left out."""
+"""Patch dropout: a random share of each image's patches, the keep rate, is read."""
 
 import numpy as np
 import torch

@@ -78,11 +78,11 @@ def resample_position_grid(
 def restored_patch_embed(
     weight: Float[Tensor, "out in h w"], size: int, patch_size: int
 ) -> Float[Tensor, "out in s s"]:
-    """A kernel of another stored size that is still the same kernel at `patch_size`.
+    """A kernel of another stored size that resizes to the same kernel at `patch_size`.
 
-    PI-resizing to a larger size and back does not give the kernel again. So the smallest correction
-    that makes it exact is added; it exists where `size` >= `patch_size`, else the result is the
-    plain PI-resize.
+    PI-resizing to a larger size and back does not restore a kernel, so the smallest correction that
+    makes it exact is added. It exists where `size` >= `patch_size`; else the result is the plain
+    PI-resize.
     """
     resized = resample_patch_embed(weight, (size, size))
     if size < patch_size:
@@ -95,7 +95,7 @@ def restored_patch_embed(
 def restored_position_grid(
     grid: Float[Tensor, "1 n d"], size: int, side: int, rule: PositionResize
 ) -> Float[Tensor, "1 m d"]:
-    """A grid of `size` x `size` stored positions that is still the same at `side` x `side`.
+    """A grid of `size` x `size` stored positions that resizes to the same grid at `side` x `side`.
 
     As `restored_patch_embed`: exact where `size` >= `side`.
     """

@@ -66,7 +66,7 @@ class VisionTower(nn.Module):
     # ---- lock ------------------------------------------------------------------------------
 
     def lock(self) -> "VisionTower":
-        """Take no gradients and stay in eval mode for good. Returns self."""
+        """Turn gradients off and stay in eval mode for good. Returns self."""
         self.requires_grad_(False)
         self.locked = True
         return self.eval()
@@ -146,8 +146,8 @@ class VisionTower(nn.Module):
     def _stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
         """(kernel, prefix tokens with their positions, grid positions) at one patch size.
 
-        Cached until a stored weight changes, so that no call resizes anything; while the tower
-        trains computed in each call, and differentiable.
+        Cached until a stored weight changes, so that no call resizes anything; a tower in training
+        computes it in each call, differentiably.
         """
         weights = self.family.stem_weights(self.net)
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
@@ -190,7 +190,7 @@ class VisionTower(nn.Module):
         return keep_patches(rotary.expand(num_images, -1, -1), keep)[:, None]
 
     def compile_blocks(self) -> None:
-        """torch.compile the blocks, which cost most; compiled once, they serve every patch size."""
+        """torch.compile the blocks, which cost most; compiled once for all patch sizes."""
         blocks = getattr(self.net, "blocks", self.net)
         for part in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
             part.compile(dynamic=True)
@@ -225,7 +225,8 @@ class VisionTower(nn.Module):
 
     @property
     def made_of(self) -> dict[str, str]:
-        """What `fingerprint` covers, in words, to say what differs; the weights last."""
+        """What `fingerprint` covers, by name, so that an error can say what differs; the weights
+        last."""
         digest = hashlib.blake2b(digest_size=8)
         for _, tensor in sorted(self.state_dict().items()):
             digest.update(_bytes(tensor))

@@ -59,10 +59,10 @@ class TowerConfig:
     def hashed(self) -> dict[str, Any]:
         """What a tower's fingerprint covers of its configuration.
 
-        The keys are written out, because caches and indices are tied to their hash: a renamed
-        field keeps its key, and a new one counts only where it is not at its default. Left out
-        are `patch_sizes`, a list of offers, and `library` and `projection`, which the names of
-        the weights tell.
+        The keys are spelled out, because existing caches and indexes are tied to their hash: a
+        renamed field keeps its key, and a new one counts only where it is not at its default. Left
+        out are `patch_sizes`, which lists what is offered, and `library` and `projection`, which
+        the names of the weights imply.
         """
         facts = {
             "timm_name": self.name,

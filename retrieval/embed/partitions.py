@@ -63,7 +63,7 @@ def read_metadata(folder: Path, number: int) -> pa.Table:
 
 
 class _NpyWriter:
-    """Rows appended to an .npy file; the header, of fixed length, is mended at the end."""
+    """Rows appended to an .npy file; the header, of fixed length, is rewritten at the end."""
 
     def __init__(self, file: Path, width: int) -> None:
         self.width, self.rows = width, 0

@@ -49,7 +49,7 @@ def embed_classes(
 
 
 def close_calls(scores: Float[np.ndarray, "n k"], margin: float) -> Bool[np.ndarray, " n"]:
-    """Which images' first two classes lie less than `margin` (a cosine) apart."""
+    """Which images' two best classes lie less than `margin` (a cosine) apart."""
     if scores.shape[1] < 2:
         return np.zeros(len(scores), bool)
     return scores[:, 0] - scores[:, 1] < margin

@@ -124,7 +124,7 @@ class RecallCollector:
 
 @dataclass(frozen=True)
 class _Order:
-    """The order in which one process alone would see everything, put together from all ranks."""
+    """The order in which a single process would see everything, merged from all ranks."""
 
     images: Sequence[Int[np.ndarray, " n"]]  # per rank: where its images go
     texts: Sequence[Int[np.ndarray, " m"]]  # per rank: where its texts go; -1: an equal one counts

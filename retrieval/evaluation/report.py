@@ -143,8 +143,8 @@ class Report:
 
 
 def text_table(columns: Sequence[Column]) -> str:
-    """Right-aligned columns under their heads; a group's name stands over its first column. The
-    same wherever it is printed: no colour, as wide as it needs to be."""
+    """Right-aligned columns under their headings; a group's name stands over its first column. No
+    colour, and the same at any terminal width."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     group = ""
     for column in columns:

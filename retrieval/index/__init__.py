@@ -1,2 +1,2 @@
-"""The index folder: FAISS indexes, segments, metadata, and every change of them. Knows
-vectors alone: queries in texts or images are `retrieval.search`'s."""
+"""The index folder: FAISS indexes, segments, metadata, and every change of them. Knows vectors
+only: texts and images are encoded in `retrieval.search` and `retrieval.photos`."""

@@ -41,7 +41,7 @@ def build_index(
     *,
     kind: IndexTypeChoice | None = None,
 ) -> str:
-    """Index every patch size of a folder written by `embed_shards`. Returns why this index type.
+    """Index a folder written by `embed_shards`. Returns the reason for the index type.
 
     model_dir: the model the embeddings come from; "" takes the one their manifest names.
     index_type, latency_ms: see `retrieval.index.config`. memory_gib: what the index may take while
@@ -70,7 +70,7 @@ def new_manifest(
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
 ) -> IndexManifest:
-    """Of an index that holds nothing yet. images: the folder that its photos come from.
+    """The manifest of an empty index. images: the folder that its photos come from.
 
     Raises `UsageError` for values that cannot work.
     """
@@ -100,8 +100,8 @@ def index_rows(
     sources: Sequence[RowSource],
     device: Device = "auto",
 ) -> str:
-    """`build_index` from rows anywhere, perhaps none. manifest: of `new_manifest`. Returns why this
-    index type."""
+    """`build_index` from any source of rows, perhaps none. manifest: of `new_manifest`. Returns the
+    reason for its index type."""
     with new_folder(Path(out), model_dir) as partial:
         manifest, segments = _write_base(partial, manifest, sources, device)
         commit(partial, manifest, segments)
@@ -127,7 +127,7 @@ def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
 
 
 def delete_ids(folder: str | Path, ids: Sequence[int]) -> int:
-    """Take ids out of an index. Returns how many of them were there."""
+    """Delete ids from an index. Returns how many of them it held."""
     return change_index(folder, delete=ids)[1]
 
 
@@ -136,7 +136,7 @@ def change_index(
     delete: Sequence[int] = (),
     add: Callable[[int], Sequence[RowSource]] | None = None,
 ) -> tuple[int, int]:
-    """Delete ids and add rows, in one step that readers see whole.
+    """Delete ids and add rows in one atomic step.
 
     add: is given the first free id and returns the rows, with ids from there on. Delta segments of
     like size are merged, so that n additions make about log2(n) of them. Returns how many images
@@ -175,7 +175,7 @@ def change_index(
 
 
 def compact_index(folder: str | Path, device: Device = "auto") -> str:
-    """Merge additions and deletions into an index as a build would make it. Returns why its type.
+    """Merge additions and deletions into large segments. Returns the reason for the index type.
 
     Raises `UsageError` while another program changes the index.
     """

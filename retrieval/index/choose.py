@@ -52,7 +52,7 @@ def choose_index_type(
 
 
 def default_memory() -> int:
-    """Bytes: half of the machine's."""
+    """Half of the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -82,7 +82,7 @@ def num_lists(count: int) -> int:
 
 
 def type_for_count(index_type: IndexType, count: int) -> IndexType:
-    """The type that holds `count` vectors of an index: too few to train on are held flat."""
+    """The type that holds `count` vectors of an index: too few to train on stay flat."""
     if count >= MIN_VECTORS.get(index_type, 0):
         return index_type
     return delta_type(index_type)

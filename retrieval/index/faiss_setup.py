@@ -1,8 +1,8 @@
 """FAISS as this project uses it: every module here imports it from this one.
 
-FAISS computes inner products as a matrix product (BLAS) where queries x width reach one number of
-the whole process. Builds for recent CPUs set it to 128,000: 333 queries of width 384. Here it is
-4 x 384, set once, at import, so no thread sees it change.
+FAISS computes inner products as a matrix product (BLAS) from a process-wide threshold of queries x
+width on. Builds for recent CPUs set it to 128,000: 333 queries of width 384. Here it is 4 x 384,
+set once, at import, so no thread sees it change.
 
 ms of one core (EPYC, Zen 3) for 100,000 float32 vectors of width 384:
 

@@ -5,7 +5,7 @@
     {"any": [{"key": {"in": ["a", "b"]}}, {"not": {"caption": {"=": ""}}}]}
 
 `any` and `all` hold a list of filters, `not` one. `contains` ignores case. A row without a value
-(null) fits no comparison.
+(null) matches no comparison.
 """
 
 import json

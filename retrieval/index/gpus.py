@@ -27,7 +27,7 @@ def to_gpus(index: Any, index_type: IndexType, device: Device, bytes_held: int) 
     """A copy of `index` on the GPUs, None where it stays on the CPU.
 
     bytes_held: that its vectors take. Of ivfpq the codes go to the GPUs, the
-    float16 vectors that rank again stay memory-mapped. Raises `UsageError` when a GPU is asked for
+    float16 vectors for re-ranking stay memory-mapped. Raises `UsageError` when a GPU is asked for
     and the index type cannot go there.
     """
     gpus = num_gpus(device)
@@ -57,8 +57,9 @@ def to_gpus(index: Any, index_type: IndexType, device: Device, bytes_held: int) 
 def spread(
     index_type: IndexType, device: Device, fits_twice: bool
 ) -> Literal["shards", "replicas"]:
-    """How several GPUs share the vectors: replicas where they fit twice over and FAISS lets them,
-    which is not where a search has parameters (nprobe). Raises `UsageError` for replicas there."""
+    """How several GPUs share the vectors: replicas where they fit twice over and FAISS supports
+    them, which it does not for searches with parameters (nprobe). Raises `UsageError` for such
+    replicas."""
     takes_parameters = index_type not in ("flat", "flat16")
     if device == "replicas" and takes_parameters:
         raise UsageError(

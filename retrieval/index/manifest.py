@@ -15,11 +15,11 @@ from retrieval.index.config import LATENCY_MS, IndexType, IndexTypeChoice
 
 @dataclass(frozen=True)
 class Tuning:
-    """How far a search of one FAISS index looks unless it is told otherwise."""
+    """How far a search of one FAISS index looks by default."""
 
     nprobe: int = 1  # inverted lists looked into: ivf, ivfpq
     ef: int = 16  # efSearch, candidates kept on the walk: hnsw
-    exact_below: float = 0.0  # share of vectors that a filter lets through: fewer are scanned
+    exact_below: float = 0.0  # filters that match a smaller share are answered by a scan
     recall: float = 1.0  # at ten, measured
     query_ms: float = 0.0  # median of one query alone, measured; 0 where nothing was
 

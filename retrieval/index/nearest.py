@@ -65,7 +65,7 @@ def search_params(index: faiss.Index, nprobe: int, ef: int, packed: Packed = Non
     selector = {} if packed is None else {"sel": types.IDSelectorBitmap(packed)}
     if isinstance(index, faiss.IndexRefine):
         base = search_params(faiss.downcast_index(index.base_index), nprobe, ef, packed)
-        # The refinement itself asks no selector: it ranks what the base let through.
+        # The refinement takes no selector: it re-ranks what the base let through.
         return types.IndexRefineSearchParameters(k_factor=K_FACTOR, base_index_params=base)
     if isinstance(index, faiss.IndexIVF):
         return types.SearchParametersIVF(nprobe=min(nprobe, index.nlist), **selector)

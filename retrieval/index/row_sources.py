@@ -1,4 +1,4 @@
-"""Rows on their way into an index: metadata and vectors, read a block at a time."""
+"""Rows on their way into an index: metadata and vectors, read block by block."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +62,7 @@ class EmbeddedPartition:
 
 
 class RowsInMemory:
-    """What is added to an index at a time."""
+    """Rows that are added to an index at once."""
 
     def __init__(self, vectors: Mapping[int, Float[np.ndarray, "n d"]], metadata: pa.Table) -> None:
         """vectors: per patch size, unit norm."""

@@ -176,7 +176,7 @@ class Segment:
         self.num_alive = int(self.alive.sum())
 
     def tuning(self, patch_size: int) -> Tuning:
-        """How far a search looks unless it is told otherwise."""
+        """How far a search looks by default."""
         return self.entry.tuning.get(patch_size, Tuning())
 
     def places(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -197,8 +197,8 @@ class Segment:
         return found
 
     def reconstruct(self, patch_size: int, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
-        """The stored vectors of rows. Not for several threads before the first call returned: an
-        ivf then makes its table of where every row lies, 8 bytes each."""
+        """The stored vectors of rows. Not thread-safe until the first call has returned: an ivf
+        then builds its table of where every row lies, 8 bytes each."""
         index: Any = self.indexes[patch_size]
         if isinstance(index, faiss.IndexIVF) and index.direct_map.no():
             index.make_direct_map(True)

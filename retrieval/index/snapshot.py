@@ -1,4 +1,4 @@
-"""What a reader sees of an index folder: one state of it, whole, whatever is written meanwhile."""
+"""What a reader sees of an index folder: one consistent state, whatever is written meanwhile."""
 
 import json
 import threading
@@ -83,7 +83,7 @@ class Snapshot:
         return self.segments[0].table.schema if self.segments else None
 
     def check_contents(self) -> None:
-        """Read every file through. Raises `UsageError` for one that is not as it was written."""
+        """Read every file completely. Raises `UsageError` for one that is not as it was written."""
         for entry in self.manifest.segments:
             files = segment_files(self.folder, entry.number, self.patch_sizes)
             for name, noted in entry.blake2b.items():
@@ -107,7 +107,7 @@ class Snapshot:
             yield self.segments[number], at, rows
 
     def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
-        """The metadata of ids, in turn. Raises KeyError for one that is not there."""
+        """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         found: list[dict[str, Any]] = [{}] * len(ids)
         for segment, at, places in self._find(ids):
             for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
@@ -115,7 +115,7 @@ class Snapshot:
         return found
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
-        """The stored vectors of ids, float32. Raises KeyError for an id that is not there."""
+        """The stored vectors of ids, float32. Raises KeyError for an unknown one."""
         out = np.zeros((len(ids), self.width), np.float32)
         for segment, at, places in self._find(ids):
             with self._lock:
@@ -228,7 +228,7 @@ class Snapshot:
 
 
 def _drop(similarities: np.ndarray, rows: np.ndarray, chosen: Selection | None, k: int) -> Found:
-    """What a search without a filter found, less what the filter does not let through."""
+    """What a search without a filter found, less what the filter excludes."""
     if chosen is not None:
         rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
         order = np.argsort(rows < 0, axis=1, kind="stable")

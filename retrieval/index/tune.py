@@ -21,8 +21,8 @@ SELECTIVITIES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 
 
 def draw_queries(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "q d"]:
-    """Queries like those to come: vectors of the index, each pushed half its length towards
-    another, since a text lies beside the images that it describes and not among them."""
+    """Queries like those to come: vectors of the index, each moved half its length towards another,
+    since a text lies beside the images that it describes and not among them."""
     draw = np.random.default_rng(0)
     rows = draw.integers(0, len(sample), (2, QUERIES))
     queries = sample[rows[0]] + 0.5 * sample[rows[1]]
@@ -69,7 +69,7 @@ def _measure(
 
 
 def _exact_below(index: faiss.Index, queries: Float[np.ndarray, "q d"], tuning: Tuning) -> float:
-    """The largest of SELECTIVITIES at which a scan of what a filter lets through is better."""
+    """The largest of SELECTIVITIES at which scanning a filter's matches is better."""
     draw = np.random.default_rng(1)
     for share in SELECTIVITIES:
         packed = pack(draw.random(index.ntotal) < share)

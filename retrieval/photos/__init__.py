@@ -1,2 +1,2 @@
-"""A folder of photos as an index: which photos it holds, and what of them is new, changed or gone.
-How vectors are stored and searched is `retrieval.index`'s."""
+"""The index of a folder of photos: which photos it holds, and what is new, changed or gone. How
+vectors are stored and searched is decided in `retrieval.index`."""

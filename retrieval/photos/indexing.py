@@ -1,7 +1,7 @@
-"""From a folder of photos to a searchable index, and again when the folder has changed.
+"""Builds the index of a folder of photos, and updates it when the folder has changed.
 
-Work is kept every WRITE_EVERY photos, so an interrupted run goes on where it was, and what is done
-can be searched meanwhile. `listing.py` says what a photo's row holds.
+The index is written every WRITE_EVERY photos, so an interrupted run continues from there, and what
+is done can be searched meanwhile. `listing.py` says what a photo's row holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def index_photos(
     *,
     kind: IndexTypeChoice | None = None,
 ) -> PhotosReport:
-    """Index the photos under a folder; of an index made before, only what is new or changed.
+    """Index the photos under a folder; for an existing index, only what is new or changed.
 
     patch_sizes: none means the index's, or all of the model's for a new one. index_type,
     latency_ms, memory_gib, kind: of a new index, see `build_index`. Photos that cannot be read are

@@ -43,7 +43,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class FolderDiff:
-    """A folder beside an index of it."""
+    """The difference between a folder and its index."""
 
     new: list[Photo] = field(default_factory=list)  # or changed
     replaced: dict[str, int] = field(default_factory=dict)  # path of a changed photo -> its old id
@@ -54,7 +54,7 @@ class FolderDiff:
 def list_photos(images: Path, out: Path) -> tuple[list[Photo], dict[str, int]]:
     """The photos under a folder, sorted by path, and how many files cannot be listed, by reason.
 
-    What is hidden, and `out` itself, is left out.
+    Hidden files and folders, and `out` itself, are left out.
     """
     if not images.is_dir():
         raise UsageError(f"{images} is no folder of photos")
@@ -86,8 +86,8 @@ def list_photos(images: Path, out: Path) -> tuple[list[Photo], dict[str, int]]:
 
 
 def _caption_modified(folder: str, name: str, present: set[str]) -> int:
-    """When KEY.txt or KEY.json beside a photo was changed, ns; of both, their exclusive or, so that
-    either change shows."""
+    """Modification time (ns) of KEY.txt or KEY.json beside a photo; of both, their exclusive or, so
+    that either change shows."""
     changed = 0
     for ext in ("txt", "json"):
         beside = f"{name.rpartition('.')[0]}.{ext}"
@@ -98,7 +98,7 @@ def _caption_modified(folder: str, name: str, present: set[str]) -> int:
 
 
 def read_caption(path: Path) -> str:
-    """Of KEY.txt or KEY.json beside the photo, "" where there is none."""
+    """The caption in KEY.txt or KEY.json beside the photo, "" if there is none."""
     payloads = {}
     for ext in ("txt", "json"):
         beside = path.with_suffix(f".{ext}")
@@ -113,7 +113,7 @@ def read_caption(path: Path) -> str:
 
 
 def compare(photos: Sequence[Photo], snapshot: Snapshot) -> FolderDiff:
-    """What of a folder an index of it lacks, and what it has no more."""
+    """What a folder has that its index lacks, and the reverse."""
     known = _indexed(snapshot)
     new = [p for p in photos if p.path not in known or known[p.path][1] != p.state]
     listed = {photo.path for photo in photos}

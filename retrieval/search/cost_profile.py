@@ -1,4 +1,4 @@
-"""What one image costs a model at each patch size, and the finest that a budget pays for.
+"""What one image costs a model at each patch size, and the finest within a budget.
 
 Times are measured once per machine, one image at a time, and kept under `profiles` of the cache
 folder.
@@ -55,15 +55,15 @@ class CostProfile:
             if missing:
                 self._ms |= measure_ms(self._model, missing)
                 kept = {str(size): round(ms, 3) for size, ms in sorted(self._ms.items())}
-                with suppress(OSError):  # a read-only home costs the next program a measurement
+                with suppress(OSError):  # with a read-only home the next program measures again
                     self.file.parent.mkdir(parents=True, exist_ok=True)
                     write_json(self.file, {"format": 1, "machine": self.machine, "ms": kept})
             return {size: self._ms[size] for size in patch_sizes}
 
     def choose(self, patch_size: PatchSizeOrBudget, allowed: Sequence[int]) -> int:
-        """The patch size meant: itself, or of `allowed` the finest that a budget pays for.
+        """The patch size itself, or the finest of `allowed` within a budget.
 
-        Raises `UsageError` where the budget pays for none.
+        Raises `UsageError` where none is within the budget.
         """
         if patch_size is None:
             return min(allowed)
@@ -93,8 +93,8 @@ class CostProfile:
 
 
 def measure_ms(model: LitModel, patch_sizes: Sequence[int]) -> dict[int, float]:
-    """Milliseconds of one image alone, per patch size: the least of interleaved rounds, which other
-    programs' load reaches last."""
+    """Milliseconds of one image alone, per patch size: the minimum of interleaved rounds, which
+    other programs disturb least."""
     pixels = torch.randn(1, 3, model.image_size, model.image_size, device=model.device)
     least = dict.fromkeys(patch_sizes, math.inf)
     for _ in range(ROUNDS):

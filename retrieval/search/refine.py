@@ -1,7 +1,7 @@
-"""Coarse to fine: fine vectors of the candidates alone, computed when asked for, then kept, and how
-they and the coarse ones rank together.
+"""Coarse to fine: fine vectors of the candidates only, computed on demand and cached, and how they
+rank together with the coarse ones.
 
-What was computed lies in a small SQLite file, so that the next search, thread or program finds it.
+Computed vectors are kept in a small SQLite file for later searches, threads and programs.
 """
 
 import sqlite3
@@ -103,7 +103,7 @@ class FineVectors:
 
     @property
     def _database(self) -> sqlite3.Connection:
-        """Within the lock."""
+        """Call with the lock held."""
         if self._opened is None:
             self._opened = _open(self._file, self._model.image_fingerprint)
             weakref.finalize(self, self._opened.close)

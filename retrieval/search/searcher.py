@@ -107,7 +107,7 @@ class Searcher:
         return snapshot
 
     def reload(self) -> bool:
-        """Take up what was added to or deleted from the folder meanwhile; whether there was any.
+        """Pick up what was added to or deleted from the folder; returns whether there was anything.
 
         Searches that are under way end on the state they began with. Raises `UsageError`, and
         stays as it is, when the folder is no longer an index for this model.
@@ -251,11 +251,11 @@ class Searcher:
         return similarities[:, :k], ids[:, :k]
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
-        """What the index holds of ids, as precise as its type. KeyError for an unknown one."""
+        """The index's vectors of ids, as precise as its type. KeyError for an unknown one."""
         return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """The metadata of ids, in turn. Raises KeyError for one that is not there."""
+        """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         return self.snapshot.rows(ids)
 
     def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> int:

@@ -32,7 +32,7 @@ def distinct(
     vectors: Float[np.ndarray, "n d"], threshold: float = DUPLICATE
 ) -> Int[np.ndarray, " m"]:
     """Rows that resemble none before them, in order. Later rows never change the choice among
-    earlier ones, so that pages fit together."""
+    earlier ones, so pages are consistent."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(norms, 1e-12)
     alike = np.tril(unit @ unit.T >= threshold, -1)

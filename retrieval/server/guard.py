@@ -139,6 +139,6 @@ class _Request:
         await self._send(message)
 
     async def drain(self, max_bytes: int) -> None:
-        """Read on, so that the client reaches the refusal; see `DRAINED_BODIES`."""
+        """Read the rest of the body, so that the client reads the refusal; see `DRAINED_BODIES`."""
         while not self.ended and max_bytes > 0:
             max_bytes -= len(await self.receive())

@@ -47,7 +47,7 @@ def budget_of(asked: PatchSizeFields) -> Budget | None:
 
 
 def afford(searcher: Searcher, budget: Budget, allowed: Sequence[int]) -> int:
-    """The finest of `allowed` that a budget pays for. Raises `RequestError` where none is."""
+    """The finest of `allowed` within a budget. Raises `RequestError` where none is."""
     try:
         return searcher.profile.choose(budget, allowed)
     except UsageError as error:

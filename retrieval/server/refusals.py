@@ -10,7 +10,7 @@ HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 
 class RequestError(Exception):
-    """What the client can mend: an HTTP status from 400 to 499 and one sentence."""
+    """An error that the client can fix: an HTTP status from 400 to 499 and one sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)

@@ -62,7 +62,7 @@ class ServedIndex:
         return found
 
     async def reload(self, metrics: Metrics) -> None:
-        """Take up what was added to or deleted from the folder; a damaged one changes nothing."""
+        """Pick up what was added to or deleted from the folder; a damaged one changes nothing."""
         stamp = _stamp(self.searcher)
         if stamp == self._stamp:
             return

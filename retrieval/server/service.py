@@ -1,4 +1,4 @@
-"""What a server is made of: indexes, class sets, the queues before the models and the indexes."""
+"""What a server is made of: indexes, class sets, and the queues before models and indexes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ class Service:
         return self.indexes[name]
 
     async def watch(self) -> None:
-        """Take up changes of the index folders, for ever. Searches go on meanwhile."""
+        """Pick up changes of the index folders, for ever. Searches go on meanwhile."""
         while True:
             await asyncio.sleep(WATCH_S)
             for index in self.indexes.values():

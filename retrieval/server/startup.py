@@ -1,5 +1,5 @@
-"""From the command line to a running server. What can be refused without torch is, within a second;
-models and indexes are loaded after that."""
+"""From the command line to a running server. What can be checked without torch is checked first,
+within a second; models and indexes are loaded after that."""
 
 import contextlib
 import gc

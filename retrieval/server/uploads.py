@@ -74,7 +74,7 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
-    """An RGB image from a stranger's bytes."""
+    """An RGB image from untrusted bytes."""
     try:
         return decode_image(data, max_pixels)
     except BadSample as error:

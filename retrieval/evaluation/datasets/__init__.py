@@ -64,9 +64,9 @@ def load_named(text: str) -> EvalDataset:
 
 
 def tell_apart(datasets: Sequence[EvalDataset], roots: Sequence[str]) -> list[EvalDataset]:
-    """The sets under names that differ: equal ones are prefixed with the folder above each root.
+    """The sets under distinct names: equal ones are prefixed with the folder above each root.
 
-    Raises `UsageError` where that leaves two equal.
+    Raises `UsageError` if two are still equal.
     """
     count = Counter(dataset.name for dataset in datasets)
     told = [

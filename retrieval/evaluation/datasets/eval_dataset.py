@@ -49,8 +49,8 @@ class EvalDataset:
         return sum(s.num_samples for s in load_summaries(self.shards))
 
     def check_captions(self) -> None:
-        """Raise `UsageError` where it is known that no image has a caption, which recall needs. Of
-        shards it is not known."""
+        """Raise `UsageError` if no image has a caption, which recall needs. Of shards it is not
+        known."""
         images = self.images
         if images is not None and not any(images.captions(row) for row in range(len(images))):
             raise UsageError(f"recall needs captions, and no image of {self.name} has any")

@@ -1,4 +1,4 @@
-"""Batches of images that do not lie in shards."""
+"""Batches of images that are not in shards."""
 
 from collections.abc import Iterator
 

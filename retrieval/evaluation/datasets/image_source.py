@@ -1,4 +1,4 @@
-"""What a data set that does not lie in shards must offer: its images, by number."""
+"""What a data set outside shards must offer: its images, by number."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images by number. Loader processes have copies of it."""
+    """Images by number. Loader processes hold copies of it."""
 
     def __len__(self) -> int: ...
 

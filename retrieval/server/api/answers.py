@@ -10,7 +10,7 @@ from retrieval.server.config import Limits
 
 
 class Answer(BaseModel):
-    """In JSON, numbers that it lacks (NaN) are null, and bytes base64."""
+    """In JSON, NaN becomes null and bytes become base64."""
 
     model_config = ConfigDict(ser_json_inf_nan="null", ser_json_bytes="base64")
 

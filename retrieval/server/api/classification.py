@@ -19,7 +19,8 @@ from retrieval.server.service import Service
 
 
 async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyAnswer:
-    """Encode the image, rank the classes, look again where it is close. Raises `RequestError`."""
+    """Encode the image, rank the classes, re-encode it where the result is close. Raises
+    `RequestError`."""
     start = time.perf_counter()
     index = service.index(asked.index)
     searcher, model = index.searcher, index.searcher.model

@@ -1,4 +1,4 @@
-"""From what a request looks for to a unit-norm vector; concurrent requests share forwards."""
+"""From a request's query to a unit-norm vector; concurrent requests share forwards."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -152,7 +152,7 @@ def unit(
 ) -> Float[np.ndarray, " d"]:
     """The direction of a float64 vector, float32. Raises `RequestError` where it has none.
 
-    rounding: up to which numbers count as zero.
+    rounding: numbers up to this count as zero.
     """
     largest = float(np.abs(vector).max())
     if not largest > rounding:

@@ -1,4 +1,4 @@
-"""Searches of concurrent requests, together where they may be, and without near-duplicates."""
+"""Searches of concurrent requests, batched where their keys agree; leaves out near-duplicates."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ class SearchQueue:
                 return _nearest(searcher, key, vectors, fine, key.k)
             most = key.candidates or MAX_K
             depth = min(2 * key.k + 20, most)
-            while True:  # deeper, until k are left
+            while True:  # search deeper until k remain
                 found = _nearest(searcher, key, vectors, fine, depth)
                 kept = without_duplicates(searcher, found, key.patch_size)
                 rows = zip(found, kept, strict=True)
