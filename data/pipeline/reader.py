@@ -166,7 +166,7 @@ class _Rules:
         captions, pixels = content
         label, problem = -1, None
         read = attempt(sample.key, lambda: read_label(sample.payloads))
-        if isinstance(read, Problem):  # keep the image, drop the label
+        if isinstance(read, Problem):  # costs the label, not the image
             problem = read
         else:
             label = read
