@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,32 +45,60 @@ def read_captions(members: Mapping[str, bytes], lines: bool = False) -> tuple[st
     """All captions of a sample, stripped, empty ones left out. `members`: extension -> bytes.
 
     A list under `captions` in the JSON wins, then the .txt, then img2dataset's `caption` in the
-    JSON. lines: the .txt alone, a caption on each of its lines (CLIP_benchmark's retrieval sets).
-    Raises `BadSample`: "no_caption", "empty_caption", "not_utf8", "bad_json".
+    JSON: the first of them with a usable caption. lines: the .txt alone, a caption on each of its
+    lines (CLIP_benchmark's retrieval sets).
+    Raises `BadSample` with the first thing that is wrong, where nothing is usable: "no_caption",
+    "empty_caption", "not_utf8", "bad_json".
     """
     if lines:
         members = {"txt": members["txt"]} if "txt" in members else {}
-    record = _read_json(members["json"]) if "json" in members else {}
-    listed, single = record.get("captions"), record.get("caption")
-    if listed is not None:
-        if isinstance(listed, str):
-            listed = [listed]
-        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-            raise BadSample("bad_json", "`captions` is not a list of strings")
-        found = listed
-    elif "txt" in members:
-        text = _decode(members["txt"])
-        found = text.splitlines() if lines else [text]
-    elif isinstance(single, str):
-        found = [single]
-    else:
-        raise BadSample("no_caption", "neither a .txt nor `captions` in a .json")
-    captions = tuple(text for text in (caption.strip() for caption in found) if text)
+    problems: list[BadSample] = []
+    record: dict[str, object] = {}
+    if "json" in members:
+        try:
+            record = _read_json(members["json"])
+        except BadSample as bad:
+            problems.append(bad)
+    sources: list[Callable[[], Sequence[str]]] = []
+    if record.get("captions") is not None:
+        sources.append(lambda: _listed(record["captions"]))
+    if "txt" in members:
+        sources.append(lambda: _text(members["txt"], lines))
+    if isinstance(single := record.get("caption"), str):
+        sources.append(lambda: [single])
+    for source in sources:
+        try:
+            return _usable(source())
+        except BadSample as bad:
+            problems.append(bad)
+    raise next(iter(problems), BadSample("no_caption", "neither a .txt nor `captions` in a .json"))
+
+
+def _text(data: bytes, lines: bool) -> list[str]:
+    text = _decode(data)
+    return text.splitlines() if lines else [text]
+
+
+def _listed(captions: object) -> list[str]:
+    """The strings of a list, or one string."""
+    if isinstance(captions, str):
+        return [captions]
+    if not isinstance(captions, list):
+        raise BadSample("bad_json", "`captions` is not a list of strings")
+    texts = [text for text in captions if isinstance(text, str)]
+    if captions and not texts:
+        raise BadSample("bad_json", "`captions` holds no string")
+    return texts
+
+
+def _usable(found: Sequence[str]) -> tuple[str, ...]:
+    captions = [text for text in (caption.strip() for caption in found) if text]
     if not captions:
         raise BadSample("empty_caption", "every caption is empty")
-    if any("\ud800" <= char <= "\udfff" for text in captions for char in text):
+    whole = [t for t in captions if not any("\ud800" <= char <= "\udfff" for char in t)]
+    if not whole:
         raise BadSample("not_utf8", "a caption has a lone surrogate")
-    return captions
+    return tuple(whole)
 
 
 def _decode(data: bytes) -> str:

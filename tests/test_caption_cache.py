@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from shard_maker import TRANSFORM, sample, write_tar
 
-from data.cache.captions import CaptionCache
+from data.cache.captions import _SCHEMA, CaptionCache
+from data.cache.checksums import IntactFiles
 from data.config import DataConfig
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
@@ -129,3 +131,30 @@ def test_views_are_drawn_per_epoch_and_stay_the_same(tmp_path: Path, shards: lis
 def test_views_that_make_no_sense_are_refused(wrong: dict, shards: list[str]) -> None:
     with pytest.raises(UsageError, match=r"data\.(views|crop)"):
         CaptionedPipeline(DataConfig(shards=tuple(shards), **wrong), None, **BUILD)
+
+
+def test_captions_that_an_earlier_version_lost_are_read_again(tmp_path: Path) -> None:
+    bad = [("a.png", b"x"), ("a.json", b"[]"), ("a.txt", b"a cat")]
+    shards = [
+        write_tar(tmp_path / "0.tar", bad),
+        write_tar(tmp_path / "1.tar", [*sample("b", 1), ("c.png", b"x")]),
+    ]
+    cache = fill(tmp_path / "cache", shards)
+    for number in range(2):  # as it was written then
+        path = next((tmp_path / "cache").glob(f"{number}.texts.*.arrow"))
+        rows = pa.ipc.open_file(path).read_all().to_pylist()
+        if number == 0:
+            rows[0] |= {"captions": [], "tokens": [], "problem": "bad_json", "cause": "no object"}
+        table = pa.Table.from_pylist(rows, schema=_SCHEMA.remove_metadata())
+
+        def write(file: object, table: pa.Table = table) -> None:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+
+        IntactFiles(tmp_path / "cache", shards[number]).write(path.name, write)
+    cache = CaptionCache(tmp_path / "cache", shards, Letters(), "")
+    assert cache.missing(range(2)) == [0]
+    cache.write(0)
+    assert cache.missing(range(2)) == []
+    (found,) = cache.read(0, [0])
+    assert found.captions == ("a cat",)

@@ -36,10 +36,10 @@ def test_empty_captions_are_left_out_of_a_list() -> None:
         ({"txt": b"caf\xe9"}, "not_utf8"),
         ({"json": b'{"captions": ["caf\xe9"]}'}, "not_utf8"),
         ({"json": b'{"captions": ["\\ud800"]}'}, "not_utf8"),
-        ({"txt": b"fine", "json": b"{"}, "bad_json"),
+        ({"txt": b" ", "json": b"{"}, "bad_json"),
+        ({"json": as_json(captions=[None, 1])}, "bad_json"),
         ({"json": b"[" * 100_000}, "bad_json"),
         ({"json": b"[1]"}, "bad_json"),
-        ({"json": as_json(captions=[1, "a"])}, "bad_json"),
         ({"json": as_json(captions={"a": 1})}, "bad_json"),
     ],
 )
@@ -47,6 +47,29 @@ def test_bad_captions_are_named_by_kind(members: dict[str, bytes], kind: str) ->
     with pytest.raises(BadSample) as caught:
         read_captions(members)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"[1]", b"null", b"", b"{", b'"text"', b"caf\xe9", b"[" * 100_000, as_json(width=3),
+        as_json(captions=[]), as_json(captions=["", None]), as_json(captions={"a": 1}),
+        as_json(captions=3), as_json(captions=None, caption=None), b'{"captions": ["\\ud800"]}',
+    ],
+)  # fmt: skip
+def test_a_json_without_a_usable_caption_loses_no_text(record: bytes) -> None:
+    assert read_captions({"txt": b"a cat", "json": record}) == ("a cat",)
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", b"caf\xe9"])
+def test_an_unusable_text_loses_no_caption_of_the_json(text: bytes) -> None:
+    assert read_captions({"txt": text, "json": as_json(caption="a cat")}) == ("a cat",)
+
+
+def test_a_bad_caption_of_a_list_loses_itself_alone() -> None:
+    mixed = as_json(captions=["a", None, 3, "b", ["c"], "\ud800", " "])
+    assert read_captions({"json": mixed}) == ("a", "b")
+    assert read_captions({"json": as_json(captions=[1, "a"])}) == ("a",)
 
 
 def test_drawing_is_pure_and_even() -> None:

@@ -1,5 +1,6 @@
 """Bulk embedding: right rows in clip-retrieval's files, restartable, bad images counted."""
 
+import gzip
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from retrieval.embed.partitions import open_vectors
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
 from retrieval.evaluation.report_json import report_json
+from retrieval.index.build import build_index
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -131,6 +133,40 @@ def test_bad_images_are_skipped_and_counted_by_kind(tiny_model: LitModel, tmp_pa
     assert manifest["errors"]["truncated_image"] == 1
     assert manifest["errors"]["truncated"] == 1
     assert open_vectors(out, size, 1).shape == (0, tiny_model.embed_dim)
+
+
+def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    shard = tmp_path / "odd.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("a.avif", "b.jp2"):
+            tar.addfile(tarfile.TarInfo(name))
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(Path(shards[0]).read_bytes()))
+    size, out = tiny_model.patch_sizes[:1], tmp_path / "out"
+    both = [str(shard), str(packed)]
+    with pytest.raises(UsageError, match=r"no image .*; skipped: unknown_suffix 2, compressed 1"):
+        embed_shards(tiny_model, both, size, out, num_workers=0)
+    assert not list(tmp_path.glob("out*"))
+    manifest = embed_shards(tiny_model, [*both, shards[0]], size, out, num_workers=0)
+    assert manifest["count"] == 5
+    with pytest.raises(SampleError, match=r"a.*only avif \(unknown_suffix\)"):
+        embed_shards(tiny_model, both, size, tmp_path / "x", num_workers=0, on_error="raise")
+
+
+def test_embeddings_without_an_image_are_not_indexed(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size = tiny_model.patch_sizes[:1]
+    tiny_model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    embed_shards(tiny_model, shards[:1], size, out, num_workers=0, model_dir=tmp_path / "model")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["partitions"][0]["count"] = manifest["count"] = 0  # as an earlier version left it
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="holds no image"):
+        build_index(out, tmp_path / "index", device="cpu")
 
 
 def test_finished_work_is_returned_and_other_work_is_refused(

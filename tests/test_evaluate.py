@@ -13,6 +13,7 @@ from shard_maker import png, write_tar
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.problems import SampleError
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
@@ -48,6 +49,25 @@ def test_label_outside_the_class_names_is_refused(tiny_model: LitModel, emoji_sh
     short = replace(dataset, class_names=dataset.class_names[:2])
     with pytest.raises(UsageError, match="allowed: 0 to 1"):
         evaluate(tiny_model, short, tiny_model.patch_sizes[:1], num_workers=0)
+
+
+def test_a_label_that_is_no_class_number_is_counted_and_a_missing_one_named(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    size = tiny_model.patch_sizes[:1]
+    root = write_drawings(tmp_path / "set", 0)
+    members = []
+    for n, label in enumerate([b"0", b"cat", b"1.0", b"", b"-1", b"2"]):
+        members += [(f"{n}.png", png(n)), (f"{n}.cls", label)]
+    write_tar(root / "0.tar", members)
+    dataset = load_dataset("shards", root)
+    result = evaluate(tiny_model, dataset, size, num_workers=0)
+    assert (result.num_images, result.errors) == (2, {"bad_label": 4})
+    with pytest.raises(SampleError, match=r"'1'.*b'cat' is no class number"):
+        evaluate(tiny_model, dataset, size, num_workers=0, on_error="raise")
+    write_tar(root / "0.tar", [*members, ("9.png", png(9))])
+    with pytest.raises(UsageError, match=r"sample '9' has no \.cls; allowed: 0 to 2"):
+        evaluate(tiny_model, dataset, size, num_workers=0)
 
 
 def test_captions_alone_give_recall_alone(tiny_model: LitModel, emoji_shards: Path) -> None:

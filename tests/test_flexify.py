@@ -520,6 +520,9 @@ def test_labels_out_of_range_are_refused_before_training(pictures, tmp_path):
     write_tar(tmp_path / "x.tar", [("a.png", png(1))])
     with pytest.raises(UsageError, match=r"needs KEY\.cls members"):
         flexify(config(tmp_path, pictures, data=data))
+    write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("a.cls", b"1.0")])
+    with pytest.raises(UsageError, match=r"data.shards hold 1 that are no class number"):
+        flexify(config(tmp_path, pictures, data=data))
     write_tar(tmp_path / "x.tar", [("a.png", png(1)), ("a.cls", b"7")])
     cfg = config(tmp_path, pictures, val_shards=(str(tmp_path / "x.tar"),))
     cfg = dataclasses.replace(cfg, loss=DistillationConfig(labels=1.0))

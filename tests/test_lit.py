@@ -1,11 +1,13 @@
 """The model: unit norms, batching, saving, and the text towers it can carry."""
 
+import hashlib
 import json
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from test_towers import OWN_VIT, make_open_clip
 
 from contrastive import LitModel
 from contrastive.model.config import LossConfig
@@ -14,7 +16,8 @@ from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.open_clip import OpenClipTextTower
-from contrastive.text.padding import TokenBatch
+from contrastive.text.padding import TokenBatch, padding_mask
+from contrastive.text.tokenizers import OpenClipTokenizer
 from data.errors import UsageError
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
@@ -92,6 +95,49 @@ def test_open_clip_texts_cost_what_they_are_long(facts, short):
     with torch.no_grad():
         whole = tower.net(open_clip.tokenize(["a dog", "a red dog that runs"], 77))
         torch.testing.assert_close(tower(groups), whole, rtol=1e-5, atol=1e-5)
+
+
+TRICKY = ["new!(2024)", "a!!b c", "it's!", "!", "", "a <end_of_text> b!(", "x!(" * 30]
+"""open_clip's padding has the id of the "!" that begins a longer token."""
+
+
+def test_open_clip_texts_read_as_open_clip_reads_them(tmp_path):
+    torch.manual_seed(0)
+    theirs = make_open_clip(tmp_path / "clip", OWN_VIT)
+    tower = load_text_tower(TextConfig(f"open_clip:local-dir:{tmp_path / 'clip'}"))
+    padded = open_clip.tokenize(TRICKY, tower.tokenizer.context_length)
+    ids = tower.tokenizer(TRICKY)
+    for row, own in zip(padded.tolist(), ids, strict=True):
+        assert row == own + [0] * (len(row) - len(own))
+        assert own[-1] == padded.max()
+    encoder = TextEncoder(tower, 24)
+    with torch.no_grad():
+        expected = theirs.encode_text(padded, normalize=True)
+        torch.testing.assert_close(encoder(TokenBatch.of(tower, ids)), expected)
+
+
+def test_token_ids_kept_of_open_clip_before_ends_were_whole_are_not_used(tiny_text):
+    """Their names end with the tokenizer's fingerprint; others keep theirs."""
+    old = hashlib.blake2b(b"open_clip/ViT-B-32/32", digest_size=8).hexdigest()
+    assert OpenClipTokenizer("ViT-B-32", 32).fingerprint != old
+    minilm = load_text_tower(TextConfig()).tokenizer
+    assert minilm.fingerprint == "4d5c1319877e28e6"
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", "[SEP]", "[CLS]", "a"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_token_ids_embed_as_their_texts_whatever_pads_them(pad, side, tiny_model, tiny_text):
+    tower = load_text_tower(TextConfig(tower=tiny_text, pooling="eos"))
+    model = LitModel(tiny_model.vision, TextSide(TextEncoder(tower, 32), LossConfig())).eval()
+    texts = ["two [PAD] dogs", "a red a bicycle", "cat", ""]
+    hf = tower.tokenizer.hf
+    hf.pad_token, hf.padding_side = pad, side
+    padded = hf(texts, padding=True, return_tensors="pt")
+    mask = padding_mask(padded["input_ids"], tower.tokenizer)
+    assert torch.equal(mask, padded["attention_mask"])
+    if side == "right":
+        embeds = model.encode_text(padded["input_ids"])
+        torch.testing.assert_close(embeds, model.encode_text(texts), rtol=1e-5, atol=1e-6)
 
 
 def test_text_towers_have_no_dropout_unless_asked(tiny_text):

@@ -108,6 +108,9 @@ def test_a_caption_that_changes_is_taken_in(folder: Path, model_dir: Path, tmp_p
     report = take_in(folder, model_dir, out)
     assert (report.added, report.changed, report.unchanged) == (0, 1, 11)
     assert captions() == {key: text for key, text in expected.items() if key != "4.png"}
+    (folder / "3.json").write_text("[]")
+    assert take_in(folder, model_dir, out).changed == 1
+    assert captions()["3.png"] == "a blue bicycle"
 
 
 @pytest.mark.parametrize(

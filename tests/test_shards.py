@@ -1,25 +1,31 @@
 """Shards: patterns, indices, and every way a tar can be wrong."""
 
+import bz2
 import gzip
 import io
+import json
+import lzma
 import os
+import re
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from shard_maker import png, sample, write_shards, write_tar
 
 from data.errors import UsageError
 from data.problems import Problem
 from data.shards.index import ShardIndex, load_index, load_summaries
+from data.shards.members import ForwardFile
 from data.shards.names import expand_shards, is_local
 from data.shards.stream import iter_stream
-from data.shards.tar import TarSample
+from data.shards.tar import TarSample, iter_samples
 
 
 def read_all(shard: str, **options: str) -> tuple[list[str], dict[str, int]]:
@@ -63,7 +69,7 @@ def test_long_and_foreign_names_in_every_tar_format(tmp_path: Path, format: int)
     assert read_all(shard) == (keys, {})
 
 
-def test_links_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
+def test_links_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     with tarfile.open(path, "w") as tar:
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
@@ -79,7 +85,111 @@ def test_links_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     keys, problems = read_all(str(path))
-    assert (keys, problems) == (["B"], {"no_image": 1})  # b.txt: keys differ by case
+    assert keys == ["B"]
+    assert problems == {
+        "link": 2,
+        "special_file": 1,
+        "unknown_suffix": 1,  # README; a.md and a.seg.npy belong to sample a, whose image is a link
+        "no_image": 1,  # b.txt: keys differ by case
+    }
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_samples_whose_members_are_links_are_counted(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for key in ("a", "b", "c"):
+            for name, data in sample(key, 1):
+                info = tarfile.TarInfo(name)
+                if (key, name) in {("b", "b.png"), ("c", "c.txt")}:
+                    info.type, info.linkname = kind, "a" + name[1:]
+                    tar.addfile(info)
+                else:
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    assert read_all(str(path)) == (["a", "c"], {"link": 2})
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "problems"),
+    [
+        ("v1.5.png v1.5.txt v1.6.png v1.6.txt", ["v1.5", "v1.6"], {}),
+        ("v1.5.png v1.6.PNG v1.5.txt v1.6.txt", ["v1.5", "v1.6"], {}),
+        ("2024.01.02.jpg 2024.01.03.jpg", ["2024.01.02", "2024.01.03"], {}),
+        ("a.d/v1.5.png a.d/v1.5.png b.png", ["a.d/v1.5", "b"], {"duplicate_key": 1}),
+        ("v1.5.png v2.png v1.6.png v1.5.png", ["v1.5", "v2", "v1.6"], {"duplicate_key": 1}),
+        # a sample as webdataset has it stays one; further images in it are counted
+        ("0.jpg 0.seg.png 0.seg.npy 0.txt 1.jpg", ["0", "1"], {"ambiguous_name": 1}),
+        ("0.depth.png 0.jpg 0.en.txt", ["0"], {"ambiguous_name": 1}),
+        ("v1.5.png v1.5.txt v1.png v1.txt", ["v1"], {"ambiguous_name": 1}),
+        ("0.jpg 1.jpg 0.seg.png", ["0", "1"], {"ambiguous_name": 1}),
+        ("0.jpg 0.png", ["0"], {"second_image": 1}),
+        ("0.in.jpg 0.out.jpg 0.txt", ["0.in", "0.out"], {"no_image": 1}),
+        ("v1.5.txt", [], {"no_image": 1}),
+        ("0.jpg 0.npy 0.xml", ["0"], {}),
+        ("0.avif 0.txt", [], {"no_image": 1}),
+        ("0.avif 1.avif 2.md README .hidden.png ._0.png", [], {"unknown_suffix": 5}),
+        ("noend png", [], {"unknown_suffix": 2}),
+    ],
+)
+def test_every_image_is_read_or_counted(
+    tmp_path: Path, names: str, keys: list[str], problems: dict[str, int]
+) -> None:
+    members = [(name, name.encode()) for name in names.split()]
+    shard = write_tar(tmp_path / "0.tar", members)
+    assert read_all(shard) == (keys, problems)
+    by_place = {data: name for name, data in members}
+    for item in iter_stream(shard):
+        if isinstance(item, TarSample):
+            for ext, data in item.payloads.items():
+                assert by_place[data].lower() == f"{item.key}.{ext}".lower()
+
+
+def test_names_with_dots_do_not_wait_in_memory_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.shards.tar._MAX_WAITING", 2000)
+    members = [member for n in range(40) for member in sample(f"v1.{n}", n)]
+    held = 0
+    with open(write_tar(tmp_path / "0.tar", members), "rb") as file:
+        for item in iter_samples(ForwardFile(file), read_payloads=True):
+            assert isinstance(item, TarSample)
+            assert len(item.payloads) == 2
+            held = max(held, file.tell() - item.spans["txt"][0])
+    assert held < 20_000  # of 100,000, the archive's padding at its end included
+    assert read_all(str(tmp_path / "0.tar")) == ([f"v1.{n}" for n in range(40)], {})
+
+
+def test_truncated_names_with_dots_keep_what_is_complete(tmp_path: Path) -> None:
+    shard = Path(write_tar(tmp_path / "0.tar", [*sample("v1.5", 1), *sample("v1.6", 2)]))
+    index = load_index(str(shard))
+    shard.write_bytes(shard.read_bytes()[: int(index.offsets[2]) + 9])
+    assert read_all(str(shard)) == (["v1.5"], {"truncated": 1})
+
+
+def test_archives_behind_the_first_are_read(tmp_path: Path) -> None:
+    one, two = (Path(shard) for shard in write_shards(tmp_path, [2, 3]))
+    both = tmp_path / "both.tar"
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    keys = load_index(str(one)).keys + load_index(str(two)).keys
+    assert read_all(str(both)) == (keys, {})
+    both.write_bytes(one.read_bytes() + b"rubbish" * 500)
+    assert read_all(str(both)) == (load_index(str(one)).keys, {"trailing_data": 1})
+    both.write_bytes(one.read_bytes()[:-100] + bytes(7000))
+    assert read_all(str(both)) == (load_index(str(one)).keys, {})
+
+
+def test_an_index_of_what_counted_as_a_sample_before_is_built_anew(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "0.tar", sample("v1.5", 1))
+    load_index(shard)
+    file = tmp_path / "0.index.parquet"
+    table = pq.read_table(file)
+    record = json.loads(table.schema.metadata[b"flexilit"])
+    record["shard"]["format"] = 1
+    record["summary"]["num_samples"] = 0
+    pq.write_table(table[:0].replace_schema_metadata({"flexilit": json.dumps(record)}), file)
+    assert load_summaries([shard])[0].num_samples == 1
+    assert load_index(shard).keys == ["v1.5"]
 
 
 def test_truncation_keeps_every_sample_that_is_complete(tmp_path: Path) -> None:
@@ -268,6 +378,59 @@ def test_compressed_shards_are_streams(tmp_path: Path) -> None:
     Path(packed).write_bytes(gzip.compress(Path(plain).read_bytes()))
     assert not is_local(packed)
     assert [item.key for item in iter_stream(packed)] == ["s0_000", "s0_001"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [
+        (".tgz", gzip.compress),
+        (".tar.GZ", gzip.compress),
+        (".TGZ", gzip.compress),
+        (".tbz2", bz2.compress),
+        (".tar.bz2", bz2.compress),
+        (".txz", lzma.compress),
+        (".tar.xz", lzma.compress),
+        (".tar.gz", bytes),  # not compressed at all
+        (".tar.gz", bz2.compress),
+    ],
+)
+def test_a_compressed_shard_is_read_whatever_its_suffix(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    plain = Path(write_shards(tmp_path, [2])[0])
+    packed = tmp_path / f"packed{suffix}"
+    packed.write_bytes(pack(plain.read_bytes()))
+    assert not is_local(str(packed))
+    assert list(iter_stream(str(packed))) == list(iter_stream(str(plain)))
+
+
+@pytest.mark.parametrize(
+    ("pack", "said"),
+    [
+        (gzip.compress, "compressed by gzip, name it so that it ends in .gz"),
+        (bz2.compress, "compressed by bzip2, .* ends in .bz2"),
+        (lzma.compress, "compressed by xz, .* ends in .xz"),
+        (lambda data: b"\x28\xb5\x2f\xfd" + data, "compressed by zstd"),
+    ],
+)
+def test_a_compressed_shard_under_a_plain_name_is_named_as_what_it_is(
+    tmp_path: Path, pack: Callable[[bytes], bytes], said: str
+) -> None:
+    plain = Path(write_shards(tmp_path, [2])[0])
+    packed = tmp_path / "packed.tar"
+    for size in (100, None):
+        packed.write_bytes(pack(plain.read_bytes())[:size])
+        assert read_all(str(packed)) == ([], {"compressed": 1})
+        problem = load_index(str(packed)).summary.first_problem
+        assert problem is not None
+        assert re.search(said, problem.cause)
+
+
+def test_a_compression_that_nothing_here_reads_is_named(tmp_path: Path) -> None:
+    shard = tmp_path / "0.tar.lz4"
+    shard.write_bytes(b"\x04\x22\x4d\x18" + bytes(100))
+    with pytest.raises(UsageError, match="compressed by lz4, which no installed package reads"):
+        list(iter_stream(str(shard)))
 
 
 def test_a_program_that_fails_is_an_error_and_not_a_short_shard(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
         return
     num_classes = tower.net.num_classes
     for flag, patterns in (("data.shards", cfg.data.shards), ("val_shards", cfg.val_shards)):
-        found = _labels(cfg, patterns) if patterns else set()
+        found, num_bad = _labels(cfg, patterns) if patterns else (set[int](), 0)
         if max(found, default=0) >= num_classes:
             raise UsageError(
                 f"{flag} hold label {max(found)}, but the student has {num_classes} classes; "
@@ -57,13 +57,15 @@ def check_labels(cfg: FlexifyConfig, tower: VisionTower) -> None:
                 f"{max(found) + 1}"
             )
         if found == {-1}:
-            raise UsageError(f"loss.labels needs KEY.cls members, and {flag} hold none")
+            which = f"{num_bad} that are no class number" if num_bad else "none"
+            raise UsageError(f"loss.labels needs KEY.cls members, and {flag} hold {which}")
 
 
-def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> set[int]:
-    """The labels of local shards, -1 for none; nothing where no shard is local."""
+def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> tuple[set[int], int]:
+    """The labels of local shards, -1 for none, and how many are no class number; nothing where no
+    shard is local."""
     shards = [s for s in expand_shards(patterns, cfg.data.allow_pipe) if is_local(s)]
-    labels = {-1} if shards else set[int]()
+    labels, num_bad = {-1} if shards else set[int](), 0
     mine = shards[distributed.rank() :: distributed.world_size()]
     if mine:
         reader = ShardReader(
@@ -71,4 +73,6 @@ def _labels(cfg: FlexifyConfig, patterns: Sequence[str]) -> set[int]:
         )
         for batch in reader:
             labels |= set(batch.labels.tolist())
-    return set[int]().union(*distributed.gather_objects(labels))
+        num_bad = reader.errors.get("bad_label", 0)
+    gathered = distributed.gather_objects((labels, num_bad))
+    return set[int]().union(*(found for found, _ in gathered)), sum(bad for _, bad in gathered)

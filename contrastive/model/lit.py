@@ -26,7 +26,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
-from contrastive.text.padding import PaddedTokens, TokenBatch
+from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -143,7 +143,7 @@ class LitModel(nn.Module, ModelHubMixin):
         if isinstance(texts, str):
             raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
-            mask = (texts != tower.tokenizer.pad_id).long()
+            mask = padding_mask(texts, tower.tokenizer)
             tokens = TokenBatch((PaddedTokens(texts, mask),), len(texts))
         else:
             tokens = TokenBatch.of(tower, tower.tokenizer(texts))

@@ -36,6 +36,22 @@ def pad_tokens(ids: list[list[int]], length: int, pad_id: int) -> PaddedTokens:
     return PaddedTokens(rows, mask)
 
 
+def padding_mask(ids: Int[Tensor, "b n"], tokenizer: Any) -> Int[Tensor, "b n"]:
+    """1 where text, 0 where padding, of texts that `tokenizer`'s library has padded on one side.
+
+    Padding is what stands at an end of a row: within a text the padding's id is a token, and so it
+    is where the tokenizer itself begins or ends its texts with it.
+    """
+    pad_id, (empty,) = tokenizer.pad_id, tokenizer([""])
+    is_text = ids != pad_id
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    first = places.where(is_text, ids.shape[1]).amin(1) - int(empty[:1] == [pad_id])
+    last = places.where(is_text, -1).amax(1) + int(empty[-1:] == [pad_id])
+    first = first.where(is_text.any(1), 0)  # an empty text, where its tokens are the padding's
+    last = last.where(is_text.any(1), len(empty) - 1)
+    return ((places >= first[:, None]) & (places <= last[:, None])).long()
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Texts as a text tower reads them: in groups of similar length, each padded to its longest.

@@ -52,11 +52,13 @@ class OpenClipTokenizer:
             return []
         import open_clip
 
-        ids = open_clip.tokenize(list(texts), self.context_length)
-        lengths = (ids != self.pad_id).sum(1)
-        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+        end = int(open_clip.tokenize([""], 2)[0, 1])
+        rows = open_clip.tokenize(list(texts), self.context_length).tolist()
+        # every text ends with its last end token; the padding's id is also that of "!" in a word
+        return [row[: len(row) - row[::-1].index(end)] for row in rows]
 
     @property
     def fingerprint(self) -> str:
-        named = f"open_clip/{self.architecture}/{self.context_length}"
+        # "whole": ids kept under the name without it may lack a text's end
+        named = f"open_clip/{self.architecture}/{self.context_length}/whole"
         return hashlib.blake2b(named.encode(), digest_size=8).hexdigest()

@@ -23,8 +23,11 @@ _SCHEMA = pa.schema(
         ("concept", pa.int64()),
         ("problem", pa.string()),  # why the sample has no captions; null where it has
         ("cause", pa.string()),
-    ]
+    ],
+    metadata={"reading": "2"},
 )
+# Files without this mark may miss captions for what is wrong in another member of the sample.
+_ONCE_LOST = ("bad_json", "empty_caption", "not_utf8")
 
 
 class CaptionCache:
@@ -48,13 +51,14 @@ class CaptionCache:
         return CaptionCache, self._arguments
 
     def missing(self, shards: Sequence[int]) -> list[int]:
-        """Those of these shards (numbers) whose file is absent or damaged.
+        """Those of these shards (numbers) whose file is absent, damaged, or by an earlier version
+        that lost captions.
 
         Raises `UsageError` where a shard has changed since its captions were read.
         """
         for shard in shards:
             self._files(shard).check_shard()
-        return [s for s in shards if not self._files(s).intact(self._name(s))]
+        return [s for s in shards if not (self._files(s).intact(self._name(s)) and self._whole(s))]
 
     def write(self, shard: int) -> int:
         """Read and tokenise the captions of a shard; returns its number of samples."""
@@ -83,6 +87,12 @@ class CaptionCache:
                 yield SampleCaptions(
                     row["key"], tuple(row["captions"]), row["concept"], tuple(row["tokens"])
                 )
+
+    def _whole(self, shard: int) -> bool:
+        table = self._map_table(shard)
+        if table.schema.metadata:
+            return True
+        return not set(table["problem"].unique().to_pylist()) & set(_ONCE_LOST)
 
     def _row(self, sample: TarSample | Problem) -> dict[str, Any]:
         row: dict[str, Any] = {"key": sample.key, "captions": [], "problem": None, "concept": 0}

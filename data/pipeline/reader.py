@@ -46,6 +46,7 @@ class ShardReader:
         batch_size: int = 64,
         num_workers: int = 2,
         need_captions: bool = False,
+        need_labels: bool = False,
         caption_lines: bool = False,
         share: tuple[int, int] = (0, 1),
         augment: Callable[[Image.Image, str], Image.Image] | None = None,
@@ -57,6 +58,7 @@ class ShardReader:
         """`shards`: patterns. `transform` None: pixels are not read, images not checked.
 
         `need_captions`: a sample without a usable caption is bad; else it has no captions.
+        `need_labels`: so is one whose label is no class number; else it has label -1.
         `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
         batches of local shards, and whole streamed shards, in turn, so that together they give what
         one reader gives. `augment`: (image, key) -> the image that is transformed.
@@ -67,7 +69,9 @@ class ShardReader:
             raise UsageError(f"batch_size {batch_size}: at least 1")
         self.shards: list[str] = expand_shards(shards, allow_pipe)
         self.errors: dict[str, int] = {}  # bad samples met by the iteration so far, by kind
-        self._rules = _Rules(transform, augment, need_captions, caption_lines, max_pixels)
+        self._rules = _Rules(
+            transform, augment, need_captions, need_labels, caption_lines, max_pixels
+        )
         self._rank, self._ranks = share
         self._batch_size, self._num_workers = batch_size, num_workers
         self._on_error: OnError = on_error
@@ -154,6 +158,7 @@ class _Rules:
     transform: ImageTransform | None
     augment: Callable[[Image.Image, str], Image.Image] | None
     need_captions: bool
+    need_labels: bool
     caption_lines: bool
     max_pixels: int
 
@@ -166,7 +171,9 @@ class _Rules:
         captions, pixels = content
         label, problem = -1, None
         read = attempt(sample.key, lambda: read_label(sample.payloads))
-        if isinstance(read, Problem):  # costs the label, not the image
+        if isinstance(read, Problem):  # costs the label, and the image only where both are needed
+            if self.need_labels:
+                return None, read
             problem = read
         else:
             label = read

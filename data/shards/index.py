@@ -27,7 +27,7 @@ from data.problems import Problem, add_counts
 from data.shards.names import shard_name
 from data.shards.tar import IMAGE_EXTS, TarSample, iter_samples
 
-_FORMAT = 1
+_FORMAT = 2  # of what counts as a sample or a problem, too: 1 lost names with dots
 _METADATA = b"flexilit"
 # What reading a missing, damaged or foreign index raises; it is then built anew.
 _UNUSABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError)

@@ -11,13 +11,20 @@ from braceexpand import braceexpand
 
 from data.errors import UsageError
 
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4")
+_COMPRESSED = (
+    ".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".lzma", ".zst", ".tzst", ".lz4",
+)  # fmt: skip
 _GLOB = frozenset("*?[")
 
 
 def is_local(shard: str) -> bool:
     """True for a plain tar on this machine's file systems: one that can be read at random."""
-    return not ("://" in shard or shard.startswith("pipe:") or shard.endswith(_COMPRESSED))
+    return not ("://" in shard or shard.startswith("pipe:") or is_compressed(shard))
+
+
+def is_compressed(shard: str) -> bool:
+    """Whether the name says that the tar is compressed."""
+    return shard.lower().endswith(_COMPRESSED)
 
 
 def shard_name(shard: str) -> str:

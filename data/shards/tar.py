@@ -1,8 +1,8 @@
 """Samples of a tar archive: where each one lies, and what is wrong with the rest.
 
-Python's tarfile finds the members: in a local file it seeks from header to header and reads no
-image, in a stream it reads forward. One parser for both gives a shard the same samples, numbers and
-problems either way.
+One parser for local files and streams gives a shard the same samples, numbers and problems either
+way. Keys are webdataset's: a name up to the first dot of its base name. Where that finds no image,
+as for `v1.5.png` and `v1.5.txt`, a name is split at its last dot.
 """
 
 import re
@@ -12,6 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.problems import Problem
+from data.shards.members import (
+    CompressedError,
+    NotATarError,
+    TrailingDataError,
+    iter_members,
+    pass_over,
+    what_it_is,
+)
 
 IMAGE_EXTS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXT_EXTS = frozenset({"txt", "json", "cls"})
@@ -19,66 +27,16 @@ TEXT_EXTS = frozenset({"txt", "json", "cls"})
 MAX_IMAGE_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 24
 
-_MAX_MEMBER = 1 << 40  # 1 TiB; a header that says more is damaged
-_MAX_EXTENDED_HEADER = 1 << 20  # long names and pax records, which tarfile reads whole
+_LISTED = IMAGE_EXTS | TEXT_EXTS
+_MAX_WAITING = 1 << 26  # bytes of names with dots that wait for an image without
 _SPLIT = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's rule for KEY.ext
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset skips these too
-
-
-class _NotATar(tarfile.ReadError):
-    """The file does not start with a tar header."""
-
-
-class _Header(tarfile.TarInfo):
-    """tarfile's headers, where a damaged one is an error; tarfile would take it for the end."""
-
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in b"xgXLK" and not 0 <= header.size <= _MAX_EXTENDED_HEADER:
-            raise tarfile.ReadError(f"extended header of {header.size} bytes")
-        return header
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
-        try:
-            header = super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the end-of-archive marker
-        except (tarfile.HeaderError, ValueError, IndexError, RecursionError) as error:
-            invalid = isinstance(error, tarfile.InvalidHeaderError)  # type: ignore[attr-defined]
-            first = tar.fileobj is not None and tar.fileobj.tell() == tarfile.BLOCKSIZE
-            kind = _NotATar if invalid and first else tarfile.ReadError
-            raise kind(f"no tar header at byte {tar.offset}: {error}") from None
-        if not 0 <= header.size <= _MAX_MEMBER:
-            raise tarfile.ReadError(f"{header.name!r} has {header.size} bytes")
-        return header
-
-
-class ForwardFile:
-    """A stream that can seek forward, by reading, which is all that tarfile needs."""
-
-    def __init__(self, file: Any) -> None:
-        """`file`: anything with `read(size)`; fsspec's and webdataset's files are no `BinaryIO`."""
-        self._file = file
-        self._position = 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> bytes:
-        """`size` bytes, fewer only at the end."""
-        parts, left = [], size
-        while left and (part := self._file.read(min(left, 1 << 22))):
-            parts.append(part)
-            left -= len(part)
-        self._position += size - left
-        return b"".join(parts)
-
-    def seek(self, position: int) -> None:
-        """To `position`, or to the end where that comes first."""
-        while self._position < position and self.read(min(position - self._position, 1 << 20)):
-            pass
+_APPLE = re.compile(r"(^|/)\._[^/]*$")  # what macOS's tar puts beside a file
+_KINDS = {
+    CompressedError: "compressed",
+    NotATarError: "not_a_tar",
+    TrailingDataError: "trailing_data",
+}
 
 
 @dataclass
@@ -92,8 +50,8 @@ class TarSample:
 
 
 @dataclass
-class _Group:
-    """Consecutive members of one key, as they are met."""
+class _Part:
+    """Members of one key, as they are met."""
 
     key: str
     repeated_before: bool
@@ -101,15 +59,26 @@ class _Group:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     payloads: dict[str, bytes] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    unlisted: list[str] = field(default_factory=list)
+    left: list[Problem] = field(default_factory=list)  # members that cannot be read
     too_large: str = ""
 
     def add(self, ext: str, member: tarfile.TarInfo) -> bool:
         """Whether the member is one to read."""
         is_image = ext in IMAGE_EXTS
-        if not is_image and ext not in TEXT_EXTS:
+        if ext not in _LISTED:
+            self.unlisted.append(ext)
+            return False
+        if found := what_it_is(member):
+            kind = "link" if " link " in found else "special_file"
+            self.left.append(Problem(kind, _shown(self.key), f"its {ext} is {_shown(found)}"))
             return False
         self.seen[ext] = self.seen.get(ext, 0) + 1
-        if self.seen[ext] > 1 or (is_image and self.image_ext):
+        if self.seen[ext] > 1:
+            return False
+        if is_image and self.image_ext:
+            cause = f"its {ext} is left out, the {self.image_ext} comes first"
+            self.left.append(Problem("second_image", _shown(self.key), cause))
             return False
         limit = MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES
         if member.size > limit:
@@ -122,9 +91,10 @@ class _Group:
 
     def close(self) -> Iterator[TarSample | Problem]:
         shown = _shown(self.key)
-        if not self.seen:  # nothing of ours in it
-            return
-        if self.repeated_before:
+        if not self.seen and not self.left:
+            cause = f"only {', '.join(sorted(set(self.unlisted)))}"
+            yield Problem("unknown_suffix", shown, _shown(cause))
+        elif self.repeated_before:
             yield Problem("duplicate_key", shown, "an earlier sample of the shard has this key")
         elif shown != self.key:
             yield Problem("not_utf8", shown, "the member's name is not UTF-8")
@@ -132,12 +102,74 @@ class _Group:
             yield Problem("bad_key", ascii(self.key), "the key has control characters")
         elif self.too_large:
             yield Problem("member_too_large", shown, self.too_large)
-        elif not self.image_ext:
-            yield Problem("no_image", shown, f"only {', '.join(sorted(self.seen))}")
-        else:
+        elif self.image_ext:
             yield TarSample(self.key, self.image_ext, self.spans, self.payloads)
             for _ in range(max(self.seen.values()) - 1):
                 yield Problem("duplicate_key", shown, "its members come more than once")
+            yield from self.left
+        elif self.left:
+            yield from self.left
+        else:
+            found = ", ".join(sorted({*self.seen, *self.unlisted}))
+            yield Problem("no_image", shown, f"only {_shown(found)}")
+
+
+class _Group:
+    """Consecutive members that webdataset gives one key, by the keys they get here.
+
+    With an image KEY.png the group is one sample, and images of other names in it (KEY.seg.png)
+    are counted. Without, names with further dots are samples of their own.
+    """
+
+    def __init__(self, key: str, keys: set[str]) -> None:
+        """`keys`: those of the shard so far."""
+        self.key, self._keys = key, keys
+        self._again = key in keys
+        self._split = False  # decided, since too much was waiting
+        self._waiting = 0
+        self._parts: dict[str, _Part] = {}
+
+    def add(self, key: str, ext: str, member: tarfile.TarInfo) -> _Part | None:
+        """The part whose bytes the member's are, None where they need not be read."""
+        if key not in self._parts:
+            self._parts[key] = _Part(key, key in self._keys)
+            self._keys.add(key)
+        part = self._parts[key]
+        if not part.add(ext, member):
+            return None
+        if key != self.key:
+            if self._is_one:
+                return None
+            self._waiting += member.size
+        return part
+
+    def overflow(self) -> Iterator[TarSample | Problem]:
+        """The parts before the last, once too much is waiting for the group's end."""
+        if self._waiting > _MAX_WAITING and not self._is_one:
+            self._split, self._waiting = True, 0
+            *complete, last = self._parts.values()
+            self._parts = {last.key: last}
+            for part in complete:
+                yield from part.close()
+
+    def close(self, broken: str = "") -> Iterator[TarSample | Problem]:
+        """`broken`: the key whose member is incomplete."""
+        if broken and self._is_one:
+            return
+        for part in self._parts.values():
+            if part.key == broken:
+                continue
+            if part.key == self.key or not self._is_one:
+                yield from part.close()
+            elif part.image_ext:
+                cause = f"webdataset's rule makes it another image of sample {_shown(self.key)!r}"
+                yield Problem("ambiguous_name", _shown(part.key), f"{cause}, rename it")
+
+    @property
+    def _is_one(self) -> bool:
+        """Whether webdataset's rule holds."""
+        own = self._parts.get(self.key)
+        return not self._split and (self._again or bool(own and own.image_ext))
 
 
 def iter_samples(file: Any, *, read_payloads: bool) -> Iterator[TarSample | Problem]:
@@ -145,53 +177,54 @@ def iter_samples(file: Any, *, read_payloads: bool) -> Iterator[TarSample | Prob
 
     `file`: open at its start; a `ForwardFile` or an unbuffered file. Members of a sample follow
     one another, as in every WebDataset shard. Of equal keys the first is kept; of a damaged
-    archive, every sample that is complete before the damage.
+    archive, every sample that is complete before the damage. Archives behind the first are read.
     """
     keys: set[str] = set()
     group: _Group | None = None
     open_key = ""  # of the member whose data are being passed
     try:
-        for member in _iter_members(file):
-            match = None if _META.match(member.name) else _SPLIT.match(member.name)
-            if match is not None:
-                key, ext = match[1], match[2].lower()
-                if group is None or key != group.key:
+        for member in iter_members(file):
+            split = _split(member.name)
+            if isinstance(split, Problem):
+                yield split
+            elif split is not None:
+                webdataset_key, key, ext = split
+                if group is None or webdataset_key != group.key:
                     if group is not None:
                         yield from group.close()
-                    group = _Group(key, repeated_before=key in keys)
-                    keys.add(key)
+                    group = _Group(webdataset_key, keys)
                 open_key = key
-                if group.add(ext, member) and read_payloads:
-                    group.payloads[ext] = file.read(member.size)
-            _pass(file, member.offset_data + member.size)
+                part = group.add(key, ext, member)
+                if part is not None and read_payloads:
+                    part.payloads[ext] = file.read(member.size)
+            if not what_it_is(member):
+                pass_over(file, member.offset_data + member.size)
             open_key = ""
+            if group is not None:
+                yield from group.overflow()
     except tarfile.ReadError as error:
-        if group is not None and group.key != open_key:
-            yield from group.close()
-        kind = "not_a_tar" if isinstance(error, _NotATar) else "truncated"
-        yield Problem(kind, _shown(open_key), str(error))
+        if group is not None:
+            yield from group.close(open_key)
+        yield Problem(_KINDS.get(type(error), "truncated"), _shown(open_key), str(error))
     else:
         if group is not None:
             yield from group.close()
 
 
-def _iter_members(file: Any) -> Iterator[tarfile.TarInfo]:
-    """Regular files in order. Raises `tarfile.ReadError` where the archive ends too early."""
-    with tarfile.open(
-        fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape"
-    ) as tar:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-            if member.isreg() and not member.issparse():
-                yield member
+def _split(name: str) -> tuple[str, str, str] | Problem | None:
+    """(webdataset's key, the key here, the suffix) of a member; None for one that is no sample's.
 
-
-def _pass(file: Any, end: int) -> None:
-    """Move to `end`. Raises `tarfile.ReadError` where the file ends before."""
-    if file.tell() < end:
-        file.seek(end - 1)
-        if not file.read(1):
-            raise tarfile.ReadError("the archive ends within a member")
+    The keys differ where the name has further dots and ends in a suffix that is read.
+    """
+    if _META.match(name) or _APPLE.search(name):
+        return None
+    match = _SPLIT.match(name)
+    if match is None:
+        return Problem("unknown_suffix", _shown(name), "its name is not KEY.SUFFIX")
+    dots, _, last = match[2].rpartition(".")
+    if dots and last.lower() in _LISTED:
+        return match[1], f"{match[1]}.{dots}", last.lower()
+    return match[1], match[1], match[2].lower()
 
 
 def _shown(key: str) -> str:

@@ -68,7 +68,7 @@ def embed_shards(
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is; any other
-    raises `UsageError`.
+    raises `UsageError`, as does a result without an image.
     """
     check_batches(batch_size, num_workers)
     out = Path(out)
@@ -119,8 +119,17 @@ def embed_shards(
                 writer.finish(reader.errors)
             bar.update()
     barrier()
+    manifest = _join(partial, plan)
+    barrier()
+    if not manifest["count"]:
+        if is_main():
+            shutil.rmtree(partial)
+        skipped = ", ".join(f"{kind} {n:,}" for kind, n in manifest["errors"].items()) or "none"
+        raise UsageError(f"no image could be embedded of {_short(shards)}; skipped: {skipped}")
     if is_main():
-        _finish(partial, out, plan)
+        write_json(partial / "manifest.json", manifest)
+        (partial / "plan.json").unlink()
+        partial.rename(out)
     barrier()
     return read_manifest(out)
 
@@ -168,19 +177,16 @@ def _open_partial(partial: Path, plan: Mapping[str, Any]) -> None:
     barrier()
 
 
-def _finish(partial: Path, out: Path, plan: Mapping[str, Any]) -> None:
-    """Manifest, then the folder's name."""
+def _join(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of all partitions."""
     partitions, errors = [], Counter[str]()
     for number, shard in enumerate(plan["shards"]):
         found = pq.read_metadata(metadata_file(partial, number))
         partitions.append({"shard": shard, "count": found.num_rows})
         errors.update(json.loads(found.metadata[b"errors"]))
-    manifest = {
+    return {
         **plan,
         "count": sum(p["count"] for p in partitions),
         "errors": dict(errors),
         "partitions": partitions,
     }
-    write_json(partial / "manifest.json", manifest)
-    (partial / "plan.json").unlink()
-    partial.rename(out)

@@ -122,8 +122,9 @@ def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:
     wrong = (targets < 0) | (targets >= len(dataset.class_names))
     if wrong.any():
         row = int(wrong.argmax())
+        label = f"label {int(targets[row])}" if targets[row] >= 0 else "no .cls"
         raise UsageError(
-            f"{dataset.name}: sample {batch.keys[row]!r} has label {int(targets[row])} "
-            f"(-1: no .cls); allowed: 0 to {len(dataset.class_names) - 1}"
+            f"{dataset.name}: sample {batch.keys[row]!r} has {label}; allowed: 0 to "
+            f"{len(dataset.class_names) - 1}"
         )
     return targets

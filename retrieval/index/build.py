@@ -47,10 +47,13 @@ def build_index(
     index_type, latency_ms: see `retrieval.index.config`. memory_gib: what the index may take while
     it is built and searched, 0 for half of the memory of CPU or GPUs; what does not fit is built in
     several segments. kind: the former name of index_type. Embeddings are read in blocks.
-    Raises `UsageError` when `out` exists already, or when embeddings or model are missing.
+    Raises `UsageError` when `out` exists already, or when embeddings, images in them or the model
+    are missing.
     """
     embeddings = Path(embeddings_dir)
     source = read_manifest(embeddings)
+    if not sum(partition["count"] for partition in source["partitions"]):
+        raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
     model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
     manifest = new_manifest(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],

@@ -77,6 +77,7 @@ class EvalDataset:
             batch_size=batch_size,
             num_workers=num_workers,
             need_captions=need_captions,
+            need_labels=bool(self.class_names),
             caption_lines=self.captioned,
             share=share,
             on_error=on_error,
