@@ -5,7 +5,6 @@ has drawn them all; the best start is the teacher itself (section 4.2).
 """
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.saved import save_vision_tower
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
+from data.files import replaced_folder
 from data.pipeline.labelled import LabelledPipeline
 from data.shards.names import expand_shards
 from data.transform import ImageTransform
@@ -145,10 +145,6 @@ def _register_stem(tower: VisionTower, stage: int) -> None:
 def _save_model(cfg: FlexifyConfig, tower: VisionTower, table: Table | None) -> None:
     """The portable `model/` folder, replaced as a whole."""
     if distributed.is_main():
-        folder = cfg.folder / "model"
-        part = folder.with_name("model.part")
-        shutil.rmtree(part, ignore_errors=True)
-        save_vision_tower(tower, part, {"validation": table and table.as_json()})
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with replaced_folder(cfg.folder / "model") as part:
+            save_vision_tower(tower, part, {"validation": table and table.as_json()})
     distributed.barrier()

@@ -182,5 +182,5 @@ def _finish(partial: Path, out: Path, plan: Mapping[str, Any]) -> None:
         "partitions": partitions,
     }
     write_json(partial / "manifest.json", manifest)
-    (partial / "plan.json").unlink()
-    partial.rename(out)
+    partial.rename(out)  # first: without its plan a partial folder would be begun anew
+    (out / "plan.json").unlink()
