@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,9 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from contrastive.launcher import take_arguments
+from data.errors import UsageError
+
+T = TypeVar("T")
 
 
 def init_from_launcher() -> None:
@@ -125,6 +129,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """What rank 0 finds, on all ranks; a `UsageError` that it meets is raised on all of them."""
+    found: list = [None, None]
+    if is_main():
+        try:
+            found[0] = find()
+        except UsageError as error:
+            found[1] = str(error)
+    value, problem = gather_objects(found)[0]
+    if problem is not None:
+        raise UsageError(problem)
+    return cast("T", value)
 
 
 def gather_objects(value: object) -> list:
