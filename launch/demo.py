@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tyro
 
+from data.errors import exit_on_usage_error
 from data.files import write_text_atomically
 
 LAUNCH = Path(__file__).parent
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_usage_error():
+        main()

@@ -2,15 +2,23 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
+from launcher import deepspeed_command
 
 from contrastive.run.checkpoint import STATE, newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.folder import steps_notice
+from contrastive.run.lock import locked
 from contrastive.text.config import TextConfig
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
@@ -125,3 +133,135 @@ def test_without_a_good_checkpoint_one_sentence_names_all(trained: Path, tmp_pat
         empty(file)
     with pytest.raises(UsageError, match="holds a run of 4 steps"):
         train(config_of(run))
+
+
+# ---- one program at a time ---------------------------------------------------------------------
+
+PROGRAM = Path(__file__).parent / "stop_program.py"
+
+
+def start(cfg: TrainConfig, ranks: int, resume: bool = False) -> subprocess.Popen[str]:
+    """A training with steps of half a second, in a process of its own or under the launcher."""
+    job = Path(cfg.out) / "job.json"
+    job.write_text(json.dumps({"config": dataclasses.asdict(cfg), "resume": resume}))
+    command = [sys.executable, str(PROGRAM), str(job)]
+    if ranks > 1:
+        command = deepspeed_command(ranks, PROGRAM, str(job))
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_for(what: Callable[[], object], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def lines(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_text().count("loss") if file.exists() else 0
+
+
+def long_run(trained: Path, tmp_path: Path, **changes: object) -> TrainConfig:
+    cfg = dataclasses.replace(config_of(trained), name="long", out=str(tmp_path), steps=200)
+    data = dataclasses.replace(cfg.data, num_workers=1)
+    return dataclasses.replace(
+        cfg,
+        data=data,
+        eval_every=1,
+        checkpoint_every=0,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+def test_a_run_is_locked_and_stopped_by_a_signal_with_a_checkpoint(
+    trained: Path, tmp_path: Path
+) -> None:
+    """One process: SIGTERM to it and to its loader workers, as the launcher sends it."""
+    cfg = long_run(trained, tmp_path)
+    running = start(cfg, 1)
+    wait_for(lambda: lines(cfg.folder) >= 2)
+    with pytest.raises(UsageError, match=rf"long is being written by process {running.pid} on "):
+        train(cfg)
+    os.killpg(running.pid, signal.SIGTERM)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    newest = newest_checkpoint(cfg.folder / "checkpoints")
+    assert newest is not None
+    step = newest[1]["step"]
+    sentence = f"stopped by SIGTERM after step {step} of 200, which is saved; go on with --resume "
+    assert said.splitlines()[-1] == sentence + str(cfg.folder)
+
+    train(dataclasses.replace(cfg, steps=step + 2), resume=True)
+    whole = dataclasses.replace(cfg, name="whole")
+    stop_at = [step]
+
+    def stop(now: int, _: object) -> dict[str, float]:
+        if now == stop_at[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with pytest.raises(KeyboardInterrupt, match=f"stopped by SIGINT after step {step} of 200"):
+        train(whole, [stop])
+    train(dataclasses.replace(whole, steps=step + 2), resume=True)
+    assert weights(whole.folder) == weights(cfg.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_the_launcher_and_leave_a_checkpoint(
+    number: signal.Signals, trained: Path, tmp_path: Path
+) -> None:
+    cfg = long_run(trained, tmp_path)
+    running = start(cfg, 2)
+    wait_for(lambda: lines(cfg.folder) >= 2)
+    running.send_signal(number)  # `deepspeed` alone, whose death its children are not told of
+    wait_for(lambda: newest_checkpoint(cfg.folder / "checkpoints"), 60)
+    wait_for(lambda: is_free(cfg.folder), 60)
+    _, said = running.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert "stopped by SIGTERM after step" in said
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return True
+    except UsageError:
+        return False
+
+
+# ---- other numbers of steps --------------------------------------------------------------------
+
+
+def test_a_run_is_extended_and_is_told_what_differs(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(trained, tmp_path)
+    train(dataclasses.replace(config_of(run), steps=6), resume=True)
+    assert "steps 6, begun with 4: from here on the learning rate is" in capsys.readouterr().err
+    assert config_of(run).steps == 6
+    assert newest_checkpoint(run / "checkpoints")[1]["step"] == 6  # type: ignore[index]
+    with pytest.raises(UsageError, match="steps 5: at least the 6 that the run has done"):
+        train(dataclasses.replace(config_of(run), steps=5), resume=True)
+
+
+def test_an_extension_before_the_cool_down_is_a_run_of_that_length(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = OptimConfig(lr=1e-3, schedule="linear", cooldown_steps=2)
+    cfg = dataclasses.replace(config_of(trained), out=str(tmp_path), optim=optim)
+    short = dataclasses.replace(cfg, name="short", keep_checkpoints=9)
+    train(short)
+    shutil.rmtree(short.folder / "checkpoints/step_00000004")  # in which the rate had fallen
+    assert "begun" in steps_notice(short, dataclasses.replace(short, steps=6), 4)
+    train(dataclasses.replace(short, steps=6), resume=True)
+    assert "begun" not in capsys.readouterr().err
+    train(dataclasses.replace(cfg, name="whole", steps=6))
+    assert weights(tmp_path / "short") == weights(tmp_path / "whole")

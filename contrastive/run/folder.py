@@ -8,7 +8,8 @@ from typing import Any
 from contrastive import distributed
 from contrastive.run.checkpoint import complete_checkpoints, newest_checkpoint
 from contrastive.run.config import RunConfig
-from contrastive.run.config_file import save_config
+from contrastive.run.config_file import load_config, save_config
+from contrastive.run.optim import learning_rate
 from data.errors import UsageError
 
 
@@ -38,9 +39,30 @@ def _find_checkpoint(cfg: RunConfig, resume: bool) -> tuple[Path, dict[str, Any]
         )
     if checkpoint is None:
         raise UsageError(f"{cfg.folder} has no complete checkpoint to resume from")
+    if notice := steps_notice(load_config(cfg.folder, type(cfg)), cfg, int(checkpoint[1]["step"])):
+        print(notice, file=sys.stderr, flush=True)
     for sentence in damaged:
         print(f"{sentence}; going on from {checkpoint[0].name}", file=sys.stderr, flush=True)
     return checkpoint
+
+
+def steps_notice(saved: RunConfig, cfg: RunConfig, done: int) -> str:
+    """What a resume with another number of steps changes; "" where the steps done would have been
+    the same. Raises `UsageError` where more are done already."""
+    if cfg.steps < done:
+        raise UsageError(f"steps {cfg.steps}: at least the {done} that the run has done")
+    before, now = (
+        [learning_rate(cfg.optim, step, steps) for step in range(done + 1)]
+        for steps in (saved.steps, cfg.steps)
+    )
+    dropout = getattr(cfg, "patch_dropout", None)
+    if before[:done] == now[:done] and (dropout is None or dropout.schedule != "linear"):
+        return ""
+    return (
+        f"steps {cfg.steps}, begun with {saved.steps}: from here on the learning rate is that of "
+        f"{cfg.steps} steps, {now[done]:.3g} where it was {before[done]:.3g}; weights will not be "
+        f"those of a run begun with {cfg.steps}"
+    )
 
 
 def claim_folder(
