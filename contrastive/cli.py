@@ -11,6 +11,7 @@ import tyro
 
 from contrastive.launch_context import speaks
 from contrastive.recipes import choose_recipe
+from contrastive.run.config import RunConfig
 from contrastive.run.config_file import RENAMED, Config, from_dict, load_config
 from contrastive.run.resume import check_resumable
 from data.errors import UsageError
@@ -71,7 +72,10 @@ def parse_run(
             ),
             console_outputs=speaks(),
         )
-        return from_dict(type(cfg), dataclasses.asdict(asked))
+        values = dataclasses.asdict(asked)
+        if not resume:
+            _shorten_warmup(values, cfg, typed)
+        return from_dict(type(cfg), values)
 
     if "--help-all" in arguments:
         parse(["--help"])
@@ -99,6 +103,21 @@ def _modern(argument: str) -> list[str]:
     if speaks():
         print(f"{flag} is called {new} now; the old name works in this release", file=sys.stderr)
     return [new + equals + value]
+
+
+def _shorten_warmup(values: dict[str, Any], recipe: RunConfig, typed: list[str]) -> None:
+    """Where fewer steps were typed than the recipe warms up for, its share of the steps is kept."""
+    optim, steps, warmup = values["optim"], values["steps"], recipe.optim.warmup_steps
+    told = any(flag.replace("_", "-").startswith("--optim.warmup-steps") for flag in typed)
+    if told or not 1 <= steps < warmup:
+        return
+    optim["warmup_steps"] = steps * warmup // recipe.steps
+    if speaks():
+        print(
+            f"--optim.warmup-steps {optim['warmup_steps']} of {steps} steps, where the recipe has "
+            f"{warmup} of {recipe.steps}",
+            file=sys.stderr,
+        )
 
 
 def _unchecked(cfg: Any, hidden: Collection[str]) -> Any:

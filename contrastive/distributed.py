@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from contrastive.launch_context import take_arguments
+from contrastive.launch_context import end_with_launcher, take_arguments
+from data.errors import UsageError
+
+T = TypeVar("T")
 
 
 def init_from_launcher() -> None:
@@ -16,6 +20,7 @@ def init_from_launcher() -> None:
     take_arguments()
     if "RANK" not in os.environ or dist.is_initialized():
         return
+    end_with_launcher()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
@@ -125,6 +130,51 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+class LaggingMax:
+    """The largest of all ranks' numbers, as they were a call ago, so that nobody waits.
+
+    It crosses by a group of CPUs of its own, beside what the GPUs exchange.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._under_way: tuple[Any, Tensor] | None = None
+
+    def __call__(self, own: int) -> int:
+        """0 at the first call of several ranks. After another value it is not to be called."""
+        if self._group is None:
+            return own
+        if found := self.finish():
+            return found
+        value = torch.tensor([own])
+        work = dist.all_reduce(value, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._under_way = (work, value)
+        return 0
+
+    def finish(self) -> int:
+        """The value of the last call; 0 where there was none."""
+        if self._under_way is None:
+            return 0
+        work, value = self._under_way
+        self._under_way = None
+        work.wait()
+        return int(value)
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """What rank 0 finds, on all ranks; a `UsageError` that it meets is raised on all of them."""
+    found: list = [None, None]
+    if is_main():
+        try:
+            found[0] = find()
+        except UsageError as error:
+            found[1] = str(error)
+    value, problem = gather_objects(found)[0]
+    if problem is not None:
+        raise UsageError(problem)
+    return cast("T", value)
 
 
 def gather_objects(value: object) -> list:

@@ -21,6 +21,7 @@ from data.captions import Tokenizer
 from data.config import DataConfig
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
+from data.pipeline.workers import outlive_signals
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
 
@@ -186,7 +187,10 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
     cache = CaptionCache(cfg.features, shards, tokenizer, cfg.index_dir)
     missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
     jobs = DataLoader(
-        _TextJobs(cache, _own_share(missing)), batch_size=None, num_workers=cfg.num_workers
+        _TextJobs(cache, _own_share(missing)),
+        batch_size=None,
+        num_workers=cfg.num_workers,
+        worker_init_fn=outlive_signals,
     )
     for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
         if isinstance(done, UsageError):

@@ -3,10 +3,11 @@
 import dataclasses
 import os
 import re
+import signal
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,14 @@ class DataError(RuntimeError):
     """Data that cannot be used, where the user asked not to skip it. One sentence."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended a run, which is saved. One sentence."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def make_folder(path: str | Path) -> None:
     """Create the folder that a program writes; `UsageError` where it cannot be written in."""
     try:
@@ -35,7 +44,8 @@ def make_folder(path: str | Path) -> None:
 
 @contextmanager
 def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
-    """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2.
+    """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2, and Ctrl-C
+    into one line and status 130.
 
     flags: the dataclasses that the program's flags fill (nested ones are found), and names of
     flags besides. These names become flags in the message: `data.num_workers -1` is printed
@@ -48,16 +58,23 @@ def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":
+            message = with_flags(str(stop) or "interrupted", _names(flags))
+            print(message, file=sys.stderr, flush=True)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     except (UsageError, DataError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
             time.sleep(4)
         where = "" if rank == "0" else f" (rank {rank})"
-        names = [
-            n for flag in flags for n in ([flag] if isinstance(flag, str) else parameters(flag))
-        ]
-        print(f"error{where}: {with_flags(str(error), names)}", file=sys.stderr, flush=True)
+        message = with_flags(str(error), _names(flags))
+        print(f"error{where}: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _names(flags: Iterable[type | str]) -> list[str]:
+    return [name for flag in flags for name in parameters(flag)]
 
 
 def parameters(config: type | str, prefix: str = "") -> list[str]:

@@ -1,9 +1,13 @@
 """This program's own files: written atomically, checksummed, cached."""
 
+import ctypes
 import hashlib
 import os
+import shutil
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +33,55 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """`write_atomically` of a small text, which is on the disk when this returns: a power cut
+    leaves the old one or the new one, and not an empty file."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write in, which takes the place of `folder` at the end.
+
+    On failure the old one stays, as it does on a kill at any moment: on Linux the two change
+    places in one call. Where the system or its file system has no such call, a kill between two
+    renames leaves the old one under the name `FOLDER.old`; the next call puts it back first.
+    """
+    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if not folder.exists():
+            part.rename(folder)
+        elif not _exchange(part, folder):
+            folder.rename(old)
+            part.rename(folder)
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Let two paths change places in one step; False where that cannot be done."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # glibc before 2.28, musl
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0
 
 
 def file_digest(path: Path) -> str:

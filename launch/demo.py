@@ -17,6 +17,9 @@ from pathlib import Path
 
 import tyro
 
+from data.errors import exit_on_usage_error
+from data.files import write_text_atomically
+
 LAUNCH = Path(__file__).parent
 QUERIES = (
     "a happy cat",
@@ -61,7 +64,7 @@ def stage(timings: Path, title: str, makes: Path, *command: str) -> None:
     seconds = round(time.monotonic() - started, 1)
     print(f"== {title}: {seconds:.0f} s", flush=True)
     done = json.loads(timings.read_text()) if timings.exists() else {}
-    timings.write_text(json.dumps(done | {title: seconds}, indent=1) + "\n")
+    write_text_atomically(timings, json.dumps(done | {title: seconds}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -114,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_usage_error():
+        main()

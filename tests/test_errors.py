@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from data.errors import UsageError, exit_on_usage_error, parameters, with_flags
+from data.errors import Stopped, UsageError, exit_on_usage_error, parameters, with_flags
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,23 @@ def test_a_usage_error_is_one_line_and_status_2(capsys):
         raise UsageError("data.views 0: at least 1; or resume=runs/x")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: --data.views 0: at least 1; or --resume runs/x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            Stopped("saved; go on with resume=runs/x", 15),
+            143,
+            "saved; go on with --resume runs/x\n",
+        ),
+    ],
+)
+def test_an_interrupt_is_one_line_of_rank_0(error, status, said, capsys, monkeypatch):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stopped, exit_on_usage_error(Args, "resume"):
+            raise error
+        assert stopped.value.code == status
+        assert capsys.readouterr().err == (said if rank == "0" else "")

@@ -134,6 +134,18 @@ def test_resume_needs_a_run(monkeypatch, capsys, tmp_path):
     assert "--seed 1 cannot change on resume: the run was started with 0" in said
 
 
+def test_fewer_steps_than_the_recipe_warms_up_for_keep_its_share(capsys):
+    for typed, warmup in ((["--steps", "100"], 2), (["--steps", "500"], 500), ([], 500)):
+        cfg, _ = parse_run(["cc12m", *typed], RECIPES, "demo", "lit.py", "")
+        assert cfg.optim.warmup_steps == warmup
+    assert capsys.readouterr().err == (
+        "--optim.warmup-steps 2 of 100 steps, where the recipe has 500 of 20000\n"
+    )
+    typed = ["cc12m", "--steps", "100", "--optim.warmup-steps", "500"]
+    with pytest.raises(UsageError, match=r"optim\.warmup_steps 500: at most steps=100"):
+        parse_run(typed, RECIPES, "demo", "lit.py", "")
+
+
 def test_the_missing_default_wheel_is_named(tiny_flags, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     flags = ["--vision.tower", "dinov2s", "--vision.patch-sizes", "56"]

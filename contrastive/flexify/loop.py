@@ -5,9 +5,9 @@ has drawn them all; the best start is the teacher itself (section 4.2).
 """
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,14 +26,17 @@ from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
+from contrastive.run.lock import locked
 from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
-from contrastive.run.zero import batch_shape, deepspeed_config, whole_parameters
+from contrastive.run.stop import StopSignal, stopped
+from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
 from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
+from data.files import replaced_folder
 from data.pipeline.labelled import LabelledPipeline
 from data.shards.names import expand_shards
 from data.transform import ImageTransform
@@ -48,7 +51,8 @@ def flexify(
     """Train from start to end, or on from the newest checkpoint; returns the run folder.
 
     Its `model/` is a tower that `load_vision_tower` reads. Raises `UsageError`, before training
-    starts, when the configuration cannot work.
+    starts, when the configuration cannot work, or another program is writing the run; `Stopped`
+    once SIGINT or SIGTERM has ended it with a checkpoint.
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
@@ -62,6 +66,18 @@ def flexify(
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     if cfg.val_shards:
         expand_shards(cfg.val_shards, cfg.data.allow_pipe)
+    with locked(cfg.folder):
+        return _flexify(cfg, callbacks, resume, shape, ds_config)
+
+
+def _flexify(
+    cfg: FlexifyConfig,
+    callbacks: Sequence[Callback],
+    resume: bool,
+    shape: BatchShape,
+    ds_config: dict[str, Any],
+) -> Path:
+    world_size = distributed.world_size()
     checkpoint = find_checkpoint(cfg, resume)
 
     teacher = Teacher(cfg.teacher)
@@ -102,31 +118,36 @@ def flexify(
 
     train_step = DistillationStep(cfg, engine, source, shape)
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
-    for batch in pipeline.batches(step, cfg.steps - step):
-        patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
-        keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
-        lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
-        loss = train_step(batch, patch_size, keep)
-        step += 1
-        if log.step(step, loss, int(batch.valid.sum()), batch.errors):
-            log.line(step, lr=lr, patch_size=patch_size, keep=keep)
-        due = step == cfg.steps or (cfg.eval_every and step % cfg.eval_every == 0)
-        save = step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0)
-        if due or save:
-            with log.paused():
-                with whole_parameters(student):
-                    exported.load_state_dict(tower.state_dict())
-                check_finite(step, exported)
-                table = validation(exported, patch_sizes) if due else None
-                if table:
-                    log.write(step, table.figures())
-                for callback in callbacks if due else ():
-                    log.write(step, callback(step, exported))
-                if save:
-                    _save_model(cfg, exported, table)
-                    save_checkpoint(
-                        engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
-                    )
+    with StopSignal() as stop:
+        for batch in pipeline.batches(step, cfg.steps - step):
+            patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
+            keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
+            lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
+            loss = train_step(batch, patch_size, keep)
+            step += 1
+            if log.step(step, loss, int(batch.valid.sum()), batch.errors):
+                log.line(step, lr=lr, patch_size=patch_size, keep=keep)
+            due = step == cfg.steps or (cfg.eval_every and step % cfg.eval_every == 0)
+            signal, every = stop.after_step(), cfg.checkpoint_every
+            save = step == cfg.steps or signal or (every and step % every == 0)
+            if due or save:
+                with log.paused():
+                    with whole_parameters(student):
+                        exported.load_state_dict(tower.state_dict())
+                    check_finite(step, exported)
+                    table = validation(exported, patch_sizes) if due else None
+                    if table:
+                        log.write(step, table.figures())
+                    for callback in callbacks if due else ():
+                        log.write(step, callback(step, exported))
+                    if save:
+                        _save_model(cfg, exported, table)
+                        save_checkpoint(
+                            engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
+                        )
+            if signal and step < cfg.steps:
+                log.close()
+                raise stopped(signal, step, cfg)
     log.close()
     return cfg.folder
 
@@ -145,10 +166,6 @@ def _register_stem(tower: VisionTower, stage: int) -> None:
 def _save_model(cfg: FlexifyConfig, tower: VisionTower, table: Table | None) -> None:
     """The portable `model/` folder, replaced as a whole."""
     if distributed.is_main():
-        folder = cfg.folder / "model"
-        part = folder.with_name("model.part")
-        shutil.rmtree(part, ignore_errors=True)
-        save_vision_tower(tower, part, {"validation": table and table.as_json()})
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with replaced_folder(cfg.folder / "model") as part:
+            save_vision_tower(tower, part, {"validation": table and table.as_json()})
     distributed.barrier()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from contrastive import distributed
@@ -22,6 +22,7 @@ from contrastive.vision.patch_dropout import draw_kept
 from contrastive.vision.tower import VisionTower
 from data.batch import Batch
 from data.errors import DataError, UsageError
+from data.files import write_atomically
 from data.pipeline.labelled import LabelledPipeline
 
 NORMALISER_FILE = "standard.safetensors"
@@ -172,7 +173,8 @@ def fit_normaliser(
         mean = total / count
         deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
         if distributed.is_main():
-            save_file({"mean": mean.float(), "std": deviation.float()}, file)
+            moments = {"mean": mean.float(), "std": deviation.float()}
+            write_atomically(file, lambda out: out.write(save(moments)))
         distributed.barrier()
     solved = load_file(file, device=str(distributed.device()))
     return Normaliser(solved["mean"], solved["std"])

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
+from data.files import replaced_folder
 from data.transform import ImageTransform
 
 
@@ -195,17 +195,13 @@ class LitModel(nn.Module, ModelHubMixin):
     ) -> None:
         """Write config.json, model.safetensors, the tokenizer's files and a model card; no pickles.
 
-        card: what is known of the training; as loaded when not given. The folder is written under
-        a temporary name and renamed: a reader never sees half of one. (What else the hub's mixin
+        card: what is known of the training; as loaded when not given. The folder is replaced
+        whole: a reader never sees half of one. (What else the hub's mixin
         passes is its own card's and configuration.)
         """
         folder = Path(folder)
         self.card = card or self.card
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        save_file(state, part / "model.safetensors")
         config = {
             "format": 1,
             "vision": self.vision.describe(),
@@ -214,11 +210,11 @@ class LitModel(nn.Module, ModelHubMixin):
             "loss": self.text.loss.as_json(),
             "card": asdict(self.card),
         }
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
-        self.text.encoder.tower.save_tokenizer(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with replaced_folder(folder) as part:
+            save_file(state, part / "model.safetensors")
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
+            self.text.encoder.tower.save_tokenizer(part)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -1,13 +1,16 @@
 """Checkpoints in DeepSpeed's format, resumed by the same or another number of ranks.
 
 `checkpoints/step_00000100/` is DeepSpeed's folder (its files are pickles: load only your own runs);
-`state.json` beside them is written last, so a folder without it was interrupted and is ignored.
+`state.json` beside them is written last, so a folder without it was interrupted and is ignored. It
+holds the sizes of the others, which with the checksums in torch's files tell damage.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from contrastive.run.config import OptimConfig
 from contrastive.run.log import DIVERGED
 from contrastive.run.zero import build_engine
 from data.errors import DataError, UsageError
+from data.files import write_text_atomically
 
 STATE = "state.json"
 
@@ -32,32 +36,83 @@ def check_finite(step: int, module: nn.Module) -> None:
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict[str, Any]) -> None:
     """Save after `step` optimiser steps and drop all but the newest `keep`. All ranks call it."""
     tag = f"step_{step:08d}"
-    if distributed.is_main():  # what a kill in mid-save left, of any number of ranks
-        for left in [d for d in folder.glob("step_*") if not (d / STATE).exists()]:
-            shutil.rmtree(left)
+    if distributed.is_main():
+        # What a kill in mid-save left, of any number of ranks, and what a resume from an older one
+        # does again.
+        for left in folder.glob("step_*"):
+            if left.name == tag or not (left / STATE).exists():
+                _remove(left)
     distributed.barrier()
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     distributed.barrier()
     if distributed.is_main():
+        files = {f.name: f.stat().st_size for f in (folder / tag).iterdir() if f.is_file()}
         state = {"format": 1, "step": step, "world_size": distributed.world_size(), **extra}
-        temporary = folder / tag / (STATE + ".tmp")
-        temporary.write_text(json.dumps(state) + "\n")
-        temporary.rename(folder / tag / STATE)
-        for old in _complete(folder)[:-keep]:
-            shutil.rmtree(old)
+        write_text_atomically(folder / tag / STATE, json.dumps({**state, "files": files}) + "\n")
+        complete = complete_checkpoints(folder)
+        for later in [c for c in complete if c.name > tag]:  # damaged: the run began before them
+            _remove(later)
+        for old in [c for c in complete if c.name <= tag][:-keep]:
+            _remove(old)
     distributed.barrier()
 
 
-def _complete(folder: Path) -> list[Path]:
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / STATE).unlink(missing_ok=True)  # first: what a kill leaves counts as interrupted
+    shutil.rmtree(checkpoint)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Those that were written to their end, oldest first; damaged ones among them."""
     return sorted(state.parent for state in folder.glob(f"step_*/{STATE}"))
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its state, or None."""
-    complete = _complete(folder)
-    if not complete:
-        return None
-    return complete[-1], json.loads((complete[-1] / STATE).read_text())
+def newest_checkpoint(
+    folder: Path, told: Callable[[str], object] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint that is not damaged and its state, or None.
+
+    told: gets a sentence for each damaged one that is passed over. Reads the checkpoint whole.
+    """
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        try:
+            state = json.loads((checkpoint / STATE).read_text())
+            damage = _damage(checkpoint, state)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            damage = f"{STATE}: {error}"
+        if not damage:
+            return checkpoint, state
+        if told:
+            told(f"checkpoint {checkpoint} is damaged: {damage}")
+    return None
+
+
+def _damage(checkpoint: Path, state: dict[str, Any]) -> str:
+    """What is wrong with its files; "" where nothing is. 0.1.0 did not note their sizes."""
+    ranks = int(state["world_size"])
+    sizes = dict(state.get("files", {}))
+    models, moments = "*_model_states.pt", "*_optim_states.pt"
+    wanted = {models: ranks if state["zero_stage"] == 3 else 1}
+    wanted[moments] = ranks if state["zero_stage"] else 0
+    for pattern, number in wanted.items():
+        found = len(list(checkpoint.glob(pattern)))
+        if not sizes and found < number:
+            return f"{found} of {number} files {pattern}"
+    for name in sizes or sorted(file.name for file in checkpoint.glob("*.pt")):
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size = file.stat().st_size
+        if size != sizes.get(name, size) or not size:
+            return f"{name} has {size} bytes" + (f" of {sizes[name]}" if sizes else "")
+        if file.suffix == ".pt":  # torch writes zip archives, with a checksum of each entry
+            try:
+                bad = zipfile.ZipFile(file).testzip()
+            except zipfile.BadZipFile as error:
+                return f"{name}: {error}"
+            if bad:
+                return f"{name}: wrong checksum of {bad}"
+    return ""
 
 
 def needs_universal(state: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
+from data.files import write_text_atomically
 
 # Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
@@ -80,8 +81,7 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
         typed = json.loads(file.read_text()).get("command", typed)
     values = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from contrastive import distributed
 from data.errors import DataError
+from data.files import write_text_atomically
 
 DIVERGED = "start again with a lower optim.lr, or more optim.warmup_steps"
 
@@ -114,7 +115,7 @@ class RunLog:
             if entry["step"] <= step:
                 kept.append(line + "\n")
                 self._skipped = entry.get("skipped", self._skipped)
-        self._file.write_text("".join(kept))
+        write_text_atomically(self._file, "".join(kept))
 
 
 def _counts(counts: dict[str, int]) -> str:

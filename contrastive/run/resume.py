@@ -9,6 +9,7 @@ CHANGEABLE = {
     "data.num_workers", "data.features", "data.on_error", "data.index_dir", "data.max_pixels",
     "zero.offload", "zero.micro_batch_size", "log_every", "eval_every", "eval_data",
     "eval_patch_sizes", "val_shards", "val_samples", "checkpoint_every", "keep_checkpoints",
+    "steps",  # at least those done: `find_checkpoint`
     "compile", "deepspeed_config",
 }  # fmt: skip
 

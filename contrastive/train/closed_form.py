@@ -14,7 +14,7 @@ from itertools import chain
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from contrastive.model.lit import LitModel
 from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
+from data.files import write_atomically
 from data.pipeline.captioned import CaptionedPipeline
 
 INIT_FILE = "start.safetensors"
@@ -51,7 +52,8 @@ def closed_form_init(
             projection = least_squares(moments["yy"], centred @ whiten.double())
             # as large as a random projection would be, so that one learning rate suits both
             projection *= model.text.encoder.projection.weight.std().cpu() / projection.std()
-            save_file({"mean": mean, "whiten": whiten, "projection": projection.contiguous()}, file)
+            solved = {"mean": mean, "whiten": whiten, "projection": projection.contiguous()}
+            write_atomically(file, lambda out: out.write(save(solved)))
         distributed.barrier()
     start = load_file(file)
     model.feature_mean.copy_(start["mean"])

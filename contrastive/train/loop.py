@@ -13,10 +13,12 @@ from contrastive.model.card import Card
 from contrastive.model.lit import LitModel, TextSide
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
+from contrastive.run.lock import locked
 from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
-from contrastive.run.zero import batch_shape, deepspeed_config, whole_parameters
+from contrastive.run.stop import StopSignal, stopped
+from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
@@ -34,13 +36,22 @@ Callback = Callable[[int, LitModel], dict[str, float]]
 def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False) -> Path:
     """Train from start to end, or on from the newest checkpoint; returns the run folder.
 
-    Raises `UsageError`, before any model is built, when the configuration cannot work.
+    Raises `UsageError`, before any model is built, when the configuration cannot work, or another
+    program is writing the run; `Stopped` once SIGINT or SIGTERM has ended it with a checkpoint.
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
     shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    with locked(cfg.folder):
+        return _train(cfg, callbacks, resume, shape)
+
+
+def _train(
+    cfg: TrainConfig, callbacks: Sequence[Callback], resume: bool, shape: BatchShape
+) -> Path:
+    world_size = distributed.world_size()
     checkpoint = find_checkpoint(cfg, resume)
 
     model = _build_model(cfg)
@@ -72,24 +83,30 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
-    for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
-        lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
-        loss = train_step(batch, features, valid)
-        step += 1
-        if log.step(step, loss, int(valid.sum()), batch.errors):
-            log.line(step, lr=lr, patch_size=draw(batch.step))
-        if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
-            with log.paused():
-                for callback in callbacks:
-                    found = callback(step, model)
-                    log.write(step, found)
-                    figures |= found
-        if step == cfg.steps or (cfg.checkpoint_every and step % cfg.checkpoint_every == 0):
-            with log.paused():
-                _save_model(cfg, model, step, pipeline.num_samples or 0, figures)
-                save_checkpoint(
-                    engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
-                )
+    with StopSignal() as stop:
+        for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
+            lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
+            loss = train_step(batch, features, valid)
+            step += 1
+            if log.step(step, loss, int(valid.sum()), batch.errors):
+                log.line(step, lr=lr, patch_size=draw(batch.step))
+            if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+                with log.paused():
+                    for callback in callbacks:
+                        found = callback(step, model)
+                        log.write(step, found)
+                        figures |= found
+            signal = stop.after_step()
+            every = cfg.checkpoint_every
+            if step == cfg.steps or signal or (every and step % every == 0):
+                with log.paused():
+                    _save_model(cfg, model, step, pipeline.num_samples or 0, figures)
+                    save_checkpoint(
+                        engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
+                    )
+            if signal and step < cfg.steps:
+                log.close()
+                raise stopped(signal, step, cfg)
     log.close()
     return cfg.folder
 

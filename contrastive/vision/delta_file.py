@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
+from data.files import write_atomically
 
 
 def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str | Path) -> int:
@@ -45,7 +46,8 @@ def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str 
         "vision": json.dumps(tower.describe()),
     }
     try:
-        save_file(changed, file, facts)
+        file = Path(file).parent.resolve(strict=True) / Path(file).name
+        write_atomically(file, lambda out: out.write(save(changed, facts)))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} cannot be written: {error}") from error
     return Path(file).stat().st_size

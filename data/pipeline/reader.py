@@ -16,6 +16,7 @@ from data.captions import read_captions, read_label
 from data.config import OnError, check_loading
 from data.errors import UsageError
 from data.images import decode_image
+from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local
@@ -101,6 +102,7 @@ class ShardReader:
                 sampler=self._spans(first, stop),
                 batch_size=None,
                 num_workers=self._num_workers,
+                worker_init_fn=outlive_signals,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )
         )

@@ -128,8 +128,8 @@ def embed_shards(
         raise UsageError(f"no image could be embedded of {_short(shards)}; skipped: {skipped}")
     if is_main():
         write_json(partial / "manifest.json", manifest)
-        (partial / "plan.json").unlink()
-        partial.rename(out)
+        partial.rename(out)  # first: without its plan a partial folder would be begun anew
+        (out / "plan.json").unlink()
     barrier()
     return read_manifest(out)
 

@@ -1,7 +1,6 @@
 """Zero-shot classification: search in an index of class embeddings."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
+from data.files import replaced_folder
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
 from retrieval.search.config import PatchSizeOrBudget
@@ -143,21 +143,16 @@ class ZeroShotClassifier:
 
     def save(self, folder: str | Path) -> None:
         """Write the class set, so that its names need not be embedded again."""
-        folder = Path(folder)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         vectors = self.index.reconstruct_n(0, self.index.ntotal)
-        np.save(part / "classes.npy", vectors, allow_pickle=False)
         manifest = {
             "format": 1,
             "text_fingerprint": self.model.text_fingerprint,
             "class_names": self.class_names,
             "templates": self.templates,
         }
-        write_json(part / "manifest.json", manifest)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with replaced_folder(Path(folder)) as part:
+            np.save(part / "classes.npy", vectors, allow_pickle=False)
+            write_json(part / "manifest.json", manifest)
 
     @classmethod
     def load(cls, folder: str | Path, model: LitModel) -> "ZeroShotClassifier":

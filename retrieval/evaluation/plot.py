@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UsageError
+from data.files import write_atomically
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.results import DatasetResult
 
@@ -62,5 +63,6 @@ def plot_accuracy(
     top.spines["top"].set_visible(False)
     top.tick_params(length=0)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
-    return Path(path)
+    path = Path(path)
+    write_atomically(path, lambda out: figure.savefig(out, format=path.suffix[1:]))
+    return path

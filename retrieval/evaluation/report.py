@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.files import write_text_atomically
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.plot import plot_accuracy
 from retrieval.evaluation.report_json import report_json
@@ -135,7 +136,7 @@ class Report:
             "report.txt": self.text() + "\n",
         }
         for name, content in contents.items():
-            (folder / name).write_text(content, encoding="utf-8")
+            write_text_atomically(folder / name, content)
         files = [folder / name for name in contents]
         if any(d.accuracy for d in self.results):
             files.append(plot_accuracy(self.costs, self.results, folder / "accuracy.png"))

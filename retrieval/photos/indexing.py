@@ -20,6 +20,7 @@ from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError
 from data.images import decode_image
+from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, attempt, skip_or_raise
 from data.shards.tar import IMAGE_EXTS
 from data.transform import ImageTransform
@@ -97,6 +98,7 @@ def index_photos(
             _Photos(diff.new, model.transform),
             batch_size=batch_size,
             num_workers=num_workers,
+            worker_init_fn=outlive_signals,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )

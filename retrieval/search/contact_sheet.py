@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data.errors import UsageError
+from data.files import write_atomically
 from data.problems import BadSample
 from retrieval.search.searcher import Hit
 
@@ -52,8 +53,7 @@ def contact_sheet(
             draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
         y += used
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
+        write_atomically(Path(path), lambda out: sheet.save(out, format="PNG"))
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
     return sheet

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
 from data.config import OnError, check_loading
+from data.pipeline.workers import outlive_signals
 from data.problems import Problem, attempt, skip_or_raise
 from data.transform import ImageTransform
 from retrieval.evaluation.datasets.image_source import ImageSource
@@ -39,6 +40,7 @@ class ImageReader:
             _Images(images, transform, max_pixels),
             batch_sampler=[list(range(s, min(s + batch_size, len(images)))) for s in starts],
             num_workers=num_workers,
+            worker_init_fn=outlive_signals,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )

@@ -1,0 +1,267 @@
+"""Checkpoints: damaged ones are passed over by name, and one run at a time is in a folder."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY_TOWER
+from launcher import deepspeed_command
+
+from contrastive.run.checkpoint import STATE, newest_checkpoint
+from contrastive.run.config import OptimConfig, ZeroConfig
+from contrastive.run.folder import steps_notice
+from contrastive.run.lock import locked
+from contrastive.text.config import TextConfig
+from contrastive.train.config import TrainConfig
+from contrastive.train.loop import train
+from contrastive.vision.config import VisionConfig
+from data.config import DataConfig
+from data.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_text: str, emoji_shards: Path) -> Path:
+    """A run of 4 steps with a checkpoint at steps 2 and 4."""
+    cfg = TrainConfig(
+        name="run",
+        out=str(tmp_path_factory.mktemp("trained")),
+        data=DataConfig(shards=(f"{emoji_shards}/train/*.tar",), num_workers=0),
+        vision=VisionConfig(tower=TINY_TOWER, patch_sizes=(48,)),
+        text=TextConfig(tower=tiny_text, context_length=12),
+        optim=OptimConfig(lr=1e-3),
+        zero=ZeroConfig(stage=1, micro_batch_size=8),
+        global_batch_size=16,
+        init_samples=0,
+        steps=4,
+        log_every=1,
+        checkpoint_every=2,
+    )
+    return train(cfg)
+
+
+def config_of(run: Path) -> TrainConfig:
+    from contrastive.run.config_file import load_config
+
+    return dataclasses.replace(load_config(run, TrainConfig), name=run.name, out=str(run.parent))
+
+
+def copy_of(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def flip(file: Path) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def forget_sizes(run: Path) -> None:
+    """As 0.1.0 wrote it."""
+    for file in run.glob(f"checkpoints/*/{STATE}"):
+        state = json.loads(file.read_text())
+        del state["files"]
+        file.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "0.1.0"])
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *((STATE, harm) for harm in (empty, Path.unlink, cut)),
+        *(("mp_rank_00_model_states.pt", harm) for harm in (empty, Path.unlink, cut, flip)),
+        *(("*optim_states.pt", harm) for harm in (empty, Path.unlink, cut, flip)),
+    ],
+)
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    harm: Callable[[Path], None], name: str, sizes: bool, trained: Path, tmp_path: Path
+) -> None:
+    run = copy_of(trained, tmp_path)
+    if not sizes:
+        forget_sizes(run)
+    assert newest_checkpoint(run / "checkpoints")[0].name == "step_00000004"  # type: ignore[index]
+    (file,) = (run / "checkpoints/step_00000004").glob(name)
+    harm(file)
+    told: list[str] = []
+    found, state = newest_checkpoint(run / "checkpoints", told.append)  # type: ignore[misc]
+    assert found.name == "step_00000002"
+    assert state["step"] == 2
+    if file.exists() or name != STATE:  # without its state it was never complete
+        (sentence,) = told
+        assert "step_00000004 is damaged" in sentence
+        assert file.name in sentence or "optim_states" in sentence or "model_states" in sentence
+
+
+def test_a_run_goes_on_from_the_older_checkpoint_and_ends_as_if_nothing_had_been(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(trained, tmp_path)
+    empty(run / "checkpoints/step_00000004/mp_rank_00_model_states.pt")
+    train(dataclasses.replace(config_of(run), keep_checkpoints=1), resume=True)
+    said = capsys.readouterr().err
+    assert "step_00000004 is damaged: mp_rank_00_model_states.pt has 0 bytes" in said
+    assert "going on from step_00000002" in said
+    assert (run / "model/model.safetensors").read_bytes() == (
+        trained / "model/model.safetensors"
+    ).read_bytes()
+    assert [d.name for d in (run / "checkpoints").glob("step_*")] == ["step_00000004"]
+    assert newest_checkpoint(run / "checkpoints") is not None
+
+
+def test_without_a_good_checkpoint_one_sentence_names_all(trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path)
+    for file in run.glob("checkpoints/*/mp_rank_00_model_states.pt"):
+        file.unlink()
+    with pytest.raises(UsageError, match=r"no good .*00004 is damaged.*missing; .*00002 is damag"):
+        train(config_of(run), resume=True)
+    for file in run.glob(f"checkpoints/*/{STATE}"):
+        empty(file)
+    with pytest.raises(UsageError, match="holds a run of 4 steps"):
+        train(config_of(run))
+
+
+# ---- one program at a time ---------------------------------------------------------------------
+
+PROGRAM = Path(__file__).parent / "stop_program.py"
+
+
+def start(cfg: TrainConfig, ranks: int, resume: bool = False) -> subprocess.Popen[str]:
+    """A training with steps of half a second, in a process of its own or under the launcher."""
+    job = Path(cfg.out) / "job.json"
+    job.write_text(json.dumps({"config": dataclasses.asdict(cfg), "resume": resume}))
+    command = [sys.executable, str(PROGRAM), str(job)]
+    if ranks > 1:
+        command = deepspeed_command(ranks, PROGRAM, str(job))
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_for(what: Callable[[], object], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def lines(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_text().count("loss") if file.exists() else 0
+
+
+def long_run(trained: Path, tmp_path: Path, **changes: object) -> TrainConfig:
+    cfg = dataclasses.replace(config_of(trained), name="long", out=str(tmp_path), steps=200)
+    data = dataclasses.replace(cfg.data, num_workers=1)
+    return dataclasses.replace(
+        cfg,
+        data=data,
+        eval_every=1,
+        checkpoint_every=0,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+def test_a_run_is_locked_and_stopped_by_a_signal_with_a_checkpoint(
+    trained: Path, tmp_path: Path
+) -> None:
+    """One process: SIGTERM to it and to its loader workers, as the launcher sends it."""
+    cfg = long_run(trained, tmp_path)
+    running = start(cfg, 1)
+    wait_for(lambda: lines(cfg.folder) >= 2)
+    with pytest.raises(UsageError, match=rf"long is being written by process {running.pid} on "):
+        train(cfg)
+    os.killpg(running.pid, signal.SIGTERM)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    newest = newest_checkpoint(cfg.folder / "checkpoints")
+    assert newest is not None
+    step = newest[1]["step"]
+    sentence = f"stopped by SIGTERM after step {step} of 200, which is saved; go on with --resume "
+    assert said.splitlines()[-1] == sentence + str(cfg.folder)
+
+    train(dataclasses.replace(cfg, steps=step + 2), resume=True)
+    whole = dataclasses.replace(cfg, name="whole")
+    stop_at = [step]
+
+    def stop(now: int, _: object) -> dict[str, float]:
+        if now == stop_at[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with pytest.raises(KeyboardInterrupt, match=f"stopped by SIGINT after step {step} of 200"):
+        train(whole, [stop])
+    train(dataclasses.replace(whole, steps=step + 2), resume=True)
+    assert weights(whole.folder) == weights(cfg.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_the_launcher_and_leave_a_checkpoint(
+    number: signal.Signals, trained: Path, tmp_path: Path
+) -> None:
+    cfg = long_run(trained, tmp_path)
+    running = start(cfg, 2)
+    wait_for(lambda: lines(cfg.folder) >= 2)
+    running.send_signal(number)  # `deepspeed` alone, whose death its children are not told of
+    wait_for(lambda: newest_checkpoint(cfg.folder / "checkpoints"), 60)
+    wait_for(lambda: is_free(cfg.folder), 60)
+    _, said = running.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert "stopped by SIGTERM after step" in said
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return True
+    except UsageError:
+        return False
+
+
+# ---- other numbers of steps --------------------------------------------------------------------
+
+
+def test_a_run_is_extended_and_is_told_what_differs(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(trained, tmp_path)
+    train(dataclasses.replace(config_of(run), steps=6), resume=True)
+    assert "steps 6, begun with 4: from here on the learning rate is" in capsys.readouterr().err
+    assert config_of(run).steps == 6
+    assert newest_checkpoint(run / "checkpoints")[1]["step"] == 6  # type: ignore[index]
+    with pytest.raises(UsageError, match="steps 5: at least the 6 that the run has done"):
+        train(dataclasses.replace(config_of(run), steps=5), resume=True)
+
+
+def test_an_extension_before_the_cool_down_is_a_run_of_that_length(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = OptimConfig(lr=1e-3, schedule="linear", cooldown_steps=2)
+    cfg = dataclasses.replace(config_of(trained), out=str(tmp_path), optim=optim)
+    short = dataclasses.replace(cfg, name="short", keep_checkpoints=9)
+    train(short)
+    shutil.rmtree(short.folder / "checkpoints/step_00000004")  # in which the rate had fallen
+    assert "begun" in steps_notice(short, dataclasses.replace(short, steps=6), 4)
+    train(dataclasses.replace(short, steps=6), resume=True)
+    assert "begun" not in capsys.readouterr().err
+    train(dataclasses.replace(cfg, name="whole", steps=6))
+    assert weights(tmp_path / "short") == weights(tmp_path / "whole")
