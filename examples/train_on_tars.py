@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def log_temperature(step: int, model: LitModel) -> dict[str, float]:
     """A callback: what it returns goes into metrics.jsonl, every `eval_every` steps."""
-    return {"logit_scale": float(model.text.scale())}
+    return {"logit_scale": model.text.scale().item()}
 
 
 if __name__ == "__main__":
