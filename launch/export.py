@@ -37,9 +37,9 @@ def main() -> None:
         hub_name = args.model.count("/") == 1 and not args.model.startswith((".", "/"))
         if args.to != "timm" and not hub_name and not (Path(args.model) / "config.json").is_file():
             raise UsageError(f"model {args.model} is no model folder: it has no config.json")
+        make_folder(out.parent)
         if args.to == "timm":
             check_tower_spec(args.model)
-        make_folder(out.parent)
 
         from contrastive import LitModel, load_vision_tower
         from contrastive.export.export_model import export_model

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -64,8 +65,11 @@ def shards() -> tuple[str, ...]:
 
 def launch(ranks: int, program: Path, job: Path) -> None:
     """Run `PROGRAM JOB` in so many processes under the deepspeed launcher."""
-    launcher = Path(sys.executable).with_name("deepspeed")
-    subprocess.run([launcher, "--num_accelerators", str(ranks), program, job], check=True)
+    with socket.socket() as probe:  # a port of its own: another run may hold the default one
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", str(ranks)]
+    subprocess.run([*launcher, "--master_port", str(port), program, job], check=True)
 
 
 def text_folder(size: Size, folder: Path) -> str:

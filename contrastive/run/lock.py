@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -24,7 +24,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         for file in held:
-            file.close()
+            _give_back(folder, file)
+
+
+def _give_back(folder: Path, file: TextIO) -> None:
+    """Release the lock; a folder with nothing else in it, of a run that was refused, goes too."""
+    with suppress(OSError):
+        if os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+    file.close()
 
 
 def _take(folder: Path) -> TextIO:
@@ -43,7 +52,17 @@ def _take(folder: Path) -> TextIO:
         ) from error
     except OSError:
         return file  # a file system without locks
+    if not _is_there(folder / ".lock", file):  # removed by its last holder since it was opened
+        file.close()
+        return _take(folder)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def _is_there(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except OSError:
+        return False
