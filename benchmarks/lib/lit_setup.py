@@ -68,8 +68,8 @@ def launch(ranks: int, program: Path, job: Path) -> None:
     with socket.socket() as probe:  # a port of its own: another run may hold the default one
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", str(ranks)]
-    subprocess.run([*launcher, "--master_port", str(port), program, job], check=True)
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    subprocess.run([*launcher, "--master_port", str(port), str(program), str(job)], check=True)
 
 
 def text_folder(size: Size, folder: Path) -> str:
