@@ -80,7 +80,7 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
     typed = command()
     if resumed:
         typed = json.loads(file.read_text()).get("command", typed)
-    values = {"format": 1, "revision": revision(), "command": typed}
+    values: dict[str, Any] = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
     values["digest"] = _digest(values["train"])
     write_text_atomically(file, json.dumps(values, indent=2) + "\n")
