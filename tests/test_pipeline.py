@@ -9,8 +9,10 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from hostile_images import many_scans
 from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
+from data import decode_apart
 from data.batch import Batch
 from data.captions import concept_id
 from data.config import DataConfig
@@ -250,6 +252,19 @@ def test_raising_names_shard_key_and_cause(tmp_path: Path, workers: int) -> None
     reader = ShardReader([shard], TRANSFORM, on_error="raise", num_workers=workers)
     with pytest.raises(SampleError, match=r"0\.tar.*'bad'.*not_an_image"):
         list(reader)
+
+
+def test_a_picture_that_would_take_minutes_is_one_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_apart, "BASE_S", 0.1)
+    members = [*sample("a", 0), ("bad.jpg", many_scans()), ("bad.txt", b"x"), *sample("b", 1)]
+    shard = write_tar(tmp_path / "0.tar", members)
+    reader = ShardReader([shard], TRANSFORM, num_workers=1)
+    assert [key for batch in reader for key in batch.keys] == ["a", "b"]
+    assert reader.errors == {"image_too_costly": 1}
+    (batch,) = build([shard], batch=3, pixels=True, num_workers=1).batches(0, 1)
+    assert (batch.errors, int(batch.valid.sum())) == ({"image_too_costly": 1}, 2)
 
 
 def test_no_shard_stays_open_between_batches(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from data.errors import UsageError
 from data.files import bytes_digest, cache_folder, is_intact, sealed, write_atomically
+from data.image_headers import IMAGE_EXTS
 from data.problems import Problem, add_counts
 from data.shards.names import shard_name
-from data.shards.tar import IMAGE_EXTS, TarSample, iter_samples
+from data.shards.tar import TarSample, iter_samples
 
 _FORMAT = 2  # of what counts as a sample or a problem, too: 1 lost names with dots
 _METADATA = b"flexilit"

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError
+from data.image_headers import IMAGE_EXTS
 from data.images import decode_image
 from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, attempt, skip_or_raise
-from data.shards.tar import IMAGE_EXTS
 from data.transform import ImageTransform
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from data.captions import read_captions
 from data.errors import UsageError
+from data.image_headers import IMAGE_EXTS
 from data.problems import BadSample, add_counts
-from data.shards.tar import IMAGE_EXTS
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.snapshot import Snapshot
 
