@@ -81,7 +81,7 @@ def main() -> None:
             raise UsageError(
                 "--query-patch-size is for images; texts are looked for at --patch-size"
             )
-        read_index_manifest(Path(args.index))
+        photos = read_index_manifest(Path(args.index)).images
         if args.model is not None:
             check_model_folder(args.model)
         found = search(args, are_images, budget)
@@ -92,8 +92,15 @@ def main() -> None:
         if args.picture:
             from retrieval import contact_sheet
 
-            contact_sheet(args.queries, found, args.picture)
+            lost = contact_sheet(args.queries, found, args.picture).info["lost"]
             print(args.picture, file=sys.stderr)
+            if lost:
+                moved = f"; if {photos} was moved, index.py --images says where it is now"
+                print(
+                    f"{args.picture}: {lost:,} images cannot be found or read"
+                    f"{moved if photos and not Path(photos).is_dir() else ''}",
+                    file=sys.stderr,
+                )
 
 
 def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[list[Hit]]":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from shard_maker import png
 
 from contrastive.model.lit import LitModel
@@ -168,6 +168,26 @@ def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) 
             ["query " * 50] * queries, [[lost] * count] * queries, tmp_path / "s.png"
         )
         assert min(sheet.size) > 100
+        assert sheet.info["lost"] == count * queries
+
+
+def test_a_contact_sheet_counts_the_pictures_it_lacks(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hits,) = searcher.search(["a cat"], k=3)
+    whole = contact_sheet(["a cat"], [hits], tmp_path / "whole.png")
+    lines = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, line, **how: lines.append(line) or text(self, at, line, **how),
+    )
+    away = hits[1]._replace(shard="/away/1.png")
+    sheet = contact_sheet(["a cat"], [[hits[0], away, hits[2]]], tmp_path / "sheet.png")
+    assert (whole.info["lost"], sheet.info["lost"]) == (0, 1)
+    assert "1 of 3 images cannot be found or read: /away/1.png" in lines
+    assert sheet.height > whole.height
 
 
 def test_wrapped_lines_fit() -> None:

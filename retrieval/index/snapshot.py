@@ -1,6 +1,7 @@
 """What a reader sees of an index folder: one consistent state, whatever is written meanwhile."""
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -109,8 +110,11 @@ class Snapshot:
     def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
         """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         found: list[dict[str, Any]] = [{}] * len(ids)
+        images = self.manifest.images
         for segment, at, places in self._find(ids):
             for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
+                if images:  # a photo lies where its folder is now
+                    columns["shard"] = os.path.join(images, columns["key"])
                 found[row] = columns
         return found
 
