@@ -118,7 +118,7 @@ def embed_shards(
                     bar.set_postfix(images=seen)
                 writer.finish(reader.errors)
             bar.update()
-    barrier()
+    barrier(patient=True)
     manifest = _join(partial, plan)
     barrier()
     if not manifest["count"]:
