@@ -156,7 +156,7 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
     assert not list(tmp_path.glob("out*"))
     manifest = embed_shards(tiny_model, [*both, shards[0]], size, out, num_workers=0)
     assert manifest["count"] == 5
-    with pytest.raises(SampleError, match=r"a.*only avif \(unknown_suffix\)"):
+    with pytest.raises(SampleError, match=r"a.*only psd \(unknown_suffix\)"):
         embed_shards(tiny_model, both, size, tmp_path / "x", num_workers=0, on_error="raise")
 
 
