@@ -83,9 +83,9 @@ def embed_shards(
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
-    were replaced since are embedded again (`data.shards.identity`; folders by 0.1.0 noted nothing of
-    their shards). Any other `out` raises `UsageError`, as does a result without an image. Raises
-    `DataError` where a shard is replaced while it is read.
+    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of shards).
+    Any other `out` raises `UsageError`, as does a result without an image. Raises `DataError` where
+    a shard is replaced while it is read.
     """
     check_batches(batch_size, num_workers)
     out = Path(out)
