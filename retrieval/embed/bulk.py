@@ -85,7 +85,7 @@ def embed_shards(
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
-    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of them).
+    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of shards).
     Any other `out` raises `UsageError`, as do a result without an image and another program that
     writes it. Raises `DataError` where a shard is replaced while it is read.
     """
