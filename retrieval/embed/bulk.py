@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float
-from tqdm import tqdm
 
 from contrastive.distributed import barrier, is_main, rank, world_size
 from contrastive.model.lit import LitModel
@@ -23,6 +22,7 @@ from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
+from data.progress import Progress
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import PartitionWriter, metadata_file
@@ -91,7 +91,7 @@ def embed_shards(
 
     mine = [n for n in range(len(shards)) if n % world_size() == rank()]
     todo = [n for n in mine if not metadata_file(partial, n).is_file()]
-    bar = tqdm(
+    bar = Progress(
         total=len(mine),
         initial=len(mine) - len(todo),
         desc=f"embedding at patch {', '.join(map(str, patch_sizes))}",

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.config import OnError
@@ -22,6 +21,7 @@ from data.errors import UsageError
 from data.images import decode_image
 from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, attempt, skip_or_raise
+from data.progress import Progress
 from data.shards.tar import IMAGE_EXTS
 from data.transform import ImageTransform
 from retrieval.embed.bulk import check_patch_sizes
@@ -185,7 +185,7 @@ def _add_photos(
     sizes = ", ".join(map(str, patch_sizes))
     waiting = _Waiting(patch_sizes)
     total = len(loader.dataset)  # type: ignore[arg-type]
-    with tqdm(total=total, desc=f"embedding at patch {sizes}", unit="img") as bar:
+    with Progress(total=total, desc=f"embedding at patch {sizes}", unit="img") as bar:
         for batch in loader:
             for photo, pixels, _, problem in batch:
                 if photo.path in replaced:
