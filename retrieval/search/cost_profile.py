@@ -157,8 +157,8 @@ def _machine(model: LitModel) -> dict[str, Any]:
 
 
 def _read(file: Path, machine: dict[str, Any]) -> tuple[dict[int, float], str]:
-    """What was measured, and `_source`; nothing where that is too long ago, or 0.1.0 measured, which
-    kept for ever what other programs disturbed."""
+    """What was measured, and `_source`; nothing where that is too long ago, or where 0.1.0 did it,
+    which kept for ever what other programs disturbed."""
     try:
         found = json.loads(file.read_text())
         age = datetime.now() - datetime.fromisoformat(found["measured"])
