@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.model.lit import LitModel
@@ -28,6 +27,7 @@ from data.config import OnError
 from data.errors import DataError, UsageError
 from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
+from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
@@ -136,7 +136,7 @@ def _embed_all(
     done = _current(shards, [None if known is None else known.identity for known in facts])
     mine = [n for n in range(len(shards)) if n % world_size() == rank()]
     todo = [n for n in mine if n not in done]
-    with tqdm(
+    with Progress(
         total=len(mine),
         initial=len(mine) - len(todo),
         desc=f"embedding at patch {', '.join(map(str, patch_sizes))}",

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.locks import only_writer
+from data.progress import Progress
 from retrieval.embed.manifest import check_shards, read_manifest
 from retrieval.index.choose import bytes_per_vector, choose_index_type, default_memory, delta_type
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
@@ -243,7 +243,7 @@ def _write_segments(
     if schema is None and count:
         ((first, *_),) = blocks(sources, 0, 1)
         schema = index_schema(first.metadata(0, 1))
-    with tqdm(total=count * len(sizes), desc=what, unit="vec", leave=False, delay=1) as bar:
+    with Progress(total=count * len(sizes), desc=what, unit="vec", leave=False, delay=1) as bar:
         for part in range(num_segments):
             span = count * part // num_segments, count * (part + 1) // num_segments
             number = manifest.next_segment + part
