@@ -168,7 +168,7 @@ def _write_partitions(
     reader: ShardReader,
     numbers: Sequence[int],
     patch_sizes: Sequence[int],
-    bar: tqdm,
+    bar: Progress,
 ) -> None:
     """A partition for each shard of `reader`; numbers: theirs, in turn."""
     seen = 0
@@ -203,7 +203,7 @@ def _current(
     what to note from now on. Ranks share the shards."""
     current = {}
     own = range(rank(), len(shards), world_size())
-    for number in tqdm(own, "checking shards", delay=2, unit="shard", disable=not is_main()):
+    for number in Progress(own, "checking shards", delay=2, unit="shard", disable=not is_main()):
         entry = noted[number]
         if entry is not None:
             try:
