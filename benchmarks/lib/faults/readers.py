@@ -21,6 +21,7 @@ from contrastive.text.config import TextConfig
 from contrastive.text.load import load_text_tower
 from contrastive.train.config import TrainConfig
 from data.config import DataConfig
+from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 from retrieval.search.searcher import Searcher
 
@@ -83,8 +84,12 @@ def compacted(index: Path) -> list[Any]:
 
 
 def checkpoint(run: Path) -> list[Any]:
-    """The newest checkpoint that is accepted: its state and the contents of its tensors."""
-    found = newest_checkpoint(run / "checkpoints", print)
+    """The newest checkpoint: its state and the contents of its tensors. `UsageError` where it is
+    passed over for an older one."""
+    damaged: list[str] = []
+    found = newest_checkpoint(run / "checkpoints", damaged.append)
+    if damaged:
+        raise UsageError(damaged[0])
     if found is None:
         return []
     folder, state = found
