@@ -19,7 +19,8 @@ CONFIGS = (
 )
 # Flags of deepspeed, pip, img2dataset and open_clip, and of this project's benchmarks.
 OTHERS = {
-    "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "no-deps", "accum-freq",
+    "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "group", "no-deps",
+    "accum-freq",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
     "image_size", "resize_mode", "resize_only_if_bigger",
     "table", "rounds", "seeds", "counts", "index-types", "sizes",
