@@ -63,6 +63,8 @@ class Args:
     """Print JSON."""
     device: Device = "auto"
     """Where to search."""
+    check: bool = False
+    """Read the whole index first and refuse a damaged one."""
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
             )
         if args.picture:
             picture_format(args.picture)
-        read_index_manifest(Path(args.index))
+        photos = read_index_manifest(Path(args.index)).images
         if args.model is not None:
             check_model_folder(args.model)
         found = search(args, are_images, budget)
@@ -95,8 +97,15 @@ def main() -> None:
         if args.picture:
             from retrieval import contact_sheet
 
-            contact_sheet(args.queries, found, args.picture)
+            lost = contact_sheet(args.queries, found, args.picture).info["lost"]
             print(args.picture, file=sys.stderr)
+            if lost:
+                moved = f"; if {photos} was moved, index.py --images says where it is now"
+                print(
+                    f"{args.picture}: {lost:,} images cannot be found or read"
+                    f"{moved if photos and not Path(photos).is_dir() else ''}",
+                    file=sys.stderr,
+                )
 
 
 def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[list[Hit]]":
@@ -106,7 +115,7 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
 
     where = parse_where(args.where) if args.where else None
     read = [read_query_image(q) if i else q for q, i in zip(args.queries, are_images, strict=True)]
-    searcher = Searcher.load(args.index, args.model, args.device)
+    searcher = Searcher.load(args.index, args.model, args.device, args.check)
     say_how_texts_are_read(args.queries, are_images, searcher.model)
     found: list[list[Hit]] = [[] for _ in read]
     for by_image in (False, True):

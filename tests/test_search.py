@@ -2,12 +2,13 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from shard_maker import png
 
 from contrastive.model.lit import LitModel
@@ -53,6 +54,22 @@ def test_a_picture_finds_itself_at_every_patch_size(searcher: Searcher) -> None:
         found = searcher.search(pictures, k=1, patch_size=size)
         assert [row[0].id for row in found] == [hit.id for hit in hits]
         assert all(row[0].similarity == pytest.approx(1, abs=1e-4) for row in found)
+
+
+def test_a_flipped_bit_is_found_by_a_check(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(index, folder)
+    (file, *_) = folder.glob("patch_*/image.index")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--index", str(folder), "a cat", "--check"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(LAUNCH / "search.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {file} is damaged; build the index again\n"
 
 
 def test_hits_are_the_most_similar_images_to_the_text(
@@ -183,6 +200,26 @@ def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) 
             ["query " * 50] * queries, [[lost] * count] * queries, tmp_path / "s.png"
         )
         assert min(sheet.size) > 100
+        assert sheet.info["lost"] == count * queries
+
+
+def test_a_contact_sheet_counts_the_pictures_it_lacks(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hits,) = searcher.search(["a cat"], k=3)
+    whole = contact_sheet(["a cat"], [hits], tmp_path / "whole.png")
+    lines = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, line, **how: lines.append(line) or text(self, at, line, **how),
+    )
+    away = hits[1]._replace(shard="/away/1.png")
+    sheet = contact_sheet(["a cat"], [[hits[0], away, hits[2]]], tmp_path / "sheet.png")
+    assert (whole.info["lost"], sheet.info["lost"]) == (0, 1)
+    assert "1 of 3 images cannot be found or read: /away/1.png" in lines
+    assert sheet.height > whole.height
 
 
 def test_wrapped_lines_fit() -> None:

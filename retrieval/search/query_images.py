@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UsageError
+from data.image_headers import has_image_suffix
 from data.problems import BadSample
-from data.shards.tar import IMAGE_EXTS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +19,7 @@ def names_image(query: str) -> bool:
     looks like a file's name and is none, and for the path of a folder."""
     if os.sep in query and Path(query).is_dir():
         raise UsageError(f"{query} is a folder; name images in it, such as {Path(query)}/*.jpg")
-    if query.rpartition(".")[2].lower() not in IMAGE_EXTS:
+    if not has_image_suffix(query):
         return False
     if Path(query).is_file():
         return True
