@@ -1,4 +1,4 @@
-"""A sample's captions and label: reading them, drawing one, identifying equal caption lists."""
+"""What a sample says: its captions, its label, and whether two samples say the same."""
 
 import hashlib
 import json
@@ -127,17 +127,6 @@ def read_label(members: Mapping[str, bytes]) -> int:
     if not text.isdigit() or len(text) > 9:
         raise BadSample("bad_label", f"{text[:40]!r} is no class number")
     return int(text)
-
-
-def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
-    """A number from 0 to count - 1, uniform, a pure function of its arguments.
-
-    what: "" draws a caption; any other word makes another, independent draw.
-    """
-    if count == 1:
-        return 0
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}{what}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % count
 
 
 def concept_id(captions: Sequence[str]) -> int:

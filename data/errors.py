@@ -10,7 +10,6 @@ import time
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -31,16 +30,6 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
-
-
-def make_folder(path: str | Path) -> None:
-    """Create the folder that a program writes; `UsageError` where it cannot be written in."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"out {path} cannot be a folder: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"out {path} cannot be written in")
 
 
 # A disk that is full, read-only or failing, and what may not be written.

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.errors import UsageError
+
 
 def cache_folder(name: str) -> Path:
     """Folder `name` of the user's cache: under `FLEXILIT_CACHE`, else ~/.cache/flexilit.
@@ -22,6 +24,16 @@ def cache_folder(name: str) -> Path:
     if not root:
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flexilit")
     return Path(root).expanduser() / name
+
+
+def make_folder(path: str | Path) -> None:
+    """Create the folder that a program writes; `UsageError` where it cannot be written in."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out {path} cannot be a folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"out {path} cannot be written in")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

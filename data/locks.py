@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from data.errors import UsageError, make_folder
+from data.errors import UsageError
+from data.files import make_folder
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import tyro
 
 from contrastive.export.config import ModelFormat
 from contrastive.vision.config import check_tower_spec
-from data.errors import UsageError, exit_on_usage_error, make_folder
+from data.errors import UsageError, exit_on_usage_error
+from data.files import make_folder
 
 
 @dataclass(frozen=True)

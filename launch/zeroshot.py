@@ -24,7 +24,8 @@ import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import OnError
-from data.errors import UsageError, exit_on_usage_error, make_folder
+from data.errors import UsageError, exit_on_usage_error
+from data.files import make_folder
 from retrieval.embed.config import check_batches
 from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
 

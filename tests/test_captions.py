@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from data.captions import concept_id, draw, read_captions
+from data.captions import concept_id, read_captions
+from data.pipeline.draw import draw
 from data.problems import BadSample
 
 

@@ -17,9 +17,10 @@ CONFIGS = (
     "contrastive.flexify.config.FlexifyConfig",
     "retrieval.server.config.ServeConfig",
 )
-# Flags of deepspeed, pip, img2dataset and open_clip, and of this project's benchmarks.
+# Flags of deepspeed, pip, tar, img2dataset and open_clip, and of this project's benchmarks.
 OTHERS = {
-    "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "no-deps", "accum-freq",
+    "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "group", "no-deps",
+    "accum-freq", "dereference", "hard-dereference",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
     "image_size", "resize_mode", "resize_only_if_bigger",
     "table", "rounds", "seeds", "counts", "index-types", "sizes",
@@ -65,6 +66,20 @@ def test_modules_and_files_named_exist():
     for name, text in TEXT.items():
         for path in re.findall(rf"`((?:{roots})/[\w/.-]*)`", text):
             assert (ROOT / path).exists() or "NAME" in path, f"{name} names {path}"
+
+
+def test_every_kind_of_bad_sample_is_explained():
+    kinds = {"link", "special_file", "truncated", "compressed", "trailing_data", "truncated_image"}
+    for file in [
+        f for top in ("data", "contrastive", "retrieval") for f in (ROOT / top).rglob("*")
+    ]:
+        if file.suffix == ".py":
+            code = file.read_text(encoding="utf-8")
+            kinds |= set(re.findall(r'(?:BadSample|_?[pP]roblem)\(\s*"(\w+)"', code))
+    assert {"ambiguous_name", "second_image", "unknown_suffix", "image_too_costly"} <= kinds
+    section = TEXT["troubleshooting.md"].partition("## Skipped samples")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("|")]
+    assert kinds <= set(re.findall(r"`(\w+)`", "".join(rows)))
 
 
 def test_every_result_has_its_row_among_the_benchmarks():

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from data.batch import Batch
 from data.cache.captions import CaptionCache
-from data.captions import SampleCaptions, Tokenizer, draw
+from data.captions import SampleCaptions, Tokenizer
 from data.config import DataConfig
+from data.pipeline.draw import draw
 from data.pipeline.slots import Sample, Slots
 from data.pipeline.training import Read, TrainPipeline
 from data.shards.tar import TarSample

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from data.batch import Batch
-from data.captions import SampleCaptions, draw
+from data.captions import SampleCaptions
 from data.config import DataConfig
 from data.images import decode_image
+from data.pipeline.draw import draw
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
 

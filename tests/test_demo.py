@@ -1,0 +1,129 @@
+"""What README.md and docs say to type works, word for word, on what the demo leaves: here one of a
+tiny model and few drawings, by the demo's own commands."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tyro
+from conftest import TINY_TOWER
+from launcher import ROOT
+from PIL import Image
+from server_thread import serving
+
+from contrastive import LitModel, load_vision_tower
+from contrastive.cli import parse_run
+from contrastive.recipes import RECIPES
+from retrieval import Searcher
+from retrieval.server.config import ServeConfig
+from retrieval.server.startup import check_folders
+
+
+def launch(program: str, *arguments: str) -> None:
+    """`python launch/PROGRAM ARGUMENTS`, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *arguments])
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def demo(
+    tiny_model: LitModel, emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The folder in which the commands are typed, with runs/ as the demo left it and a user's own
+    photos; the current one."""
+    here = tmp_path_factory.mktemp("checkout")
+    model = LitModel(load_vision_tower(f"{TINY_TOWER}@224"), tiny_model.text).eval()
+
+    def stage(command: list[str]) -> subprocess.CompletedProcess[str]:
+        program, *arguments = command[1:]
+        if program == "-m":
+            shutil.copytree(emoji_shards, arguments[1])
+        elif program == "launch/lit.py":
+            model.save_pretrained(here / "runs/demo/model")
+        elif program == "launch/zeroshot.py":
+            (here / "runs/report").mkdir()
+            (here / "runs/report/report.txt").write_text("")
+        else:
+            launch(program, *arguments)
+        return subprocess.CompletedProcess(command, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)  # which the demo leaves
+        patch.setattr(subprocess, "run", stage)
+        launch("launch/demo.py", "--out", str(here / "runs"))
+    photos = here / "photos"
+    photos.mkdir()
+    shutil.copy(next(emoji_shards.glob("train/*.tar")), photos / "0000.tar")
+    for number, file in enumerate((photos / "a.jpg", here / "holiday.jpg", here / "photo.jpg")):
+        Image.new("RGB", (60, 40), (90 * number, 60, 20)).save(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        yield here
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page that is marked as this language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for marked, code in found if marked == language]
+
+
+def commands(page: str) -> list[list[str]]:
+    """What a page says to type, split as a shell does, without comments."""
+    lines = "".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_the_demo_leaves_an_index_at_two_patch_sizes(demo: Path) -> None:
+    assert sorted(Searcher.load(demo / "runs/index").patch_sizes) == [28, 56]
+    assert (demo / "runs/hits.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_what_a_page_says_to_type_works(page: str, demo: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    typed = commands(page)
+    assert len(typed) >= 6
+    for words in typed:
+        program, *arguments = words
+        if program == "make":
+            assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
+        elif program == ".":
+            assert arguments == [".venv/bin/activate"]
+            assert "VENV   := .venv\n" in makefile
+        elif program == "deepspeed":  # of shards that only a user has
+            assert arguments.pop(0) == "launch/lit.py"
+            parse_run(arguments, RECIPES, "demo", "launch/lit.py", "")
+        elif arguments[0] == "launch/serve.py":
+            check_folders(tyro.cli(ServeConfig, args=arguments[1:]))
+        else:
+            assert program == "python"
+            launch(*arguments)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_what_a_page_says_in_python_works(page: str, demo: Path) -> None:
+    (code,) = blocks(page, "python")
+    exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+def test_the_requests_of_the_documentation_find_something(demo: Path) -> None:
+    searcher = Searcher.load("runs/index")
+    searcher.profile._ms = dict.fromkeys(searcher.model.patch_sizes, 1.0)  # max_ms, on any machine
+    typed = [words for words in commands("docs/service.md") if words[0] == "curl"]
+    assert len(typed) == 4
+    with serving({"index": searcher}) as served:
+        for words in typed:
+            words[1] = words[1].replace(":1234", f":{served.port}")
+            done = subprocess.run([*words, "-sS"], capture_output=True, text=True, check=True)
+            answer = json.loads(done.stdout)
+            assert answer.get("hits") or answer.get("labels"), answer
