@@ -9,7 +9,9 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 from data.errors import UsageError
@@ -114,6 +116,16 @@ def _exchange(one: Path, two: Path) -> bool:
     return renameat2(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0
 
 
+def load_array(file: Path | BytesIO, mapped: bool = False) -> Any:
+    """An array of numpy's format, memory-mapped where asked. Raises `OSError` or `ValueError`."""
+    import numpy as np
+
+    try:
+        return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (TokenError, SyntaxError, EOFError) as error:  # its header is read as Python
+        raise ValueError(f"damaged: {error}") from None
+
+
 def file_digest(path: Path) -> str:
     """BLAKE2b of a file's contents, hexadecimal; reads about 1 GB/s."""
     with open(path, "rb") as file:
@@ -140,6 +152,15 @@ def is_intact(values: Mapping[str, Any]) -> bool:
     """Whether `values`, read from JSON, are as they were `sealed`; False for what was not."""
     rest = {name: value for name, value in values.items() if name != "blake2b"}
     return values.get("blake2b") == _json_digest(rest)
+
+
+def check_seal(file: Path, values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where JSON is not as it was `sealed`; what was not counts as intact."""
+    if "blake2b" in values and not is_intact(values):
+        raise UsageError(
+            f"{file} is damaged or was edited: its blake2b is that of other values; without that "
+            "entry it is used as it is"
+        )
 
 
 def _json_digest(values: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Zero-shot classification is search in an index of classes."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,22 @@ def test_a_saved_class_set_classifies_alike(tiny_model: LitModel, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_flipped_bit_of_a_saved_class_set_is_noticed(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    ZeroShotClassifier(tiny_model, ["a cat", "a dog"], ["{c}"]).save(tmp_path / "set")
+    for file in (tmp_path / "set").iterdir():
+        whole = file.read_bytes()
+        for place in range(9, len(whole), len(whole) // 9):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with suppress(UsageError):  # the name of the digest itself matters to nobody
+                found = ZeroShotClassifier.load(tmp_path / "set", tiny_model)
+                assert b'"blake2b"' not in file.read_bytes()
+                assert found.class_names == ["a cat", "a dog"]
+        file.write_bytes(whole)
+    ZeroShotClassifier.load(tmp_path / "set", tiny_model)
+
+
 def test_a_hundred_thousand_classes_each_find_themselves(tiny_model: LitModel) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((100_000, tiny_model.embed_dim)).astype(np.float32)

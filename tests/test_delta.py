@@ -87,6 +87,16 @@ def test_a_difference_that_float16_cannot_hold_is_refused(towers, tmp_path, valu
         save_delta(tower, base, TINY_TOWER, tmp_path / "changed.safetensors")
 
 
+def test_a_flipped_bit_is_noticed(towers, tmp_path):
+    base, tower = towers
+    save_delta(tower, base, TINY_TOWER, tmp_path / "d")
+    whole = (tmp_path / "d").read_bytes()
+    for place in range(0, len(whole), len(whole) // 40):
+        (tmp_path / "d").write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(UsageError):
+            apply_delta(base, tmp_path / "d")
+
+
 def test_a_file_that_cannot_be_written_is_named(towers, tmp_path):
     base, tower = towers
     with pytest.raises(UsageError, match=r"no/changed\.safetensors cannot be written"):

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -24,6 +23,7 @@ from contrastive.model.lit import LitModel
 from data.errors import DataError, UsageError
 from data.images import decode_image
 from data.problems import SampleError
+from data.shards.identity import Identity, identity
 from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
 from retrieval.embed.partitions import metadata_file, open_vectors, vector_file
@@ -246,15 +246,13 @@ def test_work_taken_up_again_embeds_what_was_replaced_meanwhile(
 def test_a_shard_replaced_while_it_is_embedded_stops_the_work(
     tiny_model: LitModel, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = tiny_model.encode_image
+    def replaced_before_it_is_told(shard: str) -> Identity:
+        write_shard(Path(shard), {f"a{i}": png(900 + i) for i in range(5)})
+        return identity(shard)
 
-    def replace_then_encode(*args: Any, **options: Any) -> torch.Tensor:
-        write_shard(Path(shards[0]), {f"a{i}": png(900 + i) for i in range(5)})
-        return encode(*args, **options)
-
-    monkeypatch.setattr(tiny_model, "encode_image", replace_then_encode)
+    monkeypatch.setattr("retrieval.embed.bulk.identity", replaced_before_it_is_told)
     with pytest.raises(DataError, match=r"a\.tar' was replaced while"):
-        embed_shards(tiny_model, shards, [8], tmp_path / "out", num_workers=0)
+        embed_shards(tiny_model, shards, [48], tmp_path / "out", num_workers=0)
 
 
 def test_a_remote_shard_is_told_by_the_tag_of_its_store(
@@ -311,6 +309,7 @@ DRIVER = """
 import json, sys
 from contrastive.distributed import init_from_launcher, is_main, shutdown
 from contrastive.model.lit import LitModel
+from data.shards.identity import Identity, identity
 from data.shards.names import expand_shards
 from retrieval import embed_shards, evaluate, load_dataset
 from retrieval.evaluation.report_json import report_json

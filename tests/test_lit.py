@@ -185,6 +185,21 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
         LitModel.from_pretrained(tmp_path)
 
 
+def test_a_flipped_bit_of_a_saved_model_is_noticed(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    files = [file for file in tmp_path.iterdir() if file.name != "README.md"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in files}
+    for file in files:
+        whole = file.read_bytes()
+        for place in range(len(whole) // 7, len(whole), len(whole) // 5):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(UsageError, match=f"{file.name}"):
+                LitModel.from_pretrained(tmp_path)
+        file.write_bytes(whole)
+    (tmp_path / "README.md").write_text("mine")
+    LitModel.from_pretrained(tmp_path)
+
+
 def test_groups_of_like_length_change_no_embedding(tiny_model):
     tower = tiny_model.text.encoder.tower
     ids = sorted(tower.tokenizer(TEXTS * 3), key=len)

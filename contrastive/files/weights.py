@@ -1,14 +1,17 @@
 """Reading weights and their configuration: tensors only, never unpickled code."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data.errors import UsageError
+from data.files import bytes_digest, check_seal, file_digest, sealed
 
 
 def existing_file(path: str) -> Path:
@@ -19,14 +22,60 @@ def existing_file(path: str) -> Path:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A folder's config.json of format 1 that describes `part`, else `UsageError`."""
+    """A folder's config.json of format 1 that describes `part`, else `UsageError`; so for a folder
+    of which a file is damaged. Models by 0.1.0 have no digests, and are not checked."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} is not a model folder: config.json: {error}") from error
     if not isinstance(config, dict) or config.get("format") != 1 or part not in config:
         raise UsageError(f"{folder}/config.json does not describe a model of format 1")
+    check_seal(folder / "config.json", config)
+    for name, noted in config.get("files", {}).items():
+        file = folder / name
+        if file.is_file() and file_digest(file) != noted:
+            raise UsageError(f"{file} is damaged: it is not what was saved")
     return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """config.json, when everything else is in the folder: it holds digests of the files, but the
+    README, and of itself, which `read_config` checks."""
+    files = {
+        file.name: file_digest(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name not in ("README.md", "config.json")
+    }
+    text = json.dumps(sealed({**config, "files": files}), indent=2) + "\n"
+    (folder / "config.json").write_text(text)
+
+
+def sealed_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with `facts` as its metadata, and among them a digest of it all."""
+    facts = dict(facts or {})
+    return save(dict(tensors), {**facts, "blake2b": _tensors_digest(tensors, facts)})
+
+
+def read_sealed_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and facts of `sealed_tensors`; `UsageError` for a damaged file. A file without a
+    digest, as 0.1.0 wrote them, is not checked."""
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    noted = facts.pop("blake2b", None)
+    if noted is not None and noted != _tensors_digest(tensors, facts):
+        raise UsageError(f"{file} is damaged: it is not what was saved")
+    return tensors, facts
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    parts = [json.dumps(facts, sort_keys=True).encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts += [name.encode(), tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()]
+    return bytes_digest(*parts)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

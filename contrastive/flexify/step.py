@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.flexify.augment import draw_mixup, mix_pairs, swap_pairs
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Normaliser, Targets, class_shares
@@ -180,7 +180,7 @@ def fit_normaliser(
         deviation = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
         if distributed.is_main():
             moments = {"mean": mean.float(), "std": deviation.float()}
-            write_atomically(file, lambda out: out.write(save(moments)))
+            write_atomically(file, lambda out: out.write(sealed_tensors(moments)))
         distributed.barrier()
-    solved = load_file(file, device=str(distributed.device()))
-    return Normaliser(solved["mean"], solved["std"])
+    solved, _ = read_sealed_tensors(file)
+    return Normaliser(*(solved[name].to(distributed.device()) for name in ("mean", "std")))

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contrastive.files.weights import load_weights, read_config, read_weights
+from contrastive.files.weights import load_weights, read_config, read_weights, write_config
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.text.encoder import TextEncoder
@@ -223,9 +223,9 @@ class LitModel(nn.Module, ModelHubMixin):
         }
         with replaced_folder(folder) as part:
             save_file(state, part / "model.safetensors")
-            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
             self.text.encoder.tower.save_tokenizer(part)
+            write_config(part, config)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -21,7 +21,7 @@ from contrastive.run.config import OptimConfig
 from contrastive.run.log import DIVERGED
 from contrastive.run.zero import build_engine
 from data.errors import DataError, UsageError
-from data.files import write_text_atomically
+from data.files import check_seal, sealed, write_text_atomically
 
 STATE = "state.json"
 
@@ -48,7 +48,8 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict
     if distributed.is_main():
         files = {f.name: f.stat().st_size for f in (folder / tag).iterdir() if f.is_file()}
         state = {"format": 1, "step": step, "world_size": distributed.world_size(), **extra}
-        write_text_atomically(folder / tag / STATE, json.dumps({**state, "files": files}) + "\n")
+        text = json.dumps(sealed({**state, "files": files})) + "\n"
+        write_text_atomically(folder / tag / STATE, text)
         complete = complete_checkpoints(folder)
         for later in [c for c in complete if c.name > tag]:  # damaged: the run began before them
             _remove(later)
@@ -77,6 +78,7 @@ def newest_checkpoint(
     for checkpoint in reversed(complete_checkpoints(folder)):
         try:
             state = json.loads((checkpoint / STATE).read_text())
+            check_seal(checkpoint / STATE, state)
             damage = _damage(checkpoint, state)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             damage = f"{STATE}: {error}"

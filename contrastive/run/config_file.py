@@ -1,7 +1,6 @@
 """A run's config.json: written and read again."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
-from data.files import write_text_atomically
+from data.files import check_seal, sealed, write_text_atomically
 
 # Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
@@ -82,32 +81,22 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
         typed = json.loads(file.read_text()).get("command", typed)
     values: dict[str, Any] = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
-    values["digest"] = _digest(values["train"])
-    write_text_atomically(file, json.dumps(values, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(sealed(values), indent=2) + "\n")
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:
     """Read a run folder's config.json; `UsageError` for a run of another kind, and where it is not
     what was written. Version 0.1 wrote no digest."""
     try:
-        written = json.loads((folder / "config.json").read_text())
-        values = written["train"]
-        changed = written.get("digest", _digest(values)) != _digest(values)
+        saved = json.loads((folder / "config.json").read_text())
+        check_seal(folder / "config.json", saved)
+        values = saved["train"]
         rename(values)
-        cfg = from_dict(cls, values)
+        return from_dict(cls, values)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
-    if changed:
-        raise UsageError(
-            f"{folder}/config.json has changed since it was written; if you meant it, remove its "
-            "line 'digest'"
-        )
-    return cfg
-
-
-def _digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def command() -> str:

@@ -14,10 +14,10 @@ from itertools import chain
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
 from contrastive.text.padding import TokenBatch
@@ -53,9 +53,9 @@ def closed_form_init(
             # as large as a random projection would be, so that one learning rate suits both
             projection *= model.text.encoder.projection.weight.std().cpu() / projection.std()
             solved = {"mean": mean, "whiten": whiten, "projection": projection.contiguous()}
-            write_atomically(file, lambda out: out.write(save(solved)))
+            write_atomically(file, lambda out: out.write(sealed_tensors(solved)))
         distributed.barrier()
-    start = load_file(file)
+    start, _ = read_sealed_tensors(file)
     model.feature_mean.copy_(start["mean"])
     model.feature_whiten.copy_(start["whiten"])
     model.text.encoder.projection.weight.data.copy_(start["projection"])

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 
+from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -47,7 +47,7 @@ def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str 
     }
     try:
         file = Path(file).parent.resolve(strict=True) / Path(file).name
-        write_atomically(file, lambda out: out.write(save(changed, facts)))
+        write_atomically(file, lambda out: out.write(sealed_tensors(changed, facts)))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} cannot be written: {error}") from error
     return Path(file).stat().st_size
@@ -56,12 +56,10 @@ def save_delta(tower: VisionTower, base: VisionTower, base_spec: str, file: str 
 def apply_delta(base: VisionTower, file: str | Path) -> VisionTower:
     """The tower that `save_delta` was given; `UsageError` for a file made from another base."""
     try:
-        with safe_open(file, "pt") as opened:
-            facts = opened.metadata() or {}
-            changed = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        changed, facts = read_sealed_tensors(Path(file))
         config = TowerConfig.from_json(json.loads(facts["vision"]))
         spec, digest = facts["base"], facts["base_weights"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file} is not a file of save_delta: {error}") from error
     weights = base.net.state_dict()
     unknown = [n for n, d in changed.items() if n not in weights or weights[n].shape != d.shape]

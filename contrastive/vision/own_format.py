@@ -1,13 +1,12 @@
 """Image towers in this project's own folders: config.json and model.safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from contrastive.files.weights import load_weights, read_config, read_weights
+from contrastive.files.weights import load_weights, read_config, read_weights, write_config
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -24,10 +23,10 @@ def save_vision_tower(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"format": 1, "vision": tower.describe(), **(facts or {})}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(
         {k: v.contiguous() for k, v in tower.state_dict().items()}, folder / "model.safetensors"
     )
+    write_config(folder, config)
 
 
 def load_saved_tower(folder: Path) -> VisionTower:

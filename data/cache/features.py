@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from data.cache.checksums import IntactFiles
 from data.cache.manifest import Manifest
 from data.errors import UsageError
+from data.files import load_array
 from data.shards.index import load_index, load_summaries
 from data.shards.names import is_local, shard_name
 
@@ -170,10 +171,10 @@ class FeatureCache:
         """All features of a shard, as a memory map, one row per line of its keys file."""
         path = self.folder / _file_name(shard_name(self._shards[shard]), patch_size, view)
         try:
-            features = np.load(path, mmap_mode="r", allow_pickle=False)
+            features: np.ndarray = load_array(path, mapped=True)
         except FileNotFoundError:
             raise UsageError(f"the feature cache has no {str(path)!r}, compute it first") from None
-        except (ValueError, EOFError) as error:
+        except ValueError as error:
             raise UsageError(f"{str(path)!r} is no array, delete it: {error}") from None
         rows = int(self._rows(shard).max(initial=-1)) + 1
         if features.shape != (rows, self.width):

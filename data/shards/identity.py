@@ -35,8 +35,11 @@ def stamp(shard: str) -> Identity:
 
 def identity(shard: str) -> Identity:
     """`stamp`, and of a local file the digest; reads about 1 GB/s."""
-    known = stamp(shard)
-    return {**known, "blake2b": file_digest(Path(shard))} if "mtime_ns" in known else known
+    while "mtime_ns" in (known := stamp(shard)):
+        digest = file_digest(Path(shard))
+        if stamp(shard) == known:  # else it was replaced between the two
+            return {**known, "blake2b": digest}
+    return known
 
 
 def confirm(shard: str, noted: Mapping[str, Any]) -> Identity | None:

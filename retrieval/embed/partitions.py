@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from data.batch import EvalBatch
 from data.errors import UsageError
-from data.files import file_digest
+from data.files import file_digest, load_array
 from data.shards.identity import Identity
 
 METADATA_SCHEMA = pa.schema(
@@ -80,8 +80,9 @@ def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray
     """The vectors of one partition, memory-mapped. Raises `UsageError` for a damaged file."""
     file = vector_file(folder, patch_size, number)
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        vectors: np.ndarray = load_array(file, mapped=True)
+        return vectors
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{file} is missing or damaged ({error}); embed these shards again"
         ) from error

@@ -14,7 +14,7 @@ from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
-from data.files import replaced_folder
+from data.files import check_seal, file_digest, load_array, replaced_folder, sealed
 from data.progress import Progress
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
@@ -156,7 +156,8 @@ class ZeroShotClassifier:
         }
         with replaced_folder(Path(folder)) as part:
             np.save(part / "classes.npy", vectors, allow_pickle=False)
-            write_json(part / "manifest.json", manifest)
+            manifest["vectors"] = file_digest(part / "classes.npy")
+            write_json(part / "manifest.json", sealed(manifest))
 
     @classmethod
     def load(cls, folder: str | Path, model: LitModel) -> "ZeroShotClassifier":
@@ -165,11 +166,16 @@ class ZeroShotClassifier:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            vectors = np.load(folder / "classes.npy", allow_pickle=False)
+            check_seal(folder / "manifest.json", manifest)
+            if manifest.get("vectors") not in (None, file_digest(folder / "classes.npy")):
+                raise UsageError(f"{folder}/classes.npy is damaged; embed the names again")
+            vectors = load_array(folder / "classes.npy")
             names, templates = manifest["class_names"], manifest["templates"]
             fits = manifest["format"] == 1 and vectors.shape == (len(names), model.embed_dim)
             text_fingerprint = manifest["text_fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except UsageError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder} holds no class set of format 1 ({error})") from error
         if not fits:
             raise UsageError(f"{folder} holds no class set of this model's width")

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data.errors import UsageError
-from data.files import bytes_digest, file_digest
+from data.files import bytes_digest, file_digest, load_array
 from retrieval.index.manifest import (
     IndexManifest,
     SegmentEntry,
@@ -64,8 +64,9 @@ def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " 
     if bytes_digest(data) != manifest.tombstones_blake2b.get(file.name, bytes_digest(data)):
         raise UsageError(f"{file} is damaged; build the index again")
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        ids: np.ndarray = load_array(io.BytesIO(data))
+        return ids
+    except ValueError as error:
         raise UsageError(f"{file} is damaged; build the index again") from error
 
 
