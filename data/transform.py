@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from data.images import to_rgb
+from data.images import upright_rgb
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class ImageTransform:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 s s"]:
-        """float32, (pixel / 255 - mean) / std, of an RGB image of any size."""
+        """float32, (pixel / 255 - mean) / std, of an image of any size and mode, which is turned
+        upright by its EXIF tag; transparency over white."""
         # copied: Pillow's array is read-only
         pixels = torch.from_numpy(np.array(self.crop(image), dtype=np.uint8))
         channels = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
@@ -31,7 +32,7 @@ class ImageTransform:
     def crop(self, image: Image.Image) -> Image.Image:
         """The square that the tower sees, `image_size` pixels a side, RGB."""
         size = self.image_size
-        image = image if image.mode == "RGB" else to_rgb(image)
+        image = upright_rgb(image)
         width, height = image.size
         if max(width, height) > 16 * min(width, height):
             # resized whole, a strip of 1 x 60000 pixels would become 224 x 13 million

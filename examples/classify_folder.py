@@ -9,13 +9,10 @@ patch size.
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from contrastive import LitModel
 from retrieval import ZeroShotClassifier
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-BATCH = 32  # images in memory
 
 
 def main(model_folder: str, folder: str, *labels: str) -> None:
@@ -23,12 +20,9 @@ def main(model_folder: str, folder: str, *labels: str) -> None:
     classifier = ZeroShotClassifier(model, labels, ["a picture of a {c}", "{c}"])
     coarse, fine = max(model.patch_sizes), min(model.patch_sizes)
     files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES)
-    for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
-        images = [Image.open(file).convert("RGB") for file in part]
-        classes, similarities = classifier.predict(images, coarse, refine_patch_size=fine)
-        for file, best, cosines in zip(part, classes, similarities, strict=True):
-            print(f"{file}  {labels[best[0]]}  {cosines[0]:.3f}")
+    named = classifier.predict_names(files, coarse, refine_patch_size=fine)
+    for file, (best, *_) in zip(files, named, strict=True):
+        print(f"{file}  {best.name}  {best.similarity:.3f}")
 
 
 if __name__ == "__main__":

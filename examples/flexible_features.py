@@ -17,7 +17,7 @@ from contrastive import load_vision_tower
 @torch.no_grad()
 def main(spec: str, *files: str) -> None:
     tower = load_vision_tower(spec)  # locked, in evaluation mode, float32
-    images = torch.stack([tower.transform(Image.open(file).convert("RGB")) for file in files])
+    images = torch.stack([tower.transform(Image.open(file)) for file in files])
     finest = tower(images, patch_size=min(tower.patch_sizes))  # (b, d), pooled, not normalised
     print("patch size  tokens  GFLOPs  cosine to the finest")
     for patch_size in tower.patch_sizes:

@@ -209,6 +209,17 @@ def test_bad_forms_are_refused(served: Served) -> None:
     assert_refused(served.post("/v1/search", b"", {"Content-Type": "multipart/form-data"}), 400)
 
 
+def test_half_a_character_is_refused_wherever_it_stands(served: Served) -> None:
+    half = r'["a\ud800"]'
+    for fields in ({"labels": half}, {"labels": '["a"]', "templates": r'["{c} \udfff"]'}):
+        answer = served.form("/v1/classify", image=png(9, 9), **fields)
+        assert_refused(answer, 400, list(fields)[-1], "is not JSON")
+    where = r'{"key": {"in": ["\ud800"]}}'
+    assert_refused(served.form("/v1/search", text="a", where=where), 400, "where: is not JSON")
+    mix = r'[{"text": "\ud83d"}]'
+    assert_refused(served.form("/v1/search", mix=mix), 400, "mix: is not JSON")
+
+
 def test_a_body_that_is_too_large_is_refused_however_it_comes(served: Served) -> None:
     large = json.dumps({"text": "a" * (1 << 20)}).encode()
     assert_refused(served.post("/v1/search", large), 413, "0.25 MiB")

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,7 +30,11 @@ from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.files import replaced_folder
+from data.given import Images, as_rgb, check_text, in_parts, is_normalised, list_images
 from data.transform import ImageTransform
+
+MAX_FORWARD = 256  # images or texts of one forward
+MAX_DECODED = 64  # of one forward, where the images are files or pictures
 
 
 class TextSide(nn.Module):
@@ -120,33 +123,57 @@ class LitModel(nn.Module, ModelHubMixin):
     @torch.no_grad()
     def encode_image(
         self,
-        images: Float[Tensor, "b 3 s s"] | Sequence[Image.Image],
+        images: Images,
         patch_size: int | None = None,
     ) -> Float[Tensor, "b d"]:
-        """Unit-norm image embeddings, float32.
+        """Unit-norm image embeddings, float32; of one image too, one row.
 
-        images: a tensor of pixels already normalised, or PIL images of any size.
+        images: a float tensor (b, 3, s, s) of pixels already normalised; or paths, PIL images,
+        uint8 arrays (h, w, 3) or uint8 tensors (3, h, w), of any size, one or many. These are
+        turned upright by their EXIF tag, transparency over white, resized, cropped and normalised.
+        Long lists take several forwards, and show their progress on a terminal.
         patch_size: pixels; the finest of `patch_sizes` when not given.
-        Raises `UsageError` when it does not divide the image side.
+        Raises `UsageError` when it does not divide the image side, for a file that cannot be read,
+        and for what is no image.
         """
-        if not isinstance(images, Tensor):
-            images = torch.stack([self.transform(image) for image in images])
-        return self.embed_features(self.vision(images.to(self.device), patch_size))
+        if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4:
+            rows = [self._embed_pixels(part, patch_size) for part in images.split(MAX_FORWARD)]
+            return rows[0] if len(rows) == 1 else torch.cat(rows)
+        given = list_images(images)
+        rows = []
+        for part in in_parts(given, MAX_DECODED, "encoding images"):
+            pixels = [
+                image if is_normalised(image) else self.transform(as_rgb(image)) for image in part
+            ]
+            rows.append(self._embed_pixels(torch.stack(pixels), patch_size))
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+
+    def _embed_pixels(
+        self, pixels: Float[Tensor, "b 3 s s"], patch_size: int | None
+    ) -> Float[Tensor, "b d"]:
+        return self.embed_features(self.vision(pixels.to(self.device), patch_size))
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
-        """Unit-norm text embeddings, float32.
+    def encode_text(self, texts: str | Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        """Unit-norm text embeddings, float32; of one text too, one row.
 
         texts: strings, cut at the tower's context length, or token ids as its tokenizer pads them.
+        Long lists take several forwards, and show their progress on a terminal.
+        Raises `UsageError` for what is no text, or no valid Unicode.
         """
         tower = self.text.encoder.tower
-        if isinstance(texts, str):
-            raise TypeError("encode_text takes a list of texts, not one text")
         if isinstance(texts, Tensor):
             mask = padding_mask(texts, tower.tokenizer)
-            tokens = TokenBatch((PaddedTokens(texts, mask),), len(texts))
-        else:
-            tokens = TokenBatch.of(tower, tower.tokenizer(texts))
+            return self._embed_tokens(TokenBatch((PaddedTokens(texts, mask),), len(texts)))
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for text in texts:
+            check_text(text)
+        rows = []
+        for part in in_parts(texts, MAX_FORWARD, "encoding texts"):
+            rows.append(self._embed_tokens(TokenBatch.of(tower, tower.tokenizer(part))))
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+
+    def _embed_tokens(self, tokens: TokenBatch) -> Float[Tensor, "b d"]:
         training = self.text.training
         self.text.eval()
         embeds, *_ = self.text(tokens.to(self.device))
@@ -163,6 +190,13 @@ class LitModel(nn.Module, ModelHubMixin):
             tokenizer.cut([text for text, is_long in zip(texts, long, strict=True) if is_long])
         )
         return [is_long and next(found) for is_long in long]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.patch_sizes))
+        return (
+            f"LitModel({self.vision.config.name} at {self.image_size} px, patch sizes {sizes}; "
+            f"{type(self.text.encoder.tower.net).__name__}; width {self.embed_dim})"
+        )
 
     # ---- identity --------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
 from contrastive.distributed import is_main
@@ -15,6 +15,7 @@ from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
 from data.files import check_seal, file_digest, load_array, replaced_folder, sealed
+from data.given import Images, list_images
 from data.progress import Progress
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
@@ -59,21 +60,36 @@ def close_calls(scores: Float[np.ndarray, "n k"], margin: float) -> Bool[np.ndar
     return scores[:, 0] - scores[:, 1] < margin
 
 
+class NamedClass(NamedTuple):
+    """A class that an image may be of, and the cosine similarity of the two."""
+
+    name: str
+    similarity: float
+
+
 class ZeroShotClassifier:
     """Names the class of an image among any number of classes, at any patch size.
 
-    class_names: at least one; templates: at least one, with `{c}` where the name goes.
-    Raises `UsageError` when either is empty or a template has no `{c}`.
+    class_names: a list of at least one; templates: at least one, with `{c}` where the name goes.
+    Raises `UsageError` when either is empty, a template has no `{c}`, or a single text is given for
+    the list of names.
     """
 
     def __init__(
         self,
         model: LitModel,
         class_names: Sequence[str],
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
         """class_embeds: of these names and templates, where they were computed before."""
+        if isinstance(class_names, str):
+            raise UsageError(
+                f"class_names {class_names[:80]!r} is one text; a list is needed, such as "
+                '["cat", "dog"]'
+            )
+        templates = [templates] if isinstance(templates, str) else list(templates)
+        class_names = list(class_names)
         if not class_names or not templates:
             raise UsageError(
                 f"{len(class_names)} class names and {len(templates)} templates; "
@@ -83,12 +99,20 @@ class ZeroShotClassifier:
             if "{c}" not in template:
                 raise UsageError(f"template {template!r} has no {{c}} where the class name goes")
         self.model = model
-        self.class_names, self.templates = list(class_names), list(templates)
+        self.class_names, self.templates = class_names, templates
         self.profile = CostProfile(model)
         if class_embeds is None:
             class_embeds = embed_classes(model, class_names, templates)
         self.index = faiss.IndexFlatIP(model.embed_dim)
         self.index.add(class_embeds)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:3]) + (", ..." if len(self.class_names) > 3 else "")
+        num_templates = len(self.templates)
+        return (
+            f"ZeroShotClassifier({len(self.class_names):,} classes ({names}), "
+            f"{num_templates} template{'s' * (num_templates > 1)})"
+        )
 
     # ---- classify --------------------------------------------------------------------------
 
@@ -106,7 +130,7 @@ class ZeroShotClassifier:
 
     def predict(
         self,
-        images: Float[Tensor, "b 3 s s"] | list[Image.Image],
+        images: Images,
         patch_size: PatchSizeOrBudget = None,
         k: int = 5,
         *,
@@ -115,32 +139,42 @@ class ZeroShotClassifier:
     ) -> tuple[Int[np.ndarray, "b k2"], Float[np.ndarray, "b k2"]]:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
 
-        images: normalised pixels, or PIL images. patch_size: None takes the model's finest; a
-        `Budget` may stand for either size. refine_patch_size: images whose first two classes lie
-        less than `margin` apart at `patch_size` are encoded again at this one, and classified by
-        two thirds of the new similarities and one third of the old.
+        images: as `LitModel.encode_image` takes them, one or many. patch_size: None takes the
+        model's finest; a `Budget` may stand for either size. refine_patch_size: images whose first
+        two classes lie less than `margin` apart at `patch_size` are encoded again at this one, and
+        classified by two thirds of the new similarities and one third of the old.
         """
+        is_batch = isinstance(images, Tensor) and images.ndim == 4
+        given: Any = images if is_batch else list_images(images)
         sizes = self.model.patch_sizes
         coarse = self.profile.choose(patch_size, sizes)
-        embeds = self._encode(images, coarse)
+        embeds = self._encode(given, coarse)
         labels, scores = self.classify_embeddings(embeds, max(k, 2))
         if refine_patch_size is not None:
             close = close_calls(scores, margin)
             if close.any():
                 chosen = np.flatnonzero(close)
                 again = (
-                    images[torch.from_numpy(chosen)]
-                    if isinstance(images, Tensor)
-                    else [images[i] for i in chosen]
+                    given[torch.from_numpy(chosen)]
+                    if isinstance(given, Tensor)
+                    else [given[i] for i in chosen]
                 )
                 fine = self._encode(again, self.profile.choose(refine_patch_size, sizes))
                 both = blend(fine, embeds[close])
                 labels[close], scores[close] = self.classify_embeddings(both, max(k, 2))
         return labels[:, :k], scores[:, :k]
 
-    def _encode(
-        self, images: Float[Tensor, "b 3 s s"] | list[Image.Image], patch_size: int
-    ) -> Float[np.ndarray, "b d"]:
+    def predict_names(
+        self, images: Images, patch_size: PatchSizeOrBudget = None, k: int = 5, **refinement: Any
+    ) -> list[list[NamedClass]]:
+        """`predict`, with the names of the classes: per image the best, best first."""
+        labels, scores = self.predict(images, patch_size, k, **refinement)
+        return [
+            [NamedClass(self.class_names[n], s) for n, s in zip(*line, strict=True)]
+            for line in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _encode(self, images: Images, patch_size: int) -> Float[np.ndarray, "b d"]:
         return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
 
     # ---- files -----------------------------------------------------------------------------

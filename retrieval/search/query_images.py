@@ -1,17 +1,15 @@
-"""Treat a query that is an image path as an image query."""
+"""Which queries are images: paths of image files, and what is no text."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UsageError
 from data.image_headers import has_image_suffix
-from data.problems import BadSample
 
 if TYPE_CHECKING:
     from PIL import Image
-
-MAX_PIXELS = 100_000_000
+    from torch import Tensor
 
 
 def names_image(query: str) -> bool:
@@ -30,9 +28,21 @@ def names_image(query: str) -> bool:
 
 def read_query_image(file: str) -> "Image.Image":
     """The image, RGB. Raises `UsageError` for one that cannot be read."""
-    from data.images import decode_image
+    from data.given import as_rgb
 
-    try:
-        return decode_image(Path(file).read_bytes(), MAX_PIXELS)
-    except (BadSample, OSError) as error:
-        raise UsageError(f"{file} cannot be read as an image: {error}") from error
+    return as_rgb(file)
+
+
+def read_queries(queries: Any) -> "list[str | Image.Image | Tensor]":
+    """Texts, and images read: a text that is the path of an image file is that image, as on the
+    command line. One text or image is a list of one.
+
+    Raises `UsageError` for what names an image and is none, and for what is neither.
+    """
+    from data.given import as_rgb, is_normalised, list_images
+
+    read = []
+    for query in list_images(queries):
+        is_text = isinstance(query, str) and not names_image(query)
+        read.append(query if is_text or is_normalised(query) else as_rgb(query))
+    return read

@@ -4,16 +4,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.given import Images
 from data.images import decode_image
 from data.shards.location import ImageLocation, read_image
 from retrieval.embed.partitions import OWN_COLUMNS
@@ -24,7 +24,10 @@ from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
 from retrieval.search.cost_profile import CostProfile
+from retrieval.search.query_images import read_queries
 from retrieval.search.refine import FineVectors, blend
+
+Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
 
 
 class Hit(NamedTuple):
@@ -48,6 +51,9 @@ class Hit(NamedTuple):
             row["id"], similarity, row["key"], row["caption"],
             row["shard"], row["offset"], row["size"], others, row.get("digest") or 0,
         )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Hit({self.similarity:.3f}, {self.caption!r}, key={self.key!r}, id={self.id})"
 
     @property
     def location(self) -> ImageLocation:
@@ -130,6 +136,10 @@ class Searcher:
     def __len__(self) -> int:
         return len(self.snapshot)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.patch_sizes))
+        return f"Searcher({str(self.folder)!r}: {len(self):,} images at patch {sizes})"
+
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """Those of the index."""
@@ -139,7 +149,7 @@ class Searcher:
 
     def search(
         self,
-        queries: Sequence[str] | Sequence[Image.Image] | Float[Tensor, "q 3 s s"],
+        queries: Queries,
         k: int = 10,
         patch_size: PatchSizeOrBudget = None,
         *,
@@ -152,7 +162,9 @@ class Searcher:
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
-        queries: texts, images, or normalised pixels. k: 1 to 2,048.
+        queries: texts and images, mixed as you like, or one of them; images as
+        `LitModel.encode_image` takes them. A text that is the path of an image file searches by
+        that image. k: 1 to 2,048.
         patch_size: which index answers; None takes its finest. query_patch_size: how query images
         are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
         refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
@@ -163,21 +175,27 @@ class Searcher:
         Raises `UsageError` for values that cannot work.
         """
         check_k(k)
-        if len(queries) == 0:
+        given = read_queries(queries)
+        if not given:
             return []
-        texts = not isinstance(queries, Tensor) and isinstance(queries[0], str)
-        if texts and query_patch_size is not None:
+        images = [query for query in given if not isinstance(query, str)]
+        if not images and query_patch_size is not None:
             raise UsageError("query_patch_size is for images; a text is not cut into patches")
         size = self._index_patch_size(patch_size)
-        if texts:
-            embeds = fine = self._encode_texts(queries)  # type: ignore[arg-type]
-        else:
+        embeds = fine = np.empty((len(given), self.model.embed_dim), np.float32)
+        is_image = np.array([not isinstance(query, str) for query in given])
+        if len(images) < len(given):
+            texts = [query for query in given if isinstance(query, str)]
+            embeds[~is_image] = self.model.encode_text(texts).float().cpu().numpy()
+        if images:
             coarse = self.profile.choose(query_patch_size, self.model.patch_sizes)
             coarse = size if query_patch_size is None else coarse
-            embeds = fine = self._encode_images(queries, coarse)  # type: ignore[arg-type]
+            embeds[is_image] = self._encode_images(images, coarse)
             if refine_patch_size is not None:
                 refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
-                fine = embeds if refined == coarse else self._encode_images(queries, refined)  # type: ignore[arg-type]
+                if refined != coarse:
+                    fine = embeds.copy()
+                    fine[is_image] = self._encode_images(images, refined)
         return self.search_embeds(
             embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
             candidates=candidates, where=where, nprobe=nprobe, ef=ef,
@@ -276,10 +294,5 @@ class Searcher:
             )
         return size
 
-    def _encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "q d"]:
-        return self.model.encode_text(texts).float().cpu().numpy()
-
-    def _encode_images(
-        self, images: Sequence[Image.Image] | Float[Tensor, "q 3 s s"], patch_size: int
-    ) -> Float[np.ndarray, "q d"]:
+    def _encode_images(self, images: Images, patch_size: int) -> Float[np.ndarray, "q d"]:
         return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
