@@ -74,6 +74,7 @@ def embed_shards(
     out = Path(out)
     patch_sizes = check_patch_sizes(model, patch_sizes)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
+    shards = list(dict.fromkeys(shards))  # ./a.tar is a.tar
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,

@@ -2,14 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float
 
 from data.errors import UsageError
-from retrieval.embed.partitions import METADATA_SCHEMA, metadata_file, open_vectors, read_metadata
+from retrieval.embed.partitions import (
+    METADATA_SCHEMA,
+    metadata_file,
+    open_vectors,
+    read_metadata,
+    vector_file,
+)
 
 BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
 
@@ -37,6 +44,11 @@ class EmbeddedPartition:
 
     def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         vectors = open_vectors(self.folder, patch_size, self.number)
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise UsageError(
+                f"{vector_file(self.folder, patch_size, self.number)} holds no vectors but "
+                f"{vectors.dtype} of shape {vectors.shape}; embed these shards again"
+            )
         if len(vectors) != self.count:
             raise UsageError(
                 f"partition {self.number} of {self.folder} has {len(vectors)} vectors of patch "
@@ -59,6 +71,42 @@ class EmbeddedPartition:
             )
         ids = pa.array(table["id"].to_numpy() + self.first_id)
         return table.set_column(table.schema.get_field_index("id"), "id", ids)
+
+
+def embedded_partitions(
+    embeddings: Path,
+    source: Mapping[str, Any],
+    first_id: int = 0,
+    held: Sequence[tuple[pa.Table, Bool[np.ndarray, " _"]]] = (),
+) -> list[RowSource]:
+    """The partitions with images of a folder that `embed_shards` wrote, each image once.
+
+    source: its manifest. held: metadata of an index, and which rows of it count. A partition with
+    an image of these, or of a partition before, is left out.
+    """
+    listed = [partition["shard"] for partition in source["partitions"]]
+    shards = pa.array(sorted(set(listed)), pa.string())
+    met: set[int] = set()
+    for table, alive in held:
+        known = pc.and_(pc.is_in(table["shard"], shards), pa.array(alive))
+        met.update(_places(table.filter(known)))
+    partitions: list[RowSource] = []
+    for number, partition in enumerate(source["partitions"]):
+        rows = EmbeddedPartition(embeddings, number, partition["count"], first_id)
+        if rows.count and (met or len(shards) < len(listed)):
+            places = _places(rows.metadata(0, rows.count))
+            if not met.isdisjoint(places):
+                continue
+            met.update(places)
+        if rows.count:
+            partitions.append(rows)
+    return partitions
+
+
+def _places(table: pa.Table) -> list[int]:
+    """A number for where each row's image lies; within a process, equal where that is."""
+    columns = (table[name].to_pylist() for name in ("shard", "key", "offset", "size"))
+    return list(map(hash, zip(*columns, strict=True)))
 
 
 class RowsInMemory:

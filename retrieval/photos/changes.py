@@ -134,4 +134,6 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, Row]]:
     for segment in snapshot.segments:
         alive = segment.table.select(names).filter(pa.array(segment.alive))
         for key, *values in zip(*(alive[name].to_pylist() for name in names), strict=True):
-            yield key, Row(*values)
+            row = Row(*values)
+            if row.modified is not None:  # of photos, not of embeddings that were added
+                yield key, row
