@@ -19,7 +19,7 @@ from data.cache.captions import CaptionCache
 from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
 from data.config import DataConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.pipeline.reader import ShardReader
 from data.pipeline.workers import outlive_signals
 from data.shards.index import load_summaries
@@ -32,14 +32,12 @@ IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
 @torch.no_grad()
 def compute_features(
-    tower: VisionTower, reader: ShardReader, patch_sizes: Sequence[int]
-) -> Iterator[tuple[EvalBatch, dict[int, Float[Tensor, "b d"]]]]:
-    """Raw tower features at several patch sizes in one pass over the pixels, float32 on the CPU."""
-    device = next(tower.parameters()).device
-    for batch in reader:
-        assert batch.images is not None
-        images = batch.images.to(device, non_blocking=True)  # once, for all patch sizes
-        yield batch, {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
+    tower: VisionTower, batch: EvalBatch, patch_sizes: Sequence[int]
+) -> dict[int, Float[Tensor, "b d"]]:
+    """Raw tower features at several patch sizes, float32 on the CPU."""
+    assert batch.images is not None
+    images = batch.images.to(next(tower.parameters()).device, non_blocking=True)  # once, for all
+    return {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
 
 
 def in_parts(
@@ -193,7 +191,7 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
         worker_init_fn=outlive_signals,
     )
     for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
-        if isinstance(done, UsageError):
+        if done is not None:
             raise done
     distributed.barrier()
 
@@ -207,12 +205,12 @@ class _TextJobs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, number: int) -> UsageError | None:
+    def __getitem__(self, number: int) -> UsageError | DataError | None:
         if number >= len(self):
             raise IndexError
         try:
             self._cache.write(self._shards[number])
-        except UsageError as error:
+        except (UsageError, DataError) as error:
             return error
         return None
 
@@ -237,18 +235,14 @@ def _compute_shards(
     """Compute the same work for some shards, each written as soon as its last sample is done."""
     for view, sizes in work.items():
         reader = _reader(tower, cfg, [shards[n] for n in numbers], view)
-        waiting = list(numbers)
-        batches = compute_features(tower, reader, sizes)
-        for position, group in groupby(batches, key=lambda item: item[0].shard):
-            while waiting[0] != numbers[position]:
-                _write(cache, tower, waiting.pop(0), view, sizes, [])
-            done = []
-            for batch, features in group:
-                done.append((batch.keys, features))
+        done: list[tuple[list[str], dict[int, Tensor]]] = []
+        for position, batch, last in reader.steps():
+            if batch is not None:
+                done.append((batch.keys, compute_features(tower, batch, sizes)))
                 bar.update(len(batch.keys))
-            _write(cache, tower, waiting.pop(0), view, sizes, done)
-        for without_samples in waiting:
-            _write(cache, tower, without_samples, view, sizes, [])
+            if last:
+                _write(cache, tower, numbers[position], view, sizes, done)
+                done = []
         if reader.errors:
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
             tqdm.write(f"skipped while reading images: {kinds}")

@@ -2,46 +2,94 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from jaxtyping import Float
+from PIL import ExifTags, Image, ImageOps
 
+from data.image_headers import format_of, is_ordinary, what_it_is
 from data.problems import BadSample
 
-# Raster formats only: other plugins of Pillow start programs (EPS) or open further files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+# Only these: other plugins of Pillow start programs (EPS) or open further files.
+_OPENED_AS = {"JPEG": ("JPEG", "MPO"), "HEIF": ("HEIF", "AVIF")}
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """An RGB image, upright by its EXIF tag, transparency over white, first frame of several.
 
-    Raises `BadSample`: "not_an_image", "truncated_image", or "image_too_large" above `max_pixels`
-    (checked in the header, before any pixel is decoded; Pillow's own limit holds as well).
+    Raises `BadSample`: "not_an_image", "truncated_image", "image_too_large" above `max_pixels`
+    (checked in the header, before any pixel is decoded; Pillow's own limit holds as well), or
+    "image_too_costly" for one that takes far more than its pixels suggest. What the header cannot
+    bound is decoded in another process, see `data.decode_apart`.
     """
+    kind = format_of(data)
+    if kind is not None and is_ordinary(data, kind):
+        with suppress(_MuchText):
+            return load_rgb(open_image(data, max_pixels))
+    elif kind is None:
+        raise BadSample("not_an_image", what_it_is(data))
+    from data.decode_apart import decode_apart
+
+    return decode_apart(data, max_pixels)
+
+
+class _MuchText(Exception):  # noqa: N818
+    """A PNG's texts or colour profile exceed what Pillow unpacks."""
+
+    @classmethod
+    def check(cls, error: Exception) -> None:
+        if "MAX_TEXT" in str(error):
+            raise cls from None
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The image with its header read, no pixel decoded. Raises as `decode_image`."""
+    kind = format_of(data)
+    if kind is None:
+        raise BadSample("not_an_image", what_it_is(data))
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_OPENED_AS.get(kind, (kind,)))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample("image_too_large", str(error)) from None
+    except MemoryError:
+        raise
     except Exception as error:  # a broken header can raise nearly anything in Pillow's plugins
-        raise BadSample("not_an_image", f"{type(error).__name__}, {len(data)} bytes") from None
+        _MuchText.check(error)
+        unread = "is not read here" if isinstance(error, KeyError) else "has a damaged header"
+        raise BadSample("not_an_image", f"a {kind} that {unread}, {len(data)} bytes") from None
     width, height = image.size
     if width * height > max_pixels:
         cause = f"{width} x {height} pixels, the limit is {max_pixels}"
         raise BadSample("image_too_large", cause)
+    return image
+
+
+def load_rgb(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, upright and RGB. Raises as `decode_image`."""
     try:
-        image.load()
-        return to_rgb(_upright(image))
+        return upright_rgb(image)
+    except MemoryError:
+        raise
     except Exception as error:
+        _MuchText.check(error)
+        if str(error).endswith("decoder error -9"):  # of Pillow's C code
+            raise MemoryError from None
         kind = "truncated_image" if "truncated" in str(error).lower() else "not_an_image"
         raise BadSample(kind, f"{type(error).__name__}: {error}") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as `decode_image` gives its file. Changes nothing of the image."""
+    image.load()  # an orientation may stand behind the pixels
     try:
-        return ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     except Exception:  # with a damaged tag, keep the image as it is
-        return image
+        pass
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -51,18 +99,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # 32-bit and float files do not say their range: 0..1, 0..255 or 0..65535 are in use
-        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
-        if image.mode == "I" and top == 1.0:
-            top = 255.0
-        grey = (values.clip(0) * (255.0 / top)).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        return _grey(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8-bit grey of an image of 32-bit integers or floats, in bands, as float64 takes much room."""
+    largest = max(float(band.max()) for _, band in _bands(image))
+    # such files do not say their range: 0..1, 0..255 or 0..65535 are in use
+    top = next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
+    if image.mode == "I" and top == 1.0:
+        top = 255.0
+    grey = Image.new("L", image.size)
+    for row, band in _bands(image):
+        values = (band.clip(0) * (255.0 / top)).round().astype(np.uint8)
+        grey.paste(Image.fromarray(values), (0, row))
+    return grey
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Float[np.ndarray, "h w"]]]:
+    """(first row, rows) of about a million pixels each."""
+    rows = max(1, (1 << 20) // image.width)
+    for row in range(0, image.height, rows):
+        band = image.crop((0, row, image.width, min(row + rows, image.height)))
+        yield row, np.nan_to_num(np.asarray(band, dtype=np.float64))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from contrastive.model.lit import LitModel
 from data.errors import DataError, UsageError
 from retrieval.evaluation.datasets import load_dataset, tell_apart
+from retrieval.evaluation.datasets.image_folders import list_images
 
 
 def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
@@ -43,6 +44,14 @@ def test_sets_of_one_name_are_told_apart_by_the_folder_above(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="2 data sets are called a/val"):
         tell_apart([datasets[0]] * 2, roots[:1] * 2)
     assert tell_apart([], []) == []
+
+
+def test_every_suffix_of_images_counts_but_no_file_that_macos_leaves(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "set", ["cat"])
+    for name in ("3.jfif", "4.JPE", "._1.png"):
+        (root / "cat" / name).write_bytes(b"")
+    names = [Path(file).name for file in list_images(root / "cat")]
+    assert [name for name in names if name[0] in ".34"] == ["3.jfif", "4.JPE"]
 
 
 def test_unreadable_files_are_counted_or_named(tmp_path: Path, tiny_model: LitModel) -> None:

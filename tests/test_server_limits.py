@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_images import many_scans
 from PIL import Image
 from server_thread import Answer, Served, serving
 
 from contrastive.model.lit import LitModel
+from data import decode_apart
 from data.errors import UsageError
 from retrieval.search.searcher import Searcher
 from retrieval.server import Limits, ServeConfig, load_service
@@ -267,6 +269,19 @@ def test_above_the_queue_requests_are_told_to_come_back(
             assert_refused(answer, 429, "try again")
             assert answer.headers["retry-after"] == "1"
         assert served.get("/healthz").status == 200
+
+
+def test_pictures_that_would_take_minutes_hold_nobody(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_apart, "BASE_S", 0.1)
+    bad = {"image": b64(many_scans(10_000, 200))}
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(served.post, "/v1/search", bad) for _ in range(8)]
+        assert served.post("/v1/search", {"text": "rain"}).status == 200
+        for one in asked:
+            assert_refused(one.result(), 400, "image: image too costly", "takes too long")
+    assert served.post("/v1/search", {"image": SMALL}).status == 200
 
 
 def test_cut_connections_do_no_harm(served: Served) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.image_headers import IMAGE_EXTS
 from data.problems import Problem
 from data.shards.members import (
     CompressedError,
@@ -21,7 +22,6 @@ from data.shards.members import (
     what_it_is,
 )
 
-IMAGE_EXTS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXT_EXTS = frozenset({"txt", "json", "cls"})
 # A member is read whole, so these limit the memory that a header can ask for.
 MAX_IMAGE_BYTES = 1 << 30

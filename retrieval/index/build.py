@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.locks import only_writer
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.choose import bytes_per_vector, choose_index_type, default_memory, delta_type
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
@@ -59,7 +60,8 @@ def build_index(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
         source["patch_sizes"], "", kind or index_type, device, latency_ms, memory_gib,
     )  # fmt: skip
-    return index_rows(out, model, manifest, embedded_partitions(embeddings, source), device)
+    with only_writer(Path(out)):
+        return index_rows(out, model, manifest, embedded_partitions(embeddings, source), device)
 
 
 def new_manifest(

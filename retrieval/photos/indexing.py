@@ -17,9 +17,9 @@ from tqdm import tqdm
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError
+from data.image_headers import IMAGE_EXTS
 from data.pipeline.workers import outlive_signals
 from data.problems import skip_or_raise
-from data.shards.tar import IMAGE_EXTS
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.index.build import change_index, compact_index, index_rows, new_manifest

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UsageError
+from data.image_headers import has_image_suffix
 from data.problems import BadSample
-from data.shards.tar import IMAGE_EXTS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +16,7 @@ MAX_PIXELS = 100_000_000
 def names_image(query: str) -> bool:
     """Whether a query is the file of an image rather than a text. Raises `UsageError` for what
     looks like a file's name and is none."""
-    if query.rpartition(".")[2].lower() not in IMAGE_EXTS:
+    if not has_image_suffix(query):
         return False
     if Path(query).is_file():
         return True

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive.model.lit import LitModel
+from data.image_headers import IMAGE_KINDS
 from data.images import decode_image
 from data.problems import BadSample
 from retrieval.server.config import Limits
@@ -78,6 +79,6 @@ def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
     try:
         return decode_image(data, max_pixels)
     except BadSample as error:
-        allowed = f"allowed: JPEG, PNG, WebP, GIF, BMP or TIFF of at most {max_pixels:,} pixels"
         what = error.kind.replace("_", " ")
-        raise RequestError(400, f"{field}: {what}; {allowed}") from error
+        sentence = f"{field}: {what} ({error.cause}); allowed: {IMAGE_KINDS}"
+        raise RequestError(400, f"{sentence} of at most {max_pixels:,} pixels") from error

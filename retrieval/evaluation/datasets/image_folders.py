@@ -8,10 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import UsageError
+from data.image_headers import IMAGE_EXTS, has_image_suffix
 from data.images import decode_image
 from data.problems import BadSample
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,11 @@ def check_folders(root: Path, wanted: Sequence[str], what: str) -> None:
 
 def list_images(folder: Path) -> list[str]:
     """Paths of the images in a folder, sorted. Raises `UsageError` where there are none."""
-    names = [e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES)]
+    found = [entry.name for entry in os.scandir(folder) if has_image_suffix(entry.name)]
+    names = [name for name in found if not name.startswith(".")]  # as macOS leaves beside files
     if not names:
         raise UsageError(
-            f"{folder} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_EXTS))}"
         )
     return [os.path.join(folder, name) for name in sorted(names)]
 
