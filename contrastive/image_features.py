@@ -175,7 +175,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         ) as bar:
             for work, group in groupby(mine, key=lambda item: item[1]):
                 _compute_shards(tower, cfg, cache, shards, [n for n, _ in group], work, bar)
-        distributed.barrier()
+        distributed.barrier(patient=True)
     return cache
 
 
@@ -193,7 +193,7 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
     for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
         if done is not None:
             raise done
-    distributed.barrier()
+    distributed.barrier(patient=True)
 
 
 class _TextJobs(torch.utils.data.Dataset):

@@ -160,6 +160,21 @@ def test_contact_sheet_shows_every_picture_once(searcher: Searcher, tmp_path: Pa
     assert sheet.height > 1.8 * one.height
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
+)
+def test_contact_sheet_has_the_format_that_its_name_asks_for(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    contact_sheet(["a cat"], [[]], tmp_path / name)
+    with Image.open(tmp_path / name) as written:
+        assert written.format == kind
+    with pytest.raises(
+        UsageError, match=r"picture a.tga: allowed are names that end in .png, .jpg"
+    ):
+        contact_sheet(["a cat"], [[]], "a.tga")
+
+
 @pytest.mark.parametrize("count", [0, 1, 11])
 def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) -> None:
     lost = Hit(1, 0.5, "key", "a caption " * 20, "/nowhere/at-all.tar", 0, 10)
@@ -247,6 +262,19 @@ def test_command_line_takes_pictures_filters_and_patch_sizes(
         assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_command_line_says_which_texts_it_does_not_read_whole(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cats").mkdir()
+    monkeypatch.chdir(tmp_path)
+    launch(monkeypatch, "cats", "a cat " * 30, "rain", "--index", str(index), "-k", "1")
+    said = capsys.readouterr().err.splitlines()
+    assert "the end of 'a cat a cat" in said[1]
+    assert said[1].endswith("is not searched for: the model reads 32 tokens")
+    assert said[0].startswith("'cats' is searched for as words; for the images of that folder")
+    assert len(said) == 2
+
+
 def test_command_line_refuses_in_one_sentence(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +284,8 @@ def test_command_line_refuses_in_one_sentence(
         (["--index", "nowhere", "a cat"], "holds no index"),
         (["--index", str(index)], "nothing to look for"),
         (["--index", str(index), "typo.png"], "typo.png: there is no such image"),
+        (["--index", str(index), f"{tmp_path}/"], "is a folder; name images in it, such as"),
+        (["--index", str(index), "a cat", "--picture", "a.bmpp"], "--picture a.bmpp: allowed are"),
         (["--index", str(index), "a cat", "--query-patch-size", "40"], "is for images"),
         (["--index", str(index), str(tmp_path / "a.png"), "--query-patch-size", "0"], "size 0"),
         (

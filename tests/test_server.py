@@ -131,6 +131,13 @@ def test_a_budget_stands_for_a_patch_size(
     assert (found["query_patch_size"], found["patch_size"]) == (coarse, min(searcher.patch_sizes))
 
 
+def test_a_text_that_is_longer_than_the_model_reads_is_said(served: Served) -> None:
+    assert not search(served, text="a cat", k=1)["text_cut"]
+    assert search(served, text="a cat " * 30, k=1)["text_cut"]
+    mix = [{"text": "a cat " * 30}, {"text": "the sun"}]
+    assert search(served, mix=mix, k=1)["text_cut"]
+
+
 def test_a_refined_search_is_the_searchers(served: Served, searcher: Searcher) -> None:
     asked: dict[str, Any] = {"k": 5, "patch_size": 48, "refine_patch_size": 20, "candidates": 12}
     (hits,) = searcher.search(["the sun"], **asked)

@@ -153,6 +153,17 @@ class LitModel(nn.Module, ModelHubMixin):
         self.text.train(training)
         return embeds
 
+    def cut_texts(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is longer than the text tower's context, so that `encode_text` does
+        not read its end."""
+        tokenizer = self.text.encoder.tower.tokenizer
+        # a token is a byte at least, and two mark the ends: short texts need not be read again
+        long = [len(text.encode(errors="replace")) + 2 > tokenizer.context_length for text in texts]
+        found = iter(
+            tokenizer.cut([text for text, is_long in zip(texts, long, strict=True) if is_long])
+        )
+        return [is_long and next(found) for is_long in long]
+
     # ---- identity --------------------------------------------------------------------------
 
     @property

@@ -5,11 +5,12 @@ command continues at the first partition that is missing. `partitions.py` names 
 that were replaced since they were embedded are embedded again, the others stay.
 """
 
+import functools
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.model.lit import LitModel
+from contrastive.run.lock import locked
 from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import DataError, UsageError
@@ -83,15 +85,15 @@ def embed_shards(
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
-    were replaced since are embedded again (`data.shards.identity`; folders by 0.1.0 noted nothing
-    of their shards). Any other `out` raises `UsageError`, as does a result without an image. Raises
-    `DataError` where a shard is replaced while it is read.
+    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of them).
+    Any other `out` raises `UsageError`, as do a result without an image and another program that
+    writes it. Raises `DataError` where a shard is replaced while it is read.
     """
     check_batches(batch_size, num_workers)
     out = Path(out)
     patch_sizes = check_patch_sizes(model, patch_sizes)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
-    shards = list(dict.fromkeys(shards))  # ./a.tar is a.tar
+    shards = list(dict.fromkeys(shards))
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,
@@ -101,6 +103,24 @@ def embed_shards(
         "patch_sizes": list(patch_sizes),
         "shards": shards,
     }
+    read = functools.partial(
+        ShardReader,
+        transform=model.transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_error=on_error,
+        allow_pipe=allow_pipe,
+        digests=True,
+    )
+    with locked(out, beside=True):
+        return _embed_all(model, plan, out, read)
+
+
+def _embed_all(
+    model: LitModel, plan: dict[str, Any], out: Path, read: Callable[[list[str]], ShardReader]
+) -> dict[str, Any]:
+    """`embed_shards` by its plan."""
+    shards, patch_sizes = plan["shards"], plan["patch_sizes"]
     kept: list[int] = []  # partitions of a finished folder that stay
     if out.is_dir() and any(out.iterdir()):
         finished = read_manifest(out)
@@ -110,9 +130,9 @@ def embed_shards(
         if len(current) == len(shards):
             return _renew(out, plan, finished, current)
         kept = [*current]
-    partial = out.with_name(out.name + ".partial")
-    _open_partial(partial, plan, out, kept)
-    facts = [read_facts(partial, number) for number in range(len(shards))]
+    part = out.with_name(out.name + ".partial")
+    _open_partial(part, plan, out, kept)
+    facts = [read_facts(part, number) for number in range(len(shards))]
     done = _current(shards, [None if known is None else known.identity for known in facts])
     mine = [n for n in range(len(shards)) if n % world_size() == rank()]
     todo = [n for n in mine if n not in done]
@@ -124,27 +144,19 @@ def embed_shards(
         disable=not is_main(),
     ) as bar:
         if todo:
-            reader = ShardReader(
-                [shards[n] for n in todo],
-                model.transform,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                on_error=on_error,
-                allow_pipe=allow_pipe,
-                digests=True,
-            )
-            _write_partitions(partial, model, reader, todo, patch_sizes, bar)
-    barrier()
-    manifest = _join(partial, plan)
+            reader = read([shards[n] for n in todo])
+            _write_partitions(part, model, reader, todo, patch_sizes, bar)
+    barrier(patient=True)
+    manifest = _join(part, plan)
     barrier()
     if not manifest["count"]:
         if is_main():
-            shutil.rmtree(partial)
+            shutil.rmtree(part)
         skipped = ", ".join(f"{kind} {n:,}" for kind, n in manifest["errors"].items()) or "none"
         raise UsageError(f"no image could be embedded of {_short(shards)}; skipped: {skipped}")
     if is_main():
-        write_json(partial / "manifest.json", manifest)
-        replace_folder(partial, out)  # first: without its plan it would be begun anew
+        write_json(part / "manifest.json", manifest)
+        replace_folder(part, out)  # first: without its plan it would be begun anew
         (out / "plan.json").unlink()
     barrier()
     return read_manifest(out)

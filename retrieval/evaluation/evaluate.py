@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from contrastive.distributed import all_reduce_sum, gather_objects, is_main, world_size
+from contrastive.distributed import all_reduce_sum, barrier, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
 from data.config import OnError
@@ -84,6 +84,7 @@ def _evaluate(
                 collector.add(batch, embeds)
             num_images += len(batch)
             bar.update(len(batch))
+    barrier(patient=True)
 
     for size in sizes:
         total = all_reduce_sum(torch.from_numpy(counts[size].counts).to(model.device))

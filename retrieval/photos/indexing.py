@@ -18,6 +18,7 @@ from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError
 from data.image_headers import IMAGE_EXTS
+from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
 from data.problems import skip_or_raise
 from retrieval.embed.bulk import check_patch_sizes
@@ -83,55 +84,56 @@ def index_photos(
     or the first caption that cannot be used, ends the run. prune: drop photos of folders that are
     empty, missing or cannot be listed, which are kept without. A folder that holds what the index
     was made from elsewhere is taken for the same, moved.
-    Raises `UsageError` for a folder without photos, an index of something else, or of another image
-    tower.
+    Raises `UsageError` for a folder without photos, an index of something else or of another image
+    tower, and while another program writes it.
     """
     check_batches(batch_size, num_workers)
     images, out = Path(images_dir).absolute(), Path(out)
-    listing = list_photos(images, out)
-    if not listing.photos and not (out / "manifest.json").is_file():
-        raise UsageError(_no_photo(images, listing))
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    model = LitModel.from_pretrained(model_dir, device=where)
-    if not (out / "manifest.json").is_file():
-        manifest = new_manifest(
-            model.image_fingerprint, model.text_fingerprint, model.embed_dim,
-            check_patch_sizes(model, patch_sizes), str(images), kind or index_type, device,
-            latency_ms, memory_gib,
-        )  # fmt: skip
-        index_rows(out, Path(model_dir), manifest, [], device)
-    snapshot = Snapshot.open(out)
-    _check_same(out, snapshot, model, patch_sizes)
-    moved_from = _moved_from(out, snapshot, images, listing)
-    if moved_from:
-        _note_folder(out, images)
+    with only_writer(out):
+        listing = list_photos(images, out)
+        if not listing.photos and not (out / "manifest.json").is_file():
+            raise UsageError(_no_photo(images, listing))
+        where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        model = LitModel.from_pretrained(model_dir, device=where)
+        if not (out / "manifest.json").is_file():
+            manifest = new_manifest(
+                model.image_fingerprint, model.text_fingerprint, model.embed_dim,
+                check_patch_sizes(model, patch_sizes), str(images), kind or index_type, device,
+                latency_ms, memory_gib,
+            )  # fmt: skip
+            index_rows(out, Path(model_dir), manifest, [], device)
+        snapshot = Snapshot.open(out)
+        _check_same(out, snapshot, model, patch_sizes)
+        moved_from = _moved_from(out, snapshot, images, listing)
+        if moved_from:
+            _note_folder(out, images)
 
-    changes = compare(listing, snapshot, prune)
-    report = PhotosReport(
-        gone=len(changes.gone),
-        unchanged=changes.num_unchanged,
-        errors=listing.errors,
-        left_out=listing.left_out,
-        moved_from=moved_from,
-    )
-    if changes.new:
-        seen_before = [photo for photo in changes.new if photo.key not in changes.same_file]
-        contents = known_contents(snapshot, seen_before)
-        loader = DataLoader(
-            Photos(changes.new, model.transform, changes.same_file, contents),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            worker_init_fn=outlive_signals,
-            collate_fn=list,
-            generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
+        changes = compare(listing, snapshot, prune)
+        report = PhotosReport(
+            gone=len(changes.gone),
+            unchanged=changes.num_unchanged,
+            errors=listing.errors,
+            left_out=listing.left_out,
+            moved_from=moved_from,
         )
-        _add_photos(out, model, snapshot, loader, changes, report, on_error)
-    if changes.gone:  # last, so that a run that was stopped finds the vectors of moved photos
-        change_index(out, delete=changes.gone)
-    report.kept = len(changes.kept)
-    report.kept_folders = sorted(set(changes.kept.values()))
-    report.reason = _compact(out, device)
-    return report
+        if changes.new:
+            seen_before = [photo for photo in changes.new if photo.key not in changes.same_file]
+            contents = known_contents(snapshot, seen_before)
+            loader = DataLoader(
+                Photos(changes.new, model.transform, changes.same_file, contents),
+                batch_size=batch_size,
+                num_workers=num_workers,
+                worker_init_fn=outlive_signals,
+                collate_fn=list,
+                generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
+            )
+            _add_photos(out, model, snapshot, loader, changes, report, on_error)
+        if changes.gone:  # last, so that a run that was stopped finds the vectors of moved photos
+            change_index(out, delete=changes.gone)
+        report.kept = len(changes.kept)
+        report.kept_folders = sorted(set(changes.kept.values()))
+        report.reason = _compact(out, device)
+        return report
 
 
 def _no_photo(images: Path, listing: Listing) -> str:

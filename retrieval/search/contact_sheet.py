@@ -1,4 +1,4 @@
-"""Contact sheets: the images found for each query, as one PNG."""
+"""Contact sheets: the images found for each query, as one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.errors import UsageError
 from data.files import write_atomically
 from data.problems import BadSample
+from retrieval.search.config import picture_format
 from retrieval.search.searcher import Hit
 
 THUMBNAIL = 168  # pixels a side, as all lengths here
@@ -26,13 +27,14 @@ INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
 def contact_sheet(
     queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path
 ) -> Image.Image:
-    """Write a PNG with a row of images per query, best first; return it.
+    """Write a picture with a row of images per query, best first; return it.
 
-    Each image has its caption and its cosine similarity below. More than ten hits wrap. An image
-    that cannot be found or read is drawn as an empty box, and the last line says how many there
-    are; so does `info["lost"]` of the image returned. Raises `UsageError` where the PNG cannot be
-    written.
+    path: its suffix says the format, see `picture_format`. Each image has its caption and its
+    cosine similarity below. More than ten hits wrap. An image that cannot be found or read is drawn
+    as an empty box, and the last line says how many there are; so does `info["lost"]` of the image
+    returned. Raises `UsageError` where the picture cannot be written.
     """
+    kind = picture_format(path)
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
     heights = [-(-len(row) // columns) * (CELL + GAP) or LINE + 2 * GAP for row in hits]
     width = max(2 * MARGIN + columns * (THUMBNAIL + GAP) - GAP, 640)
@@ -61,8 +63,8 @@ def contact_sheet(
         line = wrap(line, caption_font, width - 2 * MARGIN, 1)[0]
         ImageDraw.Draw(sheet).text((MARGIN, height - GAP), line, font=caption_font, fill=INK)
     try:
-        write_atomically(Path(path), lambda out: sheet.save(out, format="PNG"))
-    except OSError as error:
+        write_atomically(Path(path), lambda out: sheet.save(out, format=kind, quality=90))
+    except (OSError, ValueError) as error:  # more pixels a side than the format has, among them
         raise UsageError(f"{path} cannot be written: {error}") from error
     sheet.info["lost"] = len(lost)
     return sheet

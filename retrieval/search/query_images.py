@@ -1,5 +1,6 @@
 """Treat a query that is an image path as an image query."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ MAX_PIXELS = 100_000_000
 
 def names_image(query: str) -> bool:
     """Whether a query is the file of an image rather than a text. Raises `UsageError` for what
-    looks like a file's name and is none."""
+    looks like a file's name and is none, and for the path of a folder."""
+    if os.sep in query and Path(query).is_dir():
+        raise UsageError(f"{query} is a folder; name images in it, such as {Path(query)}/*.jpg")
     if not has_image_suffix(query):
         return False
     if Path(query).is_file():

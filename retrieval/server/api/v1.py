@@ -152,6 +152,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         refine_patch_size=patch_sizes.refine,
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         next_offset=wanted if len(hits) > wanted else None,
+        text_cut=query.text_cut,
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),
