@@ -26,7 +26,9 @@ def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
 def test_class_folders_are_named_and_labelled_by_their_sorted_names(
     tmp_path: Path, tiny_model: LitModel
 ) -> None:
-    root = make_tree(tmp_path / "pets", ["red_fox", "cat", ".ipynb_checkpoints"])
+    root = make_tree(
+        tmp_path / "pets", ["red_fox", "cat", ".ipynb_checkpoints", "@eaDir", "__MACOSX"]
+    )
     dataset = load_dataset("folder", root)
     assert dataset.name == "pets"
     assert dataset.class_names == ["cat", "red fox"]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.numbers import rounded
+
 
 @dataclass(frozen=True)
 class Card:
@@ -98,5 +100,5 @@ def _table(costs: Mapping[int, tuple[int, float]], figures: Mapping[str, float])
     rows = [["patch", "tokens", "GFLOPs", *results], ["---:"] * (3 + len(results))]
     for size, (tokens, gflops) in costs.items():
         values = [f"{100 * r[size]:.1f}" if size in r else "" for r in results.values()]
-        rows.append([f"{size}", f"{tokens}", f"{gflops:.3g}", *values])
+        rows.append([f"{size}", f"{tokens}", rounded(gflops, 3), *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

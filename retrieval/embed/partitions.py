@@ -79,11 +79,14 @@ def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray
     """The vectors of one partition, memory-mapped. Raises `UsageError` for a damaged file."""
     file = vector_file(folder, patch_size, number)
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise ValueError(f"{vectors.dtype} of shape {vectors.shape}")
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
         raise UsageError(
             f"{file} is missing or damaged ({error}); embed these shards again"
         ) from error
+    return vectors
 
 
 def read_metadata(folder: Path, number: int) -> pa.Table:

@@ -50,14 +50,21 @@ def tombstones_file(folder: Path, generation: int) -> Path:
 
 
 def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " t"]:
-    """The deleted ids, ascending. Raises `UsageError` for a damaged file."""
+    """The deleted ids, ascending. Raises `UsageError` for a damaged file, FileNotFoundError for one
+    that is gone."""
     if not manifest.tombstones:
         return np.zeros(0, np.int64)
     file = folder / manifest.tombstones
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        ids = np.load(file, allow_pickle=False)
+        intact = ids.dtype == np.int64 and ids.ndim == 1 and (np.diff(ids) > 0).all()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
         raise UsageError(f"{file} is damaged; build the index again") from error
+    if not intact:
+        raise UsageError(f"{file} is damaged; build the index again")
+    return ids
 
 
 # ---- change --------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from retrieval.embed.partitions import (
     metadata_file,
     open_vectors,
     read_metadata,
-    vector_file,
 )
 
 BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
@@ -44,11 +43,6 @@ class EmbeddedPartition:
 
     def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         vectors = open_vectors(self.folder, patch_size, self.number)
-        if vectors.ndim != 2 or vectors.dtype.kind != "f":
-            raise UsageError(
-                f"{vector_file(self.folder, patch_size, self.number)} holds no vectors but "
-                f"{vectors.dtype} of shape {vectors.shape}; embed these shards again"
-            )
         if len(vectors) != self.count:
             raise UsageError(
                 f"partition {self.number} of {self.folder} has {len(vectors)} vectors of patch "

@@ -162,8 +162,11 @@ class Segment:
         _check_bytes(file, entry.bytes.get("metadata"))
         try:
             self.table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            self.table.validate()
             self.ids = self.table["id"].to_numpy()
-        except (pa.ArrowException, KeyError, ValueError) as error:
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:  # OSError: its footer
             raise UsageError(f"{file} is damaged; build the index again") from error
         self._batches = self.table.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])])
