@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.config import OnError
-from data.errors import UsageError
+from data.errors import UsageError, check_utf8
 from data.image_headers import IMAGE_EXTS
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
@@ -89,6 +89,7 @@ def index_photos(
     """
     check_batches(batch_size, num_workers)
     images, out = Path(images_dir).absolute(), Path(out)
+    check_utf8(str(images), str(out))
     with only_writer(out):
         listing = list_photos(images, out)
         if not listing.photos and not (out / "manifest.json").is_file():
