@@ -153,6 +153,14 @@ def test_an_image_is_added_once(
     for column in ("key", "offset", "size"):
         copy_column(third, column, 3, 4)
     assert add_embeddings(index, third) == 50
+    ids = Snapshot.open(index).ids().tolist()
+    delete_ids(index, [ids[-1], ids[-300]])
+    vectors, _ = all_vectors(third)
+    assert add_embeddings(index, third) == 2  # those that were deleted
+    snapshot = Snapshot.open(index)
+    again = snapshot.ids()[-2:].tolist()
+    assert [row["key"] for row in snapshot.rows(again)] == ["1-0-50", "1-3-49"]
+    np.testing.assert_allclose(snapshot.vectors(again, PATCH), vectors[[50, 349]], atol=1e-6)
     build_index(third, tmp_path / "other", index_type="flat", device="cpu")
     assert len(Snapshot.open(tmp_path / "other")) == 350
 

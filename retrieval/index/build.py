@@ -116,8 +116,8 @@ def index_rows(
 def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
     """Add a folder written by `embed_shards` to an index, under new ids. Returns how many images.
 
-    Shards of which the index holds images already (by shard, key and place) are passed over.
-    Raises `UsageError` where these are all, and for embeddings of another image tower or width, or
+    Images that the index holds already (by shard, key, place and digest) are passed over. Raises
+    `UsageError` where these are all, and for embeddings of another image tower or width, or
     without a patch size of the index.
     """
     folder, embeddings = Path(folder), Path(embeddings_dir)

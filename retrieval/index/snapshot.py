@@ -113,7 +113,7 @@ class Snapshot:
         images = self.manifest.images
         for segment, at, places in self._find(ids):
             for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
-                if images and columns.get("modified"):  # a photo, which lies where its folder is
+                if images and columns.get("modified") is not None:  # a photo, in its folder
                     columns["shard"] = os.path.join(images, columns["key"])
                 found[row] = columns
         return found

@@ -118,8 +118,8 @@ def index_photos(
             moved_from=moved_from,
         )
         if changes.new:
-            seen_before = [photo for photo in changes.new if photo.key not in changes.same_file]
-            contents = known_contents(snapshot, seen_before)
+            to_read = [photo for photo in changes.new if photo.key not in changes.same_file]
+            contents = known_contents(snapshot, to_read)
             loader = DataLoader(
                 Photos(changes.new, model.transform, changes.same_file, contents),
                 batch_size=batch_size,
