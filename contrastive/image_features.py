@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from contrastive import distributed
 from contrastive.vision.tower import VisionTower
@@ -22,6 +21,7 @@ from data.config import DataConfig
 from data.errors import DataError, UsageError
 from data.pipeline.reader import ShardReader
 from data.pipeline.workers import outlive_signals
+from data.progress import Progress
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
 
@@ -149,7 +149,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         max_pixels=cfg.max_pixels,
         index_dir=cfg.index_dir,
     )
-    own = tqdm(
+    own = Progress(
         _own_share(range(len(shards))),
         "checking cached features",
         unit="shard",
@@ -165,7 +165,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         mine = _own_share(missing)
         sizes = sorted({size for _, work in missing for s in work.values() for size in s})
         summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)
-        with tqdm(
+        with Progress(
             total=sum(
                 s.num_samples * len(work) for s, (_, work) in zip(summaries, mine, strict=True)
             ),
@@ -190,7 +190,8 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
         num_workers=cfg.num_workers,
         worker_init_fn=outlive_signals,
     )
-    for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
+    quiet = not distributed.is_main()
+    for done in Progress(jobs, "captions", unit="shard", delay=2, disable=quiet):
         if done is not None:
             raise done
     distributed.barrier(patient=True)
@@ -230,7 +231,7 @@ def _compute_shards(
     shards: list[str],
     numbers: list[int],
     work: Work,
-    bar: tqdm,
+    bar: Progress,
 ) -> None:
     """Compute the same work for some shards, each written as soon as its last sample is done."""
     for view, sizes in work.items():
@@ -245,7 +246,7 @@ def _compute_shards(
                 done = []
         if reader.errors:
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
-            tqdm.write(f"skipped while reading images: {kinds}")
+            Progress.write(f"skipped while reading images: {kinds}")
 
 
 def _write(

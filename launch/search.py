@@ -63,6 +63,8 @@ class Args:
     """Print JSON."""
     device: Device = "auto"
     """Where to search."""
+    check: bool = False
+    """Read the whole index first and refuse a damaged one."""
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
 
     where = parse_where(args.where) if args.where else None
     read = [read_query_image(q) if i else q for q, i in zip(args.queries, are_images, strict=True)]
-    searcher = Searcher.load(args.index, args.model, args.device)
+    searcher = Searcher.load(args.index, args.model, args.device, args.check)
     say_how_texts_are_read(args.queries, are_images, searcher.model)
     found: list[list[Hit]] = [[] for _ in read]
     for by_image in (False, True):

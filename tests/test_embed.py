@@ -26,7 +26,7 @@ from data.images import decode_image
 from data.problems import SampleError
 from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
-from retrieval.embed.partitions import metadata_file, open_vectors
+from retrieval.embed.partitions import metadata_file, open_vectors, vector_file
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
 from retrieval.evaluation.report_json import report_json
@@ -156,7 +156,7 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
     assert not list(tmp_path.glob("out*"))
     manifest = embed_shards(tiny_model, [*both, shards[0]], size, out, num_workers=0)
     assert manifest["count"] == 5
-    with pytest.raises(SampleError, match=r"a.*only avif \(unknown_suffix\)"):
+    with pytest.raises(SampleError, match=r"a.*only psd \(unknown_suffix\)"):
         embed_shards(tiny_model, both, size, tmp_path / "x", num_workers=0, on_error="raise")
 
 
@@ -172,6 +172,21 @@ def test_embeddings_without_an_image_are_not_indexed(
     (out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="holds no image"):
         build_index(out, tmp_path / "index", device="cpu")
+
+
+def test_embeddings_with_a_flipped_bit_are_not_indexed(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size, out = tiny_model.patch_sizes[0], tmp_path / "out"
+    tiny_model.save_pretrained(tmp_path / "model")
+    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=tmp_path / "model")
+    for file in (vector_file(out, size, 1), metadata_file(out, 2)):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(UsageError, match=f"{file.name} is damaged; embed these shards again"):
+            build_index(out, tmp_path / "index", device="cpu")
+        file.write_bytes(whole)
+    build_index(out, tmp_path / "index", device="cpu")
 
 
 def test_finished_work_is_returned_and_other_work_is_refused(

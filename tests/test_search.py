@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_a_picture_finds_itself_at_every_patch_size(searcher: Searcher) -> None:
         found = searcher.search(pictures, k=1, patch_size=size)
         assert [row[0].id for row in found] == [hit.id for hit in hits]
         assert all(row[0].similarity == pytest.approx(1, abs=1e-4) for row in found)
+
+
+def test_a_flipped_bit_is_found_by_a_check(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(index, folder)
+    (file, *_) = folder.glob("patch_*/image.index")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--index", str(folder), "a cat", "--check"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(LAUNCH / "search.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {file} is damaged; build the index again\n"
 
 
 def test_hits_are_the_most_similar_images_to_the_text(

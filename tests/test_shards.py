@@ -127,8 +127,8 @@ def test_samples_whose_members_are_links_are_counted(tmp_path: Path, kind: bytes
         ("0.in.jpg 0.out.jpg 0.txt", ["0.in", "0.out"], {"no_image": 1}),
         ("v1.5.txt", [], {"no_image": 1}),
         ("0.jpg 0.npy 0.xml", ["0"], {}),
-        ("0.avif 0.txt", [], {"no_image": 1}),
-        ("0.avif 1.avif 2.md README .hidden.png ._0.png", [], {"unknown_suffix": 5}),
+        ("0.psd 0.txt", [], {"no_image": 1}),
+        ("0.psd 1.psd 2.md README .hidden.png ._0.png", [], {"unknown_suffix": 5}),
         ("noend png", [], {"unknown_suffix": 2}),
     ],
 )

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
-from tqdm import tqdm
 
 from data.errors import UsageError
 from data.files import bytes_digest, cache_folder, is_intact, sealed, write_atomically
 from data.image_headers import IMAGE_EXTS
 from data.problems import Problem, add_counts
+from data.progress import Progress
 from data.shards.names import shard_name
 from data.shards.tar import TarSample, iter_samples
 
@@ -115,7 +115,7 @@ def load_summaries(
     turn = list(range(start, len(shards))) + list(range(start))
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = pool.map(lambda i: _load_summary(shards[i], index_dir), turn)
-        bar = tqdm(results, "indexing shards", len(turn), delay=5, disable=rank != 0)
+        bar = Progress(results, "indexing shards", len(turn), delay=5, disable=rank != 0)
         found = dict(zip(turn, bar, strict=True))
     return [found[i] for i in range(len(shards))]
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.model.lit import LitModel
@@ -28,6 +27,7 @@ from data.config import OnError
 from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
+from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
@@ -85,7 +85,7 @@ def embed_shards(
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
-    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of them).
+    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of shards).
     Any other `out` raises `UsageError`, as do a result without an image and another program that
     writes it. Raises `DataError` where a shard is replaced while it is read.
     """
@@ -137,7 +137,7 @@ def _embed_all(
     done = _current(shards, [None if known is None else known.identity for known in facts])
     mine = [n for n in range(len(shards)) if n % world_size() == rank()]
     todo = [n for n in mine if n not in done]
-    with tqdm(
+    with Progress(
         total=len(mine),
         initial=len(mine) - len(todo),
         desc=f"embedding at patch {', '.join(map(str, patch_sizes))}",
@@ -169,7 +169,7 @@ def _write_partitions(
     reader: ShardReader,
     numbers: Sequence[int],
     patch_sizes: Sequence[int],
-    bar: tqdm,
+    bar: Progress,
 ) -> None:
     """A partition for each shard of `reader`; numbers: theirs, in turn."""
     seen = 0
@@ -204,7 +204,7 @@ def _current(
     what to note from now on. Ranks share the shards."""
     current = {}
     own = range(rank(), len(shards), world_size())
-    for number in tqdm(own, "checking shards", delay=2, unit="shard", disable=not is_main()):
+    for number in Progress(own, "checking shards", delay=2, unit="shard", disable=not is_main()):
         entry = noted[number]
         if entry is not None:
             try:

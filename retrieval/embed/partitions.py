@@ -35,6 +35,7 @@ METADATA_SCHEMA = pa.schema(
 )
 DIGEST = pa.field("digest", pa.int64())  # `image_digest` of the image's bytes; 0.1.0 had none
 ROW_GROUP = 16_384
+OWN_COLUMNS = frozenset({*METADATA_SCHEMA.names, DIGEST.name})
 _SCHEMA = METADATA_SCHEMA.append(DIGEST)
 _FACTS = ("errors", "identity", "blake2b")  # in the footer
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
+from data.progress import Progress
 from retrieval.machine_load import OthersLoad, warn_if_busy
 
 
@@ -38,7 +38,7 @@ def measure_costs(
     for size in patch_sizes:
         model.encode_image(pixels[: max(1, batch_size // 4)], patch_size=size)  # warm up
     load = OthersLoad()
-    for size in tqdm(order, desc="timing the tower", leave=False, disable=not is_main()):
+    for size in Progress(order, desc="timing the tower", leave=False, disable=not is_main()):
         _synchronize(model.device)
         start = time.perf_counter()
         model.encode_image(pixels, patch_size=size)

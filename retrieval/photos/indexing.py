@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.config import OnError
@@ -21,6 +20,7 @@ from data.image_headers import IMAGE_EXTS
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
 from data.problems import skip_or_raise
+from data.progress import Progress
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
@@ -211,7 +211,8 @@ def _add_photos(
     """
     sizes = ", ".join(map(str, snapshot.patch_sizes))
     waiting = Waiting(snapshot)
-    with tqdm(total=len(changes.new), desc=f"embedding at patch {sizes}", unit="img") as bar:
+    total = len(changes.new)
+    with Progress(total=total, desc=f"embedding at patch {sizes}", unit="img") as bar:
         for batch in loader:
             for loaded in batch:
                 waiting.replaced += _settle(loaded, changes, report, on_error)

@@ -1,10 +1,9 @@
 """What one image costs a model at each patch size, and the finest within a budget.
 
-Times are measured one image at a time, and kept under `profiles` of the cache folder for
-`KEPT_DAYS`. What other programs disturbed is used until the process ends, and not kept.
+Times are measured one image at a time, and kept under `profiles` of the cache folder: for thirty
+days, or for an hour where other programs disturbed them.
 """
 
-import datetime
 import hashlib
 import json
 import math
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from retrieval.json_files import write_json
 from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
 
-ROUNDS = 10
+ROUNDS = 5
 SPELLS = 4  # of so many rounds, until two agree
 AGREE = 1.3  # how far apart two times of one patch size may be
 IN_ORDER = 1.5  # how much longer than a dearer patch size a cheaper one may take
-KEPT_DAYS = 30
+KEPT = {"quiet": timedelta(days=30), "disturbed": timedelta(hours=1)}
 
 
 class CostProfile:
@@ -58,14 +58,13 @@ class CostProfile:
         """Milliseconds of one image alone, per patch size; measured where they are not known."""
         with self._lock:
             if not self._ms:
-                self._ms, day = _read(self.file, self.machine)
-                self._source = self._kept_since(day)
+                self._ms, self._source = _read(self.file, self.machine)
             if not self._ms.keys() >= set(patch_sizes):
                 self._measure(sorted(self._ms.keys() | set(patch_sizes), reverse=True))
             return {size: self._ms[size] for size in patch_sizes}
 
     def _measure(self, patch_sizes: Sequence[int]) -> None:
-        """Spells of rounds until two agree on times that rise with the operations; keep those."""
+        """Spells of rounds until two agree on times that rise with the operations."""
         load, settled = OthersLoad(), False
         ms = measure_ms(self._model, patch_sizes)
         for _ in range(SPELLS - 1):
@@ -74,14 +73,15 @@ class CostProfile:
             ms = {size: min(ms[size], again[size]) for size in ms}
             if settled := agree and self._in_order(ms):
                 break
-        self._ms = ms
-        if warn_if_busy(load.share(), "the times of patch sizes") or not settled:
-            self._source = "measured while other programs ran, start again to measure anew"
-            return
-        day = datetime.date.today().isoformat()
-        self._source = self._kept_since(day)
-        kept = {str(size): round(ms[size], 3) for size in sorted(ms)}
-        record = {"format": 1, "machine": self.machine, "measured": day, "ms": kept}
+        disturbed = warn_if_busy(load.share(), "the times of patch sizes") or not settled
+        record = {
+            "format": 1,
+            "machine": self.machine,
+            "measured": datetime.now().isoformat(timespec="seconds"),
+            "spell": "disturbed" if disturbed else "quiet",
+            "ms": {str(size): round(ms[size], 3) for size in sorted(ms)},
+        }
+        self._ms, self._source = ms, _source(record, self.file)
         with suppress(OSError):  # with a read-only home the next program measures again
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.file, record)
@@ -94,10 +94,6 @@ class CostProfile:
             for place, cheap in enumerate(by_cost)
             for dear in by_cost[place + 1 :]
         )
-
-    def _kept_since(self, day: str) -> str:
-        file = str(self.file).replace(str(Path.home()), "~", 1)
-        return f"measured {day}, delete {file} to measure anew"
 
     def choose(self, patch_size: PatchSizeOrBudget, allowed: Sequence[int]) -> int:
         """The patch size itself, or the finest of `allowed` within a budget.
@@ -162,13 +158,22 @@ def _machine(model: LitModel) -> dict[str, Any]:
 
 
 def _read(file: Path, machine: dict[str, Any]) -> tuple[dict[int, float], str]:
-    """What was measured, and the day; nothing where that is too long ago, or 0.1.0 wrote it, which
-    kept what other programs disturbed too."""
+    """What was measured, and `_source`; nothing where that is too long ago, or where 0.1.0 did it,
+    which kept for ever what other programs disturbed."""
     try:
         found = json.loads(file.read_text())
-        age = datetime.date.today() - datetime.date.fromisoformat(found["measured"])
-        if found["format"] == 1 and found["machine"] == machine and 0 <= age.days < KEPT_DAYS:
-            return {int(size): float(ms) for size, ms in found["ms"].items()}, found["measured"]
+        age = datetime.now() - datetime.fromisoformat(found["measured"])
+        current = timedelta(0) <= age < KEPT[found["spell"]]
+        if found["format"] == 1 and found["machine"] == machine and current:
+            ms = {int(size): float(ms) for size, ms in found["ms"].items()}
+            return ms, _source(found, file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # measured anew
     return {}, ""
+
+
+def _source(record: Mapping[str, Any], file: Path) -> str:
+    """Where times come from, for messages."""
+    beside = " beside other programs" if record["spell"] == "disturbed" else ""
+    place = str(file).replace(str(Path.home()), "~", 1)
+    return f"measured {record['measured']}{beside}, delete {place} to measure anew"

@@ -14,8 +14,8 @@ from retrieval.server.service import Service
 # These need no token: the page without data, and what a load balancer asks.
 OPEN_PATHS = frozenset({*PAGE, "/healthz", "/readyz"})
 HELD_BODIES = 32  # bodies of the largest size that may be held at once
-# Clients read a refusal only after sending; drain at most this many maximum-size bodies.
-DRAINED_BODIES = 4
+# Clients read a refusal only after sending; drain at most this many maximum-size bodies, so long.
+DRAINED_BODIES, DRAIN_S = 4, 2.0
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,13 +39,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
         request = _Request(scope, receive, send)
-        self._service.num_in_flight += 1
         try:
             await self._answer(request)
         except _Gone:
             pass
         finally:
-            self._service.num_in_flight -= 1
             self._held_bytes -= len(request.body)
             path = getattr(scope.get("route"), "path", "other")
             self._service.metrics.requests.labels(path, str(request.status)).inc()
@@ -57,10 +55,11 @@ class Guard:
                 try:
                     self._check(request)
                     await self._read(request)
-                    await self.app(request.scope, request.replay, request.send)
+                    await self._pass_on(request)
                     return
                 except RequestError as error:
-                    await request.drain(DRAINED_BODIES * self._limits.max_body_bytes)
+                    with anyio.move_on_after(DRAIN_S):
+                        await request.drain(DRAINED_BODIES * self._limits.max_body_bytes)
                     response = refusal(error.status, error.sentence)
         except TimeoutError:
             response = refusal(408, sentence)
@@ -81,11 +80,21 @@ class Guard:
         known = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
         if self._token and not known:
             raise RequestError(401, "authorization: a bearer token is needed, and this is not it")
-        if self._service.num_in_flight > self._limits.max_queue:
-            raise RequestError(429, "too many requests are waiting; try again in a second")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.max_body_bytes:
             raise self._too_large()
+
+    async def _pass_on(self, request: "_Request") -> None:
+        """Raises `RequestError` where too many are under way; a request that is still being sent
+        is not, or slow senders would take all places."""
+        full = self._service.num_in_flight >= self._limits.max_queue
+        if full and request.scope["path"] not in OPEN_PATHS:
+            raise RequestError(429, "too many requests are waiting; try again in a second")
+        self._service.num_in_flight += 1
+        try:
+            await self.app(request.scope, request.replay, request.send)
+        finally:
+            self._service.num_in_flight -= 1
 
     def _too_large(self) -> RequestError:
         allowed = f"{self._limits.max_body_mib:g} MiB"
