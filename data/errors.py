@@ -59,6 +59,18 @@ def refusal_of_disk(error: BaseException) -> str | None:
     )
 
 
+def check_utf8(*names: str) -> None:
+    """Raises `UsageError` for an argument or a file's name that is not UTF-8: it can be written
+    neither into metadata nor into JSON, and is no text."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{name!r} is not UTF-8; write it, or call the file, otherwise"
+            ) from None
+
+
 @contextmanager
 def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
     """Turn a `UsageError`, a `DataError` or a disk's refusal into one line on stderr and exit
@@ -74,6 +86,7 @@ def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
     ended it meanwhile, as it does within a second when rank 0 met the same error.
     """
     try:
+        check_utf8(*sys.argv[1:])
         yield
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":

@@ -8,6 +8,10 @@ IMAGE_EXTS = frozenset(
     {"jpg", "jpeg", "jpe", "jif", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff",
      "avif", "heic", "heif"}
 )  # fmt: skip
+# Folders of thumbnails, bins and resource forks, by Synology, QNAP, Windows and macOS; lower case.
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "@__thumb", "#recycle", "@recycle", "$recycle.bin", "__macosx"}
+)
 IMAGE_KINDS = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"  # for sentences
 
 MAX_SCANS = 40  # of a JPEG; progressive ones have about 10

@@ -104,17 +104,26 @@ def main() -> None:
         if args.images:
             _index_photos(args)
         elif args.add:
-            print(f"{args.out}: added {add_embeddings(args.out, args.embeddings):,} images")
+            added = add_embeddings(args.out, args.embeddings)
+            print(f"{args.out}: added {added:,} images{_passed_over(args, added)}")
         elif args.embeddings:
             reason = build_index(
                 args.embeddings, args.out, args.model, args.index_type, args.device,
                 args.latency_ms, args.memory_gib,
             )  # fmt: skip
-            print(f"{args.out}: {reason}")
+            count = read_index_manifest(Path(args.out)).count
+            print(f"{args.out}: {reason}{_passed_over(args, count)}")
         if args.delete:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
             print(f"{args.out}: {compact_index(args.out, args.device)}")
+
+
+def _passed_over(args: Args, added: int) -> str:
+    """What to say of images that the index held already."""
+    partitions = read_manifest(args.embeddings)["partitions"]
+    held = sum(partition["count"] for partition in partitions) - added
+    return f"; {held:,} were in it already" if held else ""
 
 
 def _index_photos(args: Args) -> None:

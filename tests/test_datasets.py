@@ -1,5 +1,6 @@
 """Evaluation sets on disk: right labels, bad files counted, wrong layouts refused."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def make_tree(root: Path, folders: list[str], per_class: int = 2) -> Path:
 def test_class_folders_are_named_and_labelled_by_their_sorted_names(
     tmp_path: Path, tiny_model: LitModel
 ) -> None:
-    root = make_tree(tmp_path / "pets", ["red_fox", "cat", ".ipynb_checkpoints"])
+    root = make_tree(
+        tmp_path / "pets", ["red_fox", "cat", ".ipynb_checkpoints", "@eaDir", "__MACOSX"]
+    )
     dataset = load_dataset("folder", root)
     assert dataset.name == "pets"
     assert dataset.class_names == ["cat", "red fox"]
@@ -35,6 +38,13 @@ def test_class_folders_are_named_and_labelled_by_their_sorted_names(
     assert [Path(key).parent.name for key in batch.keys] == ["cat"] * 2 + ["red_fox"] * 2
     assert batch.images is not None
     assert batch.images.shape == (4, 3, tiny_model.image_size, tiny_model.image_size)
+
+
+def test_a_class_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    make_tree(tmp_path / "pets", ["cat"])
+    os.mkdir(os.fsencode(tmp_path / "pets") + b"/caf\xe9")
+    with pytest.raises(UsageError, match=r"'caf\\udce9' is not UTF-8"):
+        load_dataset("folder", tmp_path / "pets")
 
 
 def test_sets_of_one_name_are_told_apart_by_the_folder_above(tmp_path: Path) -> None:

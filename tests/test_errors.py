@@ -52,6 +52,14 @@ def test_a_usage_error_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: --data.views 0: at least 1; or --resume runs/x\n"
 
 
+def test_an_argument_that_is_not_utf8_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search.py", os.fsdecode(b"caf\xe9")])
+    with pytest.raises(SystemExit) as stopped, exit_on_usage_error(Args):
+        pytest.fail("the program has begun")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: 'caf\\udce9' is not UTF-8")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [

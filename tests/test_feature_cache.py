@@ -136,6 +136,11 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path, shards: list[st
     cache = FeatureCache(folder, TOWER, shards, [8])
     with pytest.raises(UsageError, match=r"\(2, 4\).*\(5, 4\)"):
         cache.lookup(np.array([0]), np.array([0]), 8)
+    noted = json.loads((folder / "manifest.json").read_text())
+    for shards_noted in ([], {"0000": 5}, {"0000": {"size": 5}}):
+        (folder / "manifest.json").write_text(json.dumps(noted | {"shards": shards_noted}))
+        with pytest.raises(UsageError, match="no feature cache's manifest"):
+            FeatureCache(folder, TOWER, shards, [8])
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="no feature cache's manifest"):
         FeatureCache(folder, TOWER, shards, [8])

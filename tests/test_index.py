@@ -1,6 +1,7 @@
 """Indexes: exact, approximate, found again by id, refused in one sentence when they cannot be."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import faiss
@@ -10,8 +11,9 @@ from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from retrieval.embed.partitions import vector_file
 from retrieval.index import gpus, row_sources
-from retrieval.index.build import build_index
+from retrieval.index.build import build_index, delete_ids
 from retrieval.index.choose import bytes_per_vector, choose_index_type
 from retrieval.index.config import GPU_INDEX_TYPES, INDEX_TYPES
 from retrieval.index.create import new_index
@@ -189,6 +191,45 @@ def test_damaged_embeddings_are_told_in_one_sentence(embeddings: Path, tmp_path:
             assert str(embeddings) in str(error.value)
         file.write_bytes(whole)
     build_index(embeddings, tmp_path / "index", device="cpu")
+
+
+@pytest.mark.parametrize("index_type", INDEX_TYPES)
+def test_vectors_that_cannot_be_indexed_are_told_in_one_sentence(
+    index_type, embeddings: Path, tmp_path: Path
+) -> None:
+    file = vector_file(embeddings, PATCH, 2)
+    vectors = np.load(file)
+    with_nan = vectors.copy()
+    with_nan[5, 3] = np.nan
+    for damaged, words in (
+        (with_nan, "not finite"),
+        (vectors[:, :8], "of width 8, not 32"),
+        (vectors[:, 0], r"float32 of shape \(1000,\)"),
+        (vectors.astype(str), "<U32 of shape"),
+    ):
+        np.save(file, damaged)
+        with pytest.raises(UsageError, match=words):
+            build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+
+
+def test_a_damaged_footer_or_tombstone_is_told_in_one_sentence(
+    embeddings: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    build_index(embeddings, index, index_type="flat", device="cpu")
+    delete_ids(index, [0, 2])
+    (rows,), (deleted,) = index.glob("metadata/*.arrow"), index.glob("deleted_*.npy")
+    for file, places in ((rows, range(-400, 0)), (deleted, range(128))):
+        whole, opened = file.read_bytes(), 0
+        for place in places:
+            damaged = bytearray(whole)
+            damaged[place] ^= 32
+            file.write_bytes(damaged)
+            with suppress(UsageError):  # some flips change nothing that is read here
+                Snapshot.open(index)
+                opened += 1
+        assert opened < len(places) * 7 / 8
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("index_type", INDEX_TYPES)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from retrieval.embed.partitions import metadata_file, read_metadata
 from retrieval.index.build import (
     add_embeddings,
     build_index,
@@ -133,6 +135,43 @@ def test_deleted_images_are_never_found(index_type, first: Path, tmp_path: Path)
     assert (empty.nearest(queries, 5, PATCH)[1] == -1).all()
     compact_index(tmp_path / "index", device="cpu")
     assert len(Snapshot.open(tmp_path / "index")) == 0
+
+
+def test_an_image_is_added_once(
+    first: Path, second: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    build_index(first, index, index_type="flat", device="cpu")
+    assert add_embeddings(index, second) == 300
+    before = (index / "manifest.json").read_bytes()
+    for again in (first, second):
+        with pytest.raises(UsageError, match=r"holds the images of .* already"):
+            add_embeddings(index, again)
+    assert (index / "manifest.json").read_bytes() == before
+    # Of more partitions, those that are new; and one that is there twice, once.
+    counts = (200, 0, 100, 50, 50)
+    third = write_embeddings(tmp_path / "third", tiny_model, model_dir, counts, seed=1)
+    for column in ("key", "offset", "size"):
+        copy_column(third, column, 3, 4)
+    assert add_embeddings(index, third) == 50
+    ids = Snapshot.open(index).ids().tolist()
+    delete_ids(index, [ids[-1], ids[-300]])
+    vectors, _ = all_vectors(third)
+    assert add_embeddings(index, third) == 2  # those that were deleted
+    snapshot = Snapshot.open(index)
+    again = snapshot.ids()[-2:].tolist()
+    assert [row["key"] for row in snapshot.rows(again)] == ["1-0-50", "1-3-49"]
+    np.testing.assert_allclose(snapshot.vectors(again, PATCH), vectors[[50, 349]], atol=1e-6)
+    build_index(third, tmp_path / "other", index_type="flat", device="cpu")
+    assert len(Snapshot.open(tmp_path / "other")) == 350
+
+
+def copy_column(embeddings: Path, name: str, source: int, target: int) -> None:
+    """From one partition's metadata to another's."""
+    table = read_metadata(embeddings, target)
+    values = read_metadata(embeddings, source)[name]
+    table = table.set_column(table.schema.get_field_index(name), name, values)
+    pq.write_table(table, metadata_file(embeddings, target))
 
 
 def test_ids_are_never_given_twice(first: Path, second: Path, tmp_path: Path) -> None:

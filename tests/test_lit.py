@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -221,3 +223,19 @@ def test_frozen_embeddings_take_no_gradient(tiny_text):
     frozen = {n for n, p in tower.named_parameters() if not p.requires_grad}
     assert frozen
     assert all("embeddings" in name for name in frozen)
+
+
+@pytest.mark.parametrize("contents", [b"", b"{", b"{}", b"null"])
+def test_a_damaged_tokenizer_is_told_in_one_sentence(
+    contents: bytes, tiny_model: LitModel, tiny_text: str, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    shutil.copytree(tiny_text.removeprefix("hf:"), tmp_path / "text")
+    for folder, load in (
+        (tmp_path / "model", LitModel.from_pretrained),
+        (tmp_path / "text", lambda folder: load_text_tower(TextConfig(tower=f"hf:{folder}"))),
+    ):
+        (folder / "tokenizer.json").write_bytes(contents)
+        with pytest.raises(UsageError, match=str(folder)) as error:
+            load(folder)
+        assert "\n" not in str(error.value)

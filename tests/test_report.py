@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from contrastive.model.lit import LitModel
+from data.numbers import rounded
 from retrieval.evaluation.costs import PatchCost, measure_costs
 from retrieval.evaluation.metrics import Estimate, Recall
 from retrieval.evaluation.plot import plot_accuracy
@@ -39,6 +40,16 @@ def test_text_has_every_number_in_aligned_columns(report: Report) -> None:
     assert "held-out style: 872 images, 1,644 classes (chance 0.061%); not read" in text
     heads, _, *rows = text.split("\n\n")[0].splitlines()[1:]
     assert {len(row) for row in rows} == {len(heads)}
+
+
+def test_numbers_are_written_out(report: Report) -> None:
+    one = DatasetResult("one", 5, 1, {}, {56: {1: Estimate(1.0, 0.0)}})
+    text = Report("model", [PatchCost(56, 17, 1234.0, (131.0, 120.0, 140.0))], [one]).text()
+    assert "(chance 100%)" in text
+    assert "1234" in text
+    assert "e+" not in text
+    expected = ["0.061", "9.1", "14", "99", "100", "1234"]
+    assert [rounded(n, 2) for n in (0.0608, 9.09, 14.3, 99.4, 99.6, 1234.0)] == expected
 
 
 def test_markdown_tables_have_one_row_per_patch_size(report: Report) -> None:

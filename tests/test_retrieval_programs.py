@@ -41,6 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["index.py", "--out", "o", "--embeddings", "/no"], "/no holds no embeddings"),
         (["index.py", "--out", "o", "--images", "/no", "--model", "m"], "/no is no folder"),
         (["index.py", "--out", "o", "--images", ".", "--model", "/no"], "no model at '/no'"),
+        (["index.py", "--out", "o", "--embeddings", "e", "--prune"], "--prune needs --images"),
         (["search.py", "--help"], "usage"),
         (["search.py", "a cat", "--index", "/no"], "/no holds no index"),
         (["search.py", "typo.png", "--index", "/no"], "typo.png: there is no such image"),

@@ -18,4 +18,4 @@ def no_progress_bars() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """First line of the error; the rest is advice."""
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.numbers import rounded
+
 
 @dataclass(frozen=True)
 class Card:
@@ -144,5 +146,5 @@ def _table(costs: Mapping[int, tuple[int, float]], columns: Mapping[str, Mapping
     rows = [["patch", "tokens", "GFLOPs", *columns], ["---:"] * (3 + len(columns))]
     for size, (tokens, gflops) in costs.items():
         values = [column.get(size, "") for column in columns.values()]
-        rows.append([f"{size}", f"{tokens}", f"{gflops:.3g}", *values])
+        rows.append([f"{size}", f"{tokens}", rounded(gflops, 3), *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

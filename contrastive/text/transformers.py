@@ -128,7 +128,7 @@ def load_transformers_tower(name: str, cfg: TextConfig) -> HFTextTower:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files fail in many ways, some of them bare exceptions
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {first_line(error)}") from error
     if config.model_type in ("clip", "siglip"):
         return _text_half(net, tokenizer, cfg.context_length)
@@ -152,7 +152,12 @@ def build_transformers_tower(config: dict[str, Any], folder: Path) -> HFTextTowe
 
     facts = dict(config["net"])
     shape = AutoConfig.for_model(facts.pop("model_type"), **facts)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged one raises bare exceptions, too
+        raise UsageError(
+            f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy the folder again"
+        ) from error
     if config["kind"] == "clip":
         own: Any = SiglipTextModel if shape.model_type == SIGLIP else CLIPTextModel
         return ClipTextTower(own(shape), tokenizer, config["context_length"])

@@ -36,7 +36,8 @@ class Manifest:
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not JSON: {error}") from None
         names = {"image_fingerprint", "width", "shards"}
-        if not isinstance(values, dict) or not names <= values.keys():
+        whole = isinstance(values, dict) and names <= values.keys()
+        if not whole or not _are_entries(values["shards"]):
             raise UsageError(f"{str(path)!r} is no feature cache's manifest, name another folder")
         if values.get("format") != _FORMAT:
             raise UsageError(
@@ -100,3 +101,9 @@ class Manifest:
         }
         text = json.dumps(values, indent=1) + "\n"
         write_or_explain(folder / "manifest.json", lambda file: file.write(text.encode()))
+
+
+def _are_entries(shards: object) -> bool:
+    """Whether a manifest's shards are entries of sizes."""
+    entries = shards.values() if isinstance(shards, dict) else [None]
+    return all(isinstance(e, dict) and {"size", "samples"} <= e.keys() for e in entries)

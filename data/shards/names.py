@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from braceexpand import braceexpand
 
-from data.errors import UsageError
+from data.errors import UsageError, check_utf8
 
 _COMPRESSED = (
     ".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".lzma", ".zst", ".tzst", ".lz4",
@@ -36,7 +36,8 @@ def expand_shards(patterns: Sequence[str], allow_pipe: bool = False) -> list[str
     """Shards that the patterns name: braces, then globs, here or anywhere fsspec reaches.
 
     Order: as the patterns come, sorted within a glob; a shard named twice counts once. Raises
-    `UsageError` when a pattern matches nothing, or runs a program without `allow_pipe`.
+    `UsageError` when a pattern matches nothing or what is not UTF-8, or runs a program without
+    `allow_pipe`.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -44,6 +45,7 @@ def expand_shards(patterns: Sequence[str], allow_pipe: bool = False) -> list[str
         found.update(dict.fromkeys(_expand(pattern)))
     if not found:
         raise UsageError("no shards were given, name at least one tar")
+    check_utf8(*found)
     return list(found)
 
 

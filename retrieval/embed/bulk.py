@@ -24,7 +24,7 @@ from contrastive.model.lit import LitModel
 from contrastive.run.lock import locked
 from data.batch import EvalBatch
 from data.config import OnError
-from data.errors import DataError, UsageError
+from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
@@ -94,6 +94,7 @@ def embed_shards(
     patch_sizes = check_patch_sizes(model, patch_sizes)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
     shards = list(dict.fromkeys(shards))
+    check_utf8(*shards, str(out))
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,

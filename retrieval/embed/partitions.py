@@ -81,11 +81,13 @@ def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray
     file = vector_file(folder, patch_size, number)
     try:
         vectors: np.ndarray = load_array(file, mapped=True)
-        return vectors
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise ValueError(f"{vectors.dtype} of shape {vectors.shape}")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{file} is missing or damaged ({error}); embed these shards again"
         ) from error
+    return vectors
 
 
 def read_metadata(folder: Path, number: int) -> pa.Table:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.files import write_atomically
+from data.numbers import rounded
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.results import DatasetResult
 
@@ -46,7 +47,7 @@ def plot_accuracy(
             elinewidth=1.2,
         )
     axes.set_xscale("log")
-    axes.set_xticks(gflops, [f"{g:.2g}" for g in gflops])
+    axes.set_xticks(gflops, [rounded(g, 2) for g in gflops])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GFLOPs per image (image tower, log scale)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}%"))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.files import write_text_atomically
+from data.numbers import rounded
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.plot import plot_accuracy
 from retrieval.evaluation.report_json import report_json
@@ -43,7 +44,7 @@ class Report:
         return [
             Column("", "patch", [f"{c.patch_size}" for c in costs]),
             Column("", "tokens", [f"{c.tokens}" for c in costs]),
-            Column("", "GFLOPs", [f"{c.gflops:.3g}" for c in costs]),
+            Column("", "GFLOPs", [rounded(c.gflops, 3) for c in costs]),
             Column("", "images/s", [f"{s:,.0f}" if s >= 10 else f"{s:.1f}" for s in speeds]),
         ]
 
@@ -91,7 +92,7 @@ class Report:
         for d in self.results:
             note = f"{d.name}: {d.num_images:,} images"
             if d.num_classes:
-                note += f", {d.num_classes:,} classes (chance {100 / d.num_classes:.2g}%)"
+                note += f", {d.num_classes:,} classes (chance {rounded(100 / d.num_classes, 2)}%)"
             if d.empty_classes:
                 note += f", {d.empty_classes:,} of them without images"
             if d.left_out:

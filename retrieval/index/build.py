@@ -8,7 +8,6 @@ of readers and one writer at a time. Ids are given once and never reused.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.gpus import gpu_memory, num_gpus
 from retrieval.index.integrity import check_index, check_segment
 from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
-from retrieval.index.row_sources import EmbeddedPartition, RowSource, blocks, index_schema
+from retrieval.index.row_sources import RowSource, blocks, embedded_partitions, index_schema
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import tune
@@ -48,7 +47,8 @@ def build_index(
     model_dir: the model the embeddings come from; "" takes the one their manifest names.
     index_type, latency_ms: see `retrieval.index.config`. memory_gib: what the index may take while
     it is built and searched, 0 for half of the memory of CPU or GPUs; what does not fit is built in
-    several segments. kind: the former name of index_type. Embeddings are read in blocks.
+    several segments. kind: the former name of index_type. Embeddings are read in blocks; an image
+    that they hold twice counts once.
     Raises `UsageError` when `out` exists already, when embeddings, images in them or the model are
     missing, and where embeddings are damaged or older than their shard.
     """
@@ -63,7 +63,7 @@ def build_index(
         source["patch_sizes"], "", kind or index_type, device, latency_ms, memory_gib,
     )  # fmt: skip
     with only_writer(Path(out)):
-        return index_rows(out, model, manifest, _embedded(embeddings, source), device)
+        return index_rows(out, model, manifest, embedded_partitions(embeddings, source), device)
 
 
 def new_manifest(
@@ -118,8 +118,9 @@ def index_rows(
 def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
     """Add a folder written by `embed_shards` to an index, under new ids. Returns how many images.
 
-    Raises `UsageError` where it is of another image tower, misses a patch size of the index, is
-    damaged, or older than a shard.
+    Images that the index holds already (by shard, key, place and digest) are passed over. Raises
+    `UsageError` where these are all, and for embeddings of another image tower or width, without a
+    patch size of the index, damaged, or older than a shard.
     """
     folder, embeddings = Path(folder), Path(embeddings_dir)
     source, manifest = read_manifest(embeddings), read_index_manifest(folder)
@@ -132,7 +133,15 @@ def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
             f"{embeddings} lacks patch size {max(missing)}, which {folder} has; embed at "
             f"{', '.join(map(str, manifest.patch_sizes))}"
         )
-    return change_index(folder, add=lambda first_id: _embedded(embeddings, source, first_id))[0]
+
+    def add(first_id: int) -> list[RowSource]:
+        held = [(segment.table, segment.alive) for segment in Snapshot.open(folder).segments]
+        new = embedded_partitions(embeddings, source, first_id, held)
+        if not new and source["partitions"]:
+            raise UsageError(f"{folder} holds the images of {embeddings} already")
+        return new
+
+    return change_index(folder, add=add)[0]
 
 
 def delete_ids(folder: str | Path, ids: Sequence[int]) -> int:
@@ -258,13 +267,6 @@ def _rows_in_memory(index_type: IndexType, manifest: IndexManifest) -> int:
     width = manifest.width
     stored = bytes_per_vector(index_type, width) + (2 * width if index_type == "ivfpq" else 0)
     return max(1024, manifest.memory_bytes // stored)
-
-
-def _embedded(embeddings: Path, source: dict[str, Any], first_id: int = 0) -> list[RowSource]:
-    return [
-        EmbeddedPartition(embeddings, number, entry["count"], first_id, entry.get("blake2b", {}))
-        for number, entry in enumerate(source["partitions"])
-    ]
 
 
 def _find_model(name: str, image_fingerprint: str) -> Path:

@@ -56,7 +56,8 @@ def tombstones_file(folder: Path, generation: int) -> Path:
 
 
 def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " t"]:
-    """The deleted ids, ascending. Raises `UsageError` for a damaged file."""
+    """The deleted ids, ascending. Raises `UsageError` for a damaged file, FileNotFoundError for one
+    that is gone."""
     if not manifest.tombstones:
         return np.zeros(0, np.int64)
     file = folder / manifest.tombstones
@@ -65,9 +66,11 @@ def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " 
         raise UsageError(f"{file} is damaged; build the index again")
     try:
         ids: np.ndarray = load_array(io.BytesIO(data))
-        return ids
     except ValueError as error:
         raise UsageError(f"{file} is damaged; build the index again") from error
+    if ids.dtype != np.int64 or ids.ndim != 1 or not (np.diff(ids) > 0).all():
+        raise UsageError(f"{file} is damaged; build the index again")
+    return ids
 
 
 # ---- change --------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
 from data.files import file_digest
@@ -85,6 +86,76 @@ class EmbeddedPartition:
         noted = self._unchecked.pop(name, None)
         if noted is not None and file.is_file() and file_digest(file) != noted:
             raise UsageError(f"{file} is damaged; embed these shards again")
+
+
+class _SomeRows:
+    """Some rows of another source."""
+
+    def __init__(self, source: RowSource, rows: Int[np.ndarray, " n"]) -> None:
+        """rows: ascending."""
+        self._source, self._rows, self.count = source, rows, len(rows)
+
+    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        first, wanted, end = self._span(start, stop)
+        return self._source.vectors(patch_size, first, end)[wanted]
+
+    def metadata(self, start: int, stop: int) -> pa.Table:
+        first, wanted, end = self._span(start, stop)
+        return self._source.metadata(first, end).take(pa.array(wanted))
+
+    def _span(self, start: int, stop: int) -> tuple[int, Int[np.ndarray, " n"], int]:
+        """Which of the source's rows hold rows start to stop: first, places from there on, end."""
+        wanted = self._rows[start:stop]
+        return int(wanted[0]), wanted - wanted[0], int(wanted[-1]) + 1
+
+
+def embedded_partitions(
+    embeddings: Path,
+    source: Mapping[str, Any],
+    first_id: int = 0,
+    held: Sequence[tuple[pa.Table, Bool[np.ndarray, " _"]]] = (),
+) -> list[RowSource]:
+    """The rows of a folder that `embed_shards` wrote, each image once, by partition.
+
+    source: its manifest. held: metadata of an index, and which rows of it count: their images are
+    left out. An image is known by its shard, key and place, and its digest where both have one.
+    """
+    listed = [partition["shard"] for partition in source["partitions"]]
+    shards = pa.array(sorted(set(listed)), pa.string())
+    met: dict[int, int] = {}
+    for table, alive in held:
+        known = pc.and_(pc.is_in(table["shard"], shards), pa.array(alive))
+        met.update(_images(table.filter(known)))
+    partitions: list[RowSource] = []
+    for number, partition in enumerate(source["partitions"]):
+        blake2b = partition.get("blake2b", {})
+        rows: RowSource = EmbeddedPartition(
+            embeddings, number, partition["count"], first_id, blake2b
+        )
+        if rows.count and (met or len(shards) < len(listed)):
+            images = _images(rows.metadata(0, rows.count))
+            new = [n for n, image in enumerate(images) if not _is_met(image, met)]
+            met.update(images)
+            if len(new) < rows.count:
+                rows = _SomeRows(rows, np.array(new, np.int64))
+        if rows.count:
+            partitions.append(rows)
+    return partitions
+
+
+def _images(table: pa.Table) -> list[tuple[int, int]]:
+    """Of each row, a number for where its image lies, equal within a process where that is, and its
+    digest, 0 where it has none."""
+    columns = (table[name].to_pylist() for name in ("shard", "key", "offset", "size"))
+    places = map(hash, zip(*columns, strict=True))
+    has_digests = DIGEST.name in table.column_names
+    digests = table[DIGEST.name].fill_null(0).to_pylist() if has_digests else [0] * len(table)
+    return list(zip(places, digests, strict=True))
+
+
+def _is_met(image: tuple[int, int], met: Mapping[int, int]) -> bool:
+    place, digest = image
+    return place in met and (met[place] == digest or 0 in (met[place], digest))
 
 
 class RowsInMemory:

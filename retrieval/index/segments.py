@@ -50,7 +50,7 @@ def write_segment(
     schema: of the index's metadata; None takes that of the first source. progress: is told how many
     vectors were added. Memory: one patch size's index, and a block. Returns the segment's entry in
     the manifest, and a sample of its vectors per patch size. Raises `UsageError` for rows whose
-    ids do not ascend, or vectors that are not finite.
+    ids do not ascend, and vectors that are not finite or of another width.
     """
     count = span[1] - span[0]
     index_type = type_for_count(index_type, count)
@@ -62,12 +62,7 @@ def write_segment(
         index = new_index(index_type, width, count, samples[patch_size], gpus)
         done = 0
         for source, start, stop in blocks(sources, *span):
-            vectors = source.vectors(patch_size, start, stop)
-            if not np.isfinite(vectors).all():
-                raise UsageError(
-                    f"vectors of patch size {patch_size} hold numbers that are not finite; "
-                    "embed these images again"
-                )
+            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
             index.add_with_ids(vectors, ids[done : done + len(vectors)])
             done += len(vectors)
             progress(len(vectors))
@@ -98,8 +93,26 @@ def _sample(
     for source, start, stop in blocks(sources, *span):
         rows = draw.random(stop - start) < share
         if rows.any():
-            chosen.append(source.vectors(patch_size, start, stop)[rows])
+            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
+            chosen.append(vectors[rows])
     return np.concatenate(chosen)
+
+
+def _checked(
+    vectors: Float[np.ndarray, "n d"], width: int, patch_size: int
+) -> Float[np.ndarray, "n d"]:
+    """The same; FAISS would end in a traceback, or find nothing."""
+    if vectors.shape[1] != width:
+        raise UsageError(
+            f"vectors of patch size {patch_size} are of width {vectors.shape[1]}, not {width}; "
+            "embed these images again"
+        )
+    if not np.isfinite(vectors).all():
+        raise UsageError(
+            f"vectors of patch size {patch_size} hold numbers that are not finite; embed these "
+            "images again"
+        )
+    return vectors
 
 
 def _write_rows(
@@ -151,8 +164,11 @@ class Segment:
         _check_bytes(file, entry.bytes.get("metadata"))
         try:
             self.table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            self.table.validate()
             self.ids = self.table["id"].to_numpy()
-        except (pa.ArrowException, KeyError, ValueError) as error:
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:  # OSError: its footer
             raise UsageError(f"{file} is damaged; build the index again") from error
         self._batches = self.table.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])])

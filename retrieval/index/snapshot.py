@@ -106,7 +106,7 @@ class Snapshot:
         images = self.manifest.images
         for segment, at, places in self._find(ids):
             for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
-                if images:  # a photo lies where its folder is now
+                if images and columns.get("modified") is not None:  # a photo, in its folder
                     columns["shard"] = os.path.join(images, columns["key"])
                 found[row] = columns
         return found

@@ -2,28 +2,28 @@
 
 Every photo is a row like a shard's sample: `key` is its path within the folder, `shard` its own
 file, `offset` 0, `size` its bytes. With the size, `modified` (ns) and `caption_modified` (of
-`Photo.captions_state`) tell whether it is what was indexed, and `blake2b`, where they differ,
+`Photo.captions_state`) tell whether it is what was indexed, and `digest`, where they differ,
 whether its contents still are.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.embed.partitions import METADATA_SCHEMA
+from data.shards.location import image_digest
+from retrieval.embed.partitions import DIGEST, METADATA_SCHEMA
 from retrieval.index.snapshot import Snapshot
 from retrieval.photos.listing import Listing, Photo, is_left_out
 
 SCHEMA_0_1 = pa.schema(
     [*METADATA_SCHEMA, ("modified", pa.int64()), ("caption_modified", pa.int64())]
 )
-SCHEMA = pa.schema([*SCHEMA_0_1, ("blake2b", pa.string())])
+SCHEMA = SCHEMA_0_1.append(DIGEST)
 MAX_COMPARED = 100  # photos that are read to know a folder again
 
 
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     size: int
     modified: int
     captions: int
-    blake2b: str | None = None
+    digest: int | None = None
 
     def is_file_of(self, photo: Photo) -> bool:
         return (self.size, self.modified) == (photo.size, photo.modified)
@@ -88,19 +88,19 @@ def compare(listing: Listing, snapshot: Snapshot, prune: bool = False) -> Change
 
 def is_older(snapshot: Snapshot) -> bool:
     """Whether an index has no digests, as those of 0.1.0."""
-    return snapshot.columns is not None and "blake2b" not in snapshot.columns.names
+    return snapshot.columns is not None and DIGEST.name not in snapshot.columns.names
 
 
-def known_contents(snapshot: Snapshot, photos: Iterable[Photo]) -> dict[str, int]:
-    """blake2b -> id of what the index holds, of files as long as some of `photos`."""
-    contents: dict[str, int] = {}
+def known_contents(snapshot: Snapshot, photos: Iterable[Photo]) -> dict[int, int]:
+    """digest -> id of what the index holds, of files as long as some of `photos`."""
+    contents: dict[int, int] = {}
     if not is_older(snapshot):
         sizes = pa.array({photo.size for photo in photos}, pa.int64())
         for segment in snapshot.segments:
             wanted = pc.is_in(segment.table["size"], sizes)
             table = segment.table.filter(pc.and_(wanted, pa.array(segment.alive)))
-            contents |= zip(table["blake2b"].to_pylist(), table["id"].to_pylist(), strict=True)
-    return contents
+            contents |= zip(table[DIGEST.name].to_pylist(), table["id"].to_pylist(), strict=True)
+    return {digest: id for digest, id in contents.items() if digest}
 
 
 def is_same_folder(listing: Listing, snapshot: Snapshot) -> bool:
@@ -117,21 +117,19 @@ def _has_contents_of(row: Row, photo: Photo | None) -> bool:
     if photo is None or row.size != photo.size:
         return False
     try:
-        return row.is_file_of(photo) or row.blake2b == digest(Path(photo.path).read_bytes())
+        contents = row.digest and image_digest(Path(photo.path).read_bytes())
+        return row.is_file_of(photo) or bool(contents and contents == row.digest)
     except OSError:
         return False
-
-
-def digest(data: bytes) -> str:
-    """BLAKE2b, hexadecimal."""
-    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _rows(snapshot: Snapshot) -> Iterator[tuple[str, Row]]:
     """By key."""
     names = ["key", "id", "size", "modified", "caption_modified"]
-    names += [] if is_older(snapshot) else ["blake2b"]
+    names += [] if is_older(snapshot) else [DIGEST.name]
     for segment in snapshot.segments:
         alive = segment.table.select(names).filter(pa.array(segment.alive))
         for key, *values in zip(*(alive[name].to_pylist() for name in names), strict=True):
-            yield key, Row(*values)
+            row = Row(*values)
+            if row.modified is not None:  # of photos, not of embeddings that were added
+                yield key, row

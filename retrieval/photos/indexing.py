@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from contrastive.model.lit import LitModel
 from data.config import OnError
-from data.errors import UsageError
+from data.errors import UsageError, check_utf8
 from data.image_headers import IMAGE_EXTS
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
@@ -89,6 +89,7 @@ def index_photos(
     """
     check_batches(batch_size, num_workers)
     images, out = Path(images_dir).absolute(), Path(out)
+    check_utf8(str(images), str(out))
     with only_writer(out):
         listing = list_photos(images, out)
         if not listing.photos and not (out / "manifest.json").is_file():
@@ -117,8 +118,8 @@ def index_photos(
             moved_from=moved_from,
         )
         if changes.new:
-            seen_before = [photo for photo in changes.new if photo.key not in changes.same_file]
-            contents = known_contents(snapshot, seen_before)
+            to_read = [photo for photo in changes.new if photo.key not in changes.same_file]
+            contents = known_contents(snapshot, to_read)
             loader = DataLoader(
                 Photos(changes.new, model.transform, changes.same_file, contents),
                 batch_size=batch_size,

@@ -14,14 +14,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from data.errors import UsageError
-from data.image_headers import IMAGE_EXTS
+from data.image_headers import IMAGE_EXTS, SYSTEM_FOLDERS
 from data.problems import add_counts
 from data.shards.tar import TEXT_EXTS
-
-# Thumbnails and bins of Synology, QNAP, Windows and macOS; in lower case.
-SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "@__thumb", "#recycle", "@recycle", "$recycle.bin", "__macosx"}
-)
 
 
 @dataclass(frozen=True)

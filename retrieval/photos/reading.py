@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from data.captions import read_captions
 from data.images import decode_image
 from data.problems import BadSample, Problem, attempt
+from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from data.transform import ImageTransform
-from retrieval.photos.changes import digest
 from retrieval.photos.listing import Photo
 
 MAX_PIXELS = 100_000_000
@@ -24,7 +24,7 @@ class LoadedPhoto:
 
     photo: Photo
     caption: str = ""
-    blake2b: str = ""  # "" where it was not read
+    digest: int = 0  # 0 where it was not read
     pixels: Tensor | None = None
     known: int | None = None
     problem: Problem | None = None
@@ -39,9 +39,9 @@ class Photos(Dataset):
         photos: Sequence[Photo],
         transform: ImageTransform,
         same_file: Mapping[str, int],
-        contents: Mapping[str, int],
+        contents: Mapping[int, int],
     ) -> None:
-        """same_file: key -> id of the row that was made of this file; contents: blake2b -> id."""
+        """same_file: key -> id of the row that was made of this file; contents: digest -> id."""
         self._photos, self._transform = photos, transform
         self._same_file, self._contents = same_file, contents
 
@@ -58,15 +58,15 @@ class Photos(Dataset):
             return LoadedPhoto(photo, "", *loaded, caption_problem=caption)
         return LoadedPhoto(photo, caption, *loaded)
 
-    def _read(self, photo: Photo) -> tuple[str, Tensor | None, int | None]:
-        """blake2b, pixels, id."""
+    def _read(self, photo: Photo) -> tuple[int, Tensor | None, int | None]:
+        """Digest, pixels, id."""
         if photo.key in self._same_file:
-            return "", None, self._same_file[photo.key]
+            return 0, None, self._same_file[photo.key]
         data = _bytes(Path(photo.path), photo.size, MAX_IMAGE_BYTES)
-        name = digest(data)
-        if name in self._contents:
-            return name, None, self._contents[name]
-        return name, self._transform(decode_image(data, MAX_PIXELS)), None
+        digest = image_digest(data)
+        if digest in self._contents:
+            return digest, None, self._contents[digest]
+        return digest, self._transform(decode_image(data, MAX_PIXELS)), None
 
 
 def read_caption(photo: Photo) -> str:

@@ -45,10 +45,10 @@ class Waiting:
         if ids:
             for size, embeds in self.embeds.items():
                 embeds.append(self._snapshot.vectors(ids, size))
-            digests = [row.get("blake2b", "") for row in self._snapshot.rows(ids)]
+            digests = [row.get("digest") or 0 for row in self._snapshot.rows(ids)]
             known = [loaded for loaded in batch if loaded.known is not None]
             self.rows += [
-                replace(loaded, blake2b=found) for loaded, found in zip(known, digests, strict=True)
+                replace(loaded, digest=found) for loaded, found in zip(known, digests, strict=True)
             ]
 
     def write(self, out: Path) -> None:
@@ -66,7 +66,7 @@ def _rows(
     schema: pa.Schema,
 ) -> list[RowsInMemory]:
     photos = [row.photo for row in rows]
-    by_time = "blake2b" not in schema.names
+    by_time = "digest" not in schema.names
     columns = {
         "id": first_id + np.arange(len(rows), dtype=np.int64),
         "key": [photo.key for photo in photos],
@@ -76,7 +76,7 @@ def _rows(
         "size": [photo.size for photo in photos],
         "modified": [photo.modified for photo in photos],
         "caption_modified": [photo.captions_state(by_time) for photo in photos],
-        "blake2b": [row.blake2b for row in rows],
+        "digest": [row.digest for row in rows],
     }
     columns = {name: columns[name] for name in schema.names}
     return [RowsInMemory(vectors, pa.Table.from_pydict(columns, schema=schema))]

@@ -21,6 +21,7 @@ import torch
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.files import cache_folder
+from data.numbers import rounded
 from retrieval.json_files import write_json
 from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
@@ -106,13 +107,13 @@ class CostProfile:
         gflops = {size: self.gflops(size) for size in allowed}
         fits = set(allowed)
         cheapest = max(allowed)
-        costs = f"{gflops[cheapest]:.3g} GFLOPs"
+        costs = f"{rounded(gflops[cheapest], 3)} GFLOPs"
         if patch_size.max_gflops is not None:
             fits &= {size for size in allowed if gflops[size] <= patch_size.max_gflops}
         if patch_size.max_ms is not None:
             ms = self.ms(allowed)
             fits &= {size for size in allowed if ms[size] <= patch_size.max_ms}
-            costs += f" and {ms[cheapest]:.3g} ms"
+            costs += f" and {rounded(ms[cheapest], 3)} ms"
         if not fits:
             asked = ", ".join(
                 f"{name} {value:g}"

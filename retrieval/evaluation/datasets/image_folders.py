@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.errors import UsageError
-from data.image_headers import IMAGE_EXTS, has_image_suffix
+from data.errors import UsageError, check_utf8
+from data.image_headers import IMAGE_EXTS, SYSTEM_FOLDERS, has_image_suffix
 from data.images import decode_image
 from data.problems import BadSample
 
@@ -50,11 +50,14 @@ def find_folder(root: Path, *names: str) -> Path:
 
 
 def class_folders(root: Path) -> list[str]:
-    """The folders below `root`, sorted, but for hidden ones. `UsageError` where there are none."""
+    """The folders below `root`, sorted, but for hidden ones and `SYSTEM_FOLDERS`. `UsageError`
+    where there are none, and for a name that is not UTF-8."""
     found = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    folders = sorted(name for name in found if not name.startswith("."))
+    own = [name for name in found if name.lower() not in SYSTEM_FOLDERS]
+    folders = sorted(name for name in own if not name.startswith("."))
     if not folders:
         raise UsageError(f"{root} has no folders; expected one folder of images per class")
+    check_utf8(*folders)
     return folders
 
 
