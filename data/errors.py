@@ -33,7 +33,10 @@ class Stopped(KeyboardInterrupt):
 
 
 # A disk that is full, read-only or failing, and what may not be written.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+_REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 def refusal_of_disk(error: BaseException) -> str | None:

@@ -1,14 +1,18 @@
 """This program's own files: written atomically, checksummed, cached."""
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -39,15 +43,36 @@ def make_folder(path: str | Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """The file appears whole or not at all; of several writers at once, the last wins."""
+    """The file appears whole or not at all; of several writers at once, the last wins.
+
+    A process's first write in a folder removes what killed writers left there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "wb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@lru_cache(4096)
+def _sweep(folder: Path) -> None:
+    """Remove temporary files whose writer is gone: nobody holds their lock, which goes with its
+    process. A writer locks its file at once, but those of the last seconds are left alone."""
+    for entry in os.scandir(folder):
+        if _TEMPORARY.fullmatch(entry.name):
+            with suppress(OSError), open(entry.path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(file.fileno()).st_mtime > 5:
+                    os.unlink(entry.path)
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
 
 
 def write_text_atomically(path: Path, text: str) -> None:

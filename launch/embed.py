@@ -5,12 +5,13 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import OnError
-from data.errors import exit_on_usage_error
+from data.errors import exit_on_usage_error, make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.model_folder import check_model_folder
 
@@ -43,6 +44,7 @@ def main() -> None:
 
         shards = expand_shards(args.shards, allow_pipe=args.allow_pipe)
         check_model_folder(args.model)
+        make_folder(Path(args.out).absolute().parent)
 
         from contrastive import LitModel, distributed
         from retrieval import embed_shards

@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from data.config import OnError
-from data.errors import UsageError, exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error, make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
@@ -90,6 +90,8 @@ def check(args: Args) -> None:
         source = read_manifest(args.embeddings)
         if not args.add:
             check_model_folder(args.model or source["model"])
+    if args.images or (args.embeddings and not args.add):
+        make_folder(Path(args.out).absolute().parent)
     if args.add or not (args.embeddings or args.images):
         read_index_manifest(Path(args.out))
 

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY_TOWER
+from full_disk import small_files
 from launcher import deepspeed_command
 
 from contrastive.run.checkpoint import STATE, newest_checkpoint
@@ -20,11 +22,12 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.folder import steps_notice
 from contrastive.run.lock import locked
 from contrastive.text.config import TextConfig
+from contrastive.train import loop
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
 from data.config import DataConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,27 @@ def test_a_run_goes_on_from_the_older_checkpoint_and_ends_as_if_nothing_had_been
     ).read_bytes()
     assert [d.name for d in (run / "checkpoints").glob("step_*")] == ["step_00000004"]
     assert newest_checkpoint(run / "checkpoints") is not None
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_sentence(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_of(trained, tmp_path)
+    shutil.rmtree(run / "checkpoints/step_00000004")
+    save = loop.save_checkpoint
+
+    def save_on_a_full_disk(*arguments: Any) -> None:
+        with small_files(20_000):
+            save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", save_on_a_full_disk)
+        words = r"checkpoint of step 4 cannot be .*full.*step_00000002 stays: make room and resume"
+        with pytest.raises(DataError, match=words):
+            train(config_of(run), resume=True)
+    assert [f.name for f in (run / "checkpoints").glob("step_*")] == ["step_00000002"]
+    train(config_of(run), resume=True)
+    assert newest_checkpoint(run / "checkpoints")[0].name == "step_00000004"  # type: ignore[index]
 
 
 def test_without_a_good_checkpoint_one_sentence_names_all(trained: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a user reads of an error: one line, with the names that the user typed."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -115,3 +116,18 @@ def test_a_disk_that_takes_no_more_is_one_line(by, tmp_path):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(FileNotFoundError), exit_on_usage_error():
         raise FileNotFoundError(2, "No such file or directory", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "file"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "'/a/b'"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/out"), "'a/out'"),
+        (OSError("100 requested and 20 written"), "a file"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(error, file, capsys):
+    with pytest.raises(SystemExit) as stop, exit_on_usage_error(Args):
+        raise error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {file} cannot be written or read (")

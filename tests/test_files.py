@@ -1,6 +1,8 @@
 """Files of the program's own: whole or not at all, and one root for what is cached."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,33 @@ def test_a_file_that_is_not_finished_does_not_appear(tmp_path: Path) -> None:
         write_atomically(file, fail)
     assert os.listdir(file.parent) == ["file"]
     assert file.read_bytes() == b"whole"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """Not what another one is writing."""
+    begin = (
+        "import os, sys, time; from pathlib import Path; from data.files import write_atomically\n"
+        "def write(file):\n"
+        "    file.write(b'half'), file.flush(), print(os.getpid(), flush=True), time.sleep(60)\n"
+        "write_atomically(Path(sys.argv[1]), write)"
+    )
+    command = [sys.executable, "-c", begin, str(tmp_path / "file")]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.stdout.close()
+    writers[0].kill()
+    writers[0].wait()
+    (tmp_path / ".mine").write_text("")
+    for left in tmp_path.glob(".file.*"):
+        os.utime(left, (1, 1))
+    write_atomically(tmp_path / "other", lambda out: out.write(b"whole"))
+    (left,) = tmp_path.glob(".file.*")
+    assert f".{writers[1].pid}-" in left.name
+    assert {file.name for file in tmp_path.iterdir()} == {left.name, ".mine", "other"}
+    writers[1].kill()
+    writers[1].wait()
 
 
 def test_digests_tell_contents_apart(tmp_path: Path) -> None:

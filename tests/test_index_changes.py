@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from full_disk import small_files
 from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
@@ -343,6 +344,23 @@ def test_damage_is_not_written_anew(first: Path, second: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"image_0001\.index is damaged"):
         add_embeddings(index, second)
     assert (index / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("max_bytes", [70_000, 150_000])
+def test_a_full_disk_leaves_the_index_as_it_was(
+    max_bytes: int, first: Path, second: Path, tmp_path: Path
+) -> None:
+    """Whether it is the metadata or the vectors that do not fit."""
+    index = tmp_path / "index"
+    build_index(first, index, index_type="flat", device="cpu")
+    delete_ids(index, [0])
+    before = (index / "manifest.json").read_bytes()
+    with small_files(max_bytes), pytest.raises((UsageError, OSError)) as refused:
+        compact_index(index, "cpu")
+    assert isinstance(refused.value, OSError) or "is the disk full?" in str(refused.value)
+    assert (index / "manifest.json").read_bytes() == before
+    assert len(Snapshot.open(index)) == 1499
+    compact_index(index, "cpu")
 
 
 def test_damaged_tombstones_are_noticed(first: Path, tmp_path: Path) -> None:

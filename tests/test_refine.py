@@ -171,6 +171,17 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     for id, vector in vectors.get(locations, FINE).items():
         np.testing.assert_allclose(vector, expected[id], atol=1e-6)
 
+    few = dict([*locations.items()][:3])
+    data = bytearray(file.read_bytes())
+    at = data.index(expected[hits[0].id].tobytes()[:64])
+    data[at + 2] ^= 1
+    file.write_bytes(data)  # a flipped bit: that vector is computed again
+    again = FineVectors(tiny_model, file)
+    found = again.get(few, FINE)
+    assert again.num_encoded == 1
+    for id, vector in found.items():
+        np.testing.assert_allclose(vector, expected[id], atol=1e-6)
+
     tiny_model.save_pretrained(tmp_path / "model")
     other = LitModel.from_pretrained(tmp_path / "model")
     other.feature_mean += 0.1

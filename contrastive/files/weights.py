@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from data.errors import UsageError
@@ -36,6 +36,14 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
         if file.is_file() and file_digest(file) != noted:
             raise UsageError(f"{file} is damaged: it is not what was saved")
     return config
+
+
+def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """A safetensors file. Raises `UsageError` where the disk does not take it."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file)
+    except SafetensorError as error:
+        raise UsageError(f"{file} cannot be written: {error}") from error
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

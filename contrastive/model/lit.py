@@ -16,10 +16,15 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contrastive.files.weights import load_weights, read_config, read_weights, write_config
+from contrastive.files.weights import (
+    load_weights,
+    read_config,
+    read_weights,
+    write_config,
+    write_weights,
+)
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.text.encoder import TextEncoder
@@ -256,7 +261,7 @@ class LitModel(nn.Module, ModelHubMixin):
             "card": asdict(self.card),
         }
         with replaced_folder(folder) as part:
-            save_file(state, part / "model.safetensors")
+            write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
             self.text.encoder.tower.save_tokenizer(part)
             write_config(part, config)

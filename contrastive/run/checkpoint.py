@@ -34,7 +34,10 @@ def check_finite(step: int, module: nn.Module) -> None:
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict[str, Any]) -> None:
-    """Save after `step` optimiser steps and drop all but the newest `keep`. All ranks call it."""
+    """Save after `step` optimiser steps and drop all but the newest `keep`. All ranks call it.
+
+    Raises `DataError` where the disk does not take it.
+    """
     tag = f"step_{step:08d}"
     if distributed.is_main():
         # What a kill in mid-save left, of any number of ranks, and what a resume from an older one
@@ -43,7 +46,17 @@ def save_checkpoint(engine: Any, folder: Path, step: int, keep: int, extra: dict
             if left.name == tag or not (left / STATE).exists():
                 _remove(left)
     distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # torch's writer of archives has no error of its own
+        shutil.rmtree(folder / tag, ignore_errors=True)
+        newest = [checkpoint.name for checkpoint in complete_checkpoints(folder)][-1:]
+        raise DataError(
+            f"the checkpoint of step {step} cannot be written to {folder} (is the disk full?); "
+            f"{f'{newest[0]} stays: make room and resume from it' if newest else 'none is there'}"
+        ) from error
     distributed.barrier()
     if distributed.is_main():
         files = {f.name: f.stat().st_size for f in (folder / tag).iterdir() if f.is_file()}

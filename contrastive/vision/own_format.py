@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from contrastive.files.weights import load_weights, read_config, read_weights, write_config
+from contrastive.files.weights import (
+    load_weights,
+    read_config,
+    read_weights,
+    write_config,
+    write_weights,
+)
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -23,9 +27,7 @@ def save_vision_tower(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"format": 1, "vision": tower.describe(), **(facts or {})}
-    save_file(
-        {k: v.contiguous() for k, v in tower.state_dict().items()}, folder / "model.safetensors"
-    )
+    write_weights(folder / "model.safetensors", tower.state_dict())
     write_config(folder, config)
 
 

@@ -69,7 +69,13 @@ def write_segment(
         file = index_file(folder, patch_size, number)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")
+        try:
         faiss.write_index(index, str(part))
+            whole = _read(part).ntotal == count  # FAISS does not say so where closing fails
+        except (RuntimeError, UsageError):
+            whole = False
+        if not whole:
+            raise UsageError(f"{part} cannot be written; is the disk full?")
         part.replace(file)
     files = segment_files(folder, number, patch_sizes)
     entry = SegmentEntry(

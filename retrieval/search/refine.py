@@ -1,12 +1,14 @@
 """Coarse to fine: fine vectors of the candidates only, computed on demand and cached, and how they
 rank together with the coarse ones.
 
-Computed vectors are kept in a small SQLite file for later searches, threads and programs.
+Computed vectors are kept in a small SQLite file for later searches, threads and programs, each with
+a checksum behind it; what is damaged is computed again, as are vectors by 0.1.0, which had none.
 """
 
 import sqlite3
 import threading
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -116,18 +118,31 @@ class FineVectors:
                 part = ids[start : start + 500]
                 marks = ",".join("?" * len(part))
                 query = f"SELECT id, vector FROM fine WHERE patch_size = ? AND id IN ({marks})"
-                for id, blob in self._database.execute(query, (patch_size, *part)):
-                    found[id] = np.frombuffer(blob, np.float32)
+                try:
+                    rows = self._database.execute(query, (patch_size, *part)).fetchall()
+                except sqlite3.DatabaseError:  # damaged
+                    return {}
+                for id, blob in rows:
+                    if blob == _checked(patch_size, id, blob[:-4]):
+                        found[id] = np.frombuffer(blob[:-4], np.float32)
         return {id: vector for id, vector in found.items() if len(vector) == self._width}
 
     def _keep(self, vectors: Mapping[int, np.ndarray], patch_size: int) -> None:
         """Add vectors, and forget the oldest above the limit."""
-        rows = [(patch_size, id, v.astype(np.float32).tobytes()) for id, v in vectors.items()]
-        with self._lock, suppress(sqlite3.OperationalError):  # a full disk costs only the cache
+        rows = [
+            (patch_size, id, _checked(patch_size, id, vector.astype(np.float32).tobytes()))
+            for id, vector in vectors.items()
+        ]
+        # a full disk, or a damaged file, costs only the cache
+        with self._lock, suppress(sqlite3.DatabaseError):
             self._database.executemany("INSERT OR REPLACE INTO fine VALUES (?, ?, ?)", rows)
             newest = "SELECT max(rowid) - ? FROM fine"
             self._database.execute(f"DELETE FROM fine WHERE rowid <= ({newest})", (self._max_kept,))
             self._database.commit()
+
+
+def _checked(patch_size: int, id: int, vector: bytes) -> bytes:
+    return vector + zlib.crc32(vector, zlib.crc32(f"{patch_size} {id}".encode())).to_bytes(4, "big")
 
 
 def _open(file: Path | None, image_fingerprint: str) -> sqlite3.Connection:
