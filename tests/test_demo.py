@@ -64,6 +64,7 @@ def demo(
     shutil.copy(next(emoji_shards.glob("train/*.tar")), photos / "0000.tar")
     for number, file in enumerate((photos / "a.jpg", here / "holiday.jpg", here / "photo.jpg")):
         Image.new("RGB", (60, 40), (90 * number, 60, 20)).save(file)
+    shutil.copytree(photos, here / "moved/photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         yield here
