@@ -11,7 +11,8 @@ import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import OnError
-from data.errors import exit_on_usage_error, make_folder
+from data.errors import exit_on_usage_error
+from data.files import make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.model_folder import check_model_folder
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import tyro
 
 from data.config import OnError
-from data.errors import UsageError, exit_on_usage_error, make_folder
+from data.errors import UsageError, exit_on_usage_error
+from data.files import make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice

@@ -70,7 +70,7 @@ def write_segment(
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")
         try:
-        faiss.write_index(index, str(part))
+            faiss.write_index(index, str(part))
             whole = _read(part).ntotal == count  # FAISS does not say so where closing fails
         except (RuntimeError, UsageError):
             whole = False
