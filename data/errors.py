@@ -1,7 +1,6 @@
 """Errors that the user can fix: one sentence, no traceback."""
 
 import dataclasses
-import errno
 import os
 import re
 import signal
@@ -43,17 +42,10 @@ def make_folder(path: str | Path) -> None:
         raise UsageError(f"out {path} cannot be written in")
 
 
-# A full, read-only or foreign disk; numpy says that it wrote too little without a number.
-_DISK = {
-    None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
-    errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
-
-
 @contextmanager
 def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
-    """Turn a `UsageError`, a `DataError` and what a disk refuses into one line on stderr and exit
-    status 2, and Ctrl-C into one line and status 130.
+    """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2, and Ctrl-C
+    into one line and status 130.
 
     flags: the dataclasses that the program's flags fill (nested ones are found), and names of
     flags besides. These names become flags in the message: `data.num_workers -1` is printed
@@ -71,22 +63,14 @@ def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
             message = with_flags(str(stop) or "interrupted", _names(flags))
             print(message, file=sys.stderr, flush=True)
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
-    except (UsageError, DataError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _DISK:
-            raise
+    except (UsageError, DataError) as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
             time.sleep(4)
         where = "" if rank == "0" else f" (rank {rank})"
-        message = with_flags(_sentence(error), _names(flags))
+        message = with_flags(str(error), _names(flags))
         print(f"error{where}: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def _names(flags: Iterable[type | str]) -> list[str]:

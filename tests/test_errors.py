@@ -1,8 +1,6 @@
 """What a user reads of an error: one line, with the names that the user typed."""
 
-import errno
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -68,22 +66,3 @@ def test_an_interrupt_is_one_line_of_rank_0(error, status, said, capsys, monkeyp
             raise error
         assert stopped.value.code == status
         assert capsys.readouterr().err == (said if rank == "0" else "")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "a/out"), "a/out: Permission denied"),
-        (OSError("100 requested and 20 written"), "100 requested and 20 written"),
-    ],
-)
-def test_what_a_disk_refuses_is_one_line(error, said, capsys):
-    with pytest.raises(SystemExit) as stop, exit_on_usage_error(Args):
-        raise error
-    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {said}\n")
-
-
-def test_an_error_of_the_program_keeps_its_traceback():
-    with pytest.raises(FileNotFoundError), exit_on_usage_error(Args):
-        Path("/no/such/file").read_bytes()
