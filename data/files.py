@@ -64,12 +64,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def _sweep(folder: Path) -> None:
     """Remove temporary files whose writer is gone: nobody holds their lock, which goes with its
     process. A writer locks its file at once, but those of the last seconds are left alone."""
-    for entry in os.scandir(folder):
-        if _TEMPORARY.fullmatch(entry.name):
-            with suppress(OSError), open(entry.path, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(file.fileno()).st_mtime > 5:
-                    os.unlink(entry.path)
+    names: list[str] = []
+    with suppress(OSError):  # a folder that may be written in, but not listed
+        names = [name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]
+    for name in names:
+        with suppress(OSError), open(folder / name, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(file.fileno()).st_mtime > 5:
+                (folder / name).unlink()
 
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.images import decode_image
 from data.problems import BadSample
-from data.shards.location import ImageLocation, read_image
+from data.shards.location import ImageChangedError, ImageLocation, read_image
 
 MAX_SIDE = 1024  # pixels of a thumbnail
 MAX_STORED_PIXELS = 100_000_000
@@ -35,6 +35,8 @@ class Thumbnails:
             return kept
         try:
             data = read_image(location)
+        except ImageChangedError:  # which says nothing of its shard's other images
+            return None
         except (OSError, ValueError):
             with self._lock:
                 if len(self._lost) >= MAX_LOST:
