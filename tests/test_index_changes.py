@@ -329,7 +329,9 @@ def flip(file: Path, place: float = 0.5) -> None:
     file.write_bytes(data)
 
 
-def test_damage_is_not_written_anew(first: Path, second: Path, tmp_path: Path) -> None:
+def test_damage_is_not_written_anew(
+    first: Path, second: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
     """A merge would give damaged vectors and rows a good digest."""
     for number, name in enumerate((f"patch_{PATCH}/image.index", "metadata/metadata_0000.arrow")):
         index = tmp_path / f"index{number}"
@@ -341,8 +343,9 @@ def test_damage_is_not_written_anew(first: Path, second: Path, tmp_path: Path) -
     add_embeddings(index, second)  # a segment of its own, which is good
     flip(index / f"patch_{PATCH}" / "image_0001.index")
     before = (index / "manifest.json").read_bytes()
+    third = write_embeddings(tmp_path / "third", tiny_model, model_dir, (300,), seed=2)
     with pytest.raises(UsageError, match=r"image_0001\.index is damaged"):
-        add_embeddings(index, second)
+        add_embeddings(index, third)
     assert (index / "manifest.json").read_bytes() == before
 
 
