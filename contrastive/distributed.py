@@ -1,7 +1,10 @@
 """The only module that talks to `torch.distributed`. Everything works on one process without it."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -10,9 +13,33 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from contrastive.launch_context import end_with_launcher, take_arguments
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 
 T = TypeVar("T")
+
+# How long ranks wait for one that hangs: above any step, save or compilation. DeepSpeed's variable.
+TIMEOUT = timedelta(minutes=int(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
+PATIENCE = timedelta(days=7)  # at the end of work of which some ranks have more than others
+ROLL_CALL = timedelta(seconds=20)
+
+_patient_group: Any = None
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Within this context this process is one of the ranks that the launcher started.
+
+    Raises `DataError` where another rank hangs or is gone. (On GPUs NCCL's own watchdog ends a
+    process that waits for a hanging one, in its own words.)
+    """
+    try:
+        init_from_launcher()
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        raise DataError(_silence(str(error))) from error
+    shutdown()
 
 
 def init_from_launcher() -> None:
@@ -29,7 +56,36 @@ def init_from_launcher() -> None:
     import deepspeed
 
     _spare_kernel()
-    deepspeed.init_distributed(dist_backend=_backend())
+    try:
+        deepspeed.init_distributed(dist_backend=_backend(), timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT", "29500")
+        raise UsageError(
+            f"port {port} is taken, maybe by another training on this machine; give this one its "
+            f"own: deepspeed --master_port {int(port) + 1} ..."
+        ) from error
+    if world_size() > 1:
+        global _patient_group
+        _patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _silence(error: str) -> str:
+    """One sentence for what a collective met: which ranks do not answer, and what to do."""
+    if "imed out" not in error:
+        return "another rank is gone, whose own message says why; what was saved is kept"
+    silent = "another rank"
+    if _patient_group is not None:
+        try:
+            dist.monitored_barrier(_patient_group, ROLL_CALL, wait_all_ranks=True)
+        except RuntimeError as names:
+            if found := re.search(r"Ranks? ([\d, ]+) failed to pass", str(names)):
+                silent = f"rank {found[1]}"
+    return (
+        f"{silent} did not answer for {TIMEOUT.total_seconds() / 60:g} minutes (DEEPSPEED_TIMEOUT "
+        "sets how many); it hangs or its machine is gone; what was saved is kept"
+    )
 
 
 def ensure_group() -> None:
@@ -92,8 +148,11 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def barrier() -> None:
-    if world_size() > 1:
+def barrier(patient: bool = False) -> None:
+    """Wait for all ranks. patient: after work that takes some of them much longer than others."""
+    if patient and _patient_group is not None:
+        dist.barrier(_patient_group)
+    elif world_size() > 1:
         dist.barrier()
 
 
@@ -139,7 +198,8 @@ class LaggingMax:
     """
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size() > 1 else None
+        self._group: Any = group
         self._under_way: tuple[Any, Tensor] | None = None
 
     def __call__(self, own: int) -> int:

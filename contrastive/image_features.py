@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from contrastive import distributed
 from contrastive.vision.tower import VisionTower
@@ -19,9 +18,10 @@ from data.cache.captions import CaptionCache
 from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
 from data.config import DataConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.pipeline.reader import ShardReader
 from data.pipeline.workers import outlive_signals
+from data.progress import Progress
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
 
@@ -32,14 +32,12 @@ IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
 @torch.no_grad()
 def compute_features(
-    tower: VisionTower, reader: ShardReader, patch_sizes: Sequence[int]
-) -> Iterator[tuple[EvalBatch, dict[int, Float[Tensor, "b d"]]]]:
-    """Raw tower features at several patch sizes in one pass over the pixels, float32 on the CPU."""
-    device = next(tower.parameters()).device
-    for batch in reader:
-        assert batch.images is not None
-        images = batch.images.to(device, non_blocking=True)  # once, for all patch sizes
-        yield batch, {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
+    tower: VisionTower, batch: EvalBatch, patch_sizes: Sequence[int]
+) -> dict[int, Float[Tensor, "b d"]]:
+    """Raw tower features at several patch sizes, float32 on the CPU."""
+    assert batch.images is not None
+    images = batch.images.to(next(tower.parameters()).device, non_blocking=True)  # once, for all
+    return {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
 
 
 def in_parts(
@@ -151,7 +149,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         max_pixels=cfg.max_pixels,
         index_dir=cfg.index_dir,
     )
-    own = tqdm(
+    own = Progress(
         _own_share(range(len(shards))),
         "checking cached features",
         unit="shard",
@@ -167,7 +165,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         mine = _own_share(missing)
         sizes = sorted({size for _, work in missing for s in work.values() for size in s})
         summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)
-        with tqdm(
+        with Progress(
             total=sum(
                 s.num_samples * len(work) for s, (_, work) in zip(summaries, mine, strict=True)
             ),
@@ -177,7 +175,7 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         ) as bar:
             for work, group in groupby(mine, key=lambda item: item[1]):
                 _compute_shards(tower, cfg, cache, shards, [n for n, _ in group], work, bar)
-        distributed.barrier()
+        distributed.barrier(patient=True)
     return cache
 
 
@@ -192,10 +190,11 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
         num_workers=cfg.num_workers,
         worker_init_fn=outlive_signals,
     )
-    for done in tqdm(jobs, "captions", unit="shard", delay=2, disable=not distributed.is_main()):
-        if isinstance(done, UsageError):
+    quiet = not distributed.is_main()
+    for done in Progress(jobs, "captions", unit="shard", delay=2, disable=quiet):
+        if done is not None:
             raise done
-    distributed.barrier()
+    distributed.barrier(patient=True)
 
 
 class _TextJobs(torch.utils.data.Dataset):
@@ -207,12 +206,12 @@ class _TextJobs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, number: int) -> UsageError | None:
+    def __getitem__(self, number: int) -> UsageError | DataError | None:
         if number >= len(self):
             raise IndexError
         try:
             self._cache.write(self._shards[number])
-        except UsageError as error:
+        except (UsageError, DataError) as error:
             return error
         return None
 
@@ -232,26 +231,22 @@ def _compute_shards(
     shards: list[str],
     numbers: list[int],
     work: Work,
-    bar: tqdm,
+    bar: Progress,
 ) -> None:
     """Compute the same work for some shards, each written as soon as its last sample is done."""
     for view, sizes in work.items():
         reader = _reader(tower, cfg, [shards[n] for n in numbers], view)
-        waiting = list(numbers)
-        batches = compute_features(tower, reader, sizes)
-        for position, group in groupby(batches, key=lambda item: item[0].shard):
-            while waiting[0] != numbers[position]:
-                _write(cache, tower, waiting.pop(0), view, sizes, [])
-            done = []
-            for batch, features in group:
-                done.append((batch.keys, features))
+        done: list[tuple[list[str], dict[int, Tensor]]] = []
+        for position, batch, last in reader.steps():
+            if batch is not None:
+                done.append((batch.keys, compute_features(tower, batch, sizes)))
                 bar.update(len(batch.keys))
-            _write(cache, tower, waiting.pop(0), view, sizes, done)
-        for without_samples in waiting:
-            _write(cache, tower, without_samples, view, sizes, [])
+            if last:
+                _write(cache, tower, numbers[position], view, sizes, done)
+                done = []
         if reader.errors:
             kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in reader.errors.items())
-            tqdm.write(f"skipped while reading images: {kinds}")
+            Progress.write(f"skipped while reading images: {kinds}")
 
 
 def _write(

@@ -85,6 +85,7 @@ class EvalBatch:
     indices: Int[Tensor, " b"]  # number of the sample in its shard
     offsets: Int[Tensor, " b"]  # of the image member in the tar, bytes
     sizes: Int[Tensor, " b"]  # of the image member, bytes
+    digests: Int[Tensor, " b"] | None = None  # `image_digest` of its bytes; None where not asked
 
     def __len__(self) -> int:
         return len(self.keys)

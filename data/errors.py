@@ -1,6 +1,7 @@
 """Errors that the user can fix: one sentence, no traceback."""
 
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -42,10 +43,37 @@ def make_folder(path: str | Path) -> None:
         raise UsageError(f"out {path} cannot be written in")
 
 
+# A disk that is full, read-only or failing, and what may not be written.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+def refusal_of_disk(error: BaseException) -> str | None:
+    """One sentence where an error says that a disk did not take what was written, else None.
+
+    Libraries raise errors of their own, with the number of the system's error in the text; numpy
+    counts the bytes that were written.
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        found = re.search(r"\b(?:errno|os error) (\d+)", str(error), re.IGNORECASE)
+        if found:
+            number = int(found[1])
+        elif re.search(r"\d+ requested and \d+ written", str(error)):
+            number = errno.ENOSPC
+    if number not in _REFUSALS:
+        return None
+    file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    what = f"{os.fspath(file)!r}" if isinstance(file, str | os.PathLike) else "a file"
+    return (
+        f"{what} cannot be written or read ({os.strerror(number)}); what is complete stays, so "
+        "mend that and start again"
+    )
+
+
 @contextmanager
 def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
-    """Turn a `UsageError` or `DataError` into one line on stderr and exit status 2, and Ctrl-C
-    into one line and status 130.
+    """Turn a `UsageError`, a `DataError` or a disk's refusal into one line on stderr and exit
+    status 2, and Ctrl-C into one line and status 130.
 
     flags: the dataclasses that the program's flags fill (nested ones are found), and names of
     flags besides. These names become flags in the message: `data.num_workers -1` is printed
@@ -63,12 +91,16 @@ def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
             message = with_flags(str(stop) or "interrupted", _names(flags))
             print(message, file=sys.stderr, flush=True)
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
-    except (UsageError, DataError) as error:
+    except Exception as error:
+        told = isinstance(error, UsageError | DataError)
+        sentence = str(error) if told else refusal_of_disk(error)
+        if sentence is None:
+            raise
         rank = os.environ.get("RANK", "0")
         if rank != "0":
             time.sleep(4)
         where = "" if rank == "0" else f" (rank {rank})"
-        message = with_flags(str(error), _names(flags))
+        message = with_flags(sentence, _names(flags))
         print(f"error{where}: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -2,14 +2,15 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def cache_folder(name: str) -> Path:
@@ -63,14 +64,31 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        if not folder.exists():
-            part.rename(folder)
-        elif not _exchange(part, folder):
-            folder.rename(old)
-            part.rename(folder)
+        replace_folder(part, folder)
     finally:
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Let a folder take the place of another, which goes, or of none; as `replaced_folder`."""
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists():
+        new.rename(folder)
+    elif _exchange(new, folder):
+        shutil.rmtree(new)
+    else:
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """A file under a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copy2(file, to)
 
 
 def _exchange(one: Path, two: Path) -> bool:
@@ -91,3 +109,26 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def bytes_digest(*parts: bytes) -> str:
+    """BLAKE2b of bytes, one part after another, hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to become JSON, with a digest of itself by which `is_intact` tells damage."""
+    return {**values, "blake2b": _json_digest(values)}
+
+
+def is_intact(values: Mapping[str, Any]) -> bool:
+    """Whether `values`, read from JSON, are as they were `sealed`; False for what was not."""
+    rest = {name: value for name, value in values.items() if name != "blake2b"}
+    return values.get("blake2b") == _json_digest(rest)
+
+
+def _json_digest(values: Mapping[str, Any]) -> str:
+    return bytes_digest(json.dumps(values, sort_keys=True).encode())

@@ -87,7 +87,7 @@ def main() -> None:
     run_stage(
         "embedding every drawing", out / "embeddings",
         "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
-        f"{data}/*/*.tar", "--patch-sizes", "28", "--out", f"{out}/embeddings",
+        f"{data}/*/*.tar", "--patch-sizes", "28", "56", "--out", f"{out}/embeddings",
     )  # fmt: skip
     run_stage(
         "index", index,

@@ -47,25 +47,25 @@ def main() -> None:
         from contrastive import LitModel, distributed
         from retrieval import embed_shards
 
-        distributed.init_from_launcher()
-        manifest = embed_shards(
-            LitModel.from_pretrained(args.model, device=distributed.device()),
-            shards,
-            args.patch_sizes,
-            args.out,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            on_error=args.on_error,
-            allow_pipe=args.allow_pipe,
-            model_dir=args.model,
-        )
-    if distributed.is_main():
-        skipped = ", ".join(f"{kind} {n:,}" for kind, n in manifest["errors"].items()) or "none"
-        print(
-            f"{args.out}: {manifest['count']:,} images at patch "
-            f"{', '.join(map(str, manifest['patch_sizes']))}; skipped: {skipped}"
-        )
-    distributed.shutdown()
+        with distributed.launched():
+            manifest = embed_shards(
+                LitModel.from_pretrained(args.model, device=distributed.device()),
+                shards,
+                args.patch_sizes,
+                args.out,
+                batch_size=args.batch_size,
+                num_workers=args.num_workers,
+                on_error=args.on_error,
+                allow_pipe=args.allow_pipe,
+                model_dir=args.model,
+            )
+            if distributed.is_main():
+                errors = manifest["errors"]
+                skipped = ", ".join(f"{kind} {n:,}" for kind, n in errors.items()) or "none"
+                print(
+                    f"{args.out}: {manifest['count']:,} images at patch "
+                    f"{', '.join(map(str, manifest['patch_sizes']))}; skipped: {skipped}"
+                )
 
 
 if __name__ == "__main__":

@@ -30,16 +30,15 @@ def main() -> None:
         from contrastive import distributed
         from contrastive.flexify.loop import flexify
 
-        distributed.init_from_launcher()
-        if drawings and distributed.is_main():
-            from data.emoji.build import build_emoji
+        with distributed.launched():
+            if drawings and distributed.is_main():
+                from data.emoji.build import build_emoji
 
-            build_emoji(default_data())
-        distributed.barrier()
-        folder = flexify(cfg, resume=resume)
-        if distributed.is_main():
-            print(f"tower: {folder / 'model'}")
-        distributed.shutdown()
+                build_emoji(default_data())
+            distributed.barrier(patient=True)
+            folder = flexify(cfg, resume=resume)
+            if distributed.is_main():
+                print(f"tower: {folder / 'model'}")
 
 
 if __name__ == "__main__":

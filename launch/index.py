@@ -5,12 +5,13 @@
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
 
-With --images, running it again picks up new, changed and deleted photos. An index can be changed
-while it is being searched.
+With --images, running it again picks up new, changed and deleted photos, and a folder that was
+moved. An index can be changed while it is being searched.
 """
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class Args:
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
     """With --images: patch sizes in pixels. Empty: all of the model's."""
+    prune: bool = False
+    """With --images: drop photos of folders that are empty, missing or cannot be listed."""
     add: bool = False
     """Add the embeddings to an existing index."""
     delete: tuple[int, ...] = ()
@@ -56,7 +59,7 @@ class Args:
     num_workers: int = NUM_WORKERS
     """With --images: loader processes."""
     on_error: OnError = "skip"
-    """With --images: skip and count unreadable photos, or stop at the first."""
+    """With --images: skip and count unreadable photos and captions, or stop at the first."""
 
 
 def parse() -> Args:
@@ -72,6 +75,8 @@ def check(args: Args) -> None:
         raise UsageError("give --embeddings or --images, not both")
     if args.add and not args.embeddings:
         raise UsageError("--add needs --embeddings")
+    if args.prune and not args.images:
+        raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
     if not (args.embeddings or args.images or args.delete or args.compact):
@@ -118,13 +123,31 @@ def _index_photos(args: Args) -> None:
     report = index_photos(
         args.images, args.model, args.out, args.patch_sizes, args.index_type, args.device,
         args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
+        prune=args.prune,
     )  # fmt: skip
-    skipped = ", ".join(f"{kind} {n:,}" for kind, n in report.errors.items()) or "none"
+    if report.moved_from:
+        print(f"{args.out}: its photos were in {report.moved_from}, now in {args.images}")
+    known = f" ({report.known:,} of these known and not embedded again)" if report.known else ""
     print(
-        f"{args.out}: {report.added:,} new, {report.changed:,} changed, {report.gone:,} gone, "
-        f"{report.unchanged:,} as before; skipped: {skipped}"
+        f"{args.out}: {report.added:,} new, {report.changed:,} changed{known}, "
+        f"{report.gone:,} gone, {report.unchanged:,} as before; skipped: {_by_kind(report.errors)}"
     )
+    if report.captions:
+        print(f"{args.out}: captions that cannot be used: {_by_kind(report.captions)}")
+    if report.left_out:
+        print(f"{args.out}: left out: {_by_kind(report.left_out)}")
+    if report.kept:
+        first = report.kept_folders[0] or args.images
+        print(
+            f"{args.out}: kept {report.kept:,} photos of folders that are empty, missing or cannot "
+            f"be listed ({first}{', ...' if len(report.kept_folders) > 1 else ''}); --prune drops "
+            "them"
+        )
     print(f"{args.out}: {report.reason}")
+
+
+def _by_kind(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {n:,}" for kind, n in counts.items()) or "none"
 
 
 if __name__ == "__main__":

@@ -56,16 +56,15 @@ def main() -> None:
         from contrastive import distributed
         from contrastive.train.loop import train
 
-        distributed.init_from_launcher()
-        if drawings and distributed.is_main():
-            from data.emoji.build import build_emoji
+        with distributed.launched():
+            if drawings and distributed.is_main():
+                from data.emoji.build import build_emoji
 
-            build_emoji(default_data())
-        distributed.barrier()
-        folder = train(cfg, evaluators(cfg), resume=resume)
-        if distributed.is_main():
-            print(f"model: {folder / 'model'}")
-        distributed.shutdown()
+                build_emoji(default_data())
+            distributed.barrier(patient=True)
+            folder = train(cfg, evaluators(cfg), resume=resume)
+            if distributed.is_main():
+                print(f"model: {folder / 'model'}")
 
 
 if __name__ == "__main__":

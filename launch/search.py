@@ -5,7 +5,7 @@
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
-A query that is the path of an image searches by that image.
+A query that is the path of an image searches by that image; quote texts, or each word is a query.
 """
 
 import json
@@ -20,10 +20,11 @@ from data.errors import UsageError, exit_on_usage_error
 from retrieval.index.config import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.model_folder import check_model_folder
-from retrieval.search.config import CANDIDATES, Budget
+from retrieval.search.config import CANDIDATES, Budget, picture_format
 from retrieval.search.query_images import names_image, read_query_image
 
 if TYPE_CHECKING:
+    from contrastive import LitModel
     from retrieval import Hit
 
 
@@ -57,11 +58,13 @@ class Args:
     model: str | None = None
     """A model with the same image tower, instead of the index's own."""
     picture: str = ""
-    """Write a contact sheet to this PNG."""
+    """Write a contact sheet to this file: .png, .jpg or .webp."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
     device: Device = "auto"
     """Where to search."""
+    check: bool = False
+    """Read the whole index first and refuse a damaged one."""
 
 
 def main() -> None:
@@ -81,7 +84,9 @@ def main() -> None:
             raise UsageError(
                 "--query-patch-size is for images; texts are looked for at --patch-size"
             )
-        read_index_manifest(Path(args.index))
+        if args.picture:
+            picture_format(args.picture)
+        photos = read_index_manifest(Path(args.index)).images
         if args.model is not None:
             check_model_folder(args.model)
         found = search(args, are_images, budget)
@@ -92,8 +97,15 @@ def main() -> None:
         if args.picture:
             from retrieval import contact_sheet
 
-            contact_sheet(args.queries, found, args.picture)
+            lost = contact_sheet(args.queries, found, args.picture).info["lost"]
             print(args.picture, file=sys.stderr)
+            if lost:
+                moved = f"; if {photos} was moved, index.py --images says where it is now"
+                print(
+                    f"{args.picture}: {lost:,} images cannot be found or read"
+                    f"{moved if photos and not Path(photos).is_dir() else ''}",
+                    file=sys.stderr,
+                )
 
 
 def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[list[Hit]]":
@@ -103,7 +115,8 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
 
     where = parse_where(args.where) if args.where else None
     read = [read_query_image(q) if i else q for q, i in zip(args.queries, are_images, strict=True)]
-    searcher = Searcher.load(args.index, args.model, args.device)
+    searcher = Searcher.load(args.index, args.model, args.device, args.check)
+    say_how_texts_are_read(args.queries, are_images, searcher.model)
     found: list[list[Hit]] = [[] for _ in read]
     for by_image in (False, True):
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
@@ -118,6 +131,22 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
     return found
+
+
+def say_how_texts_are_read(
+    queries: tuple[str, ...], are_images: list[bool], model: "LitModel"
+) -> None:
+    """A line on stderr for each text whose end is not read, or which names a folder."""
+    texts = [query for query, is_image in zip(queries, are_images, strict=True) if not is_image]
+    length = model.text.encoder.tower.tokenizer.context_length
+    for text, is_cut in zip(texts, model.cut_texts(texts), strict=True):
+        if is_cut:
+            start = text if len(text) <= 60 else text[:60] + "..."
+            print(f"the end of {start!r} is not searched for: the model reads {length} tokens",
+                  file=sys.stderr)  # fmt: skip
+        if Path(text).is_dir():
+            print(f"{text!r} is searched for as words; for the images of that folder name them, "
+                  f"such as {text}/*.jpg", file=sys.stderr)  # fmt: skip
 
 
 def print_json(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:

@@ -79,7 +79,7 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
     model = LitModel.from_pretrained(args.model, device=device())
     sizes = check_patch_sizes(model, args.patch_sizes)
     costs = measure_costs(model, sizes) if is_main() else []
-    barrier()
+    barrier(patient=True)
     how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error)
     results: list[DatasetResult] = []
     try:
@@ -103,11 +103,10 @@ def main() -> None:
         datasets = open_datasets(args)
         if not Path(args.model, "config.json").is_file():
             raise UsageError(f"model {args.model} is no model folder: it has no config.json")
-        from contrastive.distributed import init_from_launcher, shutdown
+        from contrastive.distributed import launched
 
-        init_from_launcher()
-        evaluate_all(args, datasets)
-        shutdown()
+        with launched():
+            evaluate_all(args, datasets)
 
 
 if __name__ == "__main__":

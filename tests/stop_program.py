@@ -21,11 +21,9 @@ def wait(step: int, _: LitModel) -> dict[str, float]:
 
 
 def main() -> None:
-    with exit_on_usage_error(TrainConfig, "resume"):
-        distributed.init_from_launcher()
+    with exit_on_usage_error(TrainConfig, "resume"), distributed.launched():
         job = json.loads(Path(sys.argv[-1]).read_text())
         train(from_dict(TrainConfig, job["config"]), [wait], resume=job["resume"])
-        distributed.shutdown()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import runpy
 import socket
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,12 +21,12 @@ import torch
 from PIL import Image
 
 from contrastive.model.lit import LitModel
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.images import decode_image
 from data.problems import SampleError
 from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
-from retrieval.embed.partitions import open_vectors
+from retrieval.embed.partitions import metadata_file, open_vectors, vector_file
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
 from retrieval.evaluation.report_json import report_json
@@ -108,7 +111,9 @@ def test_interrupted_work_continues_at_the_first_missing_partition(
     first = partial / "metadata" / "metadata_0000.parquet"
     kept = first.stat().st_ino, first.stat().st_mtime_ns
     Path(shards[1]).write_bytes(good)
-    assert embed_shards(tiny_model, shards, size, out, num_workers=0) == expected
+    found = embed_shards(tiny_model, shards, size, out, num_workers=0)
+    counts = [[p["count"] for p in manifest.pop("partitions")] for manifest in (found, expected)]
+    assert (found, counts[0]) == (expected, counts[1])
     first = out / "metadata" / "metadata_0000.parquet"
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == kept
     assert not partial.exists()
@@ -140,7 +145,7 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
 ) -> None:
     shard = tmp_path / "odd.tar"
     with tarfile.open(shard, "w") as tar:
-        for name in ("a.avif", "b.jp2"):
+        for name in ("a.psd", "b.jp2"):
             tar.addfile(tarfile.TarInfo(name))
     packed = tmp_path / "packed.tar"
     packed.write_bytes(gzip.compress(Path(shards[0]).read_bytes()))
@@ -151,7 +156,7 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
     assert not list(tmp_path.glob("out*"))
     manifest = embed_shards(tiny_model, [*both, shards[0]], size, out, num_workers=0)
     assert manifest["count"] == 5
-    with pytest.raises(SampleError, match=r"a.*only avif \(unknown_suffix\)"):
+    with pytest.raises(SampleError, match=r"a.*only psd \(unknown_suffix\)"):
         embed_shards(tiny_model, both, size, tmp_path / "x", num_workers=0, on_error="raise")
 
 
@@ -169,6 +174,21 @@ def test_embeddings_without_an_image_are_not_indexed(
         build_index(out, tmp_path / "index", device="cpu")
 
 
+def test_embeddings_with_a_flipped_bit_are_not_indexed(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size, out = tiny_model.patch_sizes[0], tmp_path / "out"
+    tiny_model.save_pretrained(tmp_path / "model")
+    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=tmp_path / "model")
+    for file in (vector_file(out, size, 1), metadata_file(out, 2)):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(UsageError, match=f"{file.name} is damaged; embed these shards again"):
+            build_index(out, tmp_path / "index", device="cpu")
+        file.write_bytes(whole)
+    build_index(out, tmp_path / "index", device="cpu")
+
+
 def test_finished_work_is_returned_and_other_work_is_refused(
     tiny_model: LitModel, shards: list[str], tmp_path: Path
 ) -> None:
@@ -182,6 +202,87 @@ def test_finished_work_is_returned_and_other_work_is_refused(
         embed_shards(tiny_model, shards, sizes[:1], out, num_workers=0)
     with pytest.raises(UsageError, match="shards"):
         embed_shards(tiny_model, shards[:2], sizes, out, num_workers=0)
+
+
+def test_a_replaced_shard_is_embedded_again_and_no_other(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size, out = tiny_model.patch_sizes[0], tmp_path / "out"
+
+    def files() -> list[int]:
+        return [metadata_file(out, number).stat().st_ino for number in range(3)]
+
+    embed_shards(tiny_model, shards, [size], out, num_workers=0)
+    before, old = files(), read_all(out, size)
+    os.utime(shards[0], ns=(1, 1))  # a copy: another time, the same bytes
+    embed_shards(tiny_model, shards, [size], out, num_workers=0)
+    assert files() == before
+    write_shard(Path(shards[1]), {f"b{i}": png(900 + i) for i in range(3)})
+    assert embed_shards(tiny_model, shards, [size], out, num_workers=0)["count"] == 12
+    assert [new == inode for new, inode in zip(files(), before, strict=True)] == [True, False, True]
+    vectors, rows = read_all(out, size)
+    assert rows["key"] == old[1]["key"]
+    expected = tiny_model.encode_image([decode_image(png(900), 10_000)], patch_size=size)
+    torch.testing.assert_close(torch.tensor(vectors[5:6]), expected, rtol=0, atol=2e-5)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_work_taken_up_again_embeds_what_was_replaced_meanwhile(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path
+) -> None:
+    size, out = tiny_model.patch_sizes[0], tmp_path / "out"
+    write_shard(Path(shards[2]), {"c0": b"no picture"})
+    with pytest.raises(SampleError):
+        embed_shards(tiny_model, shards, [size], out, num_workers=0, on_error="raise")
+    write_shard(Path(shards[0]), {"new": png(900)})
+    write_shard(Path(shards[2]), {"c0": png(901)})
+    embed_shards(tiny_model, shards, [size], out, num_workers=0, on_error="raise")
+    vectors, rows = read_all(out, size)
+    assert rows["key"] == ["new", "b0", "b1", "b2", "c0"]
+    expected = tiny_model.encode_image([decode_image(png(900), 10_000)], patch_size=size)
+    torch.testing.assert_close(torch.tensor(vectors[:1]), expected, rtol=0, atol=2e-5)
+
+
+def test_a_shard_replaced_while_it_is_embedded_stops_the_work(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = tiny_model.encode_image
+
+    def replace_then_encode(*args: Any, **options: Any) -> torch.Tensor:
+        write_shard(Path(shards[0]), {f"a{i}": png(900 + i) for i in range(5)})
+        return encode(*args, **options)
+
+    monkeypatch.setattr(tiny_model, "encode_image", replace_then_encode)
+    with pytest.raises(DataError, match=r"a\.tar' was replaced while"):
+        embed_shards(tiny_model, shards, [8], tmp_path / "out", num_workers=0)
+
+
+def test_a_remote_shard_is_told_by_the_tag_of_its_store(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    size, out = tiny_model.patch_sizes[0], tmp_path / "out"
+    remote = fsspec.filesystem("memory")
+    for seed in (1, 2):  # of equal size; the store tells the time
+        local = write_shard(tmp_path / "remote.tar", {"a": png(seed)})
+        remote.pipe("/embed/remote.tar", Path(local).read_bytes())
+        embed_shards(tiny_model, ["memory://embed/remote.tar"], [size], out, num_workers=0)
+        expected = tiny_model.encode_image([decode_image(png(seed), 10_000)], patch_size=size)
+        found = torch.tensor(read_all(out, size)[0])
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_many_shards_share_one_set_of_loader_processes(
+    tiny_model: LitModel, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(
+        multiprocessing.process.BaseProcess,
+        "start",
+        lambda self: (started.append(self), start(self)),
+    )
+    manifest = embed_shards(tiny_model, shards, [48], tmp_path / "out", num_workers=1)
+    assert (manifest["count"], len(started)) == (12, 1)
 
 
 def test_impossible_patch_size_is_refused_before_anything_is_written(

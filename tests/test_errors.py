@@ -1,8 +1,12 @@
 """What a user reads of an error: one line, with the names that the user typed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
+from launcher import ROOT
 
 from data.errors import Stopped, UsageError, exit_on_usage_error, parameters, with_flags
 
@@ -66,3 +70,40 @@ def test_an_interrupt_is_one_line_of_rank_0(error, status, said, capsys, monkeyp
             raise error
         assert stopped.value.code == status
         assert capsys.readouterr().err == (said if rank == "0" else "")
+
+
+WRITES = {
+    "python": "import pathlib; pathlib.Path(file).write_bytes(bytes(5000))",
+    "numpy": "import numpy; numpy.save(file, numpy.zeros(9999))",
+    "arrow": "import pyarrow as pa, pyarrow.parquet as pq\n"
+    "    pq.write_table(pa.table({'a': list(range(9999))}), file)",
+    "folder": "import shutil; shutil.copytree(file.rpartition('/')[0], file)",
+}
+"""Statements that write more than 4,000 bytes to `file`."""
+
+
+@pytest.mark.parametrize("by", WRITES)
+def test_a_disk_that_takes_no_more_is_one_line(by, tmp_path):
+    """A limit on the size of files stands for a full disk: the same errors, other numbers."""
+    program = (
+        "import resource, signal, sys\n"
+        "from data.errors import exit_on_usage_error\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        f"file = {str(tmp_path / 'x')!r}\n"
+        f"with exit_on_usage_error():\n    {WRITES[by]}\n"
+    )
+    (tmp_path / "large").write_bytes(bytes(5000))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "cannot be written or read (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(FileNotFoundError), exit_on_usage_error():
+        raise FileNotFoundError(2, "No such file or directory", "x")

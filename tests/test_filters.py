@@ -47,6 +47,34 @@ def test_a_filter_lets_through_the_rows_it_says(where, expected) -> None:
     assert TABLE["id"].to_numpy()[mask].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("café", [0, 1, 2, 3]),
+        ("cafe\u0301", [0, 1, 2, 3]),
+        ("CAFE", [0, 1, 2, 3]),
+        ("strasse", [4, 5, 6]),
+        ("Straße", [4, 5, 6]),
+        ("fish", [7]),
+        ("σοφος", [8]),
+        ("カラス", [9]),
+        ("ガラス", [10, 11]),
+        ("가", [12]),
+        ("abc", [14]),
+        ("елка", [15]),
+        ("\u0301", [1]),
+        ("", [*range(13), 14, 15]),
+    ],
+)
+def test_contains_finds_every_spelling_that_reads_the_same(value: str, expected: list[int]) -> None:
+    texts = [
+        "a Café", "a cafe\u0301", "the cafe", "CAFÉ", "Hauptstraße 1", "STRASSE", "HAUPTSTRAẞE",
+        "\ufb01sh", "ΣΟΦΟΣ", "カラス", "ガラス", "カ\u3099ラス", "가", None, "ＡＢＣ", "ёлка",
+    ]  # fmt: skip
+    table = pa.table({"id": range(16), "caption": pa.chunked_array([texts[:3], texts[3:]])})
+    assert np.flatnonzero(matching(table, {"caption": {"contains": value}})).tolist() == expected
+
+
 def test_a_function_of_ids_is_a_filter() -> None:
     assert matching(TABLE, lambda ids: ids > 2).tolist() == [False, False, True, True]
     with pytest.raises(UsageError, match="allowed is bool of shape"):

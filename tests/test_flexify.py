@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import PARITY, TINY_TOWER
+from huggingface_hub import ModelCard
 from launcher import ROOT, deepspeed
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
@@ -350,6 +351,19 @@ def test_the_saved_tower_loads_with_its_patch_sizes_and_table(one):
     assert table["held_out"] is False
     assert set(table["patch_sizes"]) == {"60", "48", "40"}
     assert set(table["patch_sizes"]["48"]) == {"cosine", "kl", "agreement", "top1"}
+
+
+def test_the_saved_tower_has_a_card_with_what_each_patch_size_costs_and_gives(one):
+    model = one / "zero0" / "model"
+    card = ModelCard.load(model / "README.md")
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert "| patch | tokens | GFLOPs | cosine | kl | agreement, % | top1, % |" in card.text
+    table = json.loads((model / "config.json").read_text())["validation"]["patch_sizes"]
+    for size in (60, 48, 40):
+        (row,) = (line for line in card.text.splitlines() if line.startswith(f"| {size} | "))
+        assert f"| {table[str(size)]['cosine']:.4f} |" in row
+    assert "means over 28 training images, the teacher at patch " in card.text
+    assert "images\n- Command: `" in card.text
 
 
 def test_cached_teacher_features_train_what_live_ones_do(pictures, tmp_path):

@@ -24,6 +24,7 @@ from retrieval.index.build import (
 )
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import INDEX_TYPES
+from retrieval.index.faiss_setup import faiss
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
@@ -262,6 +263,59 @@ def test_readers_see_every_change_whole(
     assert sum(hit.similarity > 0.999 for hit in hits) == 8
 
 
+@pytest.mark.parametrize("index_type", ["flat", "ivf"])
+def test_an_index_that_changes_while_it_is_opened_is_opened_again(
+    index_type, first: Path, tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer sweeps files between a reader's look at their size and its reading of them."""
+    index = tmp_path / "index"
+    build_index(first, index, index_type=index_type, device="cpu")
+    delete_ids(index, [0])
+    read, opened = faiss.read_index, []
+
+    def swept_first(*arguments: object) -> object:
+        opened.append(arguments)
+        if len(opened) == 1:
+            compact_index(index, "cpu")
+        return read(*arguments)
+
+    monkeypatch.setattr(faiss, "read_index", swept_first)
+    assert len(Searcher.load(index, tiny_model, device="cpu")) == 1499
+
+
+def flip(file: Path, place: float = 0.5) -> None:
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+def test_damage_is_not_written_anew(first: Path, second: Path, tmp_path: Path) -> None:
+    """A merge would give damaged vectors and rows a good digest."""
+    for number, name in enumerate((f"patch_{PATCH}/image.index", "metadata/metadata_0000.arrow")):
+        index = tmp_path / f"index{number}"
+        build_index(first, index, index_type="flat", device="cpu")
+        delete_ids(index, [0])
+        flip(index / name)
+        with pytest.raises(UsageError, match=f"{Path(name).name} is damaged"):
+            compact_index(index, "cpu")
+    add_embeddings(index, second)  # a segment of its own, which is good
+    flip(index / f"patch_{PATCH}" / "image_0001.index")
+    before = (index / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match=r"image_0001\.index is damaged"):
+        add_embeddings(index, second)
+    assert (index / "manifest.json").read_bytes() == before
+
+
+def test_damaged_tombstones_are_noticed(first: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(first, index, index_type="flat", device="cpu")
+    delete_ids(index, [0, 2, 4])
+    (file,) = index.glob("deleted_*.npy")
+    flip(file, 0.99)
+    with pytest.raises(UsageError, match=rf"{file.name} is damaged"):
+        Snapshot.open(index)
+
+
 def test_an_open_index_outlives_the_files_it_was_opened_from(first: Path, tmp_path: Path) -> None:
     for index_type in INDEX_TYPES:
         index = tmp_path / index_type
@@ -312,7 +366,7 @@ def dying(function):
         return function(*arguments, **options)
     return call
 index.write_segment = dying(index.write_segment)
-folder_files.write_json = dying(folder_files.write_json)
+folder_files.write_index_manifest = dying(folder_files.write_index_manifest)
 folder_files._sweep = dying(folder_files._sweep)
 if step == "add":
     index.add_embeddings(folder, embeddings)

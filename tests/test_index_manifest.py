@@ -1,12 +1,20 @@
 """The manifest of an index keeps format 1's keys, those of others included."""
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.errors import UsageError
-from retrieval.index.manifest import IndexManifest, SegmentEntry, Tuning, read_index_manifest
+from retrieval.index.manifest import (
+    IndexManifest,
+    SegmentEntry,
+    Tuning,
+    read_index_manifest,
+    write_index_manifest,
+)
 
 SEGMENT = {
     "number": 0,
@@ -36,6 +44,7 @@ MANIFEST = {
     "next_id": 4294967895,
     "next_segment": 1,
     "deleted": "deleted_0002.npy",
+    "deleted_blake2b": {"deleted_0002.npy": "ef"},
     "segments": [SEGMENT],
 }
 
@@ -87,6 +96,29 @@ def test_what_an_earlier_index_lacks_has_a_default(tmp_path: Path) -> None:
 def test_half_a_manifest_is_damaged(broken: dict, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
         read_index_manifest(write(tmp_path, broken))
+
+
+def test_a_flipped_bit_is_damage(tmp_path: Path) -> None:
+    write_index_manifest(tmp_path, IndexManifest.from_json(MANIFEST))
+    file = tmp_path / "manifest.json"
+    whole, data = read_index_manifest(tmp_path), file.read_bytes()
+    for bit in range(0, 8 * len(data), 7):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        with suppress(
+            UsageError
+        ):  # the number of the generation alone may differ, which is harmless
+            found = read_index_manifest(tmp_path)
+            assert replace(found, unknown={}, generation=whole.generation) == whole
+
+
+def test_what_version_01_writes_over_a_digest_is_no_damage(tmp_path: Path) -> None:
+    """It keeps entries that it does not know."""
+    write_index_manifest(tmp_path, IndexManifest.from_json(MANIFEST))
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    values |= {"generation": values["generation"] + 1, "count": 3}
+    assert read_index_manifest(write(tmp_path, values)).count == 3
 
 
 def test_a_new_one_holds_nothing() -> None:

@@ -44,6 +44,14 @@ def test_unequal_lengths_in_a_batch_do_not_change_an_embedding(tiny_model):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
+def test_texts_longer_than_the_context_are_told(tiny_model):
+    tokenizer = tiny_model.text.encoder.tower.tokenizer
+    fits = "a " * (tokenizer.context_length - 2)
+    assert tiny_model.cut_texts(["a cat", fits, fits + "a", ""]) == [False, False, True, False]
+    assert tiny_model.cut_texts([]) == []
+    assert OpenClipTokenizer("any", 8).cut(["a " * 6, "a " * 7, ""]) == [False, True, False]
+
+
 def test_encoding_leaves_the_training_mode_alone(tiny_model):
     tiny_model.text.train()
     tiny_model.encode_text(["a cat"])

@@ -16,7 +16,7 @@ from data import decode_apart
 from data.batch import Batch
 from data.captions import concept_id
 from data.config import DataConfig
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.images import decode_image
 from data.pipeline.captioned import CaptionedPipeline
 from data.pipeline.reader import ShardReader
@@ -290,6 +290,40 @@ def test_a_shard_that_vanishes_costs_its_samples_and_no_others(tmp_path: Path) -
     (batch,) = pipeline.batches(0, 1)
     assert batch.errors == {"unreadable": 3}
     assert torch.equal(batch.valid, batch.shards == 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_shard_replaced_in_mid_run_stops_it(tmp_path: Path, num_workers: int, when: str) -> None:
+    """Whether a loader has read its index already or not; skipping bad samples does not help."""
+    (shard,) = write_shards(tmp_path, [40])
+    batches = build([shard], batch=4, num_workers=num_workers).batches(0, 10)
+    if when == "between":
+        next(batches)
+    keys = [f"s0_{number:03d}" for number in range(40)]
+    write_tar(Path(shard), [m for key in keys for m in sample(key, 7, [f"other {key}"])])
+    with pytest.raises(DataError, match=r"shard .*0000.tar' was replaced while it was being read"):
+        list(batches)
+
+
+def test_a_shard_that_is_only_touched_in_mid_run_is_read_on(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [8])
+    wanted = [batch.keys for batch in build([shard], batch=4).batches(0, 4)]
+    batches = build([shard], batch=4).batches(0, 4)
+    found = [next(batches).keys]
+    os.utime(shard, ns=(1, 1))
+    found += [batch.keys for batch in batches]
+    assert found == wanted
+
+
+def test_a_reader_stops_at_a_shard_that_is_replaced(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [40])
+    for num_workers in (0, 1):
+        batches = iter(ShardReader([shard], TRANSFORM, batch_size=4, num_workers=num_workers))
+        next(batches)
+        write_tar(Path(shard), [m for i in range(41 + num_workers) for m in sample(f"k{i}", i)])
+        with pytest.raises(DataError, match="was replaced while it was being read"):
+            list(batches)
 
 
 def test_impossible_values_are_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from shard_maker import png
 
 from contrastive.model.lit import LitModel
@@ -53,6 +54,22 @@ def test_a_picture_finds_itself_at_every_patch_size(searcher: Searcher) -> None:
         found = searcher.search(pictures, k=1, patch_size=size)
         assert [row[0].id for row in found] == [hit.id for hit in hits]
         assert all(row[0].similarity == pytest.approx(1, abs=1e-4) for row in found)
+
+
+def test_a_flipped_bit_is_found_by_a_check(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(index, folder)
+    (file, *_) = folder.glob("patch_*/image.index")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--index", str(folder), "a cat", "--check"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(LAUNCH / "search.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {file} is damaged; build the index again\n"
 
 
 def test_hits_are_the_most_similar_images_to_the_text(
@@ -160,6 +177,21 @@ def test_contact_sheet_shows_every_picture_once(searcher: Searcher, tmp_path: Pa
     assert sheet.height > 1.8 * one.height
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
+)
+def test_contact_sheet_has_the_format_that_its_name_asks_for(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    contact_sheet(["a cat"], [[]], tmp_path / name)
+    with Image.open(tmp_path / name) as written:
+        assert written.format == kind
+    with pytest.raises(
+        UsageError, match=r"picture a.tga: allowed are names that end in .png, .jpg"
+    ):
+        contact_sheet(["a cat"], [[]], "a.tga")
+
+
 @pytest.mark.parametrize("count", [0, 1, 11])
 def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) -> None:
     lost = Hit(1, 0.5, "key", "a caption " * 20, "/nowhere/at-all.tar", 0, 10)
@@ -168,6 +200,26 @@ def test_contact_sheet_of_lost_pictures_still_draws(count: int, tmp_path: Path) 
             ["query " * 50] * queries, [[lost] * count] * queries, tmp_path / "s.png"
         )
         assert min(sheet.size) > 100
+        assert sheet.info["lost"] == count * queries
+
+
+def test_a_contact_sheet_counts_the_pictures_it_lacks(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hits,) = searcher.search(["a cat"], k=3)
+    whole = contact_sheet(["a cat"], [hits], tmp_path / "whole.png")
+    lines = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, line, **how: lines.append(line) or text(self, at, line, **how),
+    )
+    away = hits[1]._replace(shard="/away/1.png")
+    sheet = contact_sheet(["a cat"], [[hits[0], away, hits[2]]], tmp_path / "sheet.png")
+    assert (whole.info["lost"], sheet.info["lost"]) == (0, 1)
+    assert "1 of 3 images cannot be found or read: /away/1.png" in lines
+    assert sheet.height > whole.height
 
 
 def test_wrapped_lines_fit() -> None:
@@ -227,6 +279,19 @@ def test_command_line_takes_pictures_filters_and_patch_sizes(
         assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_command_line_says_which_texts_it_does_not_read_whole(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cats").mkdir()
+    monkeypatch.chdir(tmp_path)
+    launch(monkeypatch, "cats", "a cat " * 30, "rain", "--index", str(index), "-k", "1")
+    said = capsys.readouterr().err.splitlines()
+    assert "the end of 'a cat a cat" in said[1]
+    assert said[1].endswith("is not searched for: the model reads 32 tokens")
+    assert said[0].startswith("'cats' is searched for as words; for the images of that folder")
+    assert len(said) == 2
+
+
 def test_command_line_refuses_in_one_sentence(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +301,8 @@ def test_command_line_refuses_in_one_sentence(
         (["--index", "nowhere", "a cat"], "holds no index"),
         (["--index", str(index)], "nothing to look for"),
         (["--index", str(index), "typo.png"], "typo.png: there is no such image"),
+        (["--index", str(index), f"{tmp_path}/"], "is a folder; name images in it, such as"),
+        (["--index", str(index), "a cat", "--picture", "a.bmpp"], "--picture a.bmpp: allowed are"),
         (["--index", str(index), "a cat", "--query-patch-size", "40"], "is for images"),
         (["--index", str(index), str(tmp_path / "a.png"), "--query-patch-size", "0"], "size 0"),
         (

@@ -131,6 +131,13 @@ def test_a_budget_stands_for_a_patch_size(
     assert (found["query_patch_size"], found["patch_size"]) == (coarse, min(searcher.patch_sizes))
 
 
+def test_a_text_that_is_longer_than_the_model_reads_is_said(served: Served) -> None:
+    assert not search(served, text="a cat", k=1)["text_cut"]
+    assert search(served, text="a cat " * 30, k=1)["text_cut"]
+    mix = [{"text": "a cat " * 30}, {"text": "the sun"}]
+    assert search(served, mix=mix, k=1)["text_cut"]
+
+
 def test_a_refined_search_is_the_searchers(served: Served, searcher: Searcher) -> None:
     asked: dict[str, Any] = {"k": 5, "patch_size": 48, "refine_patch_size": 20, "candidates": 12}
     (hits,) = searcher.search(["the sun"], **asked)
@@ -470,6 +477,36 @@ def test_an_index_changes_under_requests_and_none_fails(
         assert served.get("/v1/indices").json["indices"][0]["count"] == count - 3
     assert not failures
     assert not set(ids) & set(gone)
+
+
+def test_an_index_with_a_flipped_bit_is_not_served_for_long(
+    searcher: Searcher, emoji_index: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    """Until it is built again; others are served on."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(emoji_index, folder)
+    file = folder / "patch_40" / "image.index"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    damaged = Searcher.load(folder, tiny_model, device="cpu")
+    with serving({"damaged": damaged, "drawings": searcher}) as served:
+
+        def names_become(names: list[str]) -> bool:
+            return any(
+                served.get("/indices-list").json == names or time.sleep(0.05) for _ in range(200)
+            )
+
+        assert names_become(["drawings"])
+        for ask in ({"index": "damaged", "text": "rain"}, {"text": "rain"}):
+            answer = served.post("/v1/search", ask)
+            assert (answer.status, answer.json) == (
+                503, {"error": "index: damaged is damaged and not served any more"},
+            )  # fmt: skip
+        assert [one["name"] for one in served.get("/v1/indices").json["indices"]] == ["drawings"]
+        assert search(served, index="drawings", text="rain")["hits"]
+        file.write_bytes(whole)
+        delete_ids(folder, [int(damaged.snapshot.ids()[0])])
+        assert names_become(["damaged", "drawings"])
 
 
 def refuses(served: Served) -> bool:

@@ -465,14 +465,12 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
     other = LitModel.from_pretrained(emoji_index / "model")
     other.feature_mean += 1
     other.save_pretrained(tmp_path / "other-model")
-    for name in ("damaged", "missing", "a bit"):
+    for name in ("damaged", "missing"):
         shutil.copytree(emoji_index, tmp_path / name)
         file = tmp_path / name / "patch_40" / "image.index"
-        whole = bytearray(file.read_bytes())
-        whole[len(whole) // 2] ^= 1
         file.unlink()
         if name != "missing":
-            file.write_bytes(whole if name == "a bit" else b"nothing")
+            file.write_bytes(b"nothing")
     (tmp_path / "empty").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -481,7 +479,6 @@ def test_what_cannot_be_served_stops_the_start_with_one_sentence(
             (["--index", str(tmp_path)], "holds no index"),
             (["--index", str(tmp_path / "damaged")], "damaged"),
             (["--index", str(tmp_path / "missing")], "missing"),
-            (["--index", str(tmp_path / "a bit")], "image.index is damaged"),
             ([*good, "--model", str(tmp_path / "other-model")], "another image tower"),
             ([*good, str(emoji_index)], "two folders of one name"),
             ([*good, "--token-file", str(tmp_path / "empty")], "one word of ASCII"),

@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.emoji.build import add_member
 from data.emoji.drawings import render, svg_of
 from data.emoji.npm import fetch_package, read_json
+from data.progress import Progress
 
 SHARD_SIZE = 1000
 
@@ -68,7 +67,7 @@ def build_icons(out: Path, size: int = 224) -> Path:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         drawn = pool.map(_draw, drawings, [size] * len(drawings), chunksize=64)
-        images = zip(keys, tqdm(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
+        images = zip(keys, Progress(drawn, "drawing", len(drawings), unit=" icons"), strict=True)
         good = ((key, png) for key, png in images if png)
         for number in range(-(-len(drawings) // SHARD_SIZE)):
             shard = part / f"icons-{number:04d}.tar"

@@ -5,7 +5,10 @@ has drawn them all; the best start is the teacher itself (section 4.2).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from contrastive.flexify.step import (
 )
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
+from contrastive.model.card import Card, TowerFacts, tower_card
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.lock import locked
@@ -77,29 +81,111 @@ def _flexify(
     shape: BatchShape,
     ds_config: dict[str, Any],
 ) -> Path:
-    world_size = distributed.world_size()
-    checkpoint = find_checkpoint(cfg, resume)
+    run = _prepare(cfg, resume, shape, ds_config)
+    step = run.first_step
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, run.pipeline.problems, unit="images")
+    with StopSignal() as stop:
+        for batch in run.pipeline.batches(step, cfg.steps - step):
+            weights = cfg.student.patch_weights
+            patch_size = draw_patch_size(run.patch_sizes, weights, cfg.seed, step)
+            keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
+            lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
+            loss = run.train_step(batch, patch_size, keep)
+            step += 1
+            if log.step(step, loss, int(batch.valid.sum()), batch.errors):
+                log.line(step, lr=lr, patch_size=patch_size, keep=keep)
+            evaluate, signal = cfg.eval_due(step) or step == cfg.steps, stop.after_step()
+            save = bool(signal) or cfg.save_due(step)
+            if evaluate or save:
+                with log.paused():
+                    tower = run.whole_tower(step)
+                    table = run.validation(tower, run.patch_sizes) if evaluate else None
+                    if table:
+                        log.write(step, table.figures())
+                    for callback in callbacks if evaluate else ():
+                        log.write(step, callback(step, tower))
+                    if save:
+                        run.save(cfg, step, tower, table)
+            if signal and step < cfg.steps:
+                log.close()
+                raise stopped(signal, step, cfg)
+    log.close()
+    return cfg.folder
 
+
+@dataclass(frozen=True)
+class _Run:
+    """What the loop works with."""
+
+    student: DistillationLoss
+    engine: Any
+    """DeepSpeed's, around the student."""
+    exported: VisionTower
+    """A locked copy of the student: whole and plain, whatever ZeRO does to that one."""
+    patch_sizes: tuple[int, ...]
+    pipeline: LabelledPipeline
+    train_step: DistillationStep
+    validation: Validation
+    first_step: int
+    identity: dict[str, Any]
+    """Of the checkpoints: what a resume must bring again."""
+
+    def whole_tower(self, step: int) -> VisionTower:
+        """`exported` as the student is after the step. Raises `DataError` where a weight is not
+        finite. All ranks call it."""
+        with whole_parameters(self.student):
+            self.exported.load_state_dict(self.student.tower.state_dict())
+        check_finite(step, self.exported)
+        return self.exported
+
+    def save(self, cfg: FlexifyConfig, step: int, tower: VisionTower, table: Table | None) -> None:
+        """`model/` and a checkpoint."""
+        if distributed.is_main():
+            self._save_model(cfg, step, tower, table)
+        distributed.barrier()
+        folder = cfg.folder / "checkpoints"
+        save_checkpoint(self.engine, folder, step, cfg.keep_checkpoints, self.identity)
+
+    def _save_model(
+        self, cfg: FlexifyConfig, step: int, tower: VisionTower, table: Table | None
+    ) -> None:
+        """The portable `model/` folder with its card, replaced as a whole."""
+        run = json.loads((cfg.folder / "config.json").read_text())
+        card = Card(
+            shards=cfg.data.shards,
+            samples=self.pipeline.num_samples or 0,
+            steps=step,
+            global_batch_size=cfg.global_batch_size,
+            command=run["command"],
+            revision=run["revision"],
+        )
+        facts = TowerFacts(
+            tower=tower.config.name,
+            image_size=tower.image_size,
+            teacher=cfg.teacher.tower,
+            costs=self.costs,
+            figures=table.patch_sizes if table else {},
+            figures_of=table.images if table else "",
+        )
+        with replaced_folder(cfg.folder / "model") as part:
+            save_vision_tower(tower, part, {"validation": table and table.as_json()})
+            (part / "README.md").write_text(tower_card(facts, card), encoding="utf-8")
+
+    @cached_property
+    def costs(self) -> dict[int, tuple[int, float]]:
+        """Tokens and GFLOPs of an image, by patch size."""
+        tower = self.exported
+        return {s: (tower.num_tokens(s), tower.gflops(s)) for s in tower.patch_sizes}
+
+
+def _prepare(
+    cfg: FlexifyConfig, resume: bool, shape: BatchShape, ds_config: dict[str, Any]
+) -> _Run:
+    """Build teacher and student, fill the cache, begin or resume. Raises `UsageError`."""
+    checkpoint = find_checkpoint(cfg, resume)
     teacher = Teacher(cfg.teacher)
-    torch.manual_seed(cfg.seed)  # new parameters start equal on all ranks
-    tower = build_student(cfg.student, cfg.teacher, teacher.patch_size)
-    patch_sizes = cfg.student.patch_sizes or tower.patch_sizes
-    check_losses(cfg, teacher, tower)
-    tower.to(distributed.device())
-    if distributed.device().type == "cpu" and "torch_autocast" in ds_config:
-        for block in tower.net.blocks:  # as text towers do, see HFTextTower
-            block.attn.fused_attn = False
-    size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
-    pipeline = LabelledPipeline(
-        cfg.data,
-        ImageTransform(size, tower.mean, tower.std),
-        build_change(cfg.augment),
-        labels=cfg.loss.labels > 0,
-        seed=cfg.seed,
-        global_batch_size=cfg.global_batch_size,
-        rank=distributed.rank(),
-        world_size=world_size,
-    )
+    tower = _build_student(cfg, teacher, ds_config)
+    pipeline = _build_pipeline(cfg, teacher, tower)
     check_labels(cfg, tower)
     identity = {
         "zero_stage": cfg.zero.stage,
@@ -111,45 +197,44 @@ def _flexify(
     source = TeacherSource(cfg, teacher, tower)
     normaliser = fit_normaliser(cfg, pipeline, source) if cfg.loss.features else None
     validation = Validation(cfg, teacher, tower.transform, normaliser)
-    exported = copy.deepcopy(tower).lock()  # whole and plain, whatever ZeRO does to the student
+    exported = copy.deepcopy(tower).lock()
     student = DistillationLoss(tower, cfg.loss, normaliser)
     engine, step = begin_or_resume(student, cfg.optim, ds_config, checkpoint)
     _register_stem(student.tower, cfg.zero.stage)
-
+    patch_sizes = cfg.student.patch_sizes or tower.patch_sizes
     train_step = DistillationStep(cfg, engine, source, shape)
-    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, pipeline.problems, unit="images")
-    with StopSignal() as stop:
-        for batch in pipeline.batches(step, cfg.steps - step):
-            patch_size = draw_patch_size(patch_sizes, cfg.student.patch_weights, cfg.seed, step)
-            keep = keep_rate_at(cfg.patch_dropout, step, cfg.steps)
-            lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
-            loss = train_step(batch, patch_size, keep)
-            step += 1
-            if log.step(step, loss, int(batch.valid.sum()), batch.errors):
-                log.line(step, lr=lr, patch_size=patch_size, keep=keep)
-            due = step == cfg.steps or (cfg.eval_every and step % cfg.eval_every == 0)
-            signal, every = stop.after_step(), cfg.checkpoint_every
-            save = step == cfg.steps or signal or (every and step % every == 0)
-            if due or save:
-                with log.paused():
-                    with whole_parameters(student):
-                        exported.load_state_dict(tower.state_dict())
-                    check_finite(step, exported)
-                    table = validation(exported, patch_sizes) if due else None
-                    if table:
-                        log.write(step, table.figures())
-                    for callback in callbacks if due else ():
-                        log.write(step, callback(step, exported))
-                    if save:
-                        _save_model(cfg, exported, table)
-                        save_checkpoint(
-                            engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
-                        )
-            if signal and step < cfg.steps:
-                log.close()
-                raise stopped(signal, step, cfg)
-    log.close()
-    return cfg.folder
+    return _Run(
+        student, engine, exported, patch_sizes, pipeline, train_step, validation, step, identity
+    )
+
+
+def _build_student(
+    cfg: FlexifyConfig, teacher: Teacher, ds_config: Mapping[str, Any]
+) -> VisionTower:
+    """The student, equal on all ranks and checked against the losses, on this rank's device."""
+    torch.manual_seed(cfg.seed)  # new parameters start equal on all ranks
+    tower = build_student(cfg.student, cfg.teacher, teacher.patch_size)
+    check_losses(cfg, teacher, tower)
+    tower.to(distributed.device())
+    if distributed.device().type == "cpu" and "torch_autocast" in ds_config:
+        for block in tower.net.blocks:  # as text towers do, see HFTextTower
+            block.attn.fused_attn = False
+    return tower
+
+
+def _build_pipeline(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> LabelledPipeline:
+    """This rank's batches, of images as large as the larger of the two towers'."""
+    size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
+    return LabelledPipeline(
+        cfg.data,
+        ImageTransform(size, tower.mean, tower.std),
+        build_change(cfg.augment),
+        labels=cfg.loss.labels > 0,
+        seed=cfg.seed,
+        global_batch_size=cfg.global_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
 
 
 def _register_stem(tower: VisionTower, stage: int) -> None:
@@ -161,11 +246,3 @@ def _register_stem(tower: VisionTower, stage: int) -> None:
     own = tower.net.named_parameters(recurse=False)
     for parameter in [*(p for _, p in own), *tower.net.patch_embed.proj.parameters()]:
         deepspeed.zero.register_external_parameter(tower, parameter)
-
-
-def _save_model(cfg: FlexifyConfig, tower: VisionTower, table: Table | None) -> None:
-    """The portable `model/` folder, replaced as a whole."""
-    if distributed.is_main():
-        with replaced_folder(cfg.folder / "model") as part:
-            save_vision_tower(tower, part, {"validation": table and table.as_json()})
-    distributed.barrier()

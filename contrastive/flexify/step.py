@@ -24,6 +24,7 @@ from data.batch import Batch
 from data.errors import DataError, UsageError
 from data.files import write_atomically
 from data.pipeline.labelled import LabelledPipeline
+from data.progress import Progress
 
 NORMALISER_FILE = "standard.safetensors"
 
@@ -159,7 +160,12 @@ def fit_normaliser(
         samples = min(
             cfg.loss.normaliser_samples, pipeline.num_samples or cfg.loss.normaliser_samples
         )
-        for batch in pipeline.batches(0, -(-samples // cfg.global_batch_size)):
+        steps = -(-samples // cfg.global_batch_size)
+        bar = Progress(
+            pipeline.batches(0, steps), "teacher's mean and deviation", steps, unit="batch",
+            disable=not distributed.is_main(),
+        )  # fmt: skip
+        for batch in bar:
             features, valid = source.cached(batch)
             if features is None and batch.images is not None:
                 parts = batch.images.split(cfg.zero.micro_batch_size or 256)

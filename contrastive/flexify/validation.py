@@ -14,6 +14,7 @@ from contrastive.flexify.student import Teacher, resize_images
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.labelled import LabelledPipeline
+from data.progress import Progress
 from data.transform import ImageTransform
 
 IMAGES_PER_FORWARD = 32  # of one rank
@@ -30,6 +31,12 @@ class Table:
     patch_sizes: dict[int, dict[str, float]]
     """Means: `cosine` of standardised features, and where both have class heads `kl` and
     `agreement` of the first choice; `top1` where the labels were read."""
+
+    @property
+    def images(self) -> str:
+        """What was looked at, and at which patch size the teacher did, in words."""
+        which = "held-out" if self.held_out else "training"
+        return f"{self.samples:,} {which} images, the teacher at patch {self.teacher_patch_size}"
 
     def as_json(self) -> dict:
         return asdict(self)
@@ -76,7 +83,12 @@ class Validation:
         sums = torch.zeros(len(patch_sizes), len(names), dtype=torch.float64)
         sums = sums.to(distributed.device())
         counts = torch.zeros(2, dtype=torch.float64, device=sums.device)  # all, and with a label
-        for batch in self._pipeline.batches(0, -(-limit // self._batch)):
+        rounds = -(-limit // self._batch)
+        bar = Progress(
+            self._pipeline.batches(0, rounds), "validation", rounds, unit="batch", leave=False,
+            disable=not distributed.is_main(),
+        )  # fmt: skip
+        for batch in bar:
             assert batch.images is not None
             first = batch.step * self._batch + distributed.rank() * IMAGES_PER_FORWARD
             positions = first + torch.arange(len(batch.valid))

@@ -1,4 +1,4 @@
-"""The model card: README.md of a saved model, with a table of what each patch size costs and gives.
+"""Model cards: README.md of a saved model or tower, with what each patch size costs and gives.
 
 Front matter and sections follow Hugging Face's model cards (Mitchell et al., arXiv:1810.03993).
 """
@@ -45,15 +45,27 @@ class ModelFacts:
     costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
 
 
-def front_matter(library: str, license: str) -> str:
+@dataclass(frozen=True)
+class TowerFacts:
+    """Facts of a tower that was made flexible."""
+
+    tower: str
+    image_size: int  # pixels a side
+    teacher: str
+    costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
+    figures: Mapping[int, Mapping[str, float]]  # patch size -> how close it is to its teacher
+    figures_of: str  # the images that were looked at
+
+
+def front_matter(library: str, license: str, task: str = "zero-shot-image-classification") -> str:
     """The YAML that the hub reads."""
     lines = (
         f"license: {license}",
         f"library_name: {library}",
-        "pipeline_tag: zero-shot-image-classification",
+        f"pipeline_tag: {task}",
         "tags:",
         "- flexilit",
-        "- image-text",
+        "- image-text" if task.startswith("zero-shot") else "- image-features",
     )
     return "\n".join(("---", *lines, "---"))
 
@@ -73,30 +85,64 @@ def model_card(facts: ModelFacts, card: Card) -> str:
         f"model.encode_image(images, patch_size={example})  # (b, {width}), unit norm\n"
         'model.encode_text(["a red bicycle"])\n'
         "```",
-        "## Patch sizes\n\n" + _table(facts.costs, card.figures),
+        "## Patch sizes\n\n" + _table(facts.costs, _evaluations(card.figures)),
+        *_training(card, "pairs"),
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def tower_card(facts: TowerFacts, card: Card) -> str:
+    """README.md of a tower that was made flexible, as text."""
+    columns: dict[str, dict[int, str]] = {}
+    for size, row in facts.figures.items():
+        for name, value in row.items():
+            share = name in ("agreement", "top1")
+            column = columns.setdefault(f"{name}, %" if share else name, {})
+            column[size] = f"{100 * value:.1f}" if share else f"{value:.4f}"
+    parts = [
+        front_matter("flexilit", card.license, "image-feature-extraction"),
+        "# An image tower for any patch size\n\n"
+        f"{facts.tower} at {facts.image_size} px, made flexible with {facts.teacher} as its "
+        "teacher.",
+        "```python\n"
+        "from contrastive import load_vision_tower\n\n"
+        'tower = load_vision_tower("FOLDER")\n'
+        f"tower(images, patch_size={next(iter(facts.costs))})  # (b, d), not unit-normed\n"
+        "```",
+        "## Patch sizes\n\n" + _table(facts.costs, columns),
+        *([f"Student against teacher, means over {facts.figures_of}."] if columns else []),
+        *_training(card, "images"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(card: Card, unit: str) -> list[str]:
+    """The section on the training; none where nothing is known."""
     training = {
         "Training data": ", ".join(f"`{shards}`" for shards in card.shards),
         "Samples": f"{card.samples:,}" if card.samples else "",
-        "Steps": f"{card.steps:,} of {card.global_batch_size:,} pairs" if card.steps else "",
+        "Steps": f"{card.steps:,} of {card.global_batch_size:,} {unit}" if card.steps else "",
         "Command": f"`{card.command}`" if card.command else "",
         "Revision of the code": f"`{card.revision}`" if card.revision else "",
     }
     known = [f"- {name}: {value}" for name, value in training.items() if value]
-    if known:
-        parts.append("## Training\n\n" + "\n".join(known))
-    return "\n\n".join(parts) + "\n"
+    return ["## Training\n\n" + "\n".join(known)] if known else []
 
 
-def _table(costs: Mapping[int, tuple[int, float]], figures: Mapping[str, float]) -> str:
-    """A row per patch size; a column per data set and metric, in per cent."""
-    results: dict[str, dict[int, float]] = {}
+def _evaluations(figures: Mapping[str, float]) -> dict[str, dict[int, str]]:
+    """A column per data set and metric, in per cent, by patch size."""
+    columns: dict[str, dict[int, str]] = {}
     for name, value in figures.items():
         if match := re.fullmatch(r"(.+)/p(\d+)/(.+)", name):
-            column = f"{match[1]}: {match[3]}, %"
-            results.setdefault(column, {})[int(match[2])] = value
-    rows = [["patch", "tokens", "GFLOPs", *results], ["---:"] * (3 + len(results))]
+            column = columns.setdefault(f"{match[1]}: {match[3]}, %", {})
+            column[int(match[2])] = f"{100 * value:.1f}"
+    return columns
+
+
+def _table(costs: Mapping[int, tuple[int, float]], columns: Mapping[str, Mapping[int, str]]) -> str:
+    """A row per patch size: what it costs, and what the columns have of it."""
+    rows = [["patch", "tokens", "GFLOPs", *columns], ["---:"] * (3 + len(columns))]
     for size, (tokens, gflops) in costs.items():
-        values = [f"{100 * r[size]:.1f}" if size in r else "" for r in results.values()]
+        values = [column.get(size, "") for column in columns.values()]
         rows.append([f"{size}", f"{tokens}", f"{gflops:.3g}", *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -118,3 +118,12 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.name
+
+    def eval_due(self, step: int) -> bool:
+        """Whether an evaluation follows the step, counted from 1."""
+        return bool(self.eval_every) and (step % self.eval_every == 0 or step == self.steps)
+
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint follows the step, counted from 1."""
+        every = self.checkpoint_every
+        return step == self.steps or bool(every and step % every == 0)

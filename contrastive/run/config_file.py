@@ -1,6 +1,7 @@
 """A run's config.json: written and read again."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -79,19 +80,34 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
     typed = command()
     if resumed:
         typed = json.loads(file.read_text()).get("command", typed)
-    values = {"format": 1, "revision": revision(), "command": typed}
+    values: dict[str, Any] = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
+    values["digest"] = _digest(values["train"])
     write_text_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:
-    """Read a run folder's config.json; `UsageError` for a run of another kind."""
+    """Read a run folder's config.json; `UsageError` for a run of another kind, and where it is not
+    what was written. Version 0.1 wrote no digest."""
     try:
-        values = json.loads((folder / "config.json").read_text())["train"]
+        written = json.loads((folder / "config.json").read_text())
+        values = written["train"]
+        changed = written.get("digest", _digest(values)) != _digest(values)
         rename(values)
-        return from_dict(cls, values)
+        cfg = from_dict(cls, values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
+    if changed:
+        raise UsageError(
+            f"{folder}/config.json has changed since it was written; if you meant it, remove its "
+            "line 'digest'"
+        )
+    return cfg
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def command() -> str:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from contrastive import distributed
 from data.errors import DataError
 from data.files import write_text_atomically
+from data.progress import Progress
 
 DIVERGED = "start again with a lower optim.lr, or more optim.warmup_steps"
 
@@ -44,9 +44,11 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", mininterval=1)
+        self._bar = Progress(
+            total=steps, initial=first_step, unit="step", desc="train", mininterval=1
+        )
         if skipped:
-            tqdm.write(f"skipped in the shards: {_counts(skipped)}")
+            Progress.write(f"skipped in the shards: {_counts(skipped)}")
 
     def step(self, step: int, loss_share: torch.Tensor, pairs: int, errors: dict[str, int]) -> bool:
         """Count one finished step; True when a line is due (then call `line`)."""
@@ -76,11 +78,14 @@ class RunLog:
         self._pairs = self._steps_since = 0
         self._since = time.perf_counter()
         if self.main:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {pairs / seconds:.0f} {self.unit}/s")
+            said = f"loss {loss:.4f}, {pairs / seconds:.0f} {self.unit}/s"
+            self._bar.set_postfix_str(said)
+            if self._bar.disable:  # a log, which has lines instead
+                print(f"step {step} of {self.steps}: {said}", flush=True)
             values = {"loss": loss, f"{self.unit}_per_s": pairs / seconds, **figures}
             self.write(step, values, skipped=self._skipped)
             if self._skipped and step == self.steps:
-                tqdm.write(f"skipped samples: {_counts(self._skipped)}")
+                Progress.write(f"skipped samples: {_counts(self._skipped)}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:

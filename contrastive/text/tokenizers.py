@@ -21,6 +21,16 @@ class HFTokenizer:
             return []
         return self.hf(list(texts), truncation=True, max_length=self.context_length)["input_ids"]
 
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is longer than the context, so that its end is not read."""
+        if not texts:
+            return []
+        found = self.hf(list(texts), truncation=True, max_length=self.context_length)
+        if found.encodings is not None:
+            return [bool(text.overflowing) for text in found.encodings]
+        longer = self.hf(list(texts), truncation=True, max_length=self.context_length + 1)
+        return [len(ids) > self.context_length for ids in longer["input_ids"]]
+
     @property
     def pad_id(self) -> int:
         return int(self.hf.pad_token_id or 0)
@@ -48,12 +58,21 @@ class OpenClipTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without padding."""
+        return self._read(texts, self.context_length)
+
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is longer than the context, so that its end is not read."""
+        longer = self._read(texts, self.context_length + 1)
+        return [len(ids) > self.context_length for ids in longer]
+
+    @staticmethod
+    def _read(texts: Sequence[str], context_length: int) -> list[list[int]]:
         if not texts:
             return []
         import open_clip
 
         end = int(open_clip.tokenize([""], 2)[0, 1])
-        rows = open_clip.tokenize(list(texts), self.context_length).tolist()
+        rows = open_clip.tokenize(list(texts), context_length).tolist()
         # every text ends with its last end token; the padding's id is also that of "!" in a word
         return [row[: len(row) - row[::-1].index(end)] for row in rows]
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from contrastive import distributed
 from contrastive.image_features import FeatureSource
@@ -26,6 +25,7 @@ from contrastive.train.config import TrainConfig
 from data.errors import UsageError
 from data.files import write_atomically
 from data.pipeline.captioned import CaptionedPipeline
+from data.progress import Progress
 
 INIT_FILE = "start.safetensors"
 
@@ -82,7 +82,7 @@ def _collect(
     encoder.eval()
     samples = min(cfg.init_samples, pipeline.num_samples or cfg.init_samples)
     steps = -(-samples // cfg.global_batch_size)
-    bar = tqdm(
+    bar = Progress(
         pipeline.parts(0, steps), "closed-form start", steps, disable=not distributed.is_main()
     )
     for part in chain.from_iterable(bar):

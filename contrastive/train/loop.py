@@ -3,7 +3,9 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,9 +53,62 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
 def _train(
     cfg: TrainConfig, callbacks: Sequence[Callback], resume: bool, shape: BatchShape
 ) -> Path:
-    world_size = distributed.world_size()
-    checkpoint = find_checkpoint(cfg, resume)
+    run = _prepare(cfg, resume, shape)
+    step, bad_images = run.first_step, run.source.bad_images
+    skipped = run.pipeline.problems | ({"bad_image": bad_images} if bad_images else {})
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
+    figures: dict[str, float] = {}  # of the newest evaluation
+    parts = run.pipeline.parts(step, cfg.steps - step)
+    with StopSignal() as stop:
+        for batch, features, valid in run.source.ahead(parts, run.draw):
+            lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
+            loss = run.train_step(batch, features, valid)
+            step += 1
+            if log.step(step, loss, int(valid.sum()), batch.errors):
+                log.line(step, lr=lr, patch_size=run.draw(batch.step))
+            if callbacks and cfg.eval_due(step):
+                with log.paused():
+                    for callback in callbacks:
+                        found = callback(step, run.model)
+                        log.write(step, found)
+                        figures |= found
+            signal = stop.after_step()
+            if signal or cfg.save_due(step):
+                with log.paused():
+                    run.save(cfg, step, figures)
+            if signal and step < cfg.steps:
+                log.close()
+                raise stopped(signal, step, cfg)
+    log.close()
+    return cfg.folder
 
+
+@dataclass(frozen=True)
+class _Run:
+    """What the loop works with."""
+
+    model: LitModel
+    engine: Any
+    """DeepSpeed's, around the model's text side."""
+    pipeline: CaptionedPipeline
+    source: FeatureSource
+    draw: Callable[[int], int]
+    """The patch size of a step, counted from 0."""
+    train_step: TrainStep
+    first_step: int
+    identity: dict[str, Any]
+    """Of the checkpoints: what a resume must bring again."""
+
+    def save(self, cfg: TrainConfig, step: int, figures: dict[str, float]) -> None:
+        """`model/` and a checkpoint."""
+        _save_model(cfg, self.model, step, self.pipeline.num_samples or 0, figures)
+        folder = cfg.folder / "checkpoints"
+        save_checkpoint(self.engine, folder, step, cfg.keep_checkpoints, self.identity)
+
+
+def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
+    """Build the model, fill the caches, begin or resume. Raises `UsageError`."""
+    checkpoint = find_checkpoint(cfg, resume)
     model = _build_model(cfg)
     patch_sizes = cfg.vision.patch_sizes or model.patch_sizes
     pipeline = _build_pipeline(cfg, model)
@@ -68,6 +123,7 @@ def _train(
         fill_texts(cfg.data, model.text.encoder.tower.tokenizer)
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
+    world_size = distributed.world_size()
     if not cfg.zero.micro_batch_size:
         dtype = distributed.resolve_dtype(cfg.zero.precision)
         texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
@@ -75,40 +131,11 @@ def _train(
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     engine, step = begin_or_resume(model.text, cfg.optim, ds_config, checkpoint)
 
-    train_step = TrainStep(model, engine, shape, cfg.seed)
-    skipped = pipeline.problems | ({"bad_image": source.bad_images} if source.bad_images else {})
-    figures: dict[str, float] = {}  # of the newest evaluation
-    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
-
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
-    with StopSignal() as stop:
-        for batch, features, valid in source.ahead(pipeline.parts(step, cfg.steps - step), draw):
-            lr = set_learning_rate(engine.optimizer, cfg.optim, step, cfg.steps)
-            loss = train_step(batch, features, valid)
-            step += 1
-            if log.step(step, loss, int(valid.sum()), batch.errors):
-                log.line(step, lr=lr, patch_size=draw(batch.step))
-            if callbacks and cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
-                with log.paused():
-                    for callback in callbacks:
-                        found = callback(step, model)
-                        log.write(step, found)
-                        figures |= found
-            signal = stop.after_step()
-            every = cfg.checkpoint_every
-            if step == cfg.steps or signal or (every and step % every == 0):
-                with log.paused():
-                    _save_model(cfg, model, step, pipeline.num_samples or 0, figures)
-                    save_checkpoint(
-                        engine, cfg.folder / "checkpoints", step, cfg.keep_checkpoints, identity
-                    )
-            if signal and step < cfg.steps:
-                log.close()
-                raise stopped(signal, step, cfg)
-    log.close()
-    return cfg.folder
+    train_step = TrainStep(model, engine, shape, cfg.seed)
+    return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
 
 
 def _build_model(cfg: TrainConfig) -> LitModel:

@@ -64,7 +64,8 @@ class CaptionCache:
         """Read and tokenise the captions of a shard; returns its number of samples."""
         index = load_index(self._shards[shard], self._index_dir)
         store = SampleStore(self._shards, self._index_dir, keep=1)
-        found = [self._row(item) for item in store.read(shard, range(len(index)), pixels=False)]
+        read = store.read(shard, range(len(index)), pixels=False, layout=index.summary.layout)
+        found = [self._row(item) for item in read]
         ids = iter(self._tokenizer([text for row in found for text in row["captions"]]))
         for row in found:
             row["tokens"] = [next(ids) for _ in row["captions"]]

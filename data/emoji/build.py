@@ -21,8 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
 from data.emoji.concepts import (
     Concept,
@@ -35,6 +33,7 @@ from data.emoji.drawings import STYLES, load_drawings, render
 from data.emoji.npm import fetch_package
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
+from data.progress import Progress
 
 FORMAT = 1
 RECIPE = 1  # raised when captions, split or rendering change; folders of other recipes are refused
@@ -174,7 +173,7 @@ def _write_shards(root: Path, plan: Mapping[str, list[Sample]], size: int, progr
     context = multiprocessing.get_context("spawn")  # forking is unsafe where the caller has threads
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         pngs: Iterator[bytes] = pool.map(render, drawings, [size] * len(drawings), chunksize=16)
-        pngs = iter(tqdm(pngs, "drawing", len(drawings), unit=" images", disable=not progress))
+        pngs = iter(Progress(pngs, "drawing", len(drawings), unit=" images", disable=not progress))
         for name, part in plan.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             with tarfile.open(root / name, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -1,7 +1,8 @@
 """Shards read once, in order, for embedding, feature caching and evaluation."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,21 +15,26 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import EvalBatch
 from data.captions import read_captions, read_label
 from data.config import OnError, check_loading
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.images import decode_image
 from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
+from data.shards.identity import Identity, stamp
 from data.shards.index import load_summaries
+from data.shards.location import image_digest
 from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
 from data.shards.stream import iter_stream
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
 
-Span = tuple[int, int, int]
-"""Consecutive samples of a shard: its number, the first sample, the one after the last."""
+Span = tuple[int, str, int, int, bool]
+"""Consecutive samples of a shard: its number, its layout, the first sample, the one after the last,
+and whether the shard has no more."""
 Checked = tuple[EvalBatch | None, list[Problem]]
 """The good samples among some, and what is wrong with the others."""
+Read = tuple[int, Checked, bool]
+"""The number of a shard, samples of it, and whether it has no more."""
 
 
 class ShardReader:
@@ -55,6 +61,7 @@ class ShardReader:
         max_pixels: int = 100_000_000,
         allow_pipe: bool = False,
         index_dir: str = "",
+        digests: bool = False,
     ) -> None:
         """`shards`: patterns. `transform` None: pixels are not read, images not checked.
 
@@ -62,7 +69,8 @@ class ShardReader:
         `need_labels`: so is one whose label is no class number; else it has label -1.
         `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
         batches of local shards, and whole streamed shards, in turn, so that together they give what
-        one reader gives. `augment`: (image, key) -> the image that is transformed.
+        one reader gives. `augment`: (image, key) -> the image that is transformed. `digests`:
+        of the images' bytes, in the batches.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
         check_loading(num_workers, max_pixels)
@@ -70,8 +78,10 @@ class ShardReader:
             raise UsageError(f"batch_size {batch_size}: at least 1")
         self.shards: list[str] = expand_shards(shards, allow_pipe)
         self.errors: dict[str, int] = {}  # bad samples met by the iteration so far, by kind
+        self.shard_errors: dict[int, dict[str, int]] = {}  # those of each shard, by its number
+        self.stamps: dict[int, Identity] = {}  # of each shard when its reading began
         self._rules = _Rules(
-            transform, augment, need_captions, need_labels, caption_lines, max_pixels
+            transform, augment, need_captions, need_labels, caption_lines, max_pixels, digests
         )
         self._rank, self._ranks = share
         self._batch_size, self._num_workers = batch_size, num_workers
@@ -79,7 +89,14 @@ class ShardReader:
         self._allow_pipe, self._index_dir = allow_pipe, index_dir
 
     def __iter__(self) -> Iterator[EvalBatch]:
+        return (batch for _, batch, _ in self.steps() if batch is not None)
+
+    def steps(self) -> Iterator[tuple[int, EvalBatch | None, bool]]:
+        """The number of a shard, a batch of it, and whether it has no more. A shard's last step may
+        have no batch; it comes even where the shard holds no sample. For a reader without ranks.
+        """
         self.errors.clear()
+        self.shard_errors.clear()
         self._turn = 0  # the number of the next batch of a local shard, over all ranks
         first = 0
         while first < len(self.shards):
@@ -87,47 +104,59 @@ class ShardReader:
             stop = first + 1
             while local and stop < len(self.shards) and is_local(self.shards[stop]):
                 stop += 1
-            for shard, (batch, problems) in (
+            for shard, (batch, problems), last in (
                 self._read_local(first, stop) if local else self._read_stream(first)
             ):
                 self._count(shard, problems)
-                if batch is not None:
-                    yield batch
+                yield shard, batch, last
             first = stop
 
-    def _read_local(self, first: int, stop: int) -> Iterator[tuple[int, Checked]]:
-        return iter(
-            DataLoader(
-                _LocalBatches(self.shards, self._index_dir, self._rules),
-                sampler=self._spans(first, stop),
-                batch_size=None,
-                num_workers=self._num_workers,
-                worker_init_fn=outlive_signals,
-                generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
-            )
+    def _read_local(self, first: int, stop: int) -> Iterator[Read]:
+        loader = DataLoader(
+            _LocalBatches(self.shards, self._index_dir, self._rules),
+            sampler=self._spans(first, stop),
+            batch_size=None,
+            num_workers=self._num_workers,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )
+        for found in loader:
+            if isinstance(found, DataError):
+                raise found
+            yield found
 
     def _spans(self, first: int, stop: int) -> Iterator[Span]:
         """The batches of local shards. A shard's index is read, and the problems of its headers are
         counted, when its turn comes."""
         for shard in range(first, stop):
-            (summary,) = load_summaries([self.shards[shard]], self._index_dir)
+            name, rank = self.shards[shard], self._rank
+            self._stamp(shard)
+            (summary,) = load_summaries([name], self._index_dir)
             if self._on_error == "raise" and summary.first_problem is not None:
-                raise SampleError.at(self.shards[shard], summary.first_problem)
-            if shard % self._ranks == self._rank:
-                add_counts(self.errors, summary.problems)
+                raise SampleError.at(name, summary.first_problem)
+            if shard % self._ranks == rank:
+                self._add(shard, summary.problems)
+                if not summary.num_samples:
+                    yield shard, summary.layout, 0, 0, True
             for start in range(0, summary.num_samples, self._batch_size):
-                if self._turn % self._ranks == self._rank:
-                    yield shard, start, min(start + self._batch_size, summary.num_samples)
+                end = min(start + self._batch_size, summary.num_samples)
+                if self._turn % self._ranks == rank:
+                    yield shard, summary.layout, start, end, end == summary.num_samples
                 self._turn += 1
 
-    def _read_stream(self, shard: int) -> Iterator[tuple[int, Checked]]:
+    def _stamp(self, shard: int) -> None:
+        with suppress(OSError):  # reading it will say more
+            self.stamps[shard] = stamp(self.shards[shard])
+
+    def _read_stream(self, shard: int) -> Iterator[Read]:
         if shard % self._ranks != self._rank:
             return
+        self._stamp(shard)
         samples = enumerate(self._stream(shard))
         with ThreadPoolExecutor(max(self._num_workers, 1)) as pool:
             while batch := list(islice(samples, self._batch_size)):
-                yield shard, _assemble(shard, pool.map(self._rules.check, batch))
+                yield shard, _assemble(shard, pool.map(self._rules.check, batch)), False
+        yield shard, (None, []), True
 
     def _stream(self, shard: int) -> Iterator[TarSample]:
         for item in iter_stream(self.shards[shard], self._allow_pipe):
@@ -138,7 +167,13 @@ class ShardReader:
 
     def _count(self, shard: int, problems: Sequence[Problem]) -> None:
         for problem in problems:
-            skip_or_raise(problem, self.shards[shard], self._on_error, self.errors)
+            counts: dict[str, int] = {}
+            skip_or_raise(problem, self.shards[shard], self._on_error, counts)
+            self._add(shard, counts)
+
+    def _add(self, shard: int, counts: Mapping[str, int]) -> None:
+        add_counts(self.errors, counts)
+        add_counts(self.shard_errors.setdefault(shard, {}), counts)
 
 
 @dataclass(frozen=True)
@@ -151,6 +186,7 @@ class _Good:
     captions: tuple[str, ...]
     label: int
     pixels: Float[Tensor, "3 s s"] | None
+    digest: int  # of the image's bytes, 0 where not asked
 
 
 @dataclass(frozen=True)
@@ -163,6 +199,7 @@ class _Rules:
     need_labels: bool
     caption_lines: bool
     max_pixels: int
+    digests: bool
 
     def check(self, numbered: tuple[int, TarSample]) -> tuple[_Good | None, Problem | None]:
         """The sample where it is good, and what is wrong with it or its label."""
@@ -180,7 +217,8 @@ class _Rules:
         else:
             label = read
         span = sample.spans[sample.image_ext]
-        return _Good(index, sample.key, span, captions, label, pixels), problem
+        digest = image_digest(sample.payloads[sample.image_ext]) if self.digests else 0
+        return _Good(index, sample.key, span, captions, label, pixels, digest), problem
 
     def _captions(self, sample: TarSample) -> tuple[str, ...]:
         try:
@@ -206,17 +244,20 @@ class _LocalBatches(Dataset):
         self._shards, self._rules = shards, rules
         self._store = SampleStore(shards, index_dir, keep=2)
 
-    def __getitem__(self, span: Span) -> tuple[int, Checked]:
-        shard, start, stop = span
+    def __getitem__(self, span: Span) -> Read | DataError:
+        shard, layout, start, stop, last = span
         numbers = range(start, stop)
         checked = []
         pixels = self._rules.transform is not None
-        found = self._store.read(shard, numbers, pixels=pixels)
-        for number, sample in zip(numbers, found, strict=True):
-            if isinstance(sample, Problem):  # the shard was readable when its samples were counted
-                raise SampleError.at(self._shards[shard], sample)
-            checked.append(self._rules.check((number, sample)))
-        return shard, _assemble(shard, checked)
+        try:
+            found = self._store.read(shard, numbers, pixels=pixels, layout=layout)
+            for number, sample in zip(numbers, found, strict=True):
+                if isinstance(sample, Problem):  # it was readable when its samples were counted
+                    return SampleError.at(self._shards[shard], sample)
+                checked.append(self._rules.check((number, sample)))
+        except DataError as error:  # handed over, and raised in the main process
+            return error
+        return shard, _assemble(shard, checked), last
 
 
 def _assemble(shard: int, checked: Iterable[tuple[_Good | None, Problem | None]]) -> Checked:
@@ -235,5 +276,6 @@ def _assemble(shard: int, checked: Iterable[tuple[_Good | None, Problem | None]]
         indices=torch.tensor([sample.index for sample in good]),
         offsets=torch.tensor([sample.span[0] for sample in good]),
         sizes=torch.tensor([sample.span[1] for sample in good]),
+        digests=torch.tensor([s.digest for s in good]) if good[0].digest else None,
     )
     return batch, problems

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.config import DataConfig, OnError, check_data
-from data.errors import UsageError
+from data.errors import DataError, UsageError
 from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
 from data.pipeline.slots import Sample, Slots
 from data.pipeline.streams import StreamParts
@@ -69,6 +69,7 @@ class TrainPipeline:
         self.problems: dict[str, int] = {}  # found in the tars' headers, by kind
         self.num_samples: int | None = None  # per epoch; None for streams, which have no epoch
         self._order: Order | None = None
+        self._layouts: list[str] = []  # of the shards, as they were counted
         self._fingerprint = "stream"
         if all(is_local(shard) for shard in self.shards):
             self._order = self._build_order()
@@ -107,6 +108,7 @@ class TrainPipeline:
                 raise SampleError.at(shard, summary.first_problem)
             add_counts(self.problems, summary.problems)
         counts = [summary.num_samples for summary in summaries]
+        self._layouts = [summary.layout for summary in summaries]
         names = [shard.rsplit("/", 1)[-1] for shard in self.shards]
         described = repr((names, counts, self._seed, cfg.weights, cfg.block_shards))
         self._fingerprint = hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
@@ -153,7 +155,7 @@ class TrainPipeline:
     def _read(self, keep: int) -> Read:
         """How samples of local shards are read. `keep`: shards whose index stays in memory."""
         store = SampleStore(self.shards, self._cfg.index_dir, keep)
-        return partial(store.read, pixels=self._slots.transform is not None)
+        return partial(_read_stored, store, self._layouts, self._slots.transform is not None)
 
     def _spans(
         self, start_step: int, num_steps: int, bounds: list[tuple[int, int]]
@@ -166,8 +168,14 @@ class TrainPipeline:
                 yield base + low, base + high
 
 
-def _checked(part: Batch | SampleError, step: int) -> Batch:
-    if isinstance(part, SampleError):
+def _read_stored(
+    store: SampleStore, layouts: Sequence[str], pixels: bool, shard: int, numbers: Sequence[int]
+) -> Iterator[Sample | Problem]:
+    return store.read(shard, numbers, pixels=pixels, layout=layouts[shard])
+
+
+def _checked(part: Batch | DataError, step: int) -> Batch:
+    if isinstance(part, DataError):
         raise part
     part.step = step
     return part
@@ -187,8 +195,14 @@ class _Parts(Dataset):
         self._order, self._read, self._slots = order, read, slots
         self._shards, self._on_error = shards, on_error
 
-    def __getitem__(self, span: tuple[int, int]) -> Batch | SampleError:
-        epochs, shards, indices = self._order.slice(*span).T
+    def __getitem__(self, span: tuple[int, int]) -> Batch | DataError:
+        try:
+            return self._part(*span)
+        except DataError as error:  # handed over, and raised in the main process
+            return error
+
+    def _part(self, start: int, stop: int) -> Batch:
+        epochs, shards, indices = self._order.slice(start, stop).T
         part = self._slots.empty(len(shards))
         part.shards, part.indices = torch.tensor(shards), torch.tensor(indices)
         forward = np.lexsort((indices, shards)).tolist()  # each shard is opened once
@@ -198,10 +212,7 @@ class _Parts(Dataset):
             for row, sample in zip(rows, found, strict=True):
                 problem = self._fill(part, row, int(epochs[row]), sample)
                 if problem is not None:
-                    try:
-                        skip_or_raise(problem, self._shards[shard], self._on_error, part.errors)
-                    except SampleError as error:  # handed over, and raised in the main process
-                        return error
+                    skip_or_raise(problem, self._shards[shard], self._on_error, part.errors)
         self._slots.finish(part)
         return part
 

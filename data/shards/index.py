@@ -2,13 +2,14 @@
 
 SHARD.index.parquet has a row per member of a good sample (`key, ext, offset, size`), in the tar's
 order. Its footer records the shard's size and mtime, and counts samples and problems, so counting
-reads the footer alone.
+reads the footer alone. A digest of the rows and one of this record tell damage: such an index is
+built anew.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
-from tqdm import tqdm
 
 from data.errors import UsageError
-from data.files import cache_folder, write_atomically
+from data.files import bytes_digest, cache_folder, is_intact, sealed, write_atomically
 from data.image_headers import IMAGE_EXTS
 from data.problems import Problem, add_counts
+from data.progress import Progress
 from data.shards.names import shard_name
 from data.shards.tar import TarSample, iter_samples
 
@@ -41,6 +42,7 @@ class ShardSummary:
     num_samples: int
     problems: dict[str, int]  # bad samples found in the tar's headers, by kind
     first_problem: Problem | None
+    layout: str  # digest of keys, suffixes, offsets and sizes: of two shards equal where they are
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,19 @@ class ShardIndex:
     offsets: Int[np.ndarray, " m"]  # bytes
     sizes: Int[np.ndarray, " m"]  # bytes
     summary: ShardSummary
+    stamp: Mapping[str, int]  # of the shard when it was opened
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    def describes(self, file: BinaryIO) -> bool:
+        """Whether the opened shard is the one that this index was made of."""
+        return self.stamp == _stamp(file.fileno())
+
     def read(self, file: BinaryIO, number: int, *, pixels: bool) -> TarSample:
         """Sample `number` from the opened shard, its image's bytes only where `pixels`.
 
-        Raises `OSError`, `EOFError` and `IndexError` where the shard is not what it was.
+        Raises `OSError` and `EOFError` where the shard is not what it was.
         """
         spans = {
             str(self.exts[row]): (int(self.offsets[row]), int(self.sizes[row]))
@@ -87,13 +94,13 @@ def load_index(shard: str, index_dir: str = "") -> ShardIndex:
         with suppress(*_UNUSABLE), pq.ParquetFile(path) as parquet:
             summary = _parse_summary(parquet.metadata, stamp)
             table = parquet.read(use_threads=False)  # loader workers are forked
-            return _from_table(shard, table, summary, stamp["size"])
+            return _from_table(shard, table, summary, stamp)
     table, summary = _build(shard, stamp)
     for path in _index_paths(shard, index_dir):
         with suppress(OSError):
             write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
             break
-    return _from_table(shard, table, summary, stamp["size"])
+    return _from_table(shard, table, summary, stamp)
 
 
 def load_summaries(
@@ -108,7 +115,7 @@ def load_summaries(
     turn = list(range(start, len(shards))) + list(range(start))
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = pool.map(lambda i: _load_summary(shards[i], index_dir), turn)
-        bar = tqdm(results, "indexing shards", len(turn), delay=5, disable=rank != 0)
+        bar = Progress(results, "indexing shards", len(turn), delay=5, disable=rank != 0)
         found = dict(zip(turn, bar, strict=True))
     return [found[i] for i in range(len(shards))]
 
@@ -135,7 +142,8 @@ def read_member(file: BinaryIO, offset: int, size: int) -> bytes:
     return data
 
 
-def _stamp(shard: str) -> dict[str, int]:
+def _stamp(shard: str | int) -> dict[str, int]:
+    """`shard`: a path or the number of an opened file."""
     status = os.stat(shard)
     return {"format": _FORMAT, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -152,8 +160,9 @@ def _index_paths(shard: str, index_dir: str) -> list[Path]:
 
 
 def _build(shard: str, stamp: dict[str, int]) -> tuple[pa.Table, ShardSummary]:
+    """Raises `UsageError` where the shard is written meanwhile."""
     rows: list[tuple[str, str, int, int]] = []
-    summary = ShardSummary(0, {}, None)
+    summary = ShardSummary(0, {}, None, "")
     with open(shard, "rb", buffering=0) as file:
         for item in iter_samples(file, read_payloads=False):
             if isinstance(item, Problem):
@@ -162,35 +171,43 @@ def _build(shard: str, stamp: dict[str, int]) -> tuple[pa.Table, ShardSummary]:
             else:
                 rows.extend((item.key, ext, *span) for ext, span in item.spans.items())
                 summary.num_samples += 1
+        if _stamp(file.fileno()) != stamp:
+            raise UsageError(f"shard {shard!r} is being written, wait until it is complete")
     columns = zip(*rows, strict=True) if rows else ((), (), (), ())
     types = {"key": pa.string(), "ext": pa.string(), "offset": pa.int64(), "size": pa.int64()}
     table = pa.table([*map(list, columns)], schema=pa.schema(types.items()))
-    record = {"shard": stamp, "summary": asdict(summary)}
+    summary.layout = _layout(table)
+    record = sealed({"shard": stamp, "summary": asdict(summary)})
     return table.replace_schema_metadata({_METADATA: json.dumps(record)}), summary
 
 
+def _layout(table: pa.Table) -> str:
+    texts = ("\n".join(table[name].to_pylist()).encode() for name in ("key", "ext"))
+    numbers = (table[name].to_numpy().tobytes() for name in ("offset", "size"))
+    return bytes_digest(*texts, *numbers)
+
+
 def _parse_summary(footer: pq.FileMetaData, stamp: dict[str, int]) -> ShardSummary:
-    """Raises `ValueError` where the index belongs to another state of the shard."""
+    """Raises `ValueError` where the index is damaged or belongs to another state of the shard."""
     record = json.loads(footer.metadata[_METADATA])
+    if not is_intact(record):
+        raise ValueError("the footer is damaged, or of an earlier version")
     if record["shard"] != stamp:
         raise ValueError("the shard has changed")
     first = record["summary"].pop("first_problem")
     return ShardSummary(**record["summary"], first_problem=Problem(**first) if first else None)
 
 
-def _from_table(shard: str, table: pa.Table, summary: ShardSummary, shard_size: int) -> ShardIndex:
-    """Raises `ValueError` for a table that this shard cannot have."""
+def _from_table(
+    shard: str, table: pa.Table, summary: ShardSummary, stamp: Mapping[str, int]
+) -> ShardIndex:
+    """Raises `ValueError` for a damaged table."""
+    if _layout(table) != summary.layout:
+        raise ValueError("the index does not hold what its footer says")
     keys = table["key"].to_pylist()
     starts = [row for row, key in enumerate(keys) if row == 0 or key != keys[row - 1]]
     exts = np.array(table["ext"].to_pylist(), dtype=np.str_)
     offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
-    images = int(np.isin(exts, list(IMAGE_EXTS)).sum())
-    if not len(starts) == images == summary.num_samples:
-        raise ValueError("the index does not hold what its footer says")
-    if min(offsets.min(initial=0), sizes.min(initial=0)) < 0 or (
-        (offsets + sizes).max(initial=0) > shard_size
-    ):
-        raise ValueError("the index points outside its shard")
     return ShardIndex(
         path=shard,
         keys=[keys[row] for row in starts],
@@ -199,4 +216,5 @@ def _from_table(shard: str, table: pa.Table, summary: ShardSummary, shard_size: 
         offsets=offsets,
         sizes=sizes,
         summary=summary,
+        stamp=stamp,
     )

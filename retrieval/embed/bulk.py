@@ -1,31 +1,42 @@
 """Bulk embedding of shards: several patch sizes in one pass over the pixels.
 
 The work happens in OUT.partial, which gets its name when everything is there. Interrupted, the same
-command continues at the first partition that is missing. `partitions.py` names the files.
+command continues at the first partition that is missing. `partitions.py` names the files. Shards
+that were replaced since they were embedded are embedded again, the others stay.
 """
 
+import functools
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float
-from tqdm import tqdm
 
-from contrastive.distributed import barrier, is_main, rank, world_size
+from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.model.lit import LitModel
+from contrastive.run.lock import locked
 from data.batch import EvalBatch
 from data.config import OnError
-from data.errors import UsageError
+from data.errors import DataError, UsageError
+from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
+from data.progress import Progress
+from data.shards.identity import Identity, confirm, identity
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
-from retrieval.embed.partitions import PartitionWriter, metadata_file
+from retrieval.embed.partitions import (
+    PartitionWriter,
+    metadata_file,
+    partition_files,
+    read_facts,
+)
 from retrieval.json_files import write_json
 
 
@@ -34,10 +45,16 @@ def embed_batches(
 ) -> Iterator[tuple[EvalBatch, dict[int, Float[np.ndarray, "b d"]]]]:
     """Each batch of `reader` with its unit-norm float32 embeddings per patch size."""
     for batch in reader:
-        assert batch.images is not None
-        images = batch.images.to(model.device, non_blocking=True)
-        embeds = {size: model.encode_image(images, patch_size=size) for size in patch_sizes}
-        yield batch, {size: rows.cpu().numpy() for size, rows in embeds.items()}
+        yield batch, _embed(model, batch, patch_sizes)
+
+
+def _embed(
+    model: LitModel, batch: EvalBatch, patch_sizes: Sequence[int]
+) -> dict[int, Float[np.ndarray, "b d"]]:
+    assert batch.images is not None
+    images = batch.images.to(model.device, non_blocking=True)
+    embeds = {size: model.encode_image(images, patch_size=size) for size in patch_sizes}
+    return {size: rows.cpu().numpy() for size, rows in embeds.items()}
 
 
 def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -67,13 +84,16 @@ def embed_shards(
     rank. model_dir: where `model` was loaded from; noted for `build_index`. Ranks share the
     shards. Images that cannot be read are skipped and counted by kind in the manifest; with
     on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
-    A finished `out` of the same model, shards and patch sizes is returned as it is; any other
-    raises `UsageError`, as does a result without an image.
+    A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
+    were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of shards).
+    Any other `out` raises `UsageError`, as do a result without an image and another program that
+    writes it. Raises `DataError` where a shard is replaced while it is read.
     """
     check_batches(batch_size, num_workers)
     out = Path(out)
     patch_sizes = check_patch_sizes(model, patch_sizes)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
+    shards = list(dict.fromkeys(shards))
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,
@@ -83,68 +103,134 @@ def embed_shards(
         "patch_sizes": list(patch_sizes),
         "shards": shards,
     }
-    finished = _finished(out, plan)
-    if finished is not None:
-        return finished
-    partial = out.with_name(out.name + ".partial")
-    _open_partial(partial, plan)
+    read = functools.partial(
+        ShardReader,
+        transform=model.transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_error=on_error,
+        allow_pipe=allow_pipe,
+        digests=True,
+    )
+    with locked(out, beside=True):
+        return _embed_all(model, plan, out, read)
 
+
+def _embed_all(
+    model: LitModel, plan: dict[str, Any], out: Path, read: Callable[[list[str]], ShardReader]
+) -> dict[str, Any]:
+    """`embed_shards` by its plan."""
+    shards, patch_sizes = plan["shards"], plan["patch_sizes"]
+    kept: list[int] = []  # partitions of a finished folder that stay
+    if out.is_dir() and any(out.iterdir()):
+        finished = read_manifest(out)
+        _check_same(out, plan, finished)
+        partitions = finished["partitions"]
+        current = _current(shards, [entry.get("identity", {}) for entry in partitions])
+        if len(current) == len(shards):
+            return _renew(out, plan, finished, current)
+        kept = [*current]
+    part = out.with_name(out.name + ".partial")
+    _open_partial(part, plan, out, kept)
+    facts = [read_facts(part, number) for number in range(len(shards))]
+    done = _current(shards, [None if known is None else known.identity for known in facts])
     mine = [n for n in range(len(shards)) if n % world_size() == rank()]
-    todo = [n for n in mine if not metadata_file(partial, n).is_file()]
-    bar = tqdm(
+    todo = [n for n in mine if n not in done]
+    with Progress(
         total=len(mine),
         initial=len(mine) - len(todo),
         desc=f"embedding at patch {', '.join(map(str, patch_sizes))}",
         unit="shard",
         disable=not is_main(),
-    )
-    seen = 0
-    with bar:
-        for number in todo:
-            reader = ShardReader(
-                [shards[number]],
-                model.transform,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                on_error=on_error,
-                allow_pipe=allow_pipe,
-            )
-            with PartitionWriter(
-                partial, number, shards[number], patch_sizes, model.embed_dim
-            ) as writer:
-                for batch, embeds in embed_batches(model, reader, patch_sizes):
-                    writer.add(batch, embeds)
-                    seen += len(batch.keys)
-                    bar.set_postfix(images=seen)
-                writer.finish(reader.errors)
-            bar.update()
-    barrier()
-    manifest = _join(partial, plan)
+    ) as bar:
+        if todo:
+            reader = read([shards[n] for n in todo])
+            _write_partitions(part, model, reader, todo, patch_sizes, bar)
+    barrier(patient=True)
+    manifest = _join(part, plan)
     barrier()
     if not manifest["count"]:
         if is_main():
-            shutil.rmtree(partial)
+            shutil.rmtree(part)
         skipped = ", ".join(f"{kind} {n:,}" for kind, n in manifest["errors"].items()) or "none"
         raise UsageError(f"no image could be embedded of {_short(shards)}; skipped: {skipped}")
     if is_main():
-        write_json(partial / "manifest.json", manifest)
-        partial.rename(out)  # first: without its plan a partial folder would be begun anew
+        write_json(part / "manifest.json", manifest)
+        replace_folder(part, out)  # first: without its plan it would be begun anew
         (out / "plan.json").unlink()
     barrier()
     return read_manifest(out)
 
 
-def _finished(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of `out` when it holds what `plan` says; `UsageError` when something else."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return None
-    manifest = read_manifest(out)
-    _check_same(out, plan, manifest)
-    for name in ("model", "text_fingerprint"):  # image embeddings outlive a text tower
-        if manifest[name] != plan[name] and is_main():
-            manifest[name] = plan[name]
-            write_json(out / "manifest.json", manifest)
-    return manifest
+def _write_partitions(
+    partial: Path,
+    model: LitModel,
+    reader: ShardReader,
+    numbers: Sequence[int],
+    patch_sizes: Sequence[int],
+    bar: Progress,
+) -> None:
+    """A partition for each shard of `reader`; numbers: theirs, in turn."""
+    seen = 0
+    with ThreadPoolExecutor(1) as digesting, ExitStack() as opened:
+        writer: PartitionWriter | None = None
+        for position, batch, last in reader.steps():
+            shard = reader.shards[position]
+            if writer is None:
+                made = PartitionWriter(
+                    partial, numbers[position], shard, patch_sizes, model.embed_dim
+                )
+                writer = opened.enter_context(made)
+                found = digesting.submit(identity, shard)  # beside the forwards
+            if batch is not None:
+                writer.add(batch, _embed(model, batch, patch_sizes))
+                seen += len(batch.keys)
+                bar.set_postfix(images=seen)
+            if last:
+                known, before = found.result(), reader.stamps.get(position, {})
+                if known != {**known, **before}:
+                    raise DataError(f"shard {shard!r} was replaced while it was read, start again")
+                writer.finish(reader.shard_errors.get(position, {}), known)
+                opened.close()
+                writer = None
+                bar.update()
+
+
+def _current(
+    shards: Sequence[str], noted: Sequence[Mapping[str, Any] | None]
+) -> dict[int, Identity]:
+    """Numbers of the shards that are still what was noted of them (None: nothing was embedded), and
+    what to note from now on. Ranks share the shards."""
+    current = {}
+    own = range(rank(), len(shards), world_size())
+    for number in Progress(own, "checking shards", delay=2, unit="shard", disable=not is_main()):
+        entry = noted[number]
+        if entry is not None:
+            try:
+                found = confirm(shards[number], entry)
+            except OSError:  # gone: what was made of it stays
+                found = dict(entry)
+            if found is not None:
+                current[number] = found
+    return {n: found for part in gather_objects(current) for n, found in part.items()}
+
+
+def _renew(
+    out: Path,
+    plan: Mapping[str, Any],
+    manifest: dict[str, Any],
+    identities: Mapping[int, Identity],
+) -> dict[str, Any]:
+    """The manifest of a finished folder, with the names that image embeddings outlive, and the new
+    times of shards that are copies."""
+    renewed = {**manifest, **{name: plan[name] for name in ("model", "text_fingerprint")}}
+    renewed["partitions"] = [
+        {**entry, "identity": identities[number]} if "identity" in entry else entry
+        for number, entry in enumerate(manifest["partitions"])
+    ]
+    if renewed != manifest and is_main():
+        write_json(out / "manifest.json", renewed)
+    return renewed
 
 
 def _check_same(folder: Path, plan: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -162,8 +248,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _open_partial(partial: Path, plan: Mapping[str, Any]) -> None:
-    """Create the work folder, or check that the one there belongs to the same work."""
+def _open_partial(partial: Path, plan: Mapping[str, Any], out: Path, kept: Sequence[int]) -> None:
+    """Create the work folder, or check that the one there belongs to the same work.
+
+    kept: partitions of `out` that a new one begins with.
+    """
     if is_main():
         plan_file = partial / "plan.json"
         if plan_file.is_file():
@@ -173,6 +262,9 @@ def _open_partial(partial: Path, plan: Mapping[str, Any]) -> None:
             (partial / "metadata").mkdir(parents=True)
             for size in plan["patch_sizes"]:
                 (partial / f"patch_{size}" / "img_emb").mkdir(parents=True)
+            for number in kept:
+                for file in partition_files(out, plan["patch_sizes"], number).values():
+                    link_or_copy(file, partial / file.relative_to(out))
             write_json(plan_file, plan)
     barrier()
 
@@ -181,9 +273,13 @@ def _join(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of all partitions."""
     partitions, errors = [], Counter[str]()
     for number, shard in enumerate(plan["shards"]):
-        found = pq.read_metadata(metadata_file(partial, number))
-        partitions.append({"shard": shard, "count": found.num_rows})
-        errors.update(json.loads(found.metadata[b"errors"]))
+        facts = read_facts(partial, number)
+        assert facts is not None, "written before the barrier"
+        digests = {**facts.blake2b, "metadata": file_digest(metadata_file(partial, number))}
+        partitions.append(
+            {"shard": shard, "count": facts.count, "identity": facts.identity, "blake2b": digests}
+        )
+        errors.update(facts.errors)
     return {
         **plan,
         "count": sum(p["count"] for p in partitions),

@@ -1,14 +1,19 @@
 """manifest.json of a folder of embeddings, written when everything else is there.
 
 {"format": 1, "image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes",
- "shards", "count", "errors", "partitions": [{"shard", "count"}, ...]}
+ "shards", "count", "errors", "partitions": [{"shard", "count", "identity", "blake2b"}, ...]}
+
+identity: what the shard is told by (`data.shards.identity`); blake2b: of the partition's files. In
+folders by 0.1.0 there is neither, and nothing is checked.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.shards.identity import confirm
 
 _REQUIRED = {
     "image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes", "partitions",
@@ -28,3 +33,14 @@ def read_manifest(embeddings: str | Path) -> dict[str, Any]:
         hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
         raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
     return manifest
+
+
+def check_shards(embeddings: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where a local shard was replaced since it was embedded; one that is gone
+    may be elsewhere. Reads those that are copies."""
+    for entry in manifest["partitions"]:
+        shard, noted = entry["shard"], entry.get("identity", {})
+        if "mtime_ns" in noted and Path(shard).is_file() and confirm(shard, noted) is None:
+            raise UsageError(
+                f"{shard} was replaced since it was embedded in {embeddings}; embed it again"
+            )

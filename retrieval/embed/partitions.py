@@ -1,12 +1,16 @@
 """The files of bulk embeddings, in clip-retrieval's layout, so its tools and autofaiss read them.
 
 OUT/patch_28/img_emb/img_emb_0000.npy      (n, d) float32, unit norm; one partition per shard
-OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size
+OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size, digest
 OUT/manifest.json                          written last, see `manifest.py`
+
+The footer of the metadata holds what was skipped, what the shard was told by, and the vectors'
+digests.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,8 @@ from jaxtyping import Float
 
 from data.batch import EvalBatch
 from data.errors import UsageError
+from data.files import file_digest
+from data.shards.identity import Identity
 
 METADATA_SCHEMA = pa.schema(
     {
@@ -27,7 +33,11 @@ METADATA_SCHEMA = pa.schema(
         "size": pa.int64(),  # bytes
     }
 )
+DIGEST = pa.field("digest", pa.int64())  # `image_digest` of the image's bytes; 0.1.0 had none
 ROW_GROUP = 16_384
+OWN_COLUMNS = frozenset({*METADATA_SCHEMA.names, DIGEST.name})
+_SCHEMA = METADATA_SCHEMA.append(DIGEST)
+_FACTS = ("errors", "identity", "blake2b")  # in the footer
 
 
 def metadata_file(folder: Path, number: int) -> Path:
@@ -38,6 +48,32 @@ def metadata_file(folder: Path, number: int) -> Path:
 def vector_file(folder: Path, patch_size: int, number: int) -> Path:
     """Where the vectors of partition `number` at `patch_size` lie."""
     return folder / f"patch_{patch_size}" / "img_emb" / f"img_emb_{number:04d}.npy"
+
+
+def partition_files(folder: Path, patch_sizes: Iterable[int], number: int) -> dict[str, Path]:
+    """The files of partition `number`, the metadata last."""
+    vectors = {f"patch_{size}": vector_file(folder, size, number) for size in patch_sizes}
+    return {**vectors, "metadata": metadata_file(folder, number)}
+
+
+@dataclass(frozen=True)
+class PartitionFacts:
+    """What the footer of a partition's metadata says."""
+
+    count: int  # images
+    errors: dict[str, int]  # what was skipped, by kind
+    identity: Identity  # of the shard; empty in a partition by 0.1.0
+    blake2b: dict[str, str]  # of the vectors, by patch size as in `partition_files`
+
+
+def read_facts(folder: Path, number: int) -> PartitionFacts | None:
+    """The facts of a partition, None where it is not complete."""
+    try:
+        footer = pq.read_metadata(metadata_file(folder, number))
+        values = [json.loads(footer.metadata.get(name.encode(), b"{}")) for name in _FACTS]
+    except (OSError, pa.ArrowException, ValueError):
+        return None
+    return PartitionFacts(footer.num_rows, *values)
 
 
 def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray, "n d"]:
@@ -102,7 +138,7 @@ class PartitionWriter:
         self.vectors = {
             size: _NpyWriter(_part(file), width) for size, file in self.vector_files.items()
         }
-        self.metadata = pq.ParquetWriter(_part(self.metadata_file), METADATA_SCHEMA)
+        self.metadata = pq.ParquetWriter(_part(self.metadata_file), _SCHEMA)
         self.waiting: list[pa.RecordBatch] = []
 
     def add(self, batch: EvalBatch, embeds: Mapping[int, Float[np.ndarray, "b d"]]) -> None:
@@ -116,8 +152,9 @@ class PartitionWriter:
             "shard": [self.shard] * len(batch.keys),
             "offset": np.asarray(batch.offsets, np.int64),
             "size": np.asarray(batch.sizes, np.int64),
+            "digest": np.asarray(batch.digests, np.int64),
         }
-        self.waiting.append(pa.RecordBatch.from_pydict(columns, schema=METADATA_SCHEMA))
+        self.waiting.append(pa.RecordBatch.from_pydict(columns, schema=_SCHEMA))
         if sum(map(len, self.waiting)) >= ROW_GROUP:
             self._flush()
 
@@ -126,24 +163,30 @@ class PartitionWriter:
             self.metadata.write_table(pa.Table.from_batches(self.waiting))
             self.waiting = []
 
-    def finish(self, errors: Mapping[str, int]) -> None:
-        """Write what is left and rename. errors: unreadable images of this shard, by kind."""
+    def finish(self, errors: Mapping[str, int], identity: Identity) -> None:
+        """Write what is left and rename. errors: unreadable images of this shard, by kind.
+        identity: what the shard is told by."""
         self._flush()
-        self.metadata.add_key_value_metadata({"errors": json.dumps(dict(errors))})
-        self._close()
-        for file in [*self.vector_files.values(), self.metadata_file]:
-            _part(file).replace(file)
-
-    def _close(self) -> None:
-        self.metadata.close()
         for writer in self.vectors.values():
             writer.close()
+        digests = {
+            f"patch_{size}": file_digest(_part(file)) for size, file in self.vector_files.items()
+        }
+        facts = (dict(errors), identity, digests)
+        self.metadata.add_key_value_metadata(
+            {name: json.dumps(value) for name, value in zip(_FACTS, facts, strict=True)}
+        )
+        self.metadata.close()
+        for file in [*self.vector_files.values(), self.metadata_file]:
+            _part(file).replace(file)
 
     def __enter__(self) -> "PartitionWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.metadata.close()
+        for writer in self.vectors.values():
+            writer.close()
 
 
 def _part(file: Path) -> Path:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
 from data.files import replaced_folder
 from data.given import Images, list_images
+from data.progress import Progress
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
 from retrieval.search.config import PatchSizeOrBudget
@@ -34,7 +35,10 @@ def embed_classes(
     per_chunk = max(1, batch_size // len(templates))
     rows = []
     starts = range(0, len(class_names), per_chunk)
-    for start in tqdm(starts, "embedding class names", unit="batch", delay=5, leave=False):
+    quiet = not is_main()
+    for start in Progress(
+        starts, "embedding class names", unit="batch", delay=5, leave=False, disable=quiet
+    ):
         names = class_names[start : start + per_chunk]
         prompts = [fill_template(template, name) for name in names for template in templates]
         with torch.no_grad():

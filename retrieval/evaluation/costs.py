@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
+from data.progress import Progress
+from retrieval.machine_load import OthersLoad, warn_if_busy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ def measure_costs(
     """Tokens, GFLOPs and measured speed of the image tower, one batch of random pixels at a time.
 
     The repeats of the patch sizes are interleaved, so a machine that slows down slows all alike.
+    Says so on stderr, once, where other programs disturb them.
     """
     side = model.image_size
     pixels = torch.randn(batch_size, 3, side, side, device=model.device)
@@ -35,12 +37,14 @@ def measure_costs(
     order = [size for _ in range(repeats) for size in patch_sizes]
     for size in patch_sizes:
         model.encode_image(pixels[: max(1, batch_size // 4)], patch_size=size)  # warm up
-    for size in tqdm(order, desc="timing the tower", leave=False, disable=not is_main()):
+    load = OthersLoad()
+    for size in Progress(order, desc="timing the tower", leave=False, disable=not is_main()):
         _synchronize(model.device)
         start = time.perf_counter()
         model.encode_image(pixels, patch_size=size)
         _synchronize(model.device)
         speeds[size].append(batch_size / (time.perf_counter() - start))
+    warn_if_busy(load.share(), "images/s")
     return [
         PatchCost(
             size,

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from tqdm import tqdm
 
-from contrastive.distributed import all_reduce_sum, gather_objects, is_main, world_size
+from contrastive.distributed import all_reduce_sum, barrier, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
+from data.progress import Progress
 from retrieval.embed.bulk import check_patch_sizes, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.datasets import EvalDataset
@@ -67,7 +67,7 @@ def _evaluate(
     counts = {size: ClassCounts(len(dataset.class_names)) for size in sizes}
     collector = RecallCollector(folder, sizes, model.embed_dim, not dataset.captioned)
     num_images = 0
-    with tqdm(
+    with Progress(
         desc=f"evaluating {dataset.name}",
         unit="img",
         total=dataset.num_images() // world_size() or None,
@@ -84,6 +84,7 @@ def _evaluate(
                 collector.add(batch, embeds)
             num_images += len(batch)
             bar.update(len(batch))
+    barrier(patient=True)
 
     for size in sizes:
         total = all_reduce_sum(torch.from_numpy(counts[size].counts).to(model.device))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from contrastive.distributed import gather_objects, is_main, world_size
+from contrastive.distributed import barrier, gather_objects, is_main, world_size
 from data.batch import EvalBatch
 from data.captions import concept_id
 from retrieval.evaluation.metrics import Recall, recall_at_k
@@ -89,6 +89,7 @@ class RecallCollector:
             images = self._gather(file, order.images)
             if is_main():
                 found[size] = recall_at_k(images, texts, order.pairs)
+        barrier(patient=True)  # the main rank ranks for all
         return gather_objects(found)[0]
 
     def _encode(self, encode: Encode) -> None:

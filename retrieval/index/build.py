@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from tqdm import tqdm
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.embed.manifest import read_manifest
+from data.locks import only_writer
+from data.progress import Progress
+from retrieval.embed.manifest import check_shards, read_manifest
 from retrieval.index.choose import bytes_per_vector, choose_index_type, default_memory, delta_type
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.gpus import gpu_memory, num_gpus
+from retrieval.index.integrity import check_index, check_segment
 from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
 from retrieval.index.row_sources import EmbeddedPartition, RowSource, blocks, index_schema
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
@@ -47,19 +49,21 @@ def build_index(
     index_type, latency_ms: see `retrieval.index.config`. memory_gib: what the index may take while
     it is built and searched, 0 for half of the memory of CPU or GPUs; what does not fit is built in
     several segments. kind: the former name of index_type. Embeddings are read in blocks.
-    Raises `UsageError` when `out` exists already, or when embeddings, images in them or the model
-    are missing.
+    Raises `UsageError` when `out` exists already, when embeddings, images in them or the model are
+    missing, and where embeddings are damaged or older than their shard.
     """
     embeddings = Path(embeddings_dir)
     source = read_manifest(embeddings)
     if not sum(partition["count"] for partition in source["partitions"]):
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
+    check_shards(embeddings, source)
     model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
     manifest = new_manifest(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
         source["patch_sizes"], "", kind or index_type, device, latency_ms, memory_gib,
     )  # fmt: skip
-    return index_rows(out, model, manifest, _embedded(embeddings, source), device)
+    with only_writer(Path(out)):
+        return index_rows(out, model, manifest, _embedded(embeddings, source), device)
 
 
 def new_manifest(
@@ -114,12 +118,14 @@ def index_rows(
 def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
     """Add a folder written by `embed_shards` to an index, under new ids. Returns how many images.
 
-    Raises `UsageError` where it is of another image tower or misses a patch size of the index.
+    Raises `UsageError` where it is of another image tower, misses a patch size of the index, is
+    damaged, or older than a shard.
     """
     folder, embeddings = Path(folder), Path(embeddings_dir)
     source, manifest = read_manifest(embeddings), read_index_manifest(folder)
     if source["image_fingerprint"] != manifest.image_fingerprint:
         raise UsageError(f"{embeddings} was made with another image tower than {folder}")
+    check_shards(embeddings, source)
     missing = set(manifest.patch_sizes) - set(source["patch_sizes"])
     if missing:
         raise UsageError(
@@ -162,7 +168,7 @@ def change_index(
                 entry = segments[-1]
                 if not entry.delta or entry.count > min(2 * total, limit - total):
                     break
-                segments.pop()
+                check_segment(folder, segments.pop(), manifest.patch_sizes)
                 segment.alive &= ~np.isin(segment.ids, gone)
                 merged.insert(0, SurvivingRows(segment))
                 total += merged[0].count
@@ -180,10 +186,11 @@ def change_index(
 def compact_index(folder: str | Path, device: Device = "auto") -> str:
     """Merge additions and deletions into large segments. Returns the reason for the index type.
 
-    Raises `UsageError` while another program changes the index.
+    Raises `UsageError` while another program changes the index, and for a damaged file.
     """
     folder = Path(folder)
     with locked(folder):
+        check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)
         manifest = snapshot.manifest
         if len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments):
@@ -236,7 +243,7 @@ def _write_segments(
     if schema is None and count:
         ((first, *_),) = blocks(sources, 0, 1)
         schema = index_schema(first.metadata(0, 1))
-    with tqdm(total=count * len(sizes), desc=what, unit="vec", leave=False, delay=1) as bar:
+    with Progress(total=count * len(sizes), desc=what, unit="vec", leave=False, delay=1) as bar:
         for part in range(num_segments):
             span = count * part // num_segments, count * (part + 1) // num_segments
             number = manifest.next_segment + part
@@ -255,8 +262,8 @@ def _rows_in_memory(index_type: IndexType, manifest: IndexManifest) -> int:
 
 def _embedded(embeddings: Path, source: dict[str, Any], first_id: int = 0) -> list[RowSource]:
     return [
-        EmbeddedPartition(embeddings, number, partition["count"], first_id)
-        for number, partition in enumerate(source["partitions"])
+        EmbeddedPartition(embeddings, number, entry["count"], first_id, entry.get("blake2b", {}))
+        for number, entry in enumerate(source["partitions"])
     ]
 
 

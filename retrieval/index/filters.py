@@ -4,8 +4,9 @@
     {"shard": "photos/0001.tar"}                                equal
     {"any": [{"key": {"in": ["a", "b"]}}, {"not": {"caption": {"=": ""}}}]}
 
-`any` and `all` hold a list of filters, `not` one. `contains` ignores case. A row without a value
-(null) matches no comparison.
+`any` and `all` hold a list of filters, `not` one. `contains` compares what a reader takes for the
+same (see `folded`), `=` and `in` compare texts as they are stored. A row without a value (null)
+matches no comparison.
 """
 
 import json
@@ -110,7 +111,7 @@ def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarr
         if test == "contains":
             if not isinstance(value, str):
                 raise UsageError(f"where: contains takes a text, not {_short(value)}")
-            result = pc.match_substring(column, value, ignore_case=True)
+            result = _contains(column, value)
         elif test == "in":
             if not isinstance(value, list):
                 raise UsageError(f"where: in takes a list, not {_short(value)}")
@@ -129,6 +130,36 @@ def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarr
             f"where: column {name} holds {column.type}, which {test} {_short(value)} does not fit"
         ) from error
     return pc.fill_null(result, False).to_numpy().astype(bool)
+
+
+def folded(texts: pa.Array) -> pa.Array:
+    """Texts without what a reader may leave out: case, accents, compatibility forms (the ligature
+    for fi, full-width letters); ß is ss.
+
+    Of the combining marks only those of Latin, Greek and Cyrillic go: a Japanese or Indic letter
+    without its marks is another one.
+    """
+    texts = pc.utf8_normalize(texts, form="NFKD")
+    texts = pc.replace_substring_regex(texts, pattern="[\u0300-\u036f]+", replacement="")
+    texts = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
+    for letter, usual in (("ß", "ss"), ("ς", "σ")):  # which lower case leaves as they are
+        texts = pc.replace_substring(texts, pattern=letter, replacement=usual)
+    return texts
+
+
+def _contains(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
+    (wanted,) = folded(pa.array([value])).to_pylist()
+    if not wanted:  # accents alone
+        return pc.match_substring(column, value)
+    chunks = []
+    for chunk in column.chunks:
+        plain = pc.fill_null(pc.string_is_ascii(chunk), True)  # most are, and fold at once
+        texts = pc.ascii_lower(chunk)
+        if not pc.all(plain).as_py():
+            others = folded(chunk.filter(pc.invert(plain)))
+            texts = pc.replace_with_mask(texts, pc.invert(plain), others)
+        chunks.append(pc.match_substring(texts, wanted))
+    return pa.chunked_array(chunks, pa.bool_())
 
 
 def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:

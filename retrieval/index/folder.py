@@ -13,6 +13,7 @@ opened.
 """
 
 import fcntl
+import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,13 @@ import numpy as np
 from jaxtyping import Int
 
 from data.errors import UsageError
-from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
-from retrieval.json_files import write_json
+from data.files import bytes_digest, file_digest
+from retrieval.index.manifest import (
+    IndexManifest,
+    SegmentEntry,
+    read_index_manifest,
+    write_index_manifest,
+)
 
 
 def index_file(folder: Path, patch_size: int, number: int) -> Path:
@@ -54,8 +60,11 @@ def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " 
     if not manifest.tombstones:
         return np.zeros(0, np.int64)
     file = folder / manifest.tombstones
+    data = file.read_bytes()
+    if bytes_digest(data) != manifest.tombstones_blake2b.get(file.name, bytes_digest(data)):
+        raise UsageError(f"{file} is damaged; build the index again")
     try:
-        return np.load(file, allow_pickle=False)
+        return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UsageError(f"{file} is damaged; build the index again") from error
 
@@ -104,21 +113,22 @@ def commit(
 
     manifest: of the state before. Returns the new one.
     """
-    generation, num_deleted, name = manifest.generation + 1, 0, ""
+    generation, num_deleted, name, digests = manifest.generation + 1, 0, "", {}
     if tombstones is not None and len(tombstones):
         file = tombstones_file(folder, generation)
         np.save(file, tombstones, allow_pickle=False)
-        num_deleted, name = len(tombstones), file.name
+        num_deleted, name, digests = len(tombstones), file.name, {file.name: file_digest(file)}
     manifest = replace(
         manifest,
         generation=generation,
         tombstones=name,
+        tombstones_blake2b=digests,
         segments=tuple(segments),
         count=sum(entry.count for entry in segments) - num_deleted,
         next_segment=max([manifest.next_segment, *(entry.number + 1 for entry in segments)]),
         next_id=max([manifest.next_id, *(entry.last_id + 1 for entry in segments)]),
     )
-    write_json(folder / "manifest.json", manifest.to_json())
+    write_index_manifest(folder, manifest)
     _sweep(folder, manifest)
     return manifest
 

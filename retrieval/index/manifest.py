@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.files import is_intact, sealed
 from retrieval.index.config import LATENCY_MS, IndexType, IndexTypeChoice
+from retrieval.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class IndexManifest:
     next_id: int = 0
     next_segment: int = 0
     tombstones: str = ""  # file of the deleted ids, "" where none were deleted
+    # Of that file, under its name: 0.1.0 keeps the entry when it writes another file.
+    tombstones_blake2b: Mapping[str, str] = field(default_factory=dict)
     segments: tuple[SegmentEntry, ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of others, kept as they are
 
@@ -104,7 +108,10 @@ class IndexManifest:
 
 
 # Keys of format 1 that are named otherwise here.
-_KEYS = {"asked_type": "asked_kind", "index_type": "kind", "tombstones": "deleted"}
+_KEYS = {
+    "asked_type": "asked_kind", "index_type": "kind", "tombstones": "deleted",
+    "tombstones_blake2b": "deleted_blake2b",
+}  # fmt: skip
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +132,20 @@ def read_index_manifest(folder: Path) -> IndexManifest:
     if not isinstance(manifest, dict) or manifest.get("format") != 1 or "segments" not in manifest:
         raise UsageError(f"{folder} holds no index of format 1; launch/index.py makes one")
     try:
+        seal = manifest.pop("seal", {})
+        if seal.get("generation") == manifest["generation"] and not is_intact({**manifest, **seal}):
+            raise ValueError("other values than were written")
         return IndexManifest.from_json(manifest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{file} is damaged ({error}); build the index again") from error
+
+
+def write_index_manifest(folder: Path, manifest: IndexManifest) -> None:
+    """Make this the state of an index.
+
+    The manifest holds a digest of itself and the generation that it is of: 0.1.0 keeps the entry as
+    it is when it changes the index, which is no damage.
+    """
+    values = manifest.to_json()
+    seal = {"generation": manifest.generation, "blake2b": sealed(values)["blake2b"]}
+    write_json(folder / "manifest.json", {**values, "seal": seal})

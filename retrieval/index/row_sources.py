@@ -9,7 +9,16 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from data.errors import UsageError
-from retrieval.embed.partitions import METADATA_SCHEMA, metadata_file, open_vectors, read_metadata
+from data.files import file_digest
+from retrieval.embed.partitions import (
+    DIGEST,
+    METADATA_SCHEMA,
+    OWN_COLUMNS,
+    metadata_file,
+    open_vectors,
+    read_metadata,
+    vector_file,
+)
 
 BLOCK_ROWS = 65_536  # vectors in memory at a time: 100 MB at width 384
 
@@ -30,12 +39,22 @@ class RowSource(Protocol):
 class EmbeddedPartition:
     """One partition of a folder that `embed_shards` wrote."""
 
-    def __init__(self, folder: Path, number: int, count: int, first_id: int = 0) -> None:
-        """first_id: is added to the ids that the folder gives."""
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        count: int,
+        first_id: int = 0,
+        blake2b: Mapping[str, str] | None = None,
+    ) -> None:
+        """first_id: is added to the ids that the folder gives. blake2b: of its files, by which
+        damaged ones are noticed."""
         self.folder, self.number, self.count, self.first_id = folder, number, count, first_id
+        self._unchecked = dict(blake2b or {})
         self._table: pa.Table | None = None
 
     def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        self._check(f"patch_{patch_size}", vector_file(self.folder, patch_size, self.number))
         vectors = open_vectors(self.folder, patch_size, self.number)
         if len(vectors) != self.count:
             raise UsageError(
@@ -51,6 +70,7 @@ class EmbeddedPartition:
         return table.slice(start, stop - start)
 
     def _read(self) -> pa.Table:
+        self._check("metadata", metadata_file(self.folder, self.number))
         table = read_metadata(self.folder, self.number)
         if len(table) != self.count:
             raise UsageError(
@@ -59,6 +79,12 @@ class EmbeddedPartition:
             )
         ids = pa.array(table["id"].to_numpy() + self.first_id)
         return table.set_column(table.schema.get_field_index("id"), "id", ids)
+
+    def _check(self, name: str, file: Path) -> None:
+        """Read a file whole before its first use. Raises `UsageError` for a damaged one."""
+        noted = self._unchecked.pop(name, None)
+        if noted is not None and file.is_file() and file_digest(file) != noted:
+            raise UsageError(f"{file} is damaged; embed these shards again")
 
 
 class RowsInMemory:
@@ -94,13 +120,16 @@ def index_schema(table: pa.Table) -> pa.Schema:
     missing = [name for name in METADATA_SCHEMA.names if name not in table.column_names]
     if missing:
         raise UsageError(f"the metadata has no column {missing[0]!r}; embed these shards again")
-    others = [field for field in table.schema if field.name not in METADATA_SCHEMA.names]
-    return pa.schema([*METADATA_SCHEMA, *(pa.field(f.name, f.type) for f in others)])
+    others = [field for field in table.schema if field.name not in OWN_COLUMNS]
+    return pa.schema([*METADATA_SCHEMA, DIGEST, *(pa.field(f.name, f.type) for f in others)])
 
 
 def cast_to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of an index; nulls where it has none. Raises `UsageError` for a
-    column that the index does not have, or values that its column cannot hold."""
+    column that the index does not have, or values that its column cannot hold. An index by 0.1.0
+    has no digests, and gets none."""
+    if DIGEST.name not in schema.names and DIGEST.name in table.column_names:
+        table = table.drop_columns(DIGEST.name)
     unknown = set(table.column_names) - set(schema.names)
     if unknown:
         raise UsageError(

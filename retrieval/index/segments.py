@@ -1,5 +1,7 @@
 """A segment: rows and their vectors, never changed once written. See `folder.py` for its files."""
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,8 @@ def _read(file: Path) -> Any:
         type_of(faiss.downcast_index(whole.index))
         ivf = ivf_of(faiss.downcast_index(whole.index))
     except RuntimeError as error:
+        if not file.exists():  # a writer has swept it since its size was looked at
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file)) from None
         raise UsageError(f"{file} is damaged; build the index again") from error
     if ivf is not None:
         ivf.parallel_mode = 0  # one thread per query; several queries share the cores

@@ -1,10 +1,10 @@
 """What a reader sees of an index folder: one consistent state, whatever is written meanwhile."""
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
-from data.files import file_digest
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.filters import Selection, Where, matching
-from retrieval.index.folder import read_tombstones, segment_files
+from retrieval.index.folder import read_tombstones
 from retrieval.index.gpus import to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.nearest import Found, nearest, nearest_exactly, search_params
@@ -26,7 +25,7 @@ from retrieval.index.segments import Segment
 
 MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
-ATTEMPTS = 5  # at opening, while a writer replaces files
+ATTEMPTS = 50  # at opening, while a writer replaces files
 
 
 class Snapshot:
@@ -60,19 +59,23 @@ class Snapshot:
         Raises `UsageError` for a folder that is no index, is damaged or misses files.
         """
         folder = Path(folder)
-        generation = None
+        manifest = read_index_manifest(folder)
         for _ in range(ATTEMPTS):
-            manifest = read_index_manifest(folder)
-            if manifest.generation == generation:  # no writer: the file is really missing
-                break
             try:
                 return cls(folder, manifest, device)
-            except FileNotFoundError as error:  # a writer has replaced what the manifest named
-                generation, missing = manifest.generation, error.filename
+            except FileNotFoundError as error:
+                problem = UsageError(f"{error.filename} is missing from the index; build it again")
+            except UsageError as error:
+                problem = error
             except (KeyError, TypeError, AttributeError) as error:  # values of other types
                 file = folder / "manifest.json"
-                raise UsageError(f"{file} is damaged ({error}); build the index again") from error
-        raise UsageError(f"{missing} is missing from the index; build it again")
+                problem = UsageError(f"{file} is damaged ({error}); build the index again")
+            found = manifest
+            manifest = read_index_manifest(folder)
+            if manifest == found:
+                break
+            # a writer has replaced what the manifest named
+        raise problem
 
     def __len__(self) -> int:
         return sum(segment.num_alive for segment in self.segments)
@@ -81,15 +84,6 @@ class Snapshot:
     def columns(self) -> pa.Schema | None:
         """The metadata's columns and their types, None for an index that holds nothing yet."""
         return self.segments[0].table.schema if self.segments else None
-
-    def check_contents(self) -> None:
-        """Read every file completely. Raises `UsageError` for one that is not as it was written."""
-        for entry in self.manifest.segments:
-            files = segment_files(self.folder, entry.number, self.patch_sizes)
-            for name, noted in entry.blake2b.items():
-                with suppress(FileNotFoundError):  # a writer has replaced it
-                    if file_digest(files[name]) != noted:
-                        raise UsageError(f"{files[name]} is damaged; build the index again")
 
     # ---- rows ------------------------------------------------------------------------------
 
@@ -109,8 +103,11 @@ class Snapshot:
     def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
         """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         found: list[dict[str, Any]] = [{}] * len(ids)
+        images = self.manifest.images
         for segment, at, places in self._find(ids):
             for row, columns in zip(at.tolist(), segment.rows(places), strict=True):
+                if images:  # a photo lies where its folder is now
+                    columns["shard"] = os.path.join(images, columns["key"])
                 found[row] = columns
         return found
 

@@ -1,29 +1,36 @@
-"""Which photos a folder holds, and how they differ from what an index holds.
+"""Which photos a folder holds, and what in it is left out.
 
-Every photo is a row like a shard's sample: `shard` is the photo's own file, `offset` 0, `size` its
-bytes, `key` its path within the folder. `modified` and `caption_modified` (ns) tell, with the size,
-whether it is what was indexed. KEY.txt or KEY.json beside it give its caption.
+Links to folders are followed, each folder once: by its own name where it lies in the tree, else by
+the first link to it. Left out, and counted, are hidden files and folders (so `.thumbnails`,
+`.Trash-1000`, macOS's `._x.png`), `SYSTEM_FOLDERS`, and files that are no images by their suffix.
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import stat
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
-import pyarrow as pa
-
-from data.captions import read_captions
 from data.errors import UsageError
 from data.image_headers import IMAGE_EXTS
-from data.problems import BadSample, add_counts
-from retrieval.embed.partitions import METADATA_SCHEMA
-from retrieval.index.snapshot import Snapshot
+from data.problems import add_counts
+from data.shards.tar import TEXT_EXTS
 
-SCHEMA = pa.schema([*METADATA_SCHEMA, ("modified", pa.int64()), ("caption_modified", pa.int64())])
+# Thumbnails and bins of Synology, QNAP, Windows and macOS; in lower case.
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "@__thumb", "#recycle", "@recycle", "$recycle.bin", "__macosx"}
+)
 
-State = tuple[int, int, int]
-"""(bytes, modified, caption_modified): differs where a photo or its caption was changed."""
+
+@dataclass(frozen=True)
+class CaptionFile:
+    """KEY.txt or KEY.json beside a photo."""
+
+    ext: str
+    size: int  # bytes
+    modified: int  # ns
 
 
 @dataclass(frozen=True)
@@ -34,103 +41,148 @@ class Photo:
     key: str  # the path within the folder
     size: int  # bytes
     modified: int  # ns
-    caption_modified: int = 0  # ns, of the file of its caption; 0 where there is none
+    captions: tuple[CaptionFile, ...] = ()
 
-    @property
-    def state(self) -> State:
-        return self.size, self.modified, self.caption_modified
+    def captions_state(self, one_by_time: bool = False) -> int:
+        """Differs where the caption's files do, 0 where there is none; fits int64.
 
-
-@dataclass(frozen=True)
-class FolderDiff:
-    """The difference between a folder and its index."""
-
-    new: list[Photo] = field(default_factory=list)  # or changed
-    replaced: dict[str, int] = field(default_factory=dict)  # path of a changed photo -> its old id
-    gone: list[int] = field(default_factory=list)  # ids
-    num_unchanged: int = 0
+        one_by_time: a file alone is known by its time, as albums of 0.1.0 have it.
+        """
+        if one_by_time and len(self.captions) == 1:
+            return self.captions[0].modified
+        files = repr([(file.ext, file.size, file.modified) for file in self.captions])
+        digest = blake2b(files.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True) if self.captions else 0
 
 
-def list_photos(images: Path, out: Path) -> tuple[list[Photo], dict[str, int]]:
-    """The photos under a folder, sorted by path, and how many files cannot be listed, by reason.
+@dataclass
+class Listing:
+    """What a folder holds."""
 
-    Hidden files and folders, and `out` itself, are left out.
-    """
+    photos: list[Photo] = field(default_factory=list)  # sorted by key
+    errors: dict[str, int] = field(default_factory=dict)  # photos that cannot be used, by reason
+    left_out: dict[str, int] = field(default_factory=dict)  # files and folders, by kind or suffix
+    unreadable: set[str] = field(default_factory=set)  # keys of files that only their folder shows
+
+    def leave_out(self, kind: str) -> None:
+        add_counts(self.left_out, {kind: 1})
+
+
+def list_photos(images: Path, out: Path) -> Listing:
+    """The photos under a folder; `out`, the index, is passed over."""
     if not images.is_dir():
         raise UsageError(f"{images} is no folder of photos")
-    photos: list[Photo] = []
-    errors: dict[str, int] = {}
-    for folder, inside, names in os.walk(images):
-        inside[:] = [
-            name
-            for name in inside
-            if not name.startswith(".") and Path(folder, name).absolute() != out.absolute()
-        ]
+    listing = Listing()
+    walk = _Walk(images, Path(os.path.realpath(out)), listing)
+    for folder, names in walk:
         present = set(names)
         for name in names:
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in IMAGE_EXTS:
-                continue
-            path = os.path.join(folder, name)
-            try:
-                path.encode()
-                stat = os.stat(path)
-            except UnicodeEncodeError:
-                add_counts(errors, {"not_utf8": 1})
-            except OSError:  # a link to nowhere
-                add_counts(errors, {"unreadable": 1})
-            else:
-                key = os.path.relpath(path, images)
-                captioned = _caption_modified(folder, name, present)
-                photos.append(Photo(path, key, stat.st_size, stat.st_mtime_ns, captioned))
-    return sorted(photos, key=lambda photo: photo.path), errors
+            if _is_photo(name, listing):
+                _look_at(images, os.path.join(folder, name), present, listing)
+    listing.photos.sort(key=lambda photo: photo.key)
+    listing.left_out = dict(sorted(listing.left_out.items()))
+    return listing
 
 
-def _caption_modified(folder: str, name: str, present: set[str]) -> int:
-    """Modification time (ns) of KEY.txt or KEY.json beside a photo; of both, their exclusive or, so
-    that either change shows."""
-    changed = 0
-    for ext in ("txt", "json"):
-        beside = f"{name.rpartition('.')[0]}.{ext}"
-        if beside in present:
-            with suppress(OSError):
-                changed ^= os.stat(os.path.join(folder, beside)).st_mtime_ns
-    return changed
+def is_left_out(key: str) -> bool:
+    """Whether a photo of this path lies in a folder that is left out."""
+    return any(_kind_left_out(name) for name in key.split("/")[:-1])
 
 
-def read_caption(path: Path) -> str:
-    """The caption in KEY.txt or KEY.json beside the photo, "" if there is none."""
-    payloads = {}
-    for ext in ("txt", "json"):
-        beside = path.with_suffix(f".{ext}")
-        try:
-            payloads[ext] = beside.read_bytes()
-        except OSError:
-            continue
+def _kind_left_out(folder: str) -> str:
+    """ "" for a folder that is walked."""
+    if folder.startswith("."):
+        return "hidden_folder"
+    return "system_folder" if folder.lower() in SYSTEM_FOLDERS else ""
+
+
+class _Walk:
+    """Every folder once, with its files' names: first what lies in the tree, then what links in it
+    lead to."""
+
+    def __init__(self, images: Path, out: Path, listing: Listing) -> None:
+        """out: its real path."""
+        self._out, self._listing = str(out), listing
+        self._seen: set[str] = set()  # real paths
+        self._links = deque([str(images)])
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        while self._links:
+            start = self._links.popleft()
+            real = os.path.realpath(start)
+            holder = os.path.join(os.path.realpath(os.path.dirname(start)), "")
+            is_circle = bool(self._seen) and holder.startswith(os.path.join(real, ""))
+            if is_circle or real in self._seen:
+                self._listing.leave_out("linked_again")
+            elif real != self._out:
+                yield from self._below(start, real)
+
+    def _below(self, start: str, real_start: str) -> Iterator[tuple[str, list[str]]]:
+        links: list[str] = []
+        for folder, inside, names in os.walk(start, onerror=self._unlisted):
+            real = os.path.join(real_start, os.path.relpath(folder, start))
+            real = os.path.normpath(real)
+            self._seen.add(real)
+            entered = []
+            for name in inside:
+                path = os.path.join(folder, name)
+                if kind := _kind_left_out(name):
+                    self._listing.leave_out(kind)
+                elif os.path.islink(path):
+                    links.append(path)
+                elif os.path.join(real, name) in self._seen:  # through a link
+                    self._listing.leave_out("linked_again")
+                elif os.path.join(real, name) != self._out:
+                    entered.append(name)
+            inside[:] = entered
+            yield folder, names
+        self._links.extend(sorted(links))
+
+    def _unlisted(self, error: OSError) -> None:
+        self._listing.leave_out("unlisted_folder")
+
+
+def _is_photo(name: str, listing: Listing) -> bool:
+    """By its name; counts what is none. Texts are captions."""
+    stem, _, suffix = name.rpartition(".")
+    suffix = suffix.lower() if stem else ""
+    if suffix in IMAGE_EXTS and not name.startswith("."):
+        return True
+    if suffix in IMAGE_EXTS:
+        listing.leave_out("hidden_file")
+    elif suffix not in TEXT_EXTS and not name.startswith("."):
+        is_usual = suffix.isascii() and suffix.isalnum() and len(suffix) <= 5
+        listing.leave_out(f".{suffix}" if is_usual else "other_suffix")
+    return False
+
+
+def _look_at(images: Path, path: str, present: set[str], listing: Listing) -> None:
+    """Add a photo to the listing, or what is wrong with it."""
+    key = os.path.relpath(path, images)
     try:
-        return read_captions(payloads)[0]
-    except BadSample:
-        return ""
+        key.encode()
+        found = os.stat(path)
+    except UnicodeEncodeError:
+        add_counts(listing.errors, {"not_utf8": 1})
+    except OSError:  # a link to nowhere
+        add_counts(listing.errors, {"unreadable": 1})
+        listing.unreadable.add(key)
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            add_counts(listing.errors, {"special_file": 1})
+            return
+        captions = tuple(_caption_files(path, present))
+        listing.photos.append(Photo(path, key, found.st_size, found.st_mtime_ns, captions))
 
 
-def compare(photos: Sequence[Photo], snapshot: Snapshot) -> FolderDiff:
-    """What a folder has that its index lacks, and the reverse."""
-    known = _indexed(snapshot)
-    new = [p for p in photos if p.path not in known or known[p.path][1] != p.state]
-    listed = {photo.path for photo in photos}
-    return FolderDiff(
-        new,
-        replaced={p.path: known[p.path][0] for p in new if p.path in known},
-        gone=[id for path, (id, _) in known.items() if path not in listed],
-        num_unchanged=len(photos) - len(new),
-    )
-
-
-def _indexed(snapshot: Snapshot) -> dict[str, tuple[int, State]]:
-    """path -> (id, state) of what the index holds."""
-    known: dict[str, tuple[int, State]] = {}
-    names = ("shard", "id", "size", "modified", "caption_modified")
-    for segment in snapshot.segments:
-        alive = segment.table.filter(pa.array(segment.alive))
-        columns = (alive[name].to_pylist() for name in names)
-        known |= {path: (id, tuple(state)) for path, id, *state in zip(*columns, strict=True)}
-    return known
+def _caption_files(path: str, present: set[str]) -> Iterator[CaptionFile]:
+    for ext in ("txt", "json"):
+        beside = f"{path.rpartition('.')[0]}.{ext}"
+        if os.path.basename(beside) in present:
+            try:
+                found = os.stat(beside)
+            except OSError:  # reading it says why
+                yield CaptionFile(ext, 0, 0)
+            else:
+                if stat.S_ISREG(found.st_mode):
+                    yield CaptionFile(ext, found.st_size, found.st_mtime_ns)

@@ -1,10 +1,13 @@
-"""What a search can be asked for, without torch: bounds, and what an image may cost."""
+"""What a search can be asked for, without torch: bounds, what an image may cost, formats of the
+contact sheet."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.errors import UsageError
 
 MAX_K = 2048  # hits; what FAISS searches on a GPU
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 CANDIDATES = 200  # of a query, encoded again at the refining patch size
 
 
@@ -31,3 +34,11 @@ def check_k(k: int) -> None:
     """Raises `UsageError` for a number of hits that cannot be asked for."""
     if not 1 <= k <= MAX_K:
         raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
+
+
+def picture_format(path: str | Path) -> str:
+    """Pillow's name of the format that a file's suffix asks for. Raises `UsageError`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in PICTURES:
+        raise UsageError(f"picture {path}: allowed are names that end in {', '.join(PICTURES)}")
+    return PICTURES[suffix]

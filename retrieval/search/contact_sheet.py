@@ -1,4 +1,4 @@
-"""Contact sheets: the images found for each query, as one PNG."""
+"""Contact sheets: the images found for each query, as one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.errors import UsageError
 from data.files import write_atomically
 from data.problems import BadSample
+from retrieval.search.config import picture_format
 from retrieval.search.searcher import Hit
 
 THUMBNAIL = 168  # pixels a side, as all lengths here
@@ -26,12 +27,14 @@ INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
 def contact_sheet(
     queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path
 ) -> Image.Image:
-    """Write a PNG with a row of images per query, best first; return it.
+    """Write a picture with a row of images per query, best first; return it.
 
-    Each image has its caption and its cosine similarity below. More than ten hits wrap. An image
-    whose shard cannot be read is drawn as an empty box. Raises `UsageError` where the PNG cannot be
-    written.
+    path: its suffix says the format, see `picture_format`. Each image has its caption and its
+    cosine similarity below. More than ten hits wrap. An image that cannot be found or read is drawn
+    as an empty box, and the last line says how many there are; so does `info["lost"]` of the image
+    returned. Raises `UsageError` where the picture cannot be written.
     """
+    kind = picture_format(path)
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
     heights = [-(-len(row) // columns) * (CELL + GAP) or LINE + 2 * GAP for row in hits]
     width = max(2 * MARGIN + columns * (THUMBNAIL + GAP) - GAP, 640)
@@ -40,6 +43,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     title_font, caption_font = map(ImageFont.load_default, (TITLE_SIZE, CAPTION_SIZE))
     y = MARGIN
+    lost: list[str] = []  # the shards of these
     for number, (query, row, used) in enumerate(zip(queries, hits, heights, strict=True)):
         if number:
             draw.line((MARGIN, y - GAP // 2, width - MARGIN, y - GAP // 2), fill=BORDER)
@@ -48,33 +52,45 @@ def contact_sheet(
         y += TITLE
         for place, hit in enumerate(row):
             x = MARGIN + (place % columns) * (THUMBNAIL + GAP)
-            _draw_hit(sheet, draw, hit, x, y + (place // columns) * (CELL + GAP))
+            if not _draw_hit(sheet, draw, hit, x, y + (place // columns) * (CELL + GAP)):
+                lost.append(hit.shard)
         if not row:
             draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
         y += used
+    if lost:
+        sheet = ImageOps.expand(sheet, (0, 0, 0, LINE + GAP), "white")
+        line = f"{len(lost)} of {sum(map(len, hits))} images cannot be found or read: {lost[0]}"
+        line = wrap(line, caption_font, width - 2 * MARGIN, 1)[0]
+        ImageDraw.Draw(sheet).text((MARGIN, height - GAP), line, font=caption_font, fill=INK)
     try:
-        write_atomically(Path(path), lambda out: sheet.save(out, format="PNG"))
-    except OSError as error:
+        write_atomically(Path(path), lambda out: sheet.save(out, format=kind, quality=90))
+    except (OSError, ValueError) as error:  # more pixels a side than the format has, among them
         raise UsageError(f"{path} cannot be written: {error}") from error
+    sheet.info["lost"] = len(lost)
     return sheet
 
 
-def _draw_hit(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, x: int, y: int) -> None:
+def _draw_hit(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, x: int, y: int) -> bool:
+    """Whether its image could be read."""
     box = (x, y, x + THUMBNAIL - 1, y + THUMBNAIL - 1)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    found = True
     try:
         image = ImageOps.contain(hit.image(), (THUMBNAIL - 16, THUMBNAIL - 16))
     except (OSError, BadSample, UsageError):
+        found = False
         draw.rounded_rectangle(box, radius=10, fill=EMPTY, outline=BORDER)
+        draw.text((x + GAP, y + THUMBNAIL // 2 - GAP // 2), "no image", font=font, fill=FAINT)
     else:
         draw.rounded_rectangle(box, radius=10, fill="white", outline=BORDER)
         corner = (x + (THUMBNAIL - image.width) // 2, y + (THUMBNAIL - image.height) // 2)
         sheet.paste(image, corner)
-    font = ImageFont.load_default(CAPTION_SIZE)
     y += THUMBNAIL + 10
     for line in wrap(hit.caption or hit.key, font, THUMBNAIL, CAPTION_LINES):
         draw.text((x, y), line, font=font, fill=INK)
         y += LINE
     draw.text((x, y), f"{hit.similarity:.3f}", font=font, fill=FAINT)
+    return found
 
 
 def wrap(

@@ -1,7 +1,7 @@
 """What one image costs a model at each patch size, and the finest within a budget.
 
-Times are measured once per machine, one image at a time, and kept under `profiles` of the cache
-folder.
+Times are measured one image at a time, and kept under `profiles` of the cache folder: for thirty
+days, or for an hour where other programs disturbed them.
 """
 
 import hashlib
@@ -10,8 +10,9 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.files import cache_folder
 from retrieval.json_files import write_json
+from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
 
-ROUNDS = 10
+ROUNDS = 5
+SPELLS = 4  # of so many rounds, until two agree
+AGREE = 1.3  # how far apart two times of one patch size may be
+IN_ORDER = 1.5  # how much longer than a dearer patch size a cheaper one may take
+KEPT = {"quiet": timedelta(days=30), "disturbed": timedelta(hours=1)}
 
 
 class CostProfile:
@@ -35,9 +41,10 @@ class CostProfile:
         self.machine = _machine(model)
         name = hashlib.blake2b(json.dumps(self.machine).encode(), digest_size=8).hexdigest()
         self.file = (folder or cache_folder("profiles")) / f"{name}.json"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._ms: dict[int, float] = {}
         self._gflops: dict[int, float] = {}
+        self._source = ""  # of the times, for messages
 
     def gflops(self, patch_size: int) -> float:
         """10^9 floating-point operations of one image."""
@@ -50,15 +57,42 @@ class CostProfile:
         """Milliseconds of one image alone, per patch size; measured where they are not known."""
         with self._lock:
             if not self._ms:
-                self._ms = _read(self.file, self.machine)
-            missing = [size for size in patch_sizes if size not in self._ms]
-            if missing:
-                self._ms |= measure_ms(self._model, missing)
-                kept = {str(size): round(ms, 3) for size, ms in sorted(self._ms.items())}
-                with suppress(OSError):  # with a read-only home the next program measures again
-                    self.file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(self.file, {"format": 1, "machine": self.machine, "ms": kept})
+                self._ms, self._source = _read(self.file, self.machine)
+            if not self._ms.keys() >= set(patch_sizes):
+                self._measure(sorted(self._ms.keys() | set(patch_sizes), reverse=True))
             return {size: self._ms[size] for size in patch_sizes}
+
+    def _measure(self, patch_sizes: Sequence[int]) -> None:
+        """Spells of rounds until two agree on times that rise with the operations."""
+        load, settled = OthersLoad(), False
+        ms = measure_ms(self._model, patch_sizes)
+        for _ in range(SPELLS - 1):
+            again = measure_ms(self._model, patch_sizes)
+            agree = all(max(ms[s], again[s]) <= AGREE * min(ms[s], again[s]) for s in ms)
+            ms = {size: min(ms[size], again[size]) for size in ms}
+            if settled := agree and self._in_order(ms):
+                break
+        disturbed = warn_if_busy(load.share(), "the times of patch sizes") or not settled
+        record = {
+            "format": 1,
+            "machine": self.machine,
+            "measured": datetime.now().isoformat(timespec="seconds"),
+            "spell": "disturbed" if disturbed else "quiet",
+            "ms": {str(size): round(ms[size], 3) for size in sorted(ms)},
+        }
+        self._ms, self._source = ms, _source(record, self.file)
+        with suppress(OSError):  # with a read-only home the next program measures again
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, record)
+
+    def _in_order(self, ms: Mapping[int, float]) -> bool:
+        """Whether no patch size takes much longer than one of more operations."""
+        by_cost = sorted(ms, key=self.gflops)
+        return all(
+            ms[cheap] <= IN_ORDER * ms[dear]
+            for place, cheap in enumerate(by_cost)
+            for dear in by_cost[place + 1 :]
+        )
 
     def choose(self, patch_size: PatchSizeOrBudget, allowed: Sequence[int]) -> int:
         """The patch size itself, or the finest of `allowed` within a budget.
@@ -88,7 +122,10 @@ class CostProfile:
                 )
                 if value is not None
             )
-            raise UsageError(f"{asked} is too little: patch size {cheapest} costs {costs} an image")
+            source = f" ({self._source})" if patch_size.max_ms is not None else ""
+            raise UsageError(
+                f"{asked} is too little: patch size {cheapest} costs {costs} an image{source}"
+            )
         return min(fits)
 
 
@@ -119,11 +156,23 @@ def _machine(model: LitModel) -> dict[str, Any]:
     }
 
 
-def _read(file: Path, machine: dict[str, Any]) -> dict[int, float]:
+def _read(file: Path, machine: dict[str, Any]) -> tuple[dict[int, float], str]:
+    """What was measured, and `_source`; nothing where that is too long ago, or where 0.1.0 did it,
+    which kept for ever what other programs disturbed."""
     try:
         found = json.loads(file.read_text())
-        if found["format"] == 1 and found["machine"] == machine:
-            return {int(size): float(ms) for size, ms in found["ms"].items()}
+        age = datetime.now() - datetime.fromisoformat(found["measured"])
+        current = timedelta(0) <= age < KEPT[found["spell"]]
+        if found["format"] == 1 and found["machine"] == machine and current:
+            ms = {int(size): float(ms) for size, ms in found["ms"].items()}
+            return ms, _source(found, file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # measured anew
-    return {}
+    return {}, ""
+
+
+def _source(record: Mapping[str, Any], file: Path) -> str:
+    """Where times come from, for messages."""
+    beside = " beside other programs" if record["spell"] == "disturbed" else ""
+    place = str(file).replace(str(Path.home()), "~", 1)
+    return f"measured {record['measured']}{beside}, delete {place} to measure anew"

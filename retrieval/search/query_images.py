@@ -1,5 +1,6 @@
 """Which queries are images: paths of image files, and what is no text."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 def names_image(query: str) -> bool:
     """Whether a query is the file of an image rather than a text. Raises `UsageError` for what
-    looks like a file's name and is none."""
+    looks like a file's name and is none, and for the path of a folder."""
+    if os.sep in query and Path(query).is_dir():
+        raise UsageError(f"{query} is a folder; name images in it, such as {Path(query)}/*.jpg")
     if not has_image_suffix(query):
         return False
     if Path(query).is_file():

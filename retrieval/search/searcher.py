@@ -16,9 +16,10 @@ from data.errors import UsageError
 from data.given import Images
 from data.images import decode_image
 from data.shards.location import ImageLocation, read_image
-from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.embed.partitions import OWN_COLUMNS
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
+from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
@@ -27,7 +28,6 @@ from retrieval.search.query_images import read_queries
 from retrieval.search.refine import FineVectors, blend
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
-OWN_COLUMNS = frozenset(METADATA_SCHEMA.names)
 
 
 class Hit(NamedTuple):
@@ -41,6 +41,7 @@ class Hit(NamedTuple):
     offset: int
     size: int
     columns: Mapping[str, Any] = {}  # the index's others
+    digest: int = 0  # `image_digest` of the image file; 0: the index has none
 
     @classmethod
     def of(cls, similarity: float, row: Mapping[str, Any]) -> "Hit":
@@ -48,7 +49,7 @@ class Hit(NamedTuple):
         others = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
         return cls(
             row["id"], similarity, row["key"], row["caption"],
-            row["shard"], row["offset"], row["size"], others,
+            row["shard"], row["offset"], row["size"], others, row.get("digest") or 0,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -57,10 +58,11 @@ class Hit(NamedTuple):
     @property
     def location(self) -> ImageLocation:
         """Where the bytes of the image file lie."""
-        return ImageLocation(self.shard, self.offset, self.size)
+        return ImageLocation(self.shard, self.offset, self.size, self.digest)
 
     def image_bytes(self) -> bytes:
-        """The image file. Raises as `read_image`."""
+        """The image file. Raises as `read_image`: `ImageChangedError` where another image lies in
+        its place by now. Indexes by 0.1.0 cannot tell."""
         return read_image(self.location)
 
     def image(self, max_pixels: int = 100_000_000) -> Image.Image:
@@ -83,7 +85,11 @@ class Searcher:
 
     @classmethod
     def load(
-        cls, folder: str | Path, model: LitModel | str | Path | None = None, device: Device = "auto"
+        cls,
+        folder: str | Path,
+        model: LitModel | str | Path | None = None,
+        device: Device = "auto",
+        check: bool = False,
     ) -> "Searcher":
         """Open an index folder.
 
@@ -91,11 +97,15 @@ class Searcher:
         tower of the index, its text tower may be another.
         device: see `retrieval.index.config`; `auto` searches and encodes on GPUs where
         there are some.
+        check: read all files first, about 1 GB/s, and refuse a damaged one. Without, damage to
+        vectors and metadata shows only where it makes a file unreadable; it may change answers.
         Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
         that does not fit it.
         """
         folder = Path(folder)
-        read_index_manifest(folder)  # before a model is built
+        manifest = read_index_manifest(folder)  # before a model is built
+        if check:
+            check_index(folder, manifest)
         if not isinstance(model, LitModel):
             encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
             model = LitModel.from_pretrained(model or folder / "model", device=encode_on)

@@ -17,7 +17,6 @@ def load_service(cfg: ServeConfig) -> Service:
     searchers: dict[str, Searcher] = {}
     for name, folder in zip(cfg.index_names(), cfg.index, strict=True):
         searcher = Searcher.load(folder, cfg.model, cfg.device)
-        searcher.snapshot.check_contents()
         for model in models:  # equal models are kept once, so that their requests share forwards
             if _same(model, searcher.model):
                 searcher = Searcher.load(folder, model, cfg.device)

@@ -10,7 +10,8 @@ HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 
 class RequestError(Exception):
-    """An error that the client can fix: an HTTP status from 400 to 499 and one sentence."""
+    """An HTTP status and one sentence: 400 to 499 for an error that the client can fix, 503 for an
+    index that is damaged."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)

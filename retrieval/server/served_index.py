@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data.shards.location import ImageLocation
+from data.errors import UsageError
+from data.shards.location import ImageChangedError, ImageLocation, read_image
+from retrieval.index.integrity import check_index
 from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.refusals import RequestError
@@ -28,6 +31,9 @@ class ServedIndex:
         self.name, self.searcher = name, searcher
         self._pool, self._thumbnails = pool, thumbnails
         self._stamp = _stamp(searcher)
+        self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
+        self._intact: set[str] = set()  # digests of files that were read
+        self._checking = threading.Lock()
 
     async def vector(self, id: int, patch_size: int) -> Float[np.ndarray, " d"]:
         """The unit-norm vector that the index holds of an image. Raises `RequestError`."""
@@ -61,6 +67,36 @@ class ServedIndex:
             found[number] = jpeg
         return found
 
+    async def has_changed(self, location: ImageLocation) -> bool:
+        """Whether another image lies in the place of a stored one."""
+
+        def read() -> bool:
+            try:
+                read_image(location)
+            except ImageChangedError:
+                return True
+            except (OSError, ValueError):
+                pass
+            return False
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, read)
+
+    def check_files(self, metrics: Metrics) -> None:
+        """Start to read the index's files whole, in a thread that nothing waits for."""
+        threading.Thread(target=self._check, args=(metrics,), daemon=True).start()
+
+    def _check(self, metrics: Metrics) -> None:
+        with self._checking:
+            manifest = self.searcher.snapshot.manifest
+            try:
+                check_index(self.searcher.folder, manifest, self._intact)
+            except (UsageError, OSError) as error:
+                self.damage = str(error)
+                log.error("%s is not served any more: %s", self.name, error)
+                metrics.reloads.labels(self.name, "damaged").inc()
+            else:
+                self.damage = ""
+
     async def reload(self, metrics: Metrics) -> None:
         """Pick up what was added to or deleted from the folder; a damaged one changes nothing."""
         stamp = _stamp(self.searcher)
@@ -76,6 +112,7 @@ class ServedIndex:
             if changed:
                 metrics.reloads.labels(self.name, "done").inc()
                 metrics.index_images.labels(self.name).set(len(self.searcher))
+                self.check_files(metrics)
         self._stamp = stamp
 
 

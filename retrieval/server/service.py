@@ -60,16 +60,20 @@ class Service:
 
     def index(self, name: str | None, field: str = "index") -> ServedIndex:
         """The index of that name, the first where none is given. Raises `RequestError`, which
-        blames `field`."""
+        blames `field`; status 503 for one whose files are damaged."""
         if name is None:
-            return next(iter(self.indexes.values()))
+            name = next(iter(self.indexes))
         if name not in self.indexes:
             allowed = ", ".join(self.indexes)
             raise RequestError(404, f"{field}: no index {name[:80]!r}; allowed: {allowed}")
+        if self.indexes[name].damage:
+            raise RequestError(503, f"{field}: {name} is damaged and not served any more")
         return self.indexes[name]
 
     async def watch(self) -> None:
-        """Pick up changes of the index folders, for ever. Searches go on meanwhile."""
+        """Check the index folders, and pick up changes of them, for ever. Searches go on."""
+        for index in self.indexes.values():
+            index.check_files(self.metrics)
         while True:
             await asyncio.sleep(WATCH_S)
             for index in self.indexes.values():

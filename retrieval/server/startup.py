@@ -17,8 +17,8 @@ from retrieval.server.config import ServeConfig
 def serve(cfg: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are answered first.
 
-    Raises `UsageError` for a port that is taken, and for an index that is damaged, of another model
-    or missing files.
+    Raises `UsageError` for a port that is taken, and for an index that cannot be opened or is of
+    another model. Damage within its files is found while it is served (`ServedIndex.check_files`).
     """
     token = _read_token(cfg)
     check_folders(cfg)

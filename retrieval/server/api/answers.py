@@ -47,6 +47,9 @@ class SearchAnswer(Answer):
     refine_patch_size: int | None
     hits: list[FoundImage]
     next_offset: int | None = Field(description="Of the next page, null after the last.")
+    text_cut: bool = Field(
+        description="Whether a text is longer than the model reads: its end was not searched for."
+    )
     ms: SearchTimes
 
 

@@ -51,7 +51,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/indices-list", summary="Names of the indexes")
     async def indices_list() -> list[str]:
-        return list(service.indexes)
+        return [name for name, index in service.indexes.items() if not index.damage]
 
     @router.get("/metrics", summary="Prometheus")
     async def metrics() -> Response:

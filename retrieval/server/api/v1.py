@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from data.shards.location import ImageLocation
 from retrieval.search.searcher import Hit
 from retrieval.server.api.answers import (
     ClassifyAnswer,
@@ -59,7 +58,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
     async def indices() -> IndicesAnswer:
         return IndicesAnswer(
-            indices=[_describe(index) for index in service.indexes.values()],
+            indices=[_describe(index) for index in service.indexes.values() if not index.damage],
             class_sets=[
                 ClassSetAnswer(name=name, count=len(classes.class_names))
                 for name, classes in service.class_sets.items()
@@ -93,15 +92,16 @@ def routes(service: Service) -> APIRouter:
         rows = await found.rows([id])
         if not rows:
             raise RequestError(404, f"id: {id} is not in index {found.name}")
-        row = rows[0][1]
-        location = ImageLocation(row["shard"], row["offset"], row["size"])
+        location = Hit.of(0.0, rows[0][1]).location
         mark = hashlib.blake2b(f"{location}{size}".encode(), digest_size=12).hexdigest()
         headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         (jpeg,) = await found.small_jpegs([location], size)
         if jpeg is None:
-            raise RequestError(404, f"id: the file of image {id} cannot be read any more")
+            changed = await found.has_changed(location)
+            why = "has changed since it was indexed" if changed else "cannot be read any more"
+            raise RequestError(404, f"id: the file of image {id} {why}")
         return Response(jpeg, headers=headers, media_type="image/jpeg")
 
     return router
@@ -152,6 +152,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         refine_patch_size=patch_sizes.refine,
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         next_offset=wanted if len(hits) > wanted else None,
+        text_cut=query.text_cut,
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),

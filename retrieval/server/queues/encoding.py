@@ -33,10 +33,12 @@ class EncodeKey:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A unit-norm vector, and the milliseconds of the forward that it came from."""
+    """A unit-norm vector, the milliseconds of the forward that it came from, and whether the end of
+    a text was not read."""
 
     vector: Float[np.ndarray, " d"]
     ms: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class EncodedQuery:
     fine: Float[np.ndarray, " d"]
     text_ms: float = 0.0
     image_ms: float = 0.0
+    text_cut: bool = False
 
 
 class Encoder:
@@ -95,6 +98,7 @@ class Encoder:
             mixed([part.fine for part in parts]),
             sum(part.text_ms for part in parts),
             sum(part.image_ms for part in parts),
+            any(part.text_cut for part in parts),
         )
 
     async def _term(self, index: ServedIndex, term: Term, patch_sizes: PatchSizes) -> EncodedQuery:
@@ -102,7 +106,7 @@ class Encoder:
         if term.text is not None:
             check_text(term.text, self._limits, "text")
             (one,) = await self.texts(model, [term.text])
-            return EncodedQuery(one.vector, one.vector, text_ms=one.ms)
+            return EncodedQuery(one.vector, one.vector, text_ms=one.ms, text_cut=one.cut)
         if term.vector is not None:
             width = index.searcher.snapshot.width
             if len(term.vector) != width:
@@ -139,12 +143,13 @@ class Encoder:
     def _forward(self, key: EncodeKey, items: list[Any]) -> list[Encoded]:
         model = self._models[key.model]
         with self._metrics.timed(f"{key.what}_clip_inference_time") as clock:
+            cut = [False] * len(items)
             if key.what == "text":
-                rows = model.encode_text(items)
+                rows, cut = model.encode_text(items), model.cut_texts(items)
             else:
                 rows = model.encode_image(torch.stack(items), patch_size=key.patch_size)
             vectors = rows.float().cpu().numpy()
-        return [Encoded(vector, clock.ms) for vector in vectors]
+        return [Encoded(v, clock.ms, c) for v, c in zip(vectors, cut, strict=True)]
 
 
 def unit(

@@ -1,0 +1,36 @@
+"""What became of each fault."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """Outcomes of one kind of fault."""
+
+    what: str
+    tried: int = 0
+    noticed: int = 0  # told in a sentence, and what was asked again was right
+    harmless: int = 0  # nothing but the right result
+    lost: list[str] = field(default_factory=list)  # wrong, stuck, a traceback; what it said
+    reported: Counter[str] = field(default_factory=Counter)  # beyond what is promised
+
+    def add(self, outcome: str, detail: str = "") -> None:
+        """outcome: `noticed`, `harmless` or `lost`."""
+        self.tried += 1
+        if outcome == "noticed":
+            self.noticed += 1
+        elif outcome == "harmless":
+            self.harmless += 1
+        else:
+            self.lost.append(detail)
+            print(f"LOST {self.what}: {detail}", flush=True)
+
+    def figures(self) -> dict[str, object]:
+        figures: dict[str, object] = {"tried": self.tried, "noticed": self.noticed}
+        figures |= {"without_effect": self.harmless, "lost": len(self.lost)}
+        if self.lost:
+            figures["examples"] = self.lost[:20]
+        if self.reported:
+            figures["reported"] = dict(self.reported)
+        return figures

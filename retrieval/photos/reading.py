@@ -1,0 +1,93 @@
+"""Reading photos and their captions from files of their own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.captions import read_captions
+from data.images import decode_image
+from data.problems import BadSample, Problem, attempt
+from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+from data.transform import ImageTransform
+from retrieval.photos.changes import digest
+from retrieval.photos.listing import Photo
+
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class LoadedPhoto:
+    """A photo with its pixels, the id of a row with the same contents, or what is wrong with it."""
+
+    photo: Photo
+    caption: str = ""
+    blake2b: str = ""  # "" where it was not read
+    pixels: Tensor | None = None
+    known: int | None = None
+    problem: Problem | None = None
+    caption_problem: Problem | None = None
+
+
+class Photos(Dataset):
+    """Photos read from files of their own; of known contents, only digests."""
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        transform: ImageTransform,
+        same_file: Mapping[str, int],
+        contents: Mapping[str, int],
+    ) -> None:
+        """same_file: key -> id of the row that was made of this file; contents: blake2b -> id."""
+        self._photos, self._transform = photos, transform
+        self._same_file, self._contents = same_file, contents
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, number: int) -> LoadedPhoto:
+        photo = self._photos[number]
+        caption = attempt(photo.key, lambda: read_caption(photo))
+        loaded = attempt(photo.key, lambda: self._read(photo))
+        if isinstance(loaded, Problem):
+            return LoadedPhoto(photo, problem=loaded)
+        if isinstance(caption, Problem):
+            return LoadedPhoto(photo, "", *loaded, caption_problem=caption)
+        return LoadedPhoto(photo, caption, *loaded)
+
+    def _read(self, photo: Photo) -> tuple[str, Tensor | None, int | None]:
+        """blake2b, pixels, id."""
+        if photo.key in self._same_file:
+            return "", None, self._same_file[photo.key]
+        data = _bytes(Path(photo.path), photo.size, MAX_IMAGE_BYTES)
+        name = digest(data)
+        if name in self._contents:
+            return name, None, self._contents[name]
+        return name, self._transform(decode_image(data, MAX_PIXELS)), None
+
+
+def read_caption(photo: Photo) -> str:
+    """The caption in KEY.txt or KEY.json beside the photo, "" without either. Raises `BadSample`
+    where neither has a usable one."""
+    payloads, problem = {}, None
+    for file in photo.captions:
+        try:
+            beside = Path(photo.path).with_suffix(f".{file.ext}")
+            payloads[file.ext] = _bytes(beside, file.size, MAX_TEXT_BYTES)
+        except BadSample as bad:
+            problem = bad
+    if problem and not payloads:
+        raise problem
+    return read_captions(payloads)[0] if payloads else ""
+
+
+def _bytes(file: Path, size: int, limit: int) -> bytes:
+    if size > limit:
+        raise BadSample("file_too_large", f"{file.name} of {size} bytes, the limit is {limit}")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadSample("unreadable", str(error)) from None

@@ -1,0 +1,82 @@
+"""Photos on their way into an index: embedded, or with the vectors of contents that it holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from contrastive.model.lit import LitModel
+from retrieval.index.build import change_index
+from retrieval.index.row_sources import RowsInMemory
+from retrieval.index.snapshot import Snapshot
+from retrieval.photos.changes import SCHEMA, SCHEMA_0_1, is_older
+from retrieval.photos.reading import LoadedPhoto
+
+
+class Waiting:
+    """Photos with vectors between two writes, and the ids that they replace."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._clear()
+
+    def _clear(self) -> None:
+        self.replaced: list[int] = []
+        self.rows: list[LoadedPhoto] = []
+        self.embeds: dict[int, list[np.ndarray]] = {size: [] for size in self._snapshot.patch_sizes}
+
+    @property
+    def num_seen(self) -> int:
+        return max(len(self.rows), len(self.replaced))
+
+    def add(self, model: LitModel, batch: Sequence[LoadedPhoto]) -> None:
+        """Photos with pixels, which are embedded, or with known contents."""
+        new = [loaded for loaded in batch if loaded.pixels is not None]
+        if new:
+            images = torch.stack([p for loaded in new if (p := loaded.pixels) is not None])
+            images = images.to(model.device)
+            for size, embeds in self.embeds.items():
+                embeds.append(model.encode_image(images, patch_size=size).cpu().numpy())
+            self.rows += [replace(loaded, pixels=None) for loaded in new]
+        ids = [id for loaded in batch if (id := loaded.known) is not None]
+        if ids:
+            for size, embeds in self.embeds.items():
+                embeds.append(self._snapshot.vectors(ids, size))
+            digests = [row.get("blake2b", "") for row in self._snapshot.rows(ids)]
+            known = [loaded for loaded in batch if loaded.known is not None]
+            self.rows += [
+                replace(loaded, blake2b=found) for loaded, found in zip(known, digests, strict=True)
+            ]
+
+    def write(self, out: Path) -> None:
+        """Add them to the index, in one step with the deletion of what they replace."""
+        vectors = {size: np.concatenate(rows) for size, rows in self.embeds.items() if rows}
+        schema = SCHEMA_0_1 if is_older(self._snapshot) else SCHEMA
+        change_index(out, self.replaced, lambda first: _rows(first, self.rows, vectors, schema))
+        self._clear()
+
+
+def _rows(
+    first_id: int,
+    rows: Sequence[LoadedPhoto],
+    vectors: Mapping[int, np.ndarray],
+    schema: pa.Schema,
+) -> list[RowsInMemory]:
+    photos = [row.photo for row in rows]
+    by_time = "blake2b" not in schema.names
+    columns = {
+        "id": first_id + np.arange(len(rows), dtype=np.int64),
+        "key": [photo.key for photo in photos],
+        "caption": [row.caption for row in rows],
+        "shard": [photo.path for photo in photos],
+        "offset": np.zeros(len(rows), np.int64),
+        "size": [photo.size for photo in photos],
+        "modified": [photo.modified for photo in photos],
+        "caption_modified": [photo.captions_state(by_time) for photo in photos],
+        "blake2b": [row.blake2b for row in rows],
+    }
+    columns = {name: columns[name] for name in schema.names}
+    return [RowsInMemory(vectors, pa.Table.from_pydict(columns, schema=schema))]
