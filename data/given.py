@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from data.errors import UsageError
 from data.images import decode_image, upright_rgb
 from data.problems import BadSample
+from data.progress import Progress
 
 OneImage: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Images: TypeAlias = OneImage | Sequence[OneImage]
@@ -80,5 +80,5 @@ def check_text(text: Any) -> None:
 def in_parts(items: list[Any], size: int, what: str) -> Iterator[list[Any]]:
     """The list in parts; a progress bar shows on a terminal after five seconds."""
     starts = range(0, len(items), size)
-    for start in tqdm(starts, what, unit="batch", delay=5, leave=False, disable=None):
+    for start in Progress(starts, what, unit="batch", delay=5, leave=False):
         yield items[start : start + size]

@@ -151,7 +151,7 @@ class LitModel(nn.Module, ModelHubMixin):
                 image if is_normalised(image) else self.transform(as_rgb(image)) for image in part
             ]
             rows.append(self._embed_pixels(torch.stack(pixels), patch_size))
-        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
 
     def _embed_pixels(
         self, pixels: Float[Tensor, "b 3 s s"], patch_size: int | None
@@ -176,7 +176,7 @@ class LitModel(nn.Module, ModelHubMixin):
         rows = []
         for part in in_parts(texts, MAX_FORWARD, "encoding texts"):
             rows.append(self._embed_tokens(TokenBatch.of(tower, tower.tokenizer(part))))
-        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
 
     def _embed_tokens(self, tokens: TokenBatch) -> Float[Tensor, "b d"]:
         training = self.text.training
@@ -184,6 +184,13 @@ class LitModel(nn.Module, ModelHubMixin):
         embeds, *_ = self.text(tokens.to(self.device))
         self.text.train(training)
         return embeds
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.patch_sizes))
+        return (
+            f"LitModel({self.vision.config.name} at {self.image_size} px, patch sizes {sizes}; "
+            f"{type(self.text.encoder.tower.net).__name__}; width {self.embed_dim})"
+        )
 
     def cut_texts(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is longer than the text tower's context, so that `encode_text` does
@@ -195,13 +202,6 @@ class LitModel(nn.Module, ModelHubMixin):
             tokenizer.cut([text for text, is_long in zip(texts, long, strict=True) if is_long])
         )
         return [is_long and next(found) for is_long in long]
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(map(str, self.patch_sizes))
-        return (
-            f"LitModel({self.vision.config.name} at {self.image_size} px, patch sizes {sizes}; "
-            f"{type(self.text.encoder.tower.net).__name__}; width {self.embed_dim})"
-        )
 
     # ---- identity --------------------------------------------------------------------------
 
