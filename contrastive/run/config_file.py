@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
-from data.files import write_text_atomically
+from data.files import check_seal, sealed, write_text_atomically
 
 # Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
@@ -81,16 +81,20 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
         typed = json.loads(file.read_text()).get("command", typed)
     values: dict[str, Any] = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
-    write_text_atomically(file, json.dumps(values, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(sealed(values), indent=2) + "\n")
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:
     """Read a run folder's config.json; `UsageError` for a run of another kind, and where it is not
     what was written. Version 0.1 wrote no digest."""
     try:
-        values = json.loads((folder / "config.json").read_text())["train"]
+        saved = json.loads((folder / "config.json").read_text())
+        check_seal(folder / "config.json", saved)
+        values = saved["train"]
         rename(values)
         return from_dict(cls, values)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} is not a run folder: config.json: {error}") from error
 
