@@ -1,11 +1,11 @@
 """Faults on purpose, counted: kills, flipped bits, full disks, two writers, bad visitors.
 
-    python benchmarks/faults.py [--only kills flips] [--seed 0] [--kills 60] [--flips 12]
+    python benchmarks/faults.py [--only kills flips] [--seed 0] [--kills 30] [--flips 6]
 
 A fault is noticed (one sentence, and the same command succeeds afterwards), without effect (the
 result is that of an undisturbed run), or lost: another result, a traceback, a program that hangs.
 Target: none is lost. Everything happens to a small world that is made first, through the programs
-in launch/. About half an hour on two cores.
+in launch/. About 25 minutes on two cores.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def campaign(root: Path, args: argparse.Namespace) -> Iterator[Tally]:
         yield embed_hostile(world)
     if "strain" in args.only:
         yield from fill_disks(world, args.seed)
-        yield from write_twice(world, args.kills // 10, args.seed)
+        yield from write_twice(world, args.kills // 6, args.seed)
     if "flips" in args.only:
         yield from flip_bits(world, trained, args.flips, args.seed)
     if "kills" in args.only:
@@ -48,8 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=60, help="of each program")
-    parser.add_argument("--flips", type=int, default=12, help="bits of each file")
+    parser.add_argument("--kills", type=int, default=30, help="of each program")
+    parser.add_argument("--flips", type=int, default=6, help="bits of each file")
     args = parser.parse_args()
     tallies: list[Tally] = []
     started = time.monotonic()
