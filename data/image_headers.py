@@ -3,6 +3,8 @@
 import struct
 from collections.abc import Callable
 
+import numpy as np
+
 # Suffixes of the files that are taken for images, everywhere: in tars, in folders, as queries.
 IMAGE_EXTS = frozenset(
     {"jpg", "jpeg", "jpe", "jif", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff",
@@ -105,7 +107,9 @@ def is_ordinary(data: bytes, kind: str) -> bool:
 
 def _jpeg(data: bytes) -> bool:
     """Few scans: each one passes over all pixels, and may be as short as ten bytes."""
-    if data.count(b"\xff\xda") > MAX_SCANS:  # such a pair is nowhere within a scan
+    array = np.frombuffer(data, np.uint8)
+    marked = array[np.flatnonzero(array[:-1] == 0xFF) + 1]  # bytes.count is several times slower
+    if np.count_nonzero(marked == 0xDA) > MAX_SCANS:  # such a pair is nowhere within a scan
         return False
     at, exif = 2, 0
     for _ in range(MAX_PARTS):
