@@ -1,13 +1,32 @@
-"""Progress bars, for the eyes of who waits: none is written where stderr is no terminal."""
+"""Progress, for who waits: a bar on a terminal, a plain line a minute in a log."""
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
 
+EVERY_S = 60  # in a log; what takes less says nothing
+
+
+class _Lines:
+    """Takes what tqdm draws and writes it as lines."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
 
 class Progress(tqdm):
-    """tqdm's bar on a terminal; in a log it counts in silence."""
+    """tqdm's bar where stderr is a terminal; in a log it counts, and says so every minute."""
 
     def __init__(self, *args: Any, disable: bool = False, **settings: Any) -> None:
         """As tqdm. disable: on the ranks that leave it to another to speak."""
-        super().__init__(*args, disable=disable or None, **settings)  # type: ignore[call-overload]
+        if not sys.stderr.isatty():
+            line = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_noinv_fmt}{postfix}"
+            settings |= {"file": _Lines(), "bar_format": line, "leave": False}
+            settings |= {"mininterval": EVERY_S, "delay": EVERY_S}
+        super().__init__(*args, disable=disable, **settings)  # type: ignore[call-overload]

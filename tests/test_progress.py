@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, and nowhere else."""
+"""Progress: bars on a terminal, and nowhere else; lines in a log."""
 
 import io
 import re
@@ -14,17 +14,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_are_drawn_on_terminals_alone() -> None:
-    for file, disable, drawn in (
-        (Terminal(), False, True),
-        (Terminal(), True, False),
-        (io.StringIO(), False, False),
-    ):
-        with Progress(range(3), "counting", file=file, disable=disable) as bar:
-            assert list(bar) == [0, 1, 2]
-            bar.set_postfix(images=3)
-        assert ("counting" in file.getvalue()) == drawn
-        assert drawn or not file.getvalue()
+def counted(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch, disable: bool = False) -> str:
+    monkeypatch.setattr("sys.stderr", stderr)
+    with Progress(range(3), "counting", unit="images", disable=disable) as bar:
+        assert list(bar) == [0, 1, 2]
+        bar.set_postfix(skipped=3)
+    return stderr.getvalue()
+
+
+def test_bars_are_drawn_on_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\rcounting" in counted(Terminal(), monkeypatch)
+    assert not counted(Terminal(), monkeypatch, disable=True)
+    assert not counted(io.StringIO(), monkeypatch)  # a log hears of what lasts only
+
+
+def test_a_log_gets_a_plain_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.progress.EVERY_S", 0)
+    said = counted(io.StringIO(), monkeypatch).splitlines()
+    assert any(line.startswith("counting: 1 of 3 images, ") for line in said)
+    assert not counted(io.StringIO(), monkeypatch, disable=True)
 
 
 @pytest.mark.parametrize("top", ["data", "contrastive", "retrieval", "launch", "benchmarks"])

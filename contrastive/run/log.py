@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,8 +46,9 @@ class RunLog:
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._bar = Progress(
-            total=steps, initial=first_step, unit="step", desc="train", mininterval=1
-        )
+            total=steps, initial=first_step, unit="step", desc="train", mininterval=1,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
         if skipped:
             Progress.write(f"skipped in the shards: {_counts(skipped)}")
 
