@@ -292,6 +292,11 @@ def test_a_shard_that_vanishes_costs_its_samples_and_no_others(tmp_path: Path) -
     assert torch.equal(batch.valid, batch.shards == 1)
 
 
+def replace_tar(shard: str, members: list[tuple[str, bytes]]) -> None:
+    """In one step, as a loader beside it may read at any moment."""
+    os.replace(write_tar(Path(shard).with_suffix(".new"), members), shard)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_a_shard_replaced_in_mid_run_stops_it(tmp_path: Path, num_workers: int, when: str) -> None:
@@ -301,7 +306,7 @@ def test_a_shard_replaced_in_mid_run_stops_it(tmp_path: Path, num_workers: int, 
     if when == "between":
         next(batches)
     keys = [f"s0_{number:03d}" for number in range(40)]
-    write_tar(Path(shard), [m for key in keys for m in sample(key, 7, [f"other {key}"])])
+    replace_tar(shard, [m for key in keys for m in sample(key, 7, [f"other {key}"])])
     with pytest.raises(DataError, match=r"shard .*0000.tar' was replaced while it was being read"):
         list(batches)
 
@@ -321,7 +326,7 @@ def test_a_reader_stops_at_a_shard_that_is_replaced(tmp_path: Path) -> None:
     for num_workers in (0, 1):
         batches = iter(ShardReader([shard], TRANSFORM, batch_size=4, num_workers=num_workers))
         next(batches)
-        write_tar(Path(shard), [m for i in range(41 + num_workers) for m in sample(f"k{i}", i)])
+        replace_tar(shard, [m for i in range(41 + num_workers) for m in sample(f"k{i}", i)])
         with pytest.raises(DataError, match="was replaced while it was being read"):
             list(batches)
 

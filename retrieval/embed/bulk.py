@@ -28,7 +28,7 @@ from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
-from data.shards.identity import Identity, confirm, identity
+from data.shards.identity import Identity, confirm, identity, stamp
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import (
@@ -189,7 +189,7 @@ def _write_partitions(
                 bar.set_postfix(images=seen)
             if last:
                 known, before = found.result(), reader.stamps.get(position, {})
-                if known != {**known, **before}:
+                if any(known != {**known, **other} for other in (before, stamp(shard))):
                     raise DataError(f"shard {shard!r} was replaced while it was read, start again")
                 writer.finish(reader.shard_errors.get(position, {}), known)
                 opened.close()
