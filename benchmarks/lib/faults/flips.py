@@ -86,8 +86,7 @@ def _judge(tally: Tally, ended: Ended, right: Any, where: str) -> None:
     elif ended.how == "done" and ended.value == right:
         tally.add("harmless")
     elif tally.what.endswith("search.py"):  # promised with --check only
-        tally.add("harmless")
-        tally.reported["changed answers" if ended.how == "done" else ended.how] += 1
+        tally.add("unpromised", "changed answers" if ended.how == "done" else ended.how)
     else:
         said = "another result" if ended.how == "done" else f"{ended.how}: {ended.said[-300:]}"
         tally.add("lost", f"{where}: {said}")

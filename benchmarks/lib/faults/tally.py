@@ -13,15 +13,17 @@ class Tally:
     noticed: int = 0  # told in a sentence, and what was asked again was right
     harmless: int = 0  # nothing but the right result
     lost: list[str] = field(default_factory=list)  # wrong, stuck, a traceback; what it said
-    reported: Counter[str] = field(default_factory=Counter)  # beyond what is promised
+    unpromised: Counter[str] = field(default_factory=Counter)  # harm that no promise excludes
 
     def add(self, outcome: str, detail: str = "") -> None:
-        """outcome: `noticed`, `harmless` or `lost`."""
+        """outcome: `noticed`, `harmless`, `unpromised` or `lost`; detail: of the last two."""
         self.tried += 1
         if outcome == "noticed":
             self.noticed += 1
         elif outcome == "harmless":
             self.harmless += 1
+        elif outcome == "unpromised":
+            self.unpromised[detail] += 1
         else:
             self.lost.append(detail)
             print(f"LOST {self.what}: {detail}", flush=True)
@@ -31,6 +33,6 @@ class Tally:
         figures |= {"without_effect": self.harmless, "lost": len(self.lost)}
         if self.lost:
             figures["examples"] = self.lost[:20]
-        if self.reported:
-            figures["reported"] = dict(self.reported)
+        if self.unpromised:
+            figures["unpromised"] = dict(self.unpromised)
         return figures
