@@ -1,12 +1,12 @@
 """Faults on purpose, counted: kills, flipped bits, full disks, two writers, bad visitors.
 
-    python benchmarks/faults.py [--only kills flips] [--seed 0] [--kills 30] [--flips 6]
+    python benchmarks/faults.py [--only kills flips] [--seed 0] [--kills 15] [--flips 4]
 
 A fault is noticed (one sentence, and the same command succeeds afterwards), without effect (the
 result is that of an undisturbed run), or lost: another result, a traceback, a program that hangs.
-Target: none is lost. `search.py` without `--check` promises nothing of flipped bits: what they do to
-it is counted by itself. Everything happens to a small world that is made first, through the programs
-in launch/. About 25 minutes on two cores.
+Target: none is lost. `search.py` without `--check` promises nothing of flipped bits: what they do
+to it is counted by itself. Everything happens to a small world that is made first, through the
+programs in launch/. About 15 minutes on two cores.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def campaign(root: Path, args: argparse.Namespace) -> Iterator[Tally]:
         yield embed_hostile(world)
     if "strain" in args.only:
         yield from fill_disks(world, args.seed)
-        yield from write_twice(world, args.kills // 6, args.seed)
+        yield from write_twice(world, args.kills // 5, args.seed)
     if "flips" in args.only:
         yield from flip_bits(world, trained, args.flips, args.seed)
     if "kills" in args.only:
@@ -49,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=30, help="of each program")
-    parser.add_argument("--flips", type=int, default=6, help="bits of each file")
+    parser.add_argument("--kills", type=int, default=15, help="of each program")
+    parser.add_argument("--flips", type=int, default=4, help="bits of each file")
     args = parser.parse_args()
     tallies: list[Tally] = []
     started = time.monotonic()
