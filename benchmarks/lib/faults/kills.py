@@ -91,7 +91,8 @@ def _until_done(
             ended = Running(program, *command).kill_at(draw.uniform(0.1, 1.05) * lasts)
             in_a_row += 1
             if ended.how != "killed":
-                broken = "" if ended.how == "done" else f"{ended.how}: {ended.said[-300:]}"
+                if ended.how not in ("done", "told"):  # told: the one before had finished
+                    broken = f"{ended.how}: {ended.said[-300:]}"
                 break
             if out.exists():  # whole, or of an album those photos that are done
                 seen = run(reader(), out)
