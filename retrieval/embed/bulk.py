@@ -188,8 +188,12 @@ def _write_partitions(
                 seen += len(batch.keys)
                 bar.set_postfix(images=seen)
             if last:
-                known, before = found.result(), reader.stamps.get(position, {})
-                if any(known != {**known, **other} for other in (before, stamp(shard))):
+                try:
+                    known = found.result()
+                    seen_as = (reader.stamps.get(position, {}), stamp(shard))
+                except OSError as error:
+                    raise DataError(f"shard {shard!r} went away while it was read") from error
+                if any(known != {**known, **other} for other in seen_as):
                     raise DataError(f"shard {shard!r} was replaced while it was read, start again")
                 writer.finish(reader.shard_errors.get(position, {}), known)
                 opened.close()

@@ -117,10 +117,6 @@ def hold_service(world: World, silent: int) -> Iterator[Tally]:
         yield tally
 
 
-def must_have_index(world: World) -> Path:
-    return world.root / "index"
-
-
 def _judge(
     tally: Tally,
     name: str,
