@@ -25,8 +25,13 @@ class Progress(tqdm):
 
     def __init__(self, *args: Any, disable: bool = False, **settings: Any) -> None:
         """As tqdm. disable: on the ranks that leave it to another to speak."""
-        if not sys.stderr.isatty():
+        self._in_log = not sys.stderr.isatty()
+        if self._in_log:
             line = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_noinv_fmt}{postfix}"
             settings |= {"file": _Lines(), "bar_format": line, "leave": False}
             settings |= {"mininterval": EVERY_S, "delay": EVERY_S}
         super().__init__(*args, disable=disable, **settings)  # type: ignore[call-overload]
+
+    def set_postfix(self, *args: Any, refresh: bool = True, **figures: Any) -> None:
+        """As tqdm. In a log the next line has it."""
+        super().set_postfix(*args, refresh=refresh and not self._in_log, **figures)

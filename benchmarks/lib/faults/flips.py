@@ -14,6 +14,7 @@ from lib.faults.tally import Tally
 from lib.faults.world import World, must
 
 Reader = Callable[[Path], Ended]
+UNPROMISED = {"index, search.py"}  # of `subjects`: notices flips with --check only
 
 
 def subjects(world: World, trained: Path) -> Iterator[tuple[str, Path, list[Path], Reader]]:
@@ -67,7 +68,7 @@ def flip_bits(world: World, trained: Path, per_file: int, seed: int) -> Iterator
     """Flip so many bits of every file, each in a copy of its own."""
     draw = random.Random(seed)
     for what, folder, own, read in subjects(world, trained):
-        tally = Tally(f"bit flips: {what}")
+        tally, promised = Tally(f"bit flips: {what}"), what not in UNPROMISED
         right = must(read(_copy(folder, world.root / "copy"))).value
         for file in own:
             for _ in range(per_file):
@@ -75,17 +76,17 @@ def flip_bits(world: World, trained: Path, per_file: int, seed: int) -> Iterator
                 place = _flip(copy / file.relative_to(folder), draw)
                 if place is None:
                     continue
-                _judge(tally, read(copy), right, f"{file.relative_to(folder)} {place}")
+                _judge(tally, read(copy), right, f"{file.relative_to(folder)} {place}", promised)
         yield tally
     shutil.rmtree(world.root / "copy", ignore_errors=True)
 
 
-def _judge(tally: Tally, ended: Ended, right: Any, where: str) -> None:
+def _judge(tally: Tally, ended: Ended, right: Any, where: str, promised: bool) -> None:
     if ended.how == "told":
         tally.add("noticed")
     elif ended.how == "done" and ended.value == right:
         tally.add("harmless")
-    elif tally.what.endswith("search.py"):  # promised with --check only
+    elif not promised:
         tally.add("unpromised", "changed answers" if ended.how == "done" else ended.how)
     else:
         said = "another result" if ended.how == "done" else f"{ended.how}: {ended.said[-300:]}"
