@@ -32,6 +32,8 @@ class Progress(tqdm):
             settings |= {"mininterval": EVERY_S, "delay": EVERY_S}
         super().__init__(*args, disable=disable, **settings)  # type: ignore[call-overload]
 
-    def set_postfix(self, *args: Any, refresh: bool = True, **figures: Any) -> None:
+    def set_postfix(
+        self, ordered_dict: Any = None, refresh: bool | None = True, **figures: Any
+    ) -> None:
         """As tqdm. In a log the next line has it."""
-        super().set_postfix(*args, refresh=refresh and not self._in_log, **figures)
+        super().set_postfix(ordered_dict, refresh and not self._in_log, **figures)
