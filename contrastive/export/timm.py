@@ -9,6 +9,7 @@ import torch
 from timm.models import save_for_hf
 
 from contrastive.files.new_folder import new_folder
+from contrastive.vision.feature_terms import OWN
 from contrastive.vision.resize import resample_patch_embed, resample_position_grid
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
@@ -34,6 +35,11 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
         raise UsageError(
             f"{name} cannot be exported; allowed: timm's own models, of those with flexible "
             "patch sizes the plain ViTs, without a projection after them"
+        )
+    if tower.config.features != OWN:
+        raise UsageError(
+            f"{name} joins the features {tower.config.features}, which no export expresses; "
+            "allowed: own, or one vector of one block"
         )
     if not tower.flexible:
         return copy.deepcopy(own).float().eval()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from contrastive.run.config import RunConfig
 from contrastive.vision.config import PatchDropoutConfig
+from contrastive.vision.feature_terms import parse_features
 from data.config import check_weights
 from data.errors import UsageError
 
@@ -21,6 +22,11 @@ class TeacherConfig:
     """Patch size at which the teacher runs; 0: its own."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
     """Of its weights; fastest: bfloat16 where the GPU or CPU supports it, else float32."""
+    features: str = "own"
+    """Which tokens of which blocks are the targets, as in `--vision.features` of launch/lit.py."""
+
+    def __post_init__(self) -> None:
+        parse_features(self.features, "teacher.features")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive.flexify.config import Distance, DistillationConfig
+from contrastive.vision.feature_terms import OWN
 from contrastive.vision.tower import VisionTower
 
 
@@ -78,6 +79,8 @@ def class_shares(labels: Int[Tensor, " b"], num_classes: int) -> Float[Tensor, "
 
 def class_head(tower: VisionTower) -> nn.Linear | None:
     """The layer from pooled features to class logits, if the tower has one."""
+    if tower.config.features != OWN:
+        return None
     head = tower.net.get_classifier() if hasattr(tower.net, "get_classifier") else None
     return head if isinstance(head, nn.Linear) else None
 

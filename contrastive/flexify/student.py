@@ -13,6 +13,7 @@ from contrastive import distributed
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
 from contrastive.vision.build import build_vision_tower
+from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
 from contrastive.vision.resize import (
     default_patch_sizes,
@@ -29,7 +30,8 @@ class Teacher:
     """`teacher(images)`: the locked tower's features at its own patch size and image size."""
 
     def __init__(self, cfg: TeacherConfig) -> None:
-        self.tower = load_vision_tower(cfg.tower, dtype=distributed.resolve_dtype(cfg.dtype))
+        dtype = distributed.resolve_dtype(cfg.dtype)
+        self.tower = load_vision_tower(cfg.tower, dtype=dtype, features=cfg.features)
         self.tower.to(distributed.device())
         self.patch_size = cfg.patch_size or own_patch_size(self.tower)
         self.tower.check_patch_size(self.patch_size)
@@ -79,7 +81,8 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     shrink). New parameters (a head, attention pooling) are drawn from torch's global generator.
     """
     spec = cfg.tower or teacher.tower
-    tower = load_vision_tower(spec, locked=False)
+    features = OWN if cfg.tower else teacher.features
+    tower = load_vision_tower(spec, locked=False, features=features)
     if not tower.is_plain_vit:
         raise UsageError(
             f"student.tower {spec}: {tower.config.name} cannot be made flexible by "

@@ -45,6 +45,7 @@ class ModelFacts:
     loss: str
     embed_dim: int
     costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
+    features: str = "own"  # that are joined
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ def front_matter(library: str, license: str, task: str = "zero-shot-image-classi
 def model_card(facts: ModelFacts, card: Card) -> str:
     """README.md as text."""
     example, width = next(iter(facts.costs)), facts.embed_dim
+    joined = "" if facts.features == "own" else f" (features {facts.features})"
     parts = [
         front_matter("flexilit", card.license),
         "# An image-text model for any patch size\n\n"
-        f"Image tower {facts.image_tower} at {facts.image_size} px, locked; text tower "
+        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px, locked; text tower "
         f"{facts.text_tower} of {facts.context_length} tokens, trained to read it "
         f"with the {facts.loss} loss; {width} dimensions.",
         "```python\n"

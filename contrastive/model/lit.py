@@ -80,9 +80,9 @@ class TextSide(nn.Module):
 class LitModel(nn.Module, ModelHubMixin):
     """`encode_image` and `encode_text` into one space, the images at any patch size.
 
-    The affine (feature_mean, feature_whiten) whitens the tower's features: one for all patch sizes,
-    fitted on training features. A self-supervised tower spends most of its variance on a few
-    directions, such as drawing style, which would dominate every cosine.
+    The affine (feature_mean, feature_whiten) whitens the tower's features, and may reduce their
+    width: one for all patch sizes, fitted on training features. A self-supervised tower spends most
+    of its variance on a few directions, such as drawing style, which would dominate every cosine.
 
     `push_to_hub("user/name")` is huggingface_hub's, and uploads what `save_pretrained` writes.
     """
@@ -90,13 +90,15 @@ class LitModel(nn.Module, ModelHubMixin):
     feature_mean: Tensor
     feature_whiten: Tensor
 
-    def __init__(self, vision: VisionTower, text: TextSide) -> None:
+    def __init__(self, vision: VisionTower, text: TextSide, embed_dim: int = 0) -> None:
+        """embed_dim: width of the embeddings; 0: of the tower's features."""
         super().__init__()
         self.vision = vision
         self.text = text
         self.card = Card()
         self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
-        self.register_buffer("feature_whiten", torch.eye(vision.embed_dim))
+        width = embed_dim or vision.embed_dim
+        self.register_buffer("feature_whiten", torch.eye(vision.embed_dim, width))
 
     # ---- encode ----------------------------------------------------------------------------
 
@@ -114,13 +116,13 @@ class LitModel(nn.Module, ModelHubMixin):
 
     @property
     def embed_dim(self) -> int:
-        return self.vision.embed_dim
+        return self.feature_whiten.shape[1]
 
     @property
     def transform(self) -> ImageTransform:
         return self.vision.transform
 
-    def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Unit-norm image embeddings from the tower's raw features."""
         centred = features.to(self.feature_mean.dtype) - self.feature_mean
         return F.normalize(centred @ self.feature_whiten, dim=-1)
@@ -230,6 +232,7 @@ class LitModel(nn.Module, ModelHubMixin):
             }
         return ModelFacts(
             image_tower=self.vision.config.name,
+            features=self.vision.config.features,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,
             context_length=tower.tokenizer.context_length,
@@ -260,6 +263,8 @@ class LitModel(nn.Module, ModelHubMixin):
             "loss": self.text.loss.as_json(),
             "card": asdict(self.card),
         }
+        if self.embed_dim != self.vision.embed_dim:
+            config["embed_dim"] = self.embed_dim
         with replaced_folder(folder) as part:
             write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
@@ -281,8 +286,10 @@ class LitModel(nn.Module, ModelHubMixin):
         try:
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
-            encoder = TextEncoder(build_text_tower(config["text"], folder), vision.embed_dim)
-            model = cls(vision.lock(), TextSide(encoder, LossConfig.from_json(config["loss"])))
+            width = config.get("embed_dim", vision.embed_dim)
+            encoder = TextEncoder(build_text_tower(config["text"], folder), width)
+            text = TextSide(encoder, LossConfig.from_json(config["loss"]))
+            model = cls(vision.lock(), text, width)
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

@@ -27,6 +27,9 @@ RENAMED = {
     "tokens.cycle_steps": "patch_dropout.cycle_steps",
 }
 
+# Fields that earlier configurations lack, and what those runs had.
+ADDED = {"vision.features": "own", "teacher.features": "own", "embed_dim": 0}
+
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -42,13 +45,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def rename(values: dict[str, Any]) -> None:
-    """Give a saved configuration's old names their new ones, in place."""
+def update(values: dict[str, Any]) -> None:
+    """Give a saved configuration's old names their new ones, and it what it lacks, in place."""
     for old, new in RENAMED.items():
         group, name = _group_of(values, old)
         if name in group:
             target, new_name = _group_of(values, new)
             target[new_name] = group.pop(name)
+    for new, value in ADDED.items():
+        group, name = _group_of(values, new)
+        group.setdefault(name, value)
 
 
 def _group_of(values: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
@@ -91,7 +97,7 @@ def load_config(folder: Path, cls: type[Config]) -> Config:
         saved = json.loads((folder / "config.json").read_text())
         check_seal(folder / "config.json", saved)
         values = saved["train"]
-        rename(values)
+        update(values)
         return from_dict(cls, values)
     except UsageError:
         raise

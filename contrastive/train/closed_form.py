@@ -47,7 +47,8 @@ def closed_form_init(
         if not moments["n"]:
             raise UsageError(f"not one of the first {cfg.init_samples} samples could be read")
         if distributed.is_main():
-            mean, whiten = whitening(moments["n"], moments["x"], moments["xx"])
+            sums = moments["n"], moments["x"], moments["xx"]
+            mean, whiten = whitening(*sums, embed_dim=model.embed_dim)
             centred = moments["yx"] - torch.outer(moments["y"], mean.double())
             projection = least_squares(moments["yy"], centred @ whiten.double())
             # as large as a random projection would be, so that one learning rate suits both
@@ -71,7 +72,7 @@ def _collect(
 ) -> dict[str, Tensor]:
     """Sums over samples, of all ranks: image features x (and x x^T) over all patch sizes, text
     vectors y, y y^T, and y x^T with x the mean over patch sizes."""
-    encoder, d = model.text.encoder, model.embed_dim
+    encoder, d = model.text.encoder, model.vision.embed_dim
     w = encoder.tower.width
     shapes: dict[str, tuple[int, ...]] = {"n": (), "x": (d,), "xx": (d, d)}
     shapes |= {"y": (w,), "yy": (w, w), "yx": (w, d)}
@@ -110,8 +111,12 @@ def whitening(
     total: Float[Tensor, " d"],
     outer: Float[Tensor, "d d"],
     shrinkage: float = 0.05,
-) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Mean and symmetric (ZCA) whitening matrix, float32, from sums over n features in float64.
+    embed_dim: int = 0,
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d e"]]:
+    """Mean and whitening matrix, float32, from sums over n features in float64.
+
+    The symmetric matrix (ZCA) where the width stays; else that of the principal components (PCA),
+    the `embed_dim` largest.
 
     total: sum of x; outer: sum of x x^T. shrinkage: of the mean eigenvalue, added to each, so that
     directions without variance are not blown up. Kessy et al., arXiv:1512.00809.
@@ -121,8 +126,10 @@ def whitening(
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp_min(0)
     floor = shrinkage * values.mean() + torch.finfo(torch.float64).tiny
-    matrix = vectors @ torch.diag((values + floor).rsqrt()) @ vectors.T
-    return mean.float(), matrix.float()
+    matrix = vectors @ torch.diag((values + floor).rsqrt())
+    if embed_dim in (0, len(mean)):
+        return mean.float(), (matrix @ vectors.T).float()
+    return mean.float(), matrix[:, -embed_dim:].float()  # eigh's values ascend
 
 
 def least_squares(

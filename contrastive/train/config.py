@@ -19,6 +19,9 @@ class TrainConfig(RunConfig):
     init_samples: int = 4096
     """Training samples for the closed-form whitening and first text projection.
     With 0, no whitening and a random projection."""
+    embed_dim: int = 0
+    """Width of the embeddings; the whitening reduces wider features to it.
+    0: that of the features, or of one token where several are joined."""
     eval_data: tuple[str, ...] = ()
     """Data sets of launch/zeroshot.py to evaluate on: NAME:ROOT, or a folder of shards."""
     eval_patch_sizes: tuple[int, ...] = ()
@@ -30,3 +33,7 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.init_samples < 0:
             raise UsageError(f"init_samples {self.init_samples}: at least 0")
+        if self.embed_dim < 0:
+            raise UsageError(f"embed_dim {self.embed_dim}: at least 0")
+        if self.embed_dim and not self.init_samples:
+            raise UsageError("embed_dim needs the whitening, so init_samples above 0")

@@ -28,6 +28,8 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.load import load_vision_tower
+from contrastive.vision.tower import VisionTower
+from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 from data.shards.names import expand_shards
 
@@ -140,12 +142,14 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
 
 def _build_model(cfg: TrainConfig) -> LitModel:
     """The locked image tower, checked against the patch sizes, and the text side, in train mode."""
-    tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
+    dtype = distributed.resolve_dtype(cfg.vision.dtype)
+    tower = load_vision_tower(cfg.vision.tower, dtype=dtype, features=cfg.vision.features)
     for patch_size in cfg.vision.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(patch_size)
+    width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(load_text_tower(cfg.text), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, cfg.loss)).to(distributed.device())
+    encoder = TextEncoder(load_text_tower(cfg.text), width)
+    model = LitModel(tower, TextSide(encoder, cfg.loss), width).to(distributed.device())
     model.text.train()
     if cfg.compile:
         # torch.compile reads .grad of the token embeddings, which warns.
@@ -153,6 +157,17 @@ def _build_model(cfg: TrainConfig) -> LitModel:
         tower.compile_blocks()
         encoder.tower.compile_net()
     return model
+
+
+def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
+    """Width of the embeddings. Raises `UsageError` for more than the features have."""
+    if cfg.embed_dim > tower.embed_dim:
+        raise UsageError(
+            f"embed_dim {cfg.embed_dim}: the features of {cfg.vision.tower} have width "
+            f"{tower.embed_dim}; allowed: 1 to {tower.embed_dim}"
+        )
+    joined = cfg.init_samples and len(tower.terms) > 1
+    return cfg.embed_dim or (min(tower.width, tower.embed_dim) if joined else tower.embed_dim)
 
 
 def _build_pipeline(cfg: TrainConfig, model: LitModel) -> CaptionedPipeline:

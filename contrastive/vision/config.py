@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from contrastive.vision.feature_terms import parse_features
 from data.config import check_weights
 from data.errors import UsageError
 
@@ -22,8 +23,12 @@ class VisionConfig:
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
     """Of the tower's weights; bfloat16 changes features by about 1e-2.
     fastest: bfloat16 where the GPU or CPU supports it, else float32."""
+    features: str = "own"
+    """Which tokens of which blocks make a feature: own, cls, mean, cls@-2, cls@9+cls@10+mean, ...
+    Blocks count from 1, or from the end with a minus; + joins."""
 
     def __post_init__(self) -> None:
+        parse_features(self.features, "vision.features")
         check_weights(
             "vision.patch_weights", self.patch_weights, "vision.patch_sizes", len(self.patch_sizes)
         )

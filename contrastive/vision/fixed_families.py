@@ -32,6 +32,10 @@ class Family:
     def features(self, net: Any, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return net.forward_head(net.forward_features(images), pre_logits=True)
 
+    def terms(self, net: Any) -> tuple[str, ...]:
+        """What `features` may name."""
+        return ("own",)
+
     def position_rule(self, net: Any) -> PositionResize:
         """How the library itself resizes a grid of positions at its own image size."""
         return PositionResize()

@@ -3,6 +3,8 @@
 The stem (a patch kernel, prefix tokens, positions) is all that a patch size changes.
 """
 
+from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 import torch
@@ -41,6 +43,9 @@ class PlainViT(Family):
         """The stored patch kernel."""
         return net.patch_embed.proj.weight
 
+    def class_token(self, net: Any) -> Float[Tensor, "1 1 d"] | None:
+        return net.cls_token
+
     def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
         """Tokens before the patches: class, registers."""
         return [t for t in (net.cls_token, net.reg_token) if t is not None]
@@ -76,7 +81,42 @@ class PlainViT(Family):
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
     ) -> Float[Tensor, "b m d"]:
         """Tokens after the blocks and their norm."""
-        return net.norm(net.blocks(net.norm_pre(net.pos_drop(tokens))))
+        return self.finish(net, net.blocks(self.enter(net, tokens)))
+
+    def enter(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """What happens between the stem and the blocks."""
+        return net.norm_pre(net.pos_drop(tokens))
+
+    def block(
+        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
+    ) -> Float[Tensor, "b n d"]:
+        """One block."""
+        return block(tokens)
+
+    def finish(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """The norm after the blocks."""
+        return net.norm(tokens)
+
+    def after(
+        self,
+        net: Any,
+        tokens: Float[Tensor, "b n d"],
+        rotary: Tensor | None,
+        blocks: Collection[int],
+    ) -> dict[int, Float[Tensor, "b n d"]]:
+        """Tokens after these blocks, counted from 1; none that follows them is computed."""
+        tokens, found = self.enter(net, tokens), {}
+        for number, block in enumerate(islice(net.blocks, max(blocks)), 1):
+            tokens = self.block(block, tokens, rotary)
+            if number in blocks:
+                found[number] = tokens
+        return found
+
+    def terms(self, net: Any) -> tuple[str, ...]:
+        """What `features` may name: of the last block, and (`@`) of any."""
+        if self.class_token(net) is None:
+            return ("own", "mean", "mean@")
+        return ("own", "cls", "mean", "cls@", "mean@")
 
     def pool(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """The network's own pooling and what follows it."""
@@ -109,10 +149,14 @@ class ClassLast(PlainViT):
     def positions(self, net: Any) -> tuple[None, Float[Tensor, "1 n d"]]:
         return None, net.pos_embed
 
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        return net.norm(net.forward_cls(net.blocks(net.pos_drop(tokens))))
+    def enter(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return net.pos_drop(tokens)
+
+    def finish(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        return net.norm(net.forward_cls(tokens))
+
+    def terms(self, net: Any) -> tuple[str, ...]:
+        return ("own", "cls", "mean@")  # no class token among the patches of a block
 
 
 class Rotary(PlainViT):
@@ -154,10 +198,13 @@ class Rotary(PlainViT):
     def body(
         self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
     ) -> Float[Tensor, "b m d"]:
-        tokens = net.norm_pre(net.pos_drop(tokens))
-        for block in net.blocks:
-            tokens = block(tokens, rope=rotary)
-        return net.norm(tokens)
+        last = len(net.blocks)
+        return self.finish(net, self.after(net, tokens, rotary, {last})[last])
+
+    def block(
+        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
+    ) -> Float[Tensor, "b n d"]:
+        return block(tokens, rope=rotary)
 
 
 class NaFlex(PlainViT):
@@ -198,6 +245,9 @@ class NaFlex(PlainViT):
             return weight.reshape(-1, p, p, 3).permute(0, 3, 1, 2)
         return weight.reshape(-1, 3, p, p)
 
+    def class_token(self, net: Any) -> Float[Tensor, "1 1 d"] | None:
+        return net.embeds.cls_token
+
     def prefix(self, net: Any) -> list[Float[Tensor, "1 k d"]]:
         return [t for t in (net.embeds.cls_token, net.embeds.reg_token) if t is not None]
 
@@ -209,13 +259,8 @@ class NaFlex(PlainViT):
             return None, (stem.pos_embed_y[:, :, None] + stem.pos_embed_x[:, None]).flatten(1, 2)
         return None, stem.pos_embed.flatten(1, 2)
 
-    def body(
-        self, net: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
-    ) -> Float[Tensor, "b m d"]:
-        tokens = net.norm_pre(net.embeds.pos_drop(tokens))
-        for block in net.blocks:
-            tokens = block(tokens)
-        return net.norm(tokens)
+    def enter(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return net.norm_pre(net.embeds.pos_drop(tokens))
 
     def position_rule(self, net: Any) -> PositionResize:
         stem = net.embeds

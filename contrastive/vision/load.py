@@ -5,11 +5,17 @@ from pathlib import Path
 import torch
 
 from contrastive.vision.config import check_tower_spec
+from contrastive.vision.feature_terms import OWN
+from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
 
 
 def load_vision_tower(
-    spec: str, *, locked: bool = True, dtype: torch.dtype = torch.float32
+    spec: str,
+    *,
+    locked: bool = True,
+    dtype: torch.dtype = torch.float32,
+    features: str = OWN,
 ) -> VisionTower:
     """Load an image tower.
 
@@ -19,8 +25,11 @@ def load_vision_tower(
     `transformers:FOLDER_OR_HUB_NAME`, `vit_pytorch:NAME@FILE`, `dinov2s` (DINOv2 from a wheel),
     `dinov2s-flexi` (the same made flexible, the offline default), or a folder that was saved by
     this project. Raises `UsageError` for anything else.
+    features: which tokens of which blocks make a feature, such as `cls`, `mean`, `cls@-2`,
+    `cls@9+cls@10+mean`; own: what the tower gives. Blocks count from 1, or from the end with a
+    minus; their tokens are layer-normed; `+` joins.
     """
-    tower = _load(spec)
+    tower = select_features(_load(spec), features)
     tower.to(dtype)
     return tower.lock() if locked else tower
 

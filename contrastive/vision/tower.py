@@ -12,12 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from contrastive.vision.config import check_keep_rate
 from contrastive.vision.families import family_of
+from contrastive.vision.feature_terms import OWN, Term, resolve_features
 from contrastive.vision.flexible_families import PlainViT
 from contrastive.vision.patch_dropout import keep_patches
 from contrastive.vision.resize import (
@@ -33,7 +35,8 @@ from data.transform import ImageTransform
 class VisionTower(nn.Module):
     """`tower(images, patch_size)`: normalised pixels to one pooled vector per image.
 
-    Attributes: `patch_sizes` (coarsest first), `image_size` (pixels), `mean`, `std`, `embed_dim`.
+    Attributes: `patch_sizes` (coarsest first), `image_size` (pixels), `mean`, `std`, `embed_dim`,
+    `width` (of one token).
     """
 
     def __init__(self, net: Any, config: TowerConfig) -> None:
@@ -54,7 +57,13 @@ class VisionTower(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if config.projection:
             self.projection = nn.Linear(width, config.projection, bias=False)
-        self.embed_dim = config.projection or width
+        blocks = len(net.blocks) if self.flexible else 0
+        self.terms = resolve_features(config.features, blocks, self.family.terms(net), config.name)
+        family: Any = self.family
+        self.width = family.kernel(net).shape[0] if self.flexible else width
+        self.embed_dim = sum(
+            (config.projection or width) if term.token == OWN else self.width for term in self.terms
+        )
         self._stems: dict[tuple, tuple[Tensor, ...]] = {}
         self._rotary: dict[tuple, Tensor | None] = {}
 
@@ -114,7 +123,32 @@ class VisionTower(nn.Module):
             return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
         rotary = self._rotary_positions(images.shape[-1] // patch_size, keep, len(images))
-        return self.pool(self.family.body(self.net, tokens, rotary)).float()
+        if self.terms == (Term(OWN),):
+            return self.pool(self.family.body(self.net, tokens, rotary)).float()
+        return self._join(tokens, rotary).float()
+
+    def _join(self, tokens: Float[Tensor, "b n d"], rotary: Tensor | None) -> Float[Tensor, "b e"]:
+        """The vectors that `config.features` names, computed up to the last block they need."""
+        family, net, last = self.family, self.net, len(self.net.blocks)
+        after = family.after(net, tokens, rotary, {term.block or last for term in self.terms})
+        finished = None
+        if any(term.block is None for term in self.terms):
+            finished = family.finish(net, after[last])
+        prefix = sum(token.shape[1] for token in family.prefix(net))
+        norm_after = getattr(net, "fc_norm", nn.Identity())  # where the norm follows the pooling
+        eps = getattr(net.norm, "eps", getattr(norm_after, "eps", 1e-6))
+        parts = []
+        for term in self.terms:
+            found = finished
+            if term.block is not None:
+                found = F.layer_norm(after[term.block], (self.width,), eps=eps)
+            assert found is not None
+            if term.token == OWN:
+                parts.append(self.pool(found))
+                continue
+            vector = found[:, 0] if term.token == "cls" else found[:, prefix:].mean(1)
+            parts.append(norm_after(vector) if term.block is None else vector)
+        return torch.cat(parts, dim=-1)
 
     def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
         if not isinstance(keep, Tensor):
@@ -192,7 +226,8 @@ class VisionTower(nn.Module):
     def compile_blocks(self) -> None:
         """torch.compile the blocks, which cost most; compiled once for all patch sizes."""
         blocks = getattr(self.net, "blocks", self.net)
-        for part in blocks if isinstance(blocks, nn.ModuleList) else [blocks]:
+        each = isinstance(blocks, nn.ModuleList) or self.terms != (Term(OWN),)
+        for part in blocks if each else [blocks]:
             part.compile(dynamic=True)
 
     # ---- facts -----------------------------------------------------------------------------
@@ -236,6 +271,7 @@ class VisionTower(nn.Module):
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
             "image side": f"{self.image_size} px",
             "mean and std": f"{transform.mean} and {transform.std}",
+            "features": self.config.features,
             "resizing of positions": json.dumps(asdict(positions)),
             "arguments": json.dumps(self.config.args, sort_keys=True),
             "weights": digest.hexdigest(),

@@ -32,10 +32,15 @@ class TowerConfig:
     library: Library = "timm"
     projection: int = 0
     """Width of a bias-free linear map after the pooling, as CLIP has; 0: none."""
+    features: str = "own"
+    """Which tokens of which blocks are joined (`contrastive.vision.feature_terms`)."""
 
     def to_json(self) -> dict[str, Any]:
-        """The entries of config.json."""
-        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+        """The entries of config.json; earlier versions know no `features`."""
+        entries = {KEYS.get(name, name): value for name, value in asdict(self).items()}
+        if self.features == "own":
+            del entries["features"]
+        return entries
 
     @classmethod
     def from_json(cls, values: Any) -> "TowerConfig":
