@@ -223,7 +223,7 @@ def _text(model: LitModel, home: Path) -> Part:
 
 def known_architecture(tower: OpenClipTextTower) -> str:
     """Its name, if that is one of open_clip's own."""
-    name = tower.tokenizer.architecture
+    name = tower.architecture
     if name not in open_clip.list_models():
         raise UsageError(
             f"text tower open_clip:{name} cannot be exported; allowed: an architecture of "

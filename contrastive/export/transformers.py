@@ -225,7 +225,7 @@ def _clip_text(
         return clip, projection @ own.T
     except (RuntimeError, AttributeError) as error:
         raise UsageError(
-            f"transformers' CLIP text model cannot express {tower.tokenizer.architecture}; "
+            f"transformers' CLIP text model cannot express {tower.architecture}; "
             "allowed: open_clip's plain text transformers, e.g. ViT-B-32"
         ) from error
 

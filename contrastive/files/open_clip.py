@@ -28,6 +28,15 @@ class OpenClipCheckpoint:
     std: tuple[float, float, float]
     weights: dict[str, Tensor]
     resizing: tuple[str, str] = OUR_RESIZING
+    folder: Path | None = None  # of which it was read
+
+    @property
+    def logits(self) -> tuple[float, float | None] | None:
+        """(scale, bias) of the logits, the bias None for softmax; None where there are none."""
+        if "logit_scale" not in self.weights:
+            return None
+        bias = self.weights.get("logit_bias")
+        return float(self.weights["logit_scale"].exp()), None if bias is None else float(bias)
 
     def part(self, tower: str) -> dict[str, Tensor]:
         """Tensors of `visual` or `text`, without that prefix."""
@@ -52,7 +61,8 @@ def architecture_config(name: str) -> dict[str, Any]:
 
 
 def read_open_clip(spec: str) -> OpenClipCheckpoint:
-    """`ARCHITECTURE@FILE` or `local-dir:FOLDER`, as open_clip's factory writes and reads them.
+    """`ARCHITECTURE@FILE`, `ARCHITECTURE@TAG` of published weights, which are downloaded, or
+    `local-dir:FOLDER`, as open_clip's factory writes and reads them.
 
     A file does not say how pixels are normalised: the values that all published weights of the
     architecture share are used, else OpenAI's.
@@ -65,12 +75,34 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
     name, _, file = spec.partition("@")
     config = architecture_config(name)
     if not file:
-        raise UsageError(f"open_clip:{name} names no weights; allowed: open_clip:{name}@FILE")
+        raise UsageError(
+            f"open_clip:{name} names no weights; allowed: open_clip:{name}@FILE, or one of the "
+            f"tags {', '.join(_PRETRAINED.get(name, {})) or 'none'}"
+        )
+    if not Path(file).exists() and file in _PRETRAINED.get(name, {}):
+        return _download(name, file, config)
     published = _PRETRAINED.get(name, {}).values()
     facts = {(tuple(p["mean"]), tuple(p["std"])) for p in published}
     default = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     mean, std = facts.pop() if len(facts) == 1 else default
     return OpenClipCheckpoint(name, config, mean, std, _weights(existing_file(file)))
+
+
+def _download(name: str, tag: str, config: dict[str, Any]) -> OpenClipCheckpoint:
+    import open_clip
+
+    facts: Any = open_clip.get_pretrained_cfg(name, tag)
+    try:
+        file = open_clip.download_pretrained(facts)
+    except Exception as error:  # the hub's client raises many kinds
+        raise UsageError(
+            f"cannot download open_clip:{name}@{tag} ({type(error).__name__}); with a file at "
+            f"hand say open_clip:{name}@FILE"
+        ) from error
+    config = {**config, "quick_gelu": facts.get("quick_gelu", config.get("quick_gelu", False))}
+    resizing = facts["resize_mode"], facts["interpolation"]
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    return OpenClipCheckpoint(name, config, mean, std, _weights(Path(file)), resizing)
 
 
 def _read_folder(folder: Path) -> OpenClipCheckpoint:
@@ -91,7 +123,7 @@ def _read_folder(folder: Path) -> OpenClipCheckpoint:
         raise UsageError(f"{folder} holds no weights; allowed: {' or '.join(WEIGHTS)}")
     mean, std = three_numbers(mean, f"mean of {file}"), three_numbers(std, f"std of {file}")
     weights = _weights(found[0])
-    return OpenClipCheckpoint(LOCAL + folder.name, config, mean, std, weights, resizing)
+    return OpenClipCheckpoint(LOCAL + folder.name, config, mean, std, weights, resizing, folder)
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

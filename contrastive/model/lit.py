@@ -31,6 +31,7 @@ from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
+from contrastive.vision.config import is_library_spec
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -278,9 +279,14 @@ class LitModel(nn.Module, ModelHubMixin):
         """Read what `save_pretrained` wrote; the image tower is locked, the model in eval mode.
 
         folder: or a hub name, `user/name`, for which `hub` may give `revision`, `token`, and what
-        else `huggingface_hub.snapshot_download` takes. Raises `UsageError` for what is no model of
-        format 1.
+        else `huggingface_hub.snapshot_download` takes; or a CLIP or SigLIP of open_clip or
+        transformers, named as `contrastive.model.pretrained.load_pretrained` reads it. Raises
+        `UsageError` for anything else.
         """
+        if is_library_spec(str(folder)):
+            from contrastive.model.pretrained import load_pretrained
+
+            return load_pretrained(str(folder)).to(device)
         folder = _local(folder, hub)
         config = read_config(folder, "text")
         try:

@@ -39,7 +39,8 @@ def _load(cfg: TextConfig) -> TextTower:
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
-        return OpenClipTextTower(config["architecture"], config["context_length"], config["model"])
+        name, length = config["architecture"], config["context_length"]
+        return OpenClipTextTower(name, length, config["model"], folder)
     return build_transformers_tower(config, folder)
 
 

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from contrastive.files.open_clip import OpenClipCheckpoint, architecture_config
 from contrastive.files.weights import load_weights
 from contrastive.text.padding import PaddedTokens, embed_tokens, pad_tokens
-from contrastive.text.tokenizers import OpenClipTokenizer
+from contrastive.text.tokenizers import (
+    OpenClipHFTokenizer,
+    OpenClipTokenizer,
+    load_hf_tokenizer,
+)
 from contrastive.text.tower import TextTower
 from data.errors import UsageError
 
@@ -19,34 +23,60 @@ from data.errors import UsageError
 class OpenClipTextTower(TextTower):
     """open_clip's text transformer up to its own pooling."""
 
-    tokenizer: OpenClipTokenizer
+    tokenizer: OpenClipTokenizer | OpenClipHFTokenizer
 
     def __init__(
-        self, architecture: str, context_length: int, model: dict[str, Any] | None = None
+        self,
+        architecture: str,
+        context_length: int,
+        model: dict[str, Any] | None = None,
+        hf_folder: Path | None = None,
     ) -> None:
-        """model: what open_clip builds it from. Not given: what it knows of the architecture."""
+        """model: what open_clip builds it from. Not given: what it knows of the architecture.
+        hf_folder: with the tokenizer, where that is one of transformers. Not given: by its name."""
         from open_clip.model import _build_text_tower
 
         super().__init__()
+        self.architecture = architecture
         self.model = architecture_config(architecture) if model is None else model
         facts = dict(self.model.get("text_cfg", {}))
-        for name in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "embed_cls"):
+        for name in ("hf_model_name", "embed_cls", "tokenizer_mode"):
             if facts.get(name):
                 raise UsageError(
                     f"open_clip:{architecture} cannot be used as text tower: it has {name}; "
-                    "allowed: one with open_clip's own tokenizer and transformer, e.g. ViT-B-32"
+                    "allowed: one with open_clip's own transformer, e.g. ViT-B-32"
                 )
         length = min(context_length, int(facts.get("context_length", 77)))
-        self.tokenizer = OpenClipTokenizer(architecture, length)
-        facts |= {"context_length": length, "proj_type": "none", "output_tokens": False}
-        self.net: Any = _build_text_tower(0, facts, self.model.get("quick_gelu", False))
-        self.width = int(self.net.width)
+        self.tokenizer = self._find_tokenizer(architecture, facts, length, hf_folder)
+        biased = bool(facts.get("proj_bias"))  # such a projection stays in the network
+        facts |= {"context_length": length, "output_tokens": False}
+        facts |= {} if biased else {"proj_type": "none"}
+        out = int(self.model["embed_dim"]) if biased else 0
+        self.net: Any = _build_text_tower(out, facts, self.model.get("quick_gelu", False))
+        self.width = out or int(self.net.width)
         self.own_projection = None
+
+    @staticmethod
+    def _find_tokenizer(
+        architecture: str, facts: dict[str, Any], length: int, hf_folder: Path | None
+    ) -> OpenClipTokenizer | OpenClipHFTokenizer:
+        """open_clip's own, or one of transformers."""
+        name, options = facts.get("hf_tokenizer_name"), facts.get("tokenizer_kwargs") or {}
+        if not name and not options:
+            return OpenClipTokenizer(architecture, length)
+        strange = [key for key in options if key not in ("clean", "strip_sep_token")]
+        if strange or not name:
+            raise UsageError(
+                f"open_clip:{architecture} cannot be used as text tower: its tokenizer has "
+                f"{strange[0] if strange else 'tokenizer_kwargs'}; allowed: clean, strip_sep_token"
+            )
+        hf = load_hf_tokenizer(str(hf_folder or name), f"open_clip:{architecture}")
+        return OpenClipHFTokenizer(hf, length, **options)
 
     @classmethod
     def of(cls, checkpoint: OpenClipCheckpoint, context_length: int) -> "OpenClipTextTower":
         """The text tower of an open_clip model, with its weights."""
-        tower = cls(checkpoint.name, context_length, checkpoint.model)
+        tower = cls(checkpoint.name, context_length, checkpoint.model, checkpoint.folder)
         weights = checkpoint.part("text")
         own = weights.pop("text_projection", None)
         if "positional_embedding" in weights:
@@ -54,6 +84,9 @@ class OpenClipTextTower(TextTower):
             weights["positional_embedding"] = weights["positional_embedding"][:length]
         load_weights(tower.net, weights, f"open_clip:{checkpoint.name}")
         tower.own_projection = None if own is None else own.T
+        if "text_projection.weight" in weights:
+            tower.own_projection = torch.eye(tower.width)
+        tower.own_logits = checkpoint.logits
         return tower
 
     def embedding_parameters(self) -> list[nn.Parameter]:
@@ -84,7 +117,8 @@ class OpenClipTextTower(TextTower):
 
         net, n = self.net, ids.shape[1]
         read = net.transformer(vectors + net.positional_embedding[:n], net.attn_mask[:n, :n])
-        return text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
+        vectors = text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
+        return vectors if net.text_projection is None else net.text_projection(vectors)
 
     def compile_net(self) -> None:
         (self.net if self._reads_padding else self.net.transformer).compile(dynamic=True)
@@ -92,10 +126,12 @@ class OpenClipTextTower(TextTower):
     def config(self) -> dict[str, Any]:
         return {
             "kind": "open_clip",
-            "architecture": self.tokenizer.architecture,
+            "architecture": self.architecture,
             "context_length": self.tokenizer.context_length,
             "model": self.model,
         }
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Nothing to write: open_clip ships its vocabulary."""
+        """open_clip ships its own vocabulary."""
+        if isinstance(self.tokenizer, OpenClipHFTokenizer):
+            self.tokenizer.hf.save_pretrained(folder)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from contrastive.files.transformers import first_line
+from data.errors import UsageError
+
 
 @dataclass(frozen=True)
 class HFTokenizer:
@@ -38,14 +41,56 @@ class HFTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Equal where equal texts give equal ids."""
-        facts = {"length": self.context_length, "class": type(self.hf).__name__}
+        text = json.dumps(self._facts(), sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"length": self.context_length, "class": type(self.hf).__name__}
         if hasattr(self.hf, "backend_tokenizer"):  # its vocabulary, rules and special tokens
             facts |= json.loads(self.hf.backend_tokenizer.to_str())
             del facts["truncation"], facts["padding"]  # settings of the last call
         else:
             facts |= {"vocabulary": self.hf.get_vocab(), "special": self.hf.special_tokens_map}
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return facts
+
+
+@dataclass(frozen=True)
+class OpenClipHFTokenizer(HFTokenizer):
+    """A tokenizer of transformers as open_clip uses it: texts are cleaned first."""
+
+    clean: str = "whitespace"
+    """open_clip's name of how."""
+    strip_sep_token: bool = False
+    """The separator counts as padding."""
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = super().__call__(self._cleaned(texts))
+        if not self.strip_sep_token:
+            return rows
+        return [[0 if i == self.hf.sep_token_id else i for i in row] for row in rows]
+
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        return super().cut(self._cleaned(texts))
+
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        from open_clip.tokenizer import get_clean_fn
+
+        return [get_clean_fn(self.clean)(text) for text in texts]
+
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"clean": self.clean, "strip": self.strip_sep_token}
+
+
+def load_hf_tokenizer(name: str, what: str) -> Any:
+    """The tokenizer in a folder or of a hub name. Raises `UsageError`; what: it is for."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a damaged one raises bare exceptions, too
+        raise UsageError(
+            f"the tokenizer {name} of {what} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)

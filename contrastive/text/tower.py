@@ -24,6 +24,9 @@ class TextTower(nn.Module):
     """Of its vectors."""
     own_projection: Tensor | None
     """(d, width): the projection that a checkpoint brings, from which ours starts."""
+    own_logits: tuple[float, float | None] | None = None
+    """(scale, bias) of the logits that a checkpoint of both images and texts brings; the bias None
+    where it was trained with softmax."""
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """What `freeze_embeddings` freezes: of tokens, positions, types."""

@@ -64,6 +64,12 @@ def check_keep_rate(name: str, keep_rate: float) -> None:
         raise UsageError(f"{name} {keep_rate}: allowed are shares above 0, up to 1")
 
 
+def is_library_spec(text: str) -> bool:
+    """Whether this names a whole model of open_clip or transformers, rather than a folder."""
+    kind, _, rest = text.partition(":")
+    return kind in ("open_clip", "transformers") and bool(rest)
+
+
 def check_tower_spec(spec: str) -> None:
     """Raise `UsageError` for what `load_vision_tower` does not read, before torch is imported."""
     kind, _, rest = spec.partition(":")
