@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from contrastive import VisionTower, distributed, load_vision_tower
 from contrastive.image_features import fill_cache
 from contrastive.recipes import default_data
+from contrastive.vision.earlier import keep_cached_transform
 from data.config import DataConfig
 from data.emoji.build import build_emoji
 from data.emoji.concepts import group_of
@@ -71,6 +72,7 @@ class Gallery:
     def measure(self, tower: VisionTower, name: str) -> dict[int, Int[np.ndarray, " q"]]:
         """`right` at every patch size."""
         cfg = DataConfig(shards=self.shards, features=str(SCRATCH / "default_tower" / name))
+        keep_cached_transform(tower, cfg.features)
         cache = fill_cache(tower, cfg, SIZES)
         found = {}
         for size in SIZES:

@@ -83,9 +83,10 @@ def train(name: str, seed: int, steps: int, data: Path, start: Path) -> VisionTo
 def accuracies(tower: VisionTower, data: Path) -> dict[int, float]:
     right, total = dict.fromkeys(PATCH_SIZES, 0), 0
     for batch in ShardReader([f"{data}/heldout_style/*.tar"], tower.transform, batch_size=128):
+        assert batch.images is not None
         total += len(batch)
         for size in PATCH_SIZES:
-            logits = tower.net.head(tower(batch.images, size))
+            logits = tower.net.head(tower(tower.transform.normalise(batch.images), size))
             right[size] += int((logits.argmax(-1) == batch.labels).sum())
     return {size: right[size] / total for size in PATCH_SIZES}
 

@@ -70,7 +70,7 @@ class Trainer:
         self.cached = self._batches(tokenizer)
         self.ready = ready_batch(SIZE, next(self.cached).tokens)
         assert self.ready.images is not None
-        self.images = self.ready.images.to(self.device)
+        self.images = self.tower.transform.normalise(self.ready.images.to(self.device))
         with padded(self.ours):
             self.tokens = self.ours.model.text.encoder.tower.pad(self.ready.tokens).to(self.device)
         self.pixels = FeatureSource(self.tower, DataConfig(), ())

@@ -19,6 +19,7 @@ from contrastive import LitModel, VisionTower, distributed, load_vision_tower
 from contrastive.image_features import FeatureSource, fill_cache
 from contrastive.recipes import default_data, demo
 from contrastive.train.loop import train
+from contrastive.vision.earlier import keep_cached_transform
 from data.config import DataConfig
 from data.emoji.build import build_emoji
 from data.pipeline.reader import ShardReader
@@ -51,6 +52,7 @@ class Gallery:
     def __init__(self, tower: VisionTower, root: Path, sizes: tuple[int, ...]) -> None:
         self.dataset = load_dataset("shards", str(root))
         cfg = DataConfig(shards=tuple(self.dataset.shards), features=str(OUT / root.name))
+        keep_cached_transform(tower, cfg.features)
         cache = fill_cache(tower, cfg, sizes)
         batches = list(ShardReader(cfg.shards, None, batch_size=10_000, num_workers=0))
         self.labels = np.concatenate([batch.labels.numpy() for batch in batches])

@@ -81,7 +81,8 @@ def main() -> None:
     reader = ShardReader([f"{data}/train/noto-*.tar"], tower.transform, batch_size=100)
     batches = list(reader)
     chosen = torch.linspace(0, sum(map(len, batches)) - 1, args.images).long()
-    images = torch.cat([b.images for b in batches if b.images is not None])[chosen]
+    pixels = torch.cat([b.images for b in batches if b.images is not None])[chosen]
+    images = tower.transform.normalise(pixels)
     labels = torch.cat([b.labels for b in batches])[chosen]
     figures: dict = {"images": args.images, "standard_error": (0.24 / args.images) ** 0.5}
     for panel, sizes in (("same_tokens", GROWING), ("same_image", FIXED)):

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -36,17 +36,22 @@ def compute_features(
 ) -> dict[int, Float[Tensor, "b d"]]:
     """Raw tower features at several patch sizes, float32 on the CPU."""
     assert batch.images is not None
-    images = batch.images.to(next(tower.parameters()).device, non_blocking=True)  # once, for all
-    return {size: in_parts(tower, images, size).cpu() for size in patch_sizes}
+    device = next(tower.parameters()).device
+    images = tower.transform.normalise(batch.images.to(device, non_blocking=True))  # once, for all
+    parts = images.split(IMAGES_PER_FORWARD[device.type])
+    return {s: torch.cat([tower(part, s) for part in parts]).cpu() for s in patch_sizes}
 
 
 def in_parts(
-    tower: VisionTower, images: Float[Tensor, "b 3 s s"], patch_size: int
+    tower: VisionTower, images: UInt8[Tensor, "b 3 s s"], patch_size: int
 ) -> Float[Tensor, "b d"]:
-    """The tower's features of any number of images, on its device."""
+    """The tower's features of any number of images, on its device, normalised there."""
     device = next(tower.parameters()).device
-    parts = images.split(IMAGES_PER_FORWARD[device.type])
-    return torch.cat([tower(p.to(device, non_blocking=True), patch_size) for p in parts])
+    features = []
+    for part in images.split(IMAGES_PER_FORWARD[device.type]):
+        pixels = tower.transform.normalise(part.to(device, non_blocking=True))
+        features.append(tower(pixels, patch_size))
+    return torch.cat(features)
 
 
 class FeatureSource:

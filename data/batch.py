@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from data.problems import add_counts
@@ -20,7 +20,7 @@ class Batch:
 
     step: int
     keys: list[str]
-    images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
+    images: UInt8[Tensor, "b 3 s s"] | None  # not normalised; None where pixels are not read
     captions: list[str]  # the caption drawn for this epoch, "" where bad
     tokens: list[list[int]]  # its token ids; [] where bad, or where the pipeline has no tokenizer
     concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
@@ -78,7 +78,7 @@ class EvalBatch:
     """Good samples of one shard, in the shard's order; never empty, never of two shards."""
 
     keys: list[str]
-    images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
+    images: UInt8[Tensor, "b 3 s s"] | None  # not normalised; None where pixels are not read
     captions: list[tuple[str, ...]]  # all captions of each sample, () where there is none
     labels: Int[Tensor, " b"]  # KEY.cls, -1 where there is none
     shard: int  # number in the reader's shard list

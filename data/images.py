@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from data.image_headers import format_of, is_ordinary, what_it_is
 from data.problems import BadSample
+
+AnyImage = TypeVar("AnyImage")
 
 # Only these: other plugins of Pillow start programs (EPS) or open further files.
 _OPENED_AS = {"JPEG": ("JPEG", "MPO"), "HEIF": ("HEIF", "AVIF")}
@@ -140,20 +143,30 @@ class Augment:
     crop: float = 1.0  # least share of the largest square's area, above 0
     flip: bool = False  # mirror half of the views
 
-    def __call__(self, image: Image.Image, key: str, view: int) -> Image.Image:
+    def __call__(self, image: AnyImage, key: str, view: int) -> AnyImage:
+        """The view of a PIL image, or of a tensor (3, h, w): the same pixels."""
         if not view:
             return image
+        given: Any = image
+        is_tensor = not isinstance(image, Image.Image)
+        width, height = given.shape[:0:-1] if is_tensor else given.size
+        left, top, side, mirrored = self._square(width, height, key, view)
+        if is_tensor:
+            square = given[:, top : top + side, left : left + side]
+            return square.flip(-1) if mirrored else square
+        square = given.crop((left, top, left + side, top + side))
+        return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else square
+
+    def _square(self, width: int, height: int, key: str, view: int) -> tuple[int, int, int, bool]:
+        """Left, top, side, and whether it is mirrored."""
         digest = hashlib.blake2b(f"{view}/{key}".encode(), digest_size=8).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "big"))
         share, across, down, mirror = rng.random(4)
-        side = min(image.size) * (self.crop + (1 - self.crop) * share) ** 0.5
+        side = min(width, height) * (self.crop + (1 - self.crop) * share) ** 0.5
         side = max(1, round(side))
-        left = round(across * (image.width - side))
-        top = round(down * (image.height - side))
-        image = image.crop((left, top, left + side, top + side))
-        if self.flip and mirror < 0.5:
-            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        left = round(across * (width - side))
+        top = round(down * (height - side))
+        return left, top, side, bool(self.flip and mirror < 0.5)
 
     def fingerprint(self) -> str:
         """Equal where the views are equal."""

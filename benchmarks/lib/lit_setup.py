@@ -167,7 +167,10 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 def ready_batch(size: Size | None, captions: list[list[int]], step: int = 0) -> Batch:
     """Random pixels (none without a size) and given token ids, in memory."""
     n = len(captions)
-    pixels = torch.rand(n, 3, size.image_size, size.image_size) if size else None
+    pixels = None
+    if size:
+        shape = (n, 3, size.image_size, size.image_size)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     zeros = torch.zeros(n, dtype=torch.int64)
     keys = [str(i) for i in range(n)]
     good = torch.ones(n, dtype=torch.bool)

@@ -7,7 +7,7 @@ has drawn them all; the best start is the teacher itself (section 4.2).
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
 from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
+from contrastive.vision.earlier import keep_cached_transform, keep_transform
 from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.tower import VisionTower
@@ -43,7 +44,6 @@ from data.errors import UsageError
 from data.files import replaced_folder
 from data.pipeline.labelled import LabelledPipeline
 from data.shards.names import expand_shards
-from data.transform import ImageTransform
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
 """(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
@@ -185,6 +185,11 @@ def _prepare(
     checkpoint = find_checkpoint(cfg, resume)
     teacher = Teacher(cfg.teacher)
     tower = _build_student(cfg, teacher, ds_config)
+    if checkpoint:
+        keep_transform(teacher.tower, checkpoint[1]["teacher"], cfg.folder)
+        keep_transform(tower, checkpoint[1]["student"], cfg.folder)
+    elif keep_cached_transform(teacher.tower, cfg.data.features):
+        tower.use_transform(1)  # they see the same pixels
     pipeline = _build_pipeline(cfg, teacher, tower)
     check_labels(cfg, tower)
     identity = {
@@ -227,7 +232,7 @@ def _build_pipeline(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) ->
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
     return LabelledPipeline(
         cfg.data,
-        ImageTransform(size, tower.mean, tower.std),
+        replace(tower.transform, image_size=size),
         build_change(cfg.augment),
         labels=cfg.loss.labels > 0,
         seed=cfg.seed,

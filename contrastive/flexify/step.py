@@ -63,7 +63,7 @@ class DistillationStep:
         assert batch.images is not None
         device, student = distributed.device(), self.source.student
         features, valid = self.source.cached(batch)
-        images = batch.images.to(device, non_blocking=True)
+        images = student.transform.normalise(batch.images.to(device, non_blocking=True))
         valid = valid.to(device)
         classes, labelled = self._classes(batch, valid)
         if self.cfg.augment.mixup:
@@ -169,7 +169,10 @@ def fit_normaliser(
             features, valid = source.cached(batch)
             if features is None and batch.images is not None:
                 parts = batch.images.split(cfg.zero.micro_batch_size or 256)
-                features = torch.cat([source.live(p.to(distributed.device())) for p in parts])
+                pixels = (
+                    source.student.transform.normalise(p.to(distributed.device())) for p in parts
+                )
+                features = torch.cat([source.live(part) for part in pixels])
             assert features is not None
             x = features[valid.to(features.device)].double().cpu()
             sums += torch.stack([torch.ones_like(x), x, x.square()]).sum(1)

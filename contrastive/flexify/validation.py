@@ -61,6 +61,7 @@ class Validation:
     ) -> None:
         """transform: the student's; images come as large as the larger of the two towers'."""
         self._cfg, self._teacher, self._normaliser = cfg, teacher, normaliser
+        self._normalise = transform.normalise
         shards = cfg.val_shards or cfg.data.shards
         self._batch = IMAGES_PER_FORWARD * distributed.world_size()
         self._pipeline = LabelledPipeline(
@@ -93,7 +94,7 @@ class Validation:
             first = batch.step * self._batch + distributed.rank() * IMAGES_PER_FORWARD
             positions = first + torch.arange(len(batch.valid))
             good = batch.valid & (positions < limit)
-            images = batch.images[good].to(sums.device)
+            images = self._normalise(batch.images[good].to(sums.device))
             labels = None if batch.labels is None else batch.labels[good].to(sums.device)
             if not len(images):
                 continue

@@ -32,6 +32,7 @@ from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import is_library_spec
+from contrastive.vision.earlier import keep_transform
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -215,6 +216,10 @@ class LitModel(nn.Module, ModelHubMixin):
         digest.update(self.feature_mean.cpu().numpy().tobytes())
         digest.update(self.feature_whiten.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def keep_transform(self, image_fingerprint: str, made: str | Path) -> bool:
+        """`contrastive.vision.earlier.keep_transform`, by `image_fingerprint`."""
+        return keep_transform(self.vision, image_fingerprint, made, lambda: self.image_fingerprint)
 
     @property
     def text_fingerprint(self) -> str:

@@ -27,6 +27,7 @@ from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
+from contrastive.vision.earlier import keep_cached_transform, keep_transform
 from contrastive.vision.load import load_vision_tower
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
@@ -111,7 +112,7 @@ class _Run:
 def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     """Build the model, fill the caches, begin or resume. Raises `UsageError`."""
     checkpoint = find_checkpoint(cfg, resume)
-    model = _build_model(cfg)
+    model = _build_model(cfg, checkpoint and checkpoint[1]["image_tower"])
     patch_sizes = cfg.vision.patch_sizes or model.patch_sizes
     pipeline = _build_pipeline(cfg, model)
     identity = {
@@ -140,10 +141,16 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
 
 
-def _build_model(cfg: TrainConfig) -> LitModel:
-    """The locked image tower, checked against the patch sizes, and the text side, in train mode."""
+def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
+    """The locked image tower, checked against the patch sizes, and the text side, in train mode.
+
+    resumed: the fingerprint of the tower of the run that is resumed."""
     dtype = distributed.resolve_dtype(cfg.vision.dtype)
     tower = load_vision_tower(cfg.vision.tower, dtype=dtype, features=cfg.vision.features)
+    if resumed is not None:
+        keep_transform(tower, resumed, cfg.folder)
+    else:
+        keep_cached_transform(tower, cfg.data.features)
     for patch_size in cfg.vision.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(patch_size)
     width = _embed_dim(cfg, tower)

@@ -6,8 +6,10 @@ import torch
 
 from contrastive.vision.config import check_tower_spec
 from contrastive.vision.feature_terms import OWN
+from contrastive.vision.own_format import load_saved_tower
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
+from data.transform import VERSIONS
 
 
 def load_vision_tower(
@@ -24,19 +26,25 @@ def load_vision_tower(
     `open_clip:ARCHITECTURE@FILE` or `open_clip:local-dir:FOLDER`,
     `transformers:FOLDER_OR_HUB_NAME`, `vit_pytorch:NAME@FILE`, `dinov2s` (DINOv2 from a wheel),
     `dinov2s-flexi` (the same made flexible, the offline default), or a folder that was saved by
-    this project. Raises `UsageError` for anything else.
+    this project, which names the version of its transform; the others have the newest. Raises
+    `UsageError` for anything else.
     features: which tokens of which blocks make a feature, such as `cls`, `mean`, `cls@-2`,
     `cls@9+cls@10+mean`; own: what the tower gives. Blocks count from 1, or from the end with a
     minus; their tokens are layer-normed; `+` joins.
     """
-    tower = select_features(_load(spec), features)
+    check_tower_spec(spec)
+    tower = _load(spec)
+    if tower is None:
+        tower = load_saved_tower(Path(spec))
+    else:
+        tower.use_transform(VERSIONS[-1])
+    tower = select_features(tower, features)
     tower.to(dtype)
     return tower.lock() if locked else tower
 
 
-def _load(spec: str) -> VisionTower:
-    """Each format is imported only when it is used: most need a heavy library."""
-    check_tower_spec(spec)
+def _load(spec: str) -> VisionTower | None:
+    """None for a folder. Formats are imported only when used: most need a heavy library."""
     kind, _, rest = spec.partition(":")
     if kind == "timm" and rest:
         from contrastive.vision.formats.timm import load_timm
@@ -62,6 +70,4 @@ def _load(spec: str) -> VisionTower:
         from contrastive.vision.formats import dinov2s
 
         return dinov2s.load_dinov2s() if spec == "dinov2s" else dinov2s.load_dinov2s_flexi()
-    from contrastive.vision.own_format import load_saved_tower
-
-    return load_saved_tower(Path(spec))
+    return None

@@ -7,7 +7,7 @@ forward at any patch size costs what a ViT of that patch size costs.
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -79,6 +79,11 @@ class VisionTower(nn.Module):
         self.requires_grad_(False)
         self.locked = True
         return self.eval()
+
+    def use_transform(self, version: int) -> "VisionTower":
+        """Read pixels by this version of `ImageTransform`. Returns self."""
+        self.config = replace(self.config, transform=version)
+        return self
 
     def train(self, mode: bool = True) -> "VisionTower":
         self._stems.clear()  # ZeRO changes weights where no version counter shows it
@@ -235,7 +240,7 @@ class VisionTower(nn.Module):
     @property
     def transform(self) -> ImageTransform:
         """How an image file becomes this tower's input."""
-        return ImageTransform(self.image_size, self.mean, self.std)
+        return ImageTransform(self.image_size, self.mean, self.std, self.config.transform)
 
     def describe(self) -> dict[str, Any]:
         """What `TowerConfig.from_json` reads back."""
@@ -272,6 +277,7 @@ class VisionTower(nn.Module):
             "image side": f"{self.image_size} px",
             "mean and std": f"{transform.mean} and {transform.std}",
             "features": self.config.features,
+            "version of the transform": str(transform.version),
             "resizing of positions": json.dumps(asdict(positions)),
             "arguments": json.dumps(self.config.args, sort_keys=True),
             "weights": digest.hexdigest(),

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from contrastive.vision.resize import MODES, PositionResize
 from data.errors import UsageError
+from data.transform import VERSIONS
 
 Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
 LIBRARIES: tuple[str, ...] = get_args(Library)
@@ -34,6 +35,8 @@ class TowerConfig:
     """Width of a bias-free linear map after the pooling, as CLIP has; 0: none."""
     features: str = "own"
     """Which tokens of which blocks are joined (`contrastive.vision.feature_terms`)."""
+    transform: int = 1
+    """Version of `data.transform.ImageTransform`; folders of 0.1 do not name it."""
 
     def to_json(self) -> dict[str, Any]:
         """The entries of config.json; earlier versions know no `features`."""
@@ -51,6 +54,11 @@ class TowerConfig:
             for value, allowed in ((library, LIBRARIES), (mode, MODES)):
                 if value not in allowed:
                     raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
+            if values.get("transform", 1) not in VERSIONS:
+                raise UsageError(
+                    f"an image tower has version {values['transform']!r} of the transform; "
+                    f"allowed: {', '.join(map(str, VERSIONS))}"
+                )
             for name in ("patch_sizes", "mean", "std"):
                 values[name] = tuple(values[name])
             values["positions"] = PositionResize(**values["positions"])

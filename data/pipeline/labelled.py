@@ -13,8 +13,9 @@ from data.config import DataConfig
 from data.pipeline.order import derived_seed
 from data.pipeline.slots import Sample, Slots
 from data.pipeline.training import TrainPipeline
+from data.pixels import as_image
 from data.shards.tar import TarSample
-from data.transform import ImageTransform
+from data.transform import AnyImage, ImageTransform
 
 Change = Callable[[Image.Image], Image.Image]
 """A random change of an RGB image, its size included, by torch's global generator."""
@@ -42,10 +43,11 @@ class LabelledSlots(Slots):
             part.labels[row] = label
         part.valid[row] = True
 
-    def change(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
+    def change(self, image: AnyImage, epoch: int, key: str) -> AnyImage:
         """`random_change`, the same for any ranks and loader workers."""
         if self.random_change is None:
             return image
+        image = image if isinstance(image, Image.Image) else as_image(image)
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         seed = derived_seed(self.seed, epoch, int.from_bytes(digest, "big"))
         with torch.random.fork_rng(devices=[]):

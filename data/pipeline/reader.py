@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +15,6 @@ from data.batch import EvalBatch
 from data.captions import read_captions, read_label
 from data.config import OnError, check_loading
 from data.errors import DataError, UsageError
-from data.images import decode_image
 from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.identity import Identity, stamp
@@ -26,7 +24,7 @@ from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
 from data.shards.stream import iter_stream
 from data.shards.tar import TarSample
-from data.transform import ImageTransform
+from data.transform import AnyImage, ImageTransform
 
 Span = tuple[int, str, int, int, bool]
 """Consecutive samples of a shard: its number, its layout, the first sample, the one after the last,
@@ -56,7 +54,7 @@ class ShardReader:
         need_labels: bool = False,
         caption_lines: bool = False,
         share: tuple[int, int] = (0, 1),
-        augment: Callable[[Image.Image, str], Image.Image] | None = None,
+        augment: Callable[[AnyImage, str], AnyImage] | None = None,
         on_error: OnError = "skip",
         max_pixels: int = 100_000_000,
         allow_pipe: bool = False,
@@ -69,8 +67,8 @@ class ShardReader:
         `need_labels`: so is one whose label is no class number; else it has label -1.
         `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
         batches of local shards, and whole streamed shards, in turn, so that together they give what
-        one reader gives. `augment`: (image, key) -> the image that is transformed. `digests`:
-        of the images' bytes, in the batches.
+        one reader gives. `augment`: (what `transform.decode` gives, key) -> the image that is
+        transformed. `digests`: of the images' bytes, in the batches.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
         check_loading(num_workers, max_pixels)
@@ -185,7 +183,7 @@ class _Good:
     span: tuple[int, int]  # of the image: offset, size
     captions: tuple[str, ...]
     label: int
-    pixels: Float[Tensor, "3 s s"] | None
+    pixels: UInt8[Tensor, "3 s s"] | None
     digest: int  # of the image's bytes, 0 where not asked
 
 
@@ -194,7 +192,7 @@ class _Rules:
     """What makes a sample good."""
 
     transform: ImageTransform | None
-    augment: Callable[[Image.Image, str], Image.Image] | None
+    augment: Callable[[AnyImage, str], AnyImage] | None
     need_captions: bool
     need_labels: bool
     caption_lines: bool
@@ -228,13 +226,13 @@ class _Rules:
                 raise
             return ()
 
-    def _pixels(self, sample: TarSample) -> Float[Tensor, "3 s s"] | None:
+    def _pixels(self, sample: TarSample) -> UInt8[Tensor, "3 s s"] | None:
         if self.transform is None:
             return None
-        image = decode_image(sample.payloads[sample.image_ext], self.max_pixels)
+        image = self.transform.decode(sample.payloads[sample.image_ext], self.max_pixels)
         if self.augment is not None:
             image = self.augment(image, sample.key)
-        return self.transform(image)
+        return self.transform.square(image)
 
 
 class _LocalBatches(Dataset):

@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 
 from data.batch import Batch
 from data.captions import SampleCaptions
 from data.config import DataConfig
-from data.images import decode_image
 from data.pipeline.draw import draw
 from data.shards.tar import TarSample
-from data.transform import ImageTransform
+from data.transform import AnyImage, ImageTransform
 
 Sample = TarSample | SampleCaptions
 """A sample read from a shard, or its captions alone from a cache."""
@@ -29,7 +27,8 @@ class Slots:
         """A part of a batch whose slots are all bad."""
         images = None
         if self.transform is not None:
-            images = torch.zeros(size, 3, self.transform.image_size, self.transform.image_size)
+            side = self.transform.image_size
+            images = torch.zeros(size, 3, side, side, dtype=torch.uint8)
         return Batch(
             step=0,
             keys=[""] * size,
@@ -50,7 +49,7 @@ class Slots:
     def finish(self, part: Batch) -> None:
         """Hook called after all slots are filled; no-op by default."""
 
-    def change(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
+    def change(self, image: AnyImage, epoch: int, key: str) -> AnyImage:
         """A further change of a view, before the transform."""
         return image
 
@@ -59,7 +58,7 @@ class Slots:
         view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
         if part.images is not None and self.transform is not None:
             assert isinstance(sample, TarSample)
-            image = decode_image(sample.payloads[sample.image_ext], self.cfg.max_pixels)
+            image = self.transform.decode(sample.payloads[sample.image_ext], self.cfg.max_pixels)
             image = self.change(self.cfg.augment(image, sample.key, view), epoch, sample.key)
-            part.images[row] = self.transform(image)
+            part.images[row] = self.transform.square(image)
         part.views[row] = view

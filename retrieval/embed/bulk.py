@@ -52,7 +52,7 @@ def _embed(
     model: LitModel, batch: EvalBatch, patch_sizes: Sequence[int]
 ) -> dict[int, Float[np.ndarray, "b d"]]:
     assert batch.images is not None
-    images = batch.images.to(model.device, non_blocking=True)
+    images = model.transform.normalise(batch.images.to(model.device, non_blocking=True))
     embeds = {size: model.encode_image(images, patch_size=size) for size in patch_sizes}
     return {size: rows.cpu().numpy() for size, rows in embeds.items()}
 
@@ -95,6 +95,9 @@ def embed_shards(
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
     shards = list(dict.fromkeys(shards))
     check_utf8(*shards, str(out))
+    for file in (out / "manifest.json", out.with_name(out.name + ".partial") / "plan.json"):
+        if file.is_file():
+            model.keep_transform(json.loads(file.read_text()).get("image_fingerprint"), file.parent)
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,

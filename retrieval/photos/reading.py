@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.captions import read_captions
-from data.images import decode_image
 from data.problems import BadSample, Problem, attempt
 from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
@@ -25,7 +25,7 @@ class LoadedPhoto:
     photo: Photo
     caption: str = ""
     digest: int = 0  # 0 where it was not read
-    pixels: Tensor | None = None
+    pixels: UInt8[Tensor, "3 s s"] | None = None
     known: int | None = None
     problem: Problem | None = None
     caption_problem: Problem | None = None
@@ -66,7 +66,7 @@ class Photos(Dataset):
         digest = image_digest(data)
         if digest in self._contents:
             return digest, None, self._contents[digest]
-        return digest, self._transform(decode_image(data, MAX_PIXELS)), None
+        return digest, self._transform.read(data, MAX_PIXELS), None
 
 
 def read_caption(photo: Photo) -> str:

@@ -37,7 +37,7 @@ class Waiting:
         new = [loaded for loaded in batch if loaded.pixels is not None]
         if new:
             images = torch.stack([p for loaded in new if (p := loaded.pixels) is not None])
-            images = images.to(model.device)
+            images = model.transform.normalise(images.to(model.device))
             for size, embeds in self.embeds.items():
                 embeds.append(model.encode_image(images, patch_size=size).cpu().numpy())
             self.rows += [replace(loaded, pixels=None) for loaded in new]

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from data.images import decode_image
 from data.problems import BadSample
 from data.shards.location import ImageLocation, read_images
 
@@ -86,7 +84,8 @@ class FineVectors:
                 pixels = list(pool.map(self._pixels, files))
                 good = [(id, p) for (id, _), p in zip(part, pixels, strict=True) if p is not None]
                 if good:
-                    images = torch.stack([p for _, p in good])
+                    squares = torch.stack([p for _, p in good]).to(self._model.device)
+                    images = self._model.transform.normalise(squares)
                     rows = self._model.encode_image(images, patch_size=patch_size).cpu().numpy()
                     computed |= {id: row for (id, _), row in zip(good, rows, strict=True)}
         self.num_encoded += len(computed)
@@ -96,8 +95,7 @@ class FineVectors:
         try:
             if data is None:
                 return None
-            image: Image.Image = decode_image(data, MAX_PIXELS)
-            return self._model.transform(image)
+            return self._model.transform.read(data, MAX_PIXELS)
         except BadSample:
             return None
 

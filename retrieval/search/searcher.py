@@ -114,6 +114,8 @@ class Searcher:
     def _open(self) -> Snapshot:
         snapshot = Snapshot.open(self.folder, self._device)
         found = snapshot.manifest.image_fingerprint
+        if self._image_fingerprint != found and self.model.keep_transform(found, self.folder):
+            self._image_fingerprint = found
         if self._image_fingerprint != found:
             raise UsageError(
                 f"{self.folder} was built with another image tower ({found}) than the model's "

@@ -6,13 +6,12 @@ import binascii
 from concurrent.futures import ThreadPoolExecutor
 
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from contrastive.model.lit import LitModel
 from data.image_headers import IMAGE_KINDS
-from data.images import decode_image
 from data.problems import BadSample
+from data.transform import ImageTransform
 from retrieval.server.config import Limits
 from retrieval.server.fetch import fetch
 from retrieval.server.monitoring import Metrics
@@ -45,7 +44,7 @@ class Uploads:
 
         def decode() -> Tensor:
             with self._metrics.timed("image_prepro_time"):
-                return model.transform(decode_upload(data, self._limits.max_pixels, field))
+                return read_upload(model.transform, data, self._limits.max_pixels, field)
 
         return await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
 
@@ -74,10 +73,12 @@ def from_base64(text: str, field: str) -> bytes:
         ) from None
 
 
-def decode_upload(data: bytes, max_pixels: int, field: str) -> Image.Image:
-    """An RGB image from untrusted bytes."""
+def read_upload(
+    transform: ImageTransform, data: bytes, max_pixels: int, field: str
+) -> Float[Tensor, "3 s s"]:
+    """Normalised pixels of untrusted bytes."""
     try:
-        return decode_image(data, max_pixels)
+        return transform.normalise(transform.read(data, max_pixels))
     except BadSample as error:
         what = error.kind.replace("_", " ")
         sentence = f"{field}: {what} ({error.cause}); allowed: {IMAGE_KINDS}"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,7 +67,7 @@ class ImageReader:
                 )
 
 
-Loaded = tuple[int, str, int, tuple[str, ...], Float[Tensor, "3 s s"]]
+Loaded = tuple[int, str, int, tuple[str, ...], UInt8[Tensor, "3 s s"]]
 
 
 class _Images(Dataset):
@@ -83,4 +83,4 @@ class _Images(Dataset):
 
     def _load(self, row: int, key: str) -> Loaded:
         image, label = self.images.load(row, self.max_pixels)
-        return row, key, label, self.images.captions(row), self.transform(image)
+        return row, key, label, self.images.captions(row), self.transform.square(image)
