@@ -1,7 +1,7 @@
 """The transform in front of an image tower: an image of any size to normalised pixels."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from data.pixels import as_image, as_pixels, decode_pixels
 AnyImage: TypeAlias = Image.Image | UInt8[Tensor, "3 h w"]
 
 VERSIONS = (1, 2)
+Fit = Literal["crop", "squash"]
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Shorter side to `image_size` (bicubic, antialiased), centre crop, normalise per channel."""
+    """To a square of `image_size` (bicubic, antialiased), and normalised per channel."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -27,6 +28,9 @@ class ImageTransform:
     version: int = 1
     """Who resizes: 1 Pillow, 2 torch, in a fraction of the time. Both on 8-bit values, which are a
     level apart here and there. A tower keeps the version that it was made with."""
+    fit: Fit = "crop"
+    """crop: the shorter side is resized, the middle cut out. squash: both sides are resized, the
+    aspect ratio is lost."""
 
     def __call__(self, image: AnyImage) -> Float[Tensor, "3 s s"]:
         """float32, (pixel / 255 - mean) / std, of an image of any size and mode, which is turned
@@ -50,7 +54,7 @@ class ImageTransform:
         if isinstance(image, Image.Image):
             image = as_pixels(upright_rgb(image))
         height, width = image.shape[1:]
-        left, top, right, bottom = _middle(width, height)
+        left, top, right, bottom = self._read_part(width, height)
         image = image[:, top:bottom, left:right]
         new = self._resized(right - left, bottom - top)
         if new != (right - left, bottom - top):
@@ -67,7 +71,7 @@ class ImageTransform:
     def crop(self, image: Image.Image) -> Image.Image:
         """The square by Pillow, as version 1 has it, RGB."""
         image = upright_rgb(image)
-        box = _middle(*image.size)
+        box = self._read_part(*image.size)
         if box != (0, 0, *image.size):
             image = image.crop(box)
         new = self._resized(*image.size)
@@ -77,7 +81,9 @@ class ImageTransform:
         return image.crop((left, top, left + self.image_size, top + self.image_size))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height once the shorter side is `image_size`."""
+        """Width and height before the square is cut out."""
+        if self.fit == "squash":
+            return self.image_size, self.image_size
         short = min(width, height)
         return int(self.image_size * width / short), int(self.image_size * height / short)
 
@@ -91,15 +97,16 @@ class ImageTransform:
         mean = ",".join(f"{value:.6g}" for value in self.mean)
         std = ",".join(f"{value:.6g}" for value in self.std)
         by = "" if self.version == 1 else f"-version-{self.version}"
+        if self.fit == "squash":
+            return f"squash-{self.image_size}-bicubic{by}/mean={mean}/std={std}"
         return f"shorter-side-{self.image_size}-bicubic{by}-centre-crop/mean={mean}/std={std}"
 
-
-def _middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) that is resized: all but the ends of a strip, of which
-    1 x 60000 pixels would become 224 x 13 million."""
-    longest = 16 * min(width, height)
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return left, top, min(width, left + longest), min(height, top + longest)
+    def _read_part(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The box (left, top, right, bottom) that is resized: where the aspect ratio is kept, all
+        but the ends of a strip, of which 1 x 60000 pixels would become 224 x 13 million."""
+        longest = 16 * min(width, height) if self.fit == "crop" else max(width, height)
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        return left, top, min(width, left + longest), min(height, top + longest)
 
 
 def _resize(pixels: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 t u"]:

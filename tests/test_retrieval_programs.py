@@ -75,6 +75,8 @@ def test_a_model_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     done = run("index.py", "--out", "o", "--embeddings", str(tmp_path), "--kind", "ivf")
     assert done.stderr.splitlines() == [
         "--kind is called --index-type now",
-        "error: no model at '/no'; name a folder with config.json and model.safetensors",
+        "error: no model at '/no'; name a folder with config.json and model.safetensors, or a "
+        "CLIP or SigLIP: open_clip:ARCHITECTURE@FILE, open_clip:local-dir:FOLDER, "
+        "transformers:FOLDER",
     ]
     assert done.stdout.split() == ["loaded:"]

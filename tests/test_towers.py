@@ -478,7 +478,7 @@ def test_another_resizing_of_open_clip_is_said_and_a_grey_mean_refused(tmp_path,
     file.write_text(json.dumps({**config, "preprocess_cfg": pixels}))
     load_vision_tower(spec)
     said = capsys.readouterr().err
-    assert said == f"{spec} resizes images by squash bilinear, here shortest bicubic\n"
+    assert said == f"{spec} resizes images by squash bilinear, here squash bicubic\n"
     file.write_text(json.dumps({**config, "preprocess_cfg": {"mean": [0.5]}}))
     with pytest.raises(UsageError, match=r"mean of .* is \[0\.5\]; allowed: three numbers"):
         load_vision_tower(spec)

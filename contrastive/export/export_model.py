@@ -81,13 +81,18 @@ def export_model(
     return least
 
 
+FIT = {
+    "crop": "shorter side resized by bicubic, centre crop",
+    "squash": "both sides resized by bicubic, whatever the aspect ratio",
+}
+
+
 def _readme(model: LitModel, to: str, usage: str, patch_size: int) -> str:
     title = f"# An image-text model at patch size {patch_size}, {model.image_size} px"
     parts = [front_matter(to, model.card.license), title, usage]
     if to != "onnx":
         parts.append(
-            "Preprocessing: shorter side resized by bicubic, centre crop. Put transparent images "
-            "over white first."
+            f"Preprocessing: {FIT[model.transform.fit]}. Put transparent images over white first."
         )
     return "\n\n".join([*parts, "Written by FlexiLiT (`launch/export.py`)."]) + "\n"
 

@@ -23,7 +23,8 @@ from data.errors import UsageError
 
 OPSET = 17  # the first with LayerNormalization
 USAGE = """`config.json` names the files, their inputs and the opset, and says what pixels are
-expected: shorter side to `image_size` (bicubic), centre crop, (pixel / 255 - mean) / std.
+expected: the shorter side resized to `image_size` by bicubic and the middle cut out (`fit` crop),
+or both sides resized to it (squash); then (pixel / 255 - mean) / std.
 `tokenizer.json` makes the token ids, cut at `context_length`; embeddings have unit norm."""
 
 
@@ -67,6 +68,7 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
         "opset": OPSET,
         "patch_size": patch_size,
         "image_size": size,
+        "fit": model.transform.fit,
         "mean": model.vision.mean,
         "std": model.vision.std,
         "context_length": tower.tokenizer.context_length,

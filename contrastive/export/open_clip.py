@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from contrastive.export.timm import timm_net
+from contrastive.files.open_clip import OUR_RESIZING
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
 from contrastive.text.transformers import HFTextTower
@@ -68,7 +69,7 @@ def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) 
         "mean": model.vision.mean,
         "std": model.vision.std,
         "interpolation": "bicubic",
-        "resize_mode": "shortest",
+        "resize_mode": OUR_RESIZING[model.transform.fit],
     }
     tower = model.text.encoder.tower
     tower.save_tokenizer(folder)

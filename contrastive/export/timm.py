@@ -70,7 +70,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
         "std": tower.std,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "crop_mode": "center",
+        "crop_mode": "squash" if tower.transform.fit == "squash" else "center",
     }
     source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
     with new_folder(folder) as part:

@@ -76,9 +76,12 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
     net.logit_scale.copy_(model.text.scale().log())
     net.save_pretrained(folder)
     size = model.image_size
+    square = {"height": size, "width": size}
+    crops = model.transform.fit == "crop"
     image_processor = CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
+        size={"shortest_edge": size} if crops else square,
+        do_center_crop=crops,
+        crop_size=square,
         image_mean=model.vision.mean,
         image_std=model.vision.std,
     )

@@ -11,7 +11,7 @@ from contrastive.files.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
 
 LOCAL = "local-dir:"
-OUR_RESIZING = ("shortest", "bicubic")  # which side is fitted, interpolation
+OUR_RESIZING = {"crop": "shortest", "squash": "squash"}  # our names and theirs
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 LOOSE_TEXT_PARTS = (
     "token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection",
@@ -27,7 +27,7 @@ class OpenClipCheckpoint:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights: dict[str, Tensor]
-    resizing: tuple[str, str] = OUR_RESIZING
+    resizing: tuple[str, str] = ("shortest", "bicubic")  # which side is fitted, interpolation
     folder: Path | None = None  # of which it was read
 
     @property

@@ -291,7 +291,8 @@ class LitModel(nn.Module, ModelHubMixin):
         if is_library_spec(str(folder)):
             from contrastive.model.pretrained import load_pretrained
 
-            return load_pretrained(str(folder)).to(device)
+            vision, encoder, loss = load_pretrained(str(folder))
+            return cls(vision, TextSide(encoder, loss)).to(device).eval()
         folder = _local(folder, hub)
         config = read_config(folder, "text")
         try:

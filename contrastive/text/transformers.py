@@ -143,8 +143,8 @@ def _text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
     length = limit if siglip else min(context_length, limit)
     tower = ClipTextTower(net.text_model, tokenizer, length)
     tower.own_projection = torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
-    bias = float(net.logit_bias) if siglip else None
-    tower.own_logits = float(net.logit_scale.exp()), bias
+    bias = float(net.logit_bias.detach()) if siglip else None
+    tower.own_logits = float(net.logit_scale.detach().exp()), bias
     return tower
 
 

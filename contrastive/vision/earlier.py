@@ -15,19 +15,19 @@ def keep_transform(
     made: str | Path,
     current_fingerprint: Callable[[], str] | None = None,
 ) -> bool:
-    """Let `tower` read pixels by version 1 of the transform where `fingerprint` is of the same
-    tower with that version; says so, once. Returns whether it is.
+    """Let `tower` read pixels by version 1 of the transform, which cuts out squares, where
+    `fingerprint` is of the same tower with that; says so, once. Returns whether it is.
 
     made: what carries the fingerprint. current_fingerprint: its kind; the tower's own when not
     given. Towers that are named rather than loaded from a folder have had version 2 since 0.2.
     """
-    current = tower.config.transform
+    current, fit = tower.config.transform, tower.config.fit
     found = current_fingerprint or (lambda: tower.fingerprint)
     if current == 1 or found() == fingerprint:
         return False
-    tower.use_transform(1)
+    tower.use_transform(1, "crop")
     if found() != fingerprint:
-        tower.use_transform(current)
+        tower.use_transform(current, fit)
         return False
     if distributed.is_main():
         print(

@@ -29,7 +29,7 @@ from contrastive.vision.resize import (
 )
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
-from data.transform import ImageTransform
+from data.transform import Fit, ImageTransform
 
 
 class VisionTower(nn.Module):
@@ -80,9 +80,17 @@ class VisionTower(nn.Module):
         self.locked = True
         return self.eval()
 
-    def use_transform(self, version: int) -> "VisionTower":
-        """Read pixels by this version of `ImageTransform`. Returns self."""
-        self.config = replace(self.config, transform=version)
+    def use_transform(self, version: int, fit: Fit | None = None) -> "VisionTower":
+        """Read pixels by this version and fit of `ImageTransform`. Returns self."""
+        self.config = replace(self.config, transform=version, fit=fit or self.config.fit)
+        return self
+
+    def offer_own_size(self) -> "VisionTower":
+        """List the patch size that the network was trained at, and no other; others that divide the
+        image side are still accepted. Returns self."""
+        if self.image_size % self.native_patch_size == 0:
+            self.patch_sizes = (self.native_patch_size,)
+            self.config = replace(self.config, patch_sizes=self.patch_sizes)
         return self
 
     def train(self, mode: bool = True) -> "VisionTower":
@@ -240,7 +248,8 @@ class VisionTower(nn.Module):
     @property
     def transform(self) -> ImageTransform:
         """How an image file becomes this tower's input."""
-        return ImageTransform(self.image_size, self.mean, self.std, self.config.transform)
+        config = self.config
+        return ImageTransform(self.image_size, self.mean, self.std, config.transform, config.fit)
 
     def describe(self) -> dict[str, Any]:
         """What `TowerConfig.from_json` reads back."""
@@ -278,6 +287,7 @@ class VisionTower(nn.Module):
             "mean and std": f"{transform.mean} and {transform.std}",
             "features": self.config.features,
             "version of the transform": str(transform.version),
+            "fit": transform.fit,
             "resizing of positions": json.dumps(asdict(positions)),
             "arguments": json.dumps(self.config.args, sort_keys=True),
             "weights": digest.hexdigest(),

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from contrastive.vision.resize import MODES, PositionResize
 from data.errors import UsageError
-from data.transform import VERSIONS
+from data.transform import VERSIONS, Fit
 
 Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
 LIBRARIES: tuple[str, ...] = get_args(Library)
@@ -37,12 +37,16 @@ class TowerConfig:
     """Which tokens of which blocks are joined (`contrastive.vision.feature_terms`)."""
     transform: int = 1
     """Version of `data.transform.ImageTransform`; folders of 0.1 do not name it."""
+    fit: Fit = "crop"
+    """How an image becomes a square (`data.transform.ImageTransform`)."""
 
     def to_json(self) -> dict[str, Any]:
-        """The entries of config.json; earlier versions know no `features`."""
+        """The entries of config.json; new ones only where an earlier version would read another
+        tower."""
         entries = {KEYS.get(name, name): value for name, value in asdict(self).items()}
-        if self.features == "own":
-            del entries["features"]
+        for name in ("features", "fit"):
+            if entries[name] == getattr(TowerConfig, name):
+                del entries[name]
         return entries
 
     @classmethod
@@ -51,7 +55,8 @@ class TowerConfig:
         try:
             values = dict(values)
             mode, library = values["positions"]["mode"], values.get("library", "timm")
-            for value, allowed in ((library, LIBRARIES), (mode, MODES)):
+            fit = values.get("fit", "crop")
+            for value, allowed in ((library, LIBRARIES), (mode, MODES), (fit, get_args(Fit))):
                 if value not in allowed:
                     raise UsageError(f"an image tower has {value!r}; allowed: {', '.join(allowed)}")
             if values.get("transform", 1) not in VERSIONS:

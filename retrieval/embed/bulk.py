@@ -22,6 +22,7 @@ from jaxtyping import Float
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.model.lit import LitModel
 from contrastive.run.lock import locked
+from contrastive.vision.config import is_library_spec
 from data.batch import EvalBatch
 from data.config import OnError
 from data.errors import DataError, UsageError, check_utf8
@@ -102,7 +103,7 @@ def embed_shards(
         "format": 1,
         "image_fingerprint": model.image_fingerprint,
         "text_fingerprint": model.text_fingerprint,
-        "model": os.path.abspath(model_dir) if model_dir else "",
+        "model": _named(model_dir),
         "width": model.embed_dim,
         "patch_sizes": list(patch_sizes),
         "shards": shards,
@@ -294,3 +295,10 @@ def _join(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         "errors": dict(errors),
         "partitions": partitions,
     }
+
+
+def _named(model: str | Path | None) -> str:
+    """As the manifest names a model: a folder whole, so that it is found from anywhere."""
+    if not model or is_library_spec(str(model)):
+        return str(model or "")
+    return os.path.abspath(model)

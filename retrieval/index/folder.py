@@ -31,6 +31,7 @@ from retrieval.index.manifest import (
     read_index_manifest,
     write_index_manifest,
 )
+from retrieval.model_folder import copy_model
 
 
 def index_file(folder: Path, patch_size: int, number: int) -> Path:
@@ -83,15 +84,14 @@ def check_new(out: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, model: Path) -> Iterator[Path]:
+def new_folder(out: Path, model: str | Path) -> Iterator[Path]:
     """A folder that gets its name when everything is in it."""
     check_new(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    # Copied, not linked: a model folder that is written again in place must not change the index.
-    shutil.copytree(model, partial / "model")
+    copy_model(model, partial / "model")
     partial.rename(out)
 
 

@@ -21,6 +21,7 @@ from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
+from data.transform import Fit
 
 
 def load_open_clip(rest: str) -> VisionTower:
@@ -40,14 +41,16 @@ def load_open_clip(rest: str) -> VisionTower:
         visual = build_net("open_clip", "", args)
     except (KeyError, TypeError, AssertionError, RuntimeError) as error:
         raise UsageError(f"open_clip:{rest} has no image tower: {error}") from error
-    if checkpoint.resizing != OUR_RESIZING and is_main():
-        theirs, ours = " ".join(map(str, checkpoint.resizing)), " ".join(OUR_RESIZING)
+    fit: Fit = "squash" if checkpoint.resizing[0] == "squash" else "crop"
+    if checkpoint.resizing != (OUR_RESIZING[fit], "bicubic") and is_main():
+        theirs, ours = " ".join(map(str, checkpoint.resizing)), f"{OUR_RESIZING[fit]} bicubic"
         print(f"open_clip:{rest} resizes images by {theirs}, here {ours}", file=sys.stderr)
     side = cfg.image_size if isinstance(cfg.image_size, int) else max(cfg.image_size)
     if isinstance(cfg.image_size, list | tuple) and len(set(cfg.image_size)) > 1:
         raise UsageError(f"open_clip:{rest} reads {cfg.image_size} pixels; only squares are read")
     load_weights(visual, checkpoint.part("visual"), f"open_clip:{rest}")
     facts: dict[str, Any] = {"image_size": side, "mean": checkpoint.mean, "std": checkpoint.std}
+    facts["fit"] = fit
     tower = _timm_trunk(visual, cfg, facts) if cfg.timm_model_name else None
     if tower is None and isinstance(visual, open_clip.transformer.VisionTransformer):
         tower = _own_vit(visual, cfg, args, facts)

@@ -95,6 +95,7 @@ def load_transformers(name: str) -> VisionTower:
     projection = weights.pop("visual_projection.weight", None)
     mean, std, _ = _pixels(name, OPENAI if clip else HALF)
     facts = {"image_size": vision.image_size, "mean": mean, "std": std}
+    facts["fit"] = "crop" if clip else "squash"
     return timm_vit(PLAIN_VIT[eps], args, _joined(weights), projection, facts)
 
 

@@ -1,0 +1,188 @@
+"""CLIP and SigLIP checkpoints of other libraries as whole models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from test_towers import OWN_VIT, PICTURES, SMALL, make_open_clip
+
+from contrastive import LitModel
+from data.errors import UsageError
+from retrieval import Searcher
+from retrieval.photos.indexing import index_photos
+
+TEXTS = ["a red dog", "two cats in the rain that nobody has asked for", "!", "Boats, at NIGHT"]
+MIN_COSINE = 0.9999
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(96, 64), (64, 130), (200, 200), (65, 40)]):
+        coarse = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+            folder / f"{number}.png"
+        )
+    return folder
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert F.cosine_similarity(ours, theirs).min() >= MIN_COSINE
+
+
+def with_tokenizer(
+    folder: Path, tiny_text: str, **special: str
+) -> transformers.PreTrainedTokenizerBase:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_text.removeprefix("hf:"), **special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+# ---- open_clip -------------------------------------------------------------------------------
+
+
+def biased(folder: Path, tiny_text: str) -> None:
+    """SigLIP as open_clip has it: a tokenizer of transformers, no causal mask, a biased projection,
+    images squashed."""
+    with_tokenizer(folder, tiny_text)
+    text = {
+        "context_length": 12, "vocab_size": 2000, "width": 32, "heads": 2, "layers": 2,
+        "hf_tokenizer_name": "nobody/nothing", "tokenizer_kwargs": {"clean": "canonicalize"},
+        "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+    }  # fmt: skip
+    config = {
+        "embed_dim": 24, "vision_cfg": OWN_VIT, "text_cfg": text, "custom_text": True,
+        "init_logit_bias": -10.0,
+    }  # fmt: skip
+    pixels = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    pixels["interpolation"] = "bicubic"
+    facts = {"model_cfg": config, "preprocess_cfg": pixels}
+    (folder / "open_clip_config.json").write_text(json.dumps(facts))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    torch.nn.init.normal_(model.text.text_projection.bias)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_model_of_open_clip_embeds_as_open_clip_does(kind, tiny_text, pictures, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / kind
+    folder.mkdir()
+    if kind == "clip":
+        make_open_clip(folder, OWN_VIT)
+    else:
+        biased(folder, tiny_text)
+    spec = f"local-dir:{folder}"
+    theirs, _, preprocess = open_clip.create_model_and_transforms(spec)
+    theirs.eval()
+    tokenizer = open_clip.get_tokenizer(spec)
+    ours = LitModel.from_pretrained(f"open_clip:{spec}")
+    files = sorted(pictures.iterdir())
+    with torch.no_grad():
+        images = torch.stack([preprocess(Image.open(file)) for file in files])
+        assert_same(ours.encode_image(files, 16), theirs.encode_image(images))
+        assert_same(ours.encode_text(TEXTS), theirs.encode_text(tokenizer(TEXTS)))
+    torch.testing.assert_close(ours.text.scale(), theirs.logit_scale.exp())
+    assert ours.text.loss.kind == ("softmax" if kind == "clip" else "sigmoid")
+    ours.save_pretrained(tmp_path / "ours")
+    again = LitModel.from_pretrained(tmp_path / "ours")
+    assert again.image_fingerprint == ours.image_fingerprint
+    torch.testing.assert_close(again.encode_text(TEXTS), ours.encode_text(TEXTS))
+    torch.testing.assert_close(again.encode_image(files, 8), ours.encode_image(files, 8))
+
+
+# ---- transformers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_model_of_transformers_embeds_as_transformers_does(kind, tiny_text, pictures, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = with_tokenizer(tmp_path, tiny_text)
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}
+    towers = {"text_config": text, "vision_config": {**SMALL, **PICTURES}}
+    theirs: transformers.PreTrainedModel
+    if kind == "clip":
+        theirs = transformers.CLIPModel(transformers.CLIPConfig(**towers, projection_dim=24))
+    else:
+        theirs = transformers.SiglipModel(transformers.SiglipConfig(**towers))
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.eval().save_pretrained(tmp_path)
+    size = {"height": 64, "width": 64}
+    cls = transformers.CLIPImageProcessor if kind == "clip" else transformers.SiglipImageProcessor
+    processor = (
+        cls(size={"shortest_edge": 64}, crop_size=size) if kind == "clip" else cls(size=size)
+    )
+    processor.save_pretrained(tmp_path)
+    ours = LitModel.from_pretrained(f"transformers:{tmp_path}")
+    files = sorted(pictures.iterdir())[
+        :2
+    ]  # without an odd margin, which transformers crops elsewhere
+    padding = {"padding": "max_length" if kind == "siglip" else True, "max_length": 16}
+    tokens = tokenizer(TEXTS, truncation=True, return_tensors="pt", **padding)
+    with torch.no_grad():
+        pixels = processor([Image.open(f) for f in files], return_tensors="pt")["pixel_values"]
+        assert_same(ours.encode_image(files, 16), theirs.get_image_features(pixels).pooler_output)
+        wanted = theirs.get_text_features(tokens["input_ids"]).pooler_output
+        assert_same(ours.encode_text(TEXTS), wanted)
+    assert ours.text.encoder.tower.tokenizer.context_length == 16
+    ours.save_pretrained(tmp_path / "ours")
+    again = LitModel.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(again.encode_text(TEXTS), ours.encode_text(TEXTS))
+    assert again.image_fingerprint == ours.image_fingerprint
+
+
+# ---- use -------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_is_searched_with_a_checkpoint(pictures, tmp_path):
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    index_photos(pictures, spec, tmp_path / "index")
+    searcher = Searcher.load(tmp_path / "index")
+    assert searcher.patch_sizes == (16,)  # the only one that it was trained at
+    (hits,) = searcher.search([str(pictures / "2.png")], k=1)
+    assert hits[0].key == "2.png"
+    assert index_photos(pictures, spec, tmp_path / "index").unchanged == 4
+    index_photos(pictures, spec, tmp_path / "coarse", patch_sizes=(32,))
+    assert Searcher.load(tmp_path / "coarse").patch_sizes == (32,)
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_texts_is_no_model(tmp_path):
+    make_open_clip(tmp_path, OWN_VIT)
+    facts = tmp_path / "open_clip_config.json"
+    weights = tmp_path / "open_clip_model.safetensors"
+    model = open_clip.create_model(f"local-dir:{tmp_path}")
+    kept = {k: v.clone() for k, v in model.state_dict().items() if k != "logit_scale"}
+    save_file(kept, weights)
+    assert facts.is_file()
+    with pytest.raises(UsageError, match="allowed as a model: a whole CLIP or SigLIP"):
+        LitModel.from_pretrained(f"open_clip:local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("open_clip:ViT-B-32", "names no weights; allowed: open_clip:ViT-B-32@FILE, or one of"),
+        ("open_clip:ViT-B-32@laion2b_s34b_b79k", "cannot download open_clip:ViT-B-32@laion2b"),
+        ("open_clip:ViT-B-32@nothing.pt", "no such file: nothing.pt"),
+        ("open_clip:nobody@x", "unknown open_clip architecture 'nobody'"),
+        ("transformers:/nothing/here", "cannot load image tower transformers:/nothing/here"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(spec, says):
+    with pytest.raises(UsageError, match=says):
+        LitModel.from_pretrained(spec)
