@@ -31,6 +31,7 @@ from data.batch import Batch
 from data.captions import Tokenizer
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
+from data.token_ids import TokenIds
 from lib.harness import Target, Timings, finish, interleave
 from lib.lit_setup import (
     CONTEXT,
@@ -147,10 +148,10 @@ class Trainer:
 def padded(step: TrainStep) -> Iterator[None]:
     """Within this context our texts are padded to the context length, as open_clip's are."""
     tower: Any = step.model.text.encoder.tower
-    pad, filler = tower.pad, [0] * CONTEXT
+    pad, filler = tower.pad, TokenIds.of([[0] * CONTEXT])
 
-    def pad_all(ids: list[list[int]]) -> PaddedTokens:
-        tokens = pad([*ids, filler])  # one text of full length widens all
+    def pad_all(ids: TokenIds) -> PaddedTokens:
+        tokens = pad(TokenIds.join([ids, filler]))  # one text of full length widens all
         return PaddedTokens(tokens.ids[:-1], tokens.mask[:-1])
 
     tower.pad = pad_all
@@ -282,7 +283,7 @@ def measure(trainer: Trainer, rounds: int) -> dict:
         "tokens_at_16_over_mean_of_random": trainer.tower.num_tokens(16)
         * len(tokens)
         / sum(tokens),
-        "mean_tokens_of_captions": sum(map(len, trainer.ready.tokens)) / SIZE.batch_size,
+        "mean_tokens_of_captions": float(trainer.ready.tokens.lengths.mean()),
         "step_parts_s": where_the_time_goes(trainer, rounds),
     }
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data.problems import add_counts
+from data.token_ids import TokenIds
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Batch:
     keys: list[str]
     images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
     captions: list[str]  # the caption drawn for this epoch, "" where bad
-    tokens: list[list[int]]  # its token ids; [] where bad, or where the pipeline has no tokenizer
+    tokens: TokenIds  # its token ids; none where bad, or where the pipeline has no tokenizer
     concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
     valid: Bool[Tensor, " b"]
     shards: Int[Tensor, " b"]  # number in the pipeline's shard list
@@ -62,7 +63,7 @@ class Batch:
             keys=[key for part in parts for key in part.keys],
             images=_cat(images) if images else None,
             captions=[caption for part in parts for caption in part.captions],
-            tokens=[tokens for part in parts for tokens in part.tokens],
+            tokens=TokenIds.join([part.tokens for part in parts]),
             concepts=_cat([part.concepts for part in parts]),
             valid=_cat([part.valid for part in parts]),
             shards=_cat([part.shards for part in parts]),

@@ -1,6 +1,6 @@
 """Batches of captioned images, for the training of a text tower."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data.batch import Batch
 from data.cache.captions import CaptionCache
@@ -10,6 +10,7 @@ from data.pipeline.draw import draw
 from data.pipeline.slots import Sample, Slots
 from data.pipeline.training import Read, TrainPipeline
 from data.shards.tar import TarSample
+from data.token_ids import TokenIds
 from data.transform import ImageTransform
 
 
@@ -18,6 +19,7 @@ class CaptionedSlots(Slots):
     """Slots that hold one caption of each sample, and its pixels where they are read."""
 
     tokenizer: Tokenizer | None = None  # None: captions stay strings
+    _tokens: dict[int, list[int]] = field(default_factory=dict)  # of the part's slots, as filled
 
     def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
         part.keys[row] = sample.key
@@ -28,17 +30,18 @@ class CaptionedSlots(Slots):
         number = draw(len(own.captions), self.seed, epoch, own.key)
         part.captions[row] = own.captions[number]
         if own.tokens:
-            part.tokens[row] = own.tokens[number]
+            self._tokens[row] = own.tokens[number]
         part.concepts[row] = own.concept
         part.valid[row] = True
 
     def finish(self, part: Batch) -> None:
         """Tokenise the drawn captions where the samples did not bring their token ids."""
-        rows = [row for row, tokens in enumerate(part.tokens) if part.valid[row] and not tokens]
+        rows = [row for row in part.valid.nonzero()[:, 0].tolist() if row not in self._tokens]
         if self.tokenizer is not None and rows:
             ids = self.tokenizer([part.captions[row] for row in rows])
-            for row, tokens in zip(rows, ids, strict=True):
-                part.tokens[row] = tokens
+            self._tokens.update(zip(rows, ids, strict=True))
+        part.tokens = TokenIds.of([self._tokens.get(row, []) for row in range(len(part))])
+        self._tokens.clear()
 
 
 class CaptionedPipeline(TrainPipeline):

@@ -11,6 +11,7 @@ from data.config import DataConfig
 from data.images import decode_image
 from data.pipeline.draw import draw
 from data.shards.tar import TarSample
+from data.token_ids import TokenIds
 from data.transform import ImageTransform
 
 Sample = TarSample | SampleCaptions
@@ -35,7 +36,7 @@ class Slots:
             keys=[""] * size,
             images=images,
             captions=[""] * size,
-            tokens=[[] for _ in range(size)],
+            tokens=TokenIds.empty(size),
             concepts=torch.zeros(size, dtype=torch.int64),
             valid=torch.zeros(size, dtype=torch.bool),
             shards=torch.zeros(size, dtype=torch.int64),
