@@ -43,6 +43,11 @@ class TokenIds:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, rows: slice) -> "TokenIds":
+        """Consecutive texts, without a copy."""
+        start, stop, _ = rows.indices(len(self))
+        return TokenIds(self.values, self.offsets[start : max(start, stop) + 1])
+
     def take(self, rows: Int[np.ndarray, " m"]) -> "TokenIds":
         """These texts, in this order."""
         values, offsets = gather(self.values, self.offsets, rows)

@@ -21,9 +21,10 @@ def test_taking_and_joining_are_those_of_lists(counts):
     rows = rng.integers(0, max(1, len(texts)), 2 * len(texts))
     assert joined.take(rows).tolist() == [texts[row] for row in rows]
     # of a part of a longer array too, as a memory map's is
-    inner = TokenIds(joined.values, joined.offsets[len(first) :])
+    inner = joined[len(first) :]
     assert inner.tolist() == second
     assert TokenIds.join([inner, inner]).tolist() == second * 2
+    assert joined[1:-1].tolist() == texts[1:-1]
     assert inner.padded(6, 0)[0].tolist() == [text + [0] * (6 - len(text)) for text in second]
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -68,8 +67,7 @@ class TokenBatch:
         missing = max(0, num_groups - len(ids))
         filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
         bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
-        parts = [filled.take(np.arange(a, b)) for a, b in pairwise(bounds)]
-        return cls(tuple(map(tower.pad, parts)), len(ids))
+        return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(tuple(group.to(device) for group in self.groups), self.num_texts)
