@@ -68,15 +68,15 @@ class Trainer:
         self.source = FeatureSource(self.tower, self.cfg, RANDOM_SIZES[:1])
         tokenizer = self.bare.tower.tokenizer
         fill_texts(self.cfg, tokenizer)
-        self.cached = self._batches(tokenizer)
-        self.ready = ready_batch(SIZE, next(self.cached).tokens)
+        self.cached = self.source.ahead(self._steps(tokenizer), lambda _: RANDOM_SIZES[0])
+        self.ready = ready_batch(SIZE, next(self.cached)[0].tokens)
         assert self.ready.images is not None
         self.images = self.ready.images.to(self.device)
         with padded(self.ours):
             self.tokens = self.ours.model.text.encoder.tower.pad(self.ready.tokens).to(self.device)
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
-    def _batches(self, tokenizer: Tokenizer) -> Iterator[Batch]:
+    def _steps(self, tokenizer: Tokenizer) -> Iterator[Iterator[Batch]]:
         pipeline = CaptionedPipeline(
             self.cfg,
             None,
@@ -86,14 +86,12 @@ class Trainer:
             rank=0,
             world_size=1,
         )
-        return pipeline.batches(0, STEPS)
+        return pipeline.steps(0, STEPS)
 
     # ---- ours ------------------------------------------------------------------------------
 
     def ours_cached(self) -> None:
-        batch = next(self.cached)
-        features, valid = self.source(batch, RANDOM_SIZES[0])
-        self.ours(batch, features, valid)
+        self.ours(*next(self.cached))
 
     def ours_cached_padded(self) -> None:
         with padded(self.ours):
@@ -162,7 +160,7 @@ def padded(step: TrainStep) -> Iterator[None]:
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
     """Seconds of one cached step at 16 tokens, by part; medians."""
-    step, source = trainer.ours, trainer.source
+    step, cached = trainer.ours, trainer.cached
     engine = step.engine
     parts: dict[str, list[float]] = defaultdict(list)
 
@@ -184,11 +182,11 @@ def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
         parts[name].append(time.perf_counter() - start)
         return out
 
-    class ProbedSource:
-        def __call__(self, *args: Any) -> Any:
-            return timed("read features", lambda: source(*args))
+    def ready() -> Iterator[Any]:
+        while True:
+            yield timed("wait for the batch", lambda: next(cached))
 
-    with patch.object(step, "engine", Probe()), patch.object(trainer, "source", ProbedSource()):
+    with patch.object(step, "engine", Probe()), patch.object(trainer, "cached", ready()):
         for _ in range(repeats):
             timed("whole step", trainer.ours_cached_padded)
     return {name: sorted(values)[len(values) // 2] for name, values in parts.items()}

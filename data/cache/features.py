@@ -9,6 +9,7 @@ all and have checksums: a run that was stopped continues, and a damaged file is 
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -157,14 +158,17 @@ class FeatureCache:
         for a patch size not computed and for files that do not fit one another.
         """
         views = np.zeros_like(shards) if views is None else views
-        features = np.zeros((len(shards), self.width), dtype=np.float32)
-        valid = np.zeros(len(shards), dtype=np.bool_)
-        for shard, view in {*zip(shards.tolist(), views.tolist(), strict=True)}:
-            places = np.flatnonzero((shards == shard) & (views == view))
+        features = np.empty((len(shards), self.width), dtype=np.float32)
+        valid = np.empty(len(shards), dtype=np.bool_)
+        by_file = np.lexsort((indices, views, shards))  # each is read once, forward
+        for low, high in pairwise(runs(shards[by_file], views[by_file])):
+            places = by_file[low:high]
+            shard, view = int(shards[places[0]]), int(views[places[0]])
             rows = self._rows(shard)[indices[places]]
-            places, rows = places[rows >= 0], rows[rows >= 0]
-            features[places] = self._features(shard, patch_size, view)[rows]
-            valid[places] = True
+            known = valid[places] = rows >= 0
+            if known.any():
+                features[places] = self._features(shard, patch_size, view)[rows]
+        features[~valid] = 0
         return features, valid
 
     def _map_features(self, shard: int, patch_size: int, view: int) -> np.ndarray:
@@ -199,6 +203,12 @@ class FeatureCache:
 
     def _keys(self, shard: int) -> bytes:
         return (self.folder / f"{shard_name(self._shards[shard])}.keys.txt").read_bytes()
+
+
+def runs(*columns: Int[np.ndarray, " b"]) -> list[int]:
+    """Where rows begin that differ from the one before, and the end; there is one row at least."""
+    differs = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    return [0, *(np.flatnonzero(differs) + 1).tolist(), len(columns[0])]
 
 
 def _file_name(shard: str, patch_size: int, view: int) -> str:
