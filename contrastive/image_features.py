@@ -121,6 +121,8 @@ class FeatureSource:
             without_pixels.append(part)
             features.append(known)
             valid.append(good)
+        if len(without_pixels) == 1:
+            return without_pixels[0], features[0], valid[0]
         return Batch.join(without_pixels), torch.cat(features), torch.cat(valid)
 
 

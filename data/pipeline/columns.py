@@ -81,9 +81,9 @@ class ColumnGather:
             shard, rows = int(shards[low]), indices[low:high]
             columns = self._cache.columns(shard)
             bad = rows[~columns.good[rows]]
-            if len(bad) and self._cfg.on_error == "raise":
-                raise SampleError.at(self._shards[shard], columns.problem(int(bad[0])))
             if len(bad):
+                if self._cfg.on_error == "raise":
+                    raise SampleError.at(self._shards[shard], columns.problem(int(bad[0])))
                 add_counts(errors, Counter(columns.problems.take(pa.array(bad)).to_pylist()))
             picked.append((columns, rows))
         return picked, errors

@@ -21,7 +21,8 @@ def prefetched(items: Iterator[T], depth: int = 1) -> Iterator[T]:
     """The same items, `depth` of them made ahead by a thread.
 
     What `items` raises is raised here, after the items before it. The thread ends when these are
-    used up, closed or dropped, and never keeps a program from ending.
+    used up, closed or dropped, and never keeps a program from ending. `items` must not use another
+    such thread.
     """
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
