@@ -222,7 +222,7 @@ def pixel_step(step: TrainStep, pipeline: CaptionedPipeline) -> None:
 def padded(batch: Batch, device: torch.device) -> Int[Tensor, "b n"]:
     """Token ids as open_clip's trainer has them."""
     ids = torch.zeros(len(batch), CONTEXT, dtype=torch.long)
-    for row, tokens in zip(ids, batch.tokens, strict=True):
+    for row, tokens in zip(ids, batch.tokens.tolist(), strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
     return ids.to(device)
 

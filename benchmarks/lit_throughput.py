@@ -31,6 +31,7 @@ from data.batch import Batch
 from data.captions import Tokenizer
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
+from data.token_ids import TokenIds
 from lib.harness import Target, Timings, finish, interleave
 from lib.lit_setup import (
     CONTEXT,
@@ -67,15 +68,15 @@ class Trainer:
         self.source = FeatureSource(self.tower, self.cfg, RANDOM_SIZES[:1])
         tokenizer = self.bare.tower.tokenizer
         fill_texts(self.cfg, tokenizer)
-        self.cached = self._batches(tokenizer)
-        self.ready = ready_batch(SIZE, next(self.cached).tokens)
+        self.cached = self.source.ahead(self._steps(tokenizer), lambda _: RANDOM_SIZES[0])
+        self.ready = ready_batch(SIZE, next(self.cached)[0].tokens)
         assert self.ready.images is not None
         self.images = self.tower.transform.normalise(self.ready.images.to(self.device))
         with padded(self.ours):
             self.tokens = self.ours.model.text.encoder.tower.pad(self.ready.tokens).to(self.device)
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
-    def _batches(self, tokenizer: Tokenizer) -> Iterator[Batch]:
+    def _steps(self, tokenizer: Tokenizer) -> Iterator[Iterator[Batch]]:
         pipeline = CaptionedPipeline(
             self.cfg,
             None,
@@ -85,14 +86,12 @@ class Trainer:
             rank=0,
             world_size=1,
         )
-        return pipeline.batches(0, STEPS)
+        return pipeline.steps(0, STEPS)
 
     # ---- ours ------------------------------------------------------------------------------
 
     def ours_cached(self) -> None:
-        batch = next(self.cached)
-        features, valid = self.source(batch, RANDOM_SIZES[0])
-        self.ours(batch, features, valid)
+        self.ours(*next(self.cached))
 
     def ours_cached_padded(self) -> None:
         with padded(self.ours):
@@ -147,10 +146,10 @@ class Trainer:
 def padded(step: TrainStep) -> Iterator[None]:
     """Within this context our texts are padded to the context length, as open_clip's are."""
     tower: Any = step.model.text.encoder.tower
-    pad, filler = tower.pad, [0] * CONTEXT
+    pad, filler = tower.pad, TokenIds.of([[0] * CONTEXT])
 
-    def pad_all(ids: list[list[int]]) -> PaddedTokens:
-        tokens = pad([*ids, filler])  # one text of full length widens all
+    def pad_all(ids: TokenIds) -> PaddedTokens:
+        tokens = pad(TokenIds.join([ids, filler]))  # one text of full length widens all
         return PaddedTokens(tokens.ids[:-1], tokens.mask[:-1])
 
     tower.pad = pad_all
@@ -161,7 +160,7 @@ def padded(step: TrainStep) -> Iterator[None]:
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
     """Seconds of one cached step at 16 tokens, by part; medians."""
-    step, source = trainer.ours, trainer.source
+    step, cached = trainer.ours, trainer.cached
     engine = step.engine
     parts: dict[str, list[float]] = defaultdict(list)
 
@@ -183,11 +182,11 @@ def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
         parts[name].append(time.perf_counter() - start)
         return out
 
-    class ProbedSource:
-        def __call__(self, *args: Any) -> Any:
-            return timed("read features", lambda: source(*args))
+    def ready() -> Iterator[Any]:
+        while True:
+            yield timed("wait for the batch", lambda: next(cached))
 
-    with patch.object(step, "engine", Probe()), patch.object(trainer, "source", ProbedSource()):
+    with patch.object(step, "engine", Probe()), patch.object(trainer, "cached", ready()):
         for _ in range(repeats):
             timed("whole step", trainer.ours_cached_padded)
     return {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
@@ -282,7 +281,7 @@ def measure(trainer: Trainer, rounds: int) -> dict:
         "tokens_at_16_over_mean_of_random": trainer.tower.num_tokens(16)
         * len(tokens)
         / sum(tokens),
-        "mean_tokens_of_captions": sum(map(len, trainer.ready.tokens)) / SIZE.batch_size,
+        "mean_tokens_of_captions": float(trainer.ready.tokens.lengths.mean()),
         "step_parts_s": where_the_time_goes(trainer, rounds),
     }
 

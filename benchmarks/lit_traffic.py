@@ -33,6 +33,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 
 from contrastive import VisionTower, distributed
 from contrastive.run.config import ZeroConfig
+from data.token_ids import TokenIds
 from lib.collectives import Collective, CountCollectives, loopback_bytes
 from lib.harness import Target, finish
 from lib.lit_setup import (
@@ -175,7 +176,7 @@ def count_ours(
         parameter.requires_grad_(not text.freeze_embeddings)
     parameters = _trainable(model.text)
     step = build_step(model, zero, pairs)
-    ids = model.text.encoder.tower.tokenizer(["a cat"] * (pairs // RANKS))
+    ids = TokenIds.of(model.text.encoder.tower.tokenizer(["a cat"] * (pairs // RANKS)))
     batch, features = ready_batch(None, ids), torch.randn(len(ids), tower.embed_dim)
     counts = count(lambda: step(batch, features, batch.valid))
     step.engine.destroy()

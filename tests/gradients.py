@@ -20,6 +20,7 @@ from contrastive.text.load import load_text_tower
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
+from data.token_ids import TokenIds
 
 Gradients = dict[str, Tensor]
 """`loss`, and `gradient.NAME` of each parameter, flat."""
@@ -92,7 +93,7 @@ def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d
     lengths = torch.randint(1, 9, (pairs,), generator=generator).tolist()
     drawn = [torch.randint(len(WORDS), (n,), generator=generator).tolist() for n in lengths]
     captions = [" ".join(WORDS[i] for i in words) for words in drawn]
-    tokens = model.text.encoder.tower.tokenizer(captions)
+    tokens = TokenIds.of(model.text.encoder.tower.tokenizer(captions))
     valid, zeros = torch.ones(pairs, dtype=torch.bool), torch.zeros(pairs, dtype=torch.int64)
     concepts = torch.arange(pairs)
     batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)

@@ -32,6 +32,7 @@ from contrastive.vision.load import load_vision_tower
 from data.batch import Batch
 from data.captions import Tokenizer
 from data.pipeline.training import TrainPipeline
+from data.token_ids import TokenIds
 
 GLOBAL_BATCH = 16
 
@@ -50,7 +51,7 @@ def global_batch(bad: bool, tokenizer: Tokenizer) -> tuple[Batch, torch.Tensor]:
         valid[[2, 12, 13, 14, 15]] = False
     zeros = torch.zeros(GLOBAL_BATCH, dtype=torch.int64)
     concepts = torch.arange(GLOBAL_BATCH) // 2
-    tokens = tokenizer(captions)
+    tokens = TokenIds.of(tokenizer(captions))
     batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
     return batch, torch.randn(GLOBAL_BATCH, 32, generator=generator)
 

@@ -31,6 +31,7 @@ from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
+from data.token_ids import TokenIds
 
 TEXTS = ["a red bicycle", "two dogs", "the sun and a happy cat " * 12]
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -124,8 +125,8 @@ def test_onnxruntime_runs_an_exported_model_on_batches_of_any_size(model, pictur
         np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), 1, rtol=1e-5)
     tower = model.text.encoder.tower
     for texts in (TEXTS[:1], TEXTS):
-        ids = tower.tokenizer(texts)
-        length = facts["text"]["length"] or max(map(len, ids))
+        ids = TokenIds.of(tower.tokenizer(texts))
+        length = facts["text"]["length"] or int(ids.lengths.max())
         tokens = pad_tokens(ids, length, facts["pad_id"])
         given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
         (embeds,) = text.run(None, {name: given[name] for name in facts["text"]["inputs"]})

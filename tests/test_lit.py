@@ -21,6 +21,7 @@ from contrastive.text.open_clip import OpenClipTextTower
 from contrastive.text.padding import TokenBatch, padding_mask
 from contrastive.text.tokenizers import OpenClipTokenizer
 from data.errors import UsageError
+from data.token_ids import TokenIds
 
 TEXTS = ["a red bicycle", "two dogs", "a cat and then many more words than the others have"]
 
@@ -99,7 +100,7 @@ def test_open_clip_texts_cost_what_they_are_long(facts, short):
     model["text_cfg"] |= facts
     torch.manual_seed(0)
     tower = OpenClipTextTower("ViT-S-32-alt", 77, model).eval()
-    ids = tower.tokenizer(["a dog", "a red dog that runs"])
+    ids = TokenIds.of(tower.tokenizer(["a dog", "a red dog that runs"]))
     groups = TokenBatch.of(tower, ids, 2).groups
     assert [group.ids.shape[1] for group in groups] == ([4, 7] if short else [77, 77])
     with torch.no_grad():
@@ -123,7 +124,7 @@ def test_open_clip_texts_read_as_open_clip_reads_them(tmp_path):
     encoder = TextEncoder(tower, 24)
     with torch.no_grad():
         expected = theirs.encode_text(padded, normalize=True)
-        torch.testing.assert_close(encoder(TokenBatch.of(tower, ids)), expected)
+        torch.testing.assert_close(encoder(TokenBatch.of(tower, TokenIds.of(ids))), expected)
 
 
 def test_token_ids_kept_of_open_clip_before_ends_were_whole_are_not_used(tiny_text):
@@ -204,7 +205,7 @@ def test_a_flipped_bit_of_a_saved_model_is_noticed(tiny_model, tmp_path):
 
 def test_groups_of_like_length_change_no_embedding(tiny_model):
     tower = tiny_model.text.encoder.tower
-    ids = sorted(tower.tokenizer(TEXTS * 3), key=len)
+    ids = TokenIds.of(sorted(tower.tokenizer(TEXTS * 3), key=len))
     whole, *_ = tiny_model.text(TokenBatch.of(tower, ids))
     for num_groups in (2, 4, 12):  # 12: more groups than texts
         tokens = TokenBatch.of(tower, ids, num_groups)
@@ -214,7 +215,7 @@ def test_groups_of_like_length_change_no_embedding(tiny_model):
 
 def test_token_ids_are_taken_too(tiny_model):
     tower = tiny_model.text.encoder.tower
-    ids = tower.pad(tower.tokenizer(TEXTS)).ids
+    ids = tower.pad(TokenIds.of(tower.tokenizer(TEXTS))).ids
     torch.testing.assert_close(tiny_model.encode_text(ids), tiny_model.encode_text(TEXTS))
 
 

@@ -38,6 +38,7 @@ from contrastive.vision.delta_file import save_delta
 from contrastive.vision.own_format import save_vision_tower
 from data.config import DataConfig
 from data.errors import UsageError
+from data.token_ids import TokenIds
 from retrieval import ZeroShotClassifier
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -219,7 +220,7 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
 
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig()))
-    tokens = TokenBatch.of(encoder.tower, encoder.tower.tokenizer(TEXTS))
+    tokens = TokenBatch.of(encoder.tower, TokenIds.of(encoder.tower.tokenizer(TEXTS)))
     optimizer = torch.optim.AdamW(model.text.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):

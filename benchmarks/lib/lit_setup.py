@@ -29,6 +29,7 @@ from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower_config import TowerConfig
 from data.batch import Batch
 from data.emoji.build import build_emoji
+from data.token_ids import TokenIds
 
 CONTEXT = 16  # tokens
 Loss = Literal["sigmoid", "softmax"]
@@ -164,7 +165,7 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return build_optimizer(OptimConfig(lr=1e-5), module)
 
 
-def ready_batch(size: Size | None, captions: list[list[int]], step: int = 0) -> Batch:
+def ready_batch(size: Size | None, captions: TokenIds, step: int = 0) -> Batch:
     """Random pixels (none without a size) and given token ids, in memory."""
     n = len(captions)
     pixels = None

@@ -20,6 +20,7 @@ from contrastive.text.padding import PaddedTokens, pad_tokens
 from contrastive.text.tower import TextTower
 from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
+from data.token_ids import TokenIds
 
 OPSET = 17  # the first with LayerNormalization
 USAGE = """`config.json` names the files, their inputs and the opset, and says what pixels are
@@ -89,7 +90,7 @@ def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> No
 def _tokens(tower: TextTower, texts: list[str]) -> PaddedTokens:
     """Token ids padded to the longest text; for open_clip to its context, the only length that its
     trace supports."""
-    ids = tower.tokenizer(texts)
+    ids = TokenIds.of(tower.tokenizer(texts))
     if isinstance(tower, HFTextTower):
         return tower.pad(ids)
     return pad_tokens(ids, tower.tokenizer.context_length, tower.tokenizer.pad_id)

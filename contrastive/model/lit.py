@@ -38,6 +38,7 @@ from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.files import replaced_folder
 from data.given import Images, as_rgb, check_text, in_parts, is_normalised, list_images
+from data.token_ids import TokenIds
 from data.transform import ImageTransform
 
 MAX_FORWARD = 256  # images or texts of one forward
@@ -179,7 +180,8 @@ class LitModel(nn.Module, ModelHubMixin):
             check_text(text)
         rows = []
         for part in in_parts(texts, MAX_FORWARD, "encoding texts"):
-            rows.append(self._embed_tokens(TokenBatch.of(tower, tower.tokenizer(part))))
+            ids = TokenIds.of(tower.tokenizer(part))
+            rows.append(self._embed_tokens(TokenBatch.of(tower, ids)))
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
 
     def _embed_tokens(self, tokens: TokenBatch) -> Float[Tensor, "b d"]:

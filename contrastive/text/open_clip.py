@@ -18,6 +18,7 @@ from contrastive.text.tokenizers import (
 )
 from contrastive.text.tower import TextTower
 from data.errors import UsageError
+from data.token_ids import TokenIds
 
 
 class OpenClipTextTower(TextTower):
@@ -99,9 +100,9 @@ class OpenClipTextTower(TextTower):
         causal = net.attn_mask is not None and net.cls_emb is None
         return not causal or net.pool_type not in ("argmax", "eos")
 
-    def pad(self, ids: list[list[int]]) -> PaddedTokens:
+    def pad(self, ids: TokenIds) -> PaddedTokens:
         """Pad to the longest text, or to the context length where padding is read."""
-        width = self.tokenizer.context_length if self._reads_padding else max(map(len, ids))
+        width = self.tokenizer.context_length if self._reads_padding else int(ids.lengths.max())
         return pad_tokens(ids, width, self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:

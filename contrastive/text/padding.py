@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from data.token_ids import TokenIds
+
 
 @dataclass(frozen=True)
 class PaddedTokens:
@@ -26,14 +28,10 @@ class PaddedTokens:
         return len(self.ids)
 
 
-def pad_tokens(ids: list[list[int]], length: int, pad_id: int) -> PaddedTokens:
+def pad_tokens(ids: TokenIds, length: int, pad_id: int) -> PaddedTokens:
     """Texts of at most `length` tokens, padded to it on the right."""
-    rows = torch.full((len(ids), length), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(rows)
-    for row, tokens in enumerate(ids):
-        rows[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return PaddedTokens(rows, mask)
+    rows, mask = ids.padded(length, pad_id)
+    return PaddedTokens(torch.from_numpy(rows), torch.from_numpy(mask))
 
 
 def padding_mask(ids: Int[Tensor, "b n"], tokenizer: Any) -> Int[Tensor, "b n"]:
@@ -64,9 +62,10 @@ class TokenBatch:
     num_texts: int
 
     @classmethod
-    def of(cls, tower: Any, ids: list[list[int]], num_groups: int = 1) -> "TokenBatch":
+    def of(cls, tower: Any, ids: TokenIds, num_groups: int = 1) -> "TokenBatch":
         """Group and pad, as `tower` does, the token ids of texts sorted by length."""
-        filled = ids + tower.tokenizer([""]) * (num_groups - len(ids))
+        missing = max(0, num_groups - len(ids))
+        filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
         bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
         return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
 

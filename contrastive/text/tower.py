@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from contrastive.text.padding import PaddedTokens
 from contrastive.text.tokenizers import HFTokenizer, OpenClipTokenizer
+from data.token_ids import TokenIds
 
 
 class TextTower(nn.Module):
@@ -32,7 +33,7 @@ class TextTower(nn.Module):
         """What `freeze_embeddings` freezes: of tokens, positions, types."""
         raise NotImplementedError
 
-    def pad(self, ids: list[list[int]]) -> PaddedTokens:
+    def pad(self, ids: TokenIds) -> PaddedTokens:
         """Texts as one tensor, padded to the longest, or as this tower needs."""
         raise NotImplementedError
 

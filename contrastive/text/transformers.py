@@ -15,6 +15,7 @@ from contrastive.text.padding import PaddedTokens, embed_tokens, pad_tokens
 from contrastive.text.tokenizers import HFTokenizer
 from contrastive.text.tower import TextTower
 from data.errors import UsageError
+from data.token_ids import TokenIds
 
 SIGLIP = "siglip_text_model"
 
@@ -36,8 +37,8 @@ class HFTextTower(TextTower):
     def embedding_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.net.named_parameters() if "embeddings." in name]
 
-    def pad(self, ids: list[list[int]]) -> PaddedTokens:
-        return pad_tokens(ids, max(map(len, ids)), self.tokenizer.pad_id)
+    def pad(self, ids: TokenIds) -> PaddedTokens:
+        return pad_tokens(ids, int(ids.lengths.max()), self.tokenizer.pad_id)
 
     def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:
         self._choose_attention()
@@ -87,7 +88,7 @@ class ClipTextTower(HFTextTower):
         if net.config.model_type == SIGLIP:
             self.width = int(net.config.projection_size)
 
-    def pad(self, ids: list[list[int]]) -> PaddedTokens:
+    def pad(self, ids: TokenIds) -> PaddedTokens:
         """To the context length for SigLIP, which was trained to read padding like text."""
         if self.net.config.model_type != SIGLIP:
             return super().pad(ids)

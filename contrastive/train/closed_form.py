@@ -95,8 +95,8 @@ def _collect(
             sums["x"] += x.sum(0)
             sums["xx"] += x.T @ x
             views.append(x)
-        texts = [part.tokens[i] for i in valid.nonzero()[:, 0]]
-        if not texts:
+        texts = part.tokens.take(valid.nonzero()[:, 0].numpy())
+        if not len(texts):
             continue
         y = encoder.pool(TokenBatch.of(encoder.tower, texts).to(device)).double()
         sums["y"] += y.sum(0)

@@ -6,6 +6,7 @@ from contrastive import distributed
 from contrastive.model.lit import TextSide
 from contrastive.model.loss import loss_share
 from contrastive.text.padding import TokenBatch
+from data.token_ids import TokenIds
 
 CPU_TEXTS = 256  # texts; more are no faster on a CPU and only cost memory
 FREE_SHARE = 0.8  # of the GPU's free memory that activations may take
@@ -40,7 +41,7 @@ def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dt
     device = distributed.device()
     tower = side.encoder.tower
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
-    tokens = TokenBatch.of(tower, [ids] * num_texts).to(device)
+    tokens = TokenBatch.of(tower, TokenIds.of([ids] * num_texts)).to(device)
     images = torch.zeros(num_images, side.encoder.projection.out_features, device=device)
     targets = torch.zeros(num_images, num_texts, device=device)
     torch.cuda.reset_peak_memory_stats()

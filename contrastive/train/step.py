@@ -21,6 +21,7 @@ from contrastive.run.zero import BatchShape
 from contrastive.text.padding import TokenBatch
 from data.batch import Batch
 from data.errors import DataError
+from data.token_ids import TokenIds
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ class TrainStep:
         num_groups = max(
             1, min(self.max_groups, self.shape.micro_batch_size // 128)
         )  # fewer cost more
-        good = sorted(valid.nonzero()[:, 0].tolist(), key=lambda i: len(batch.tokens[i]))
+        good = valid.nonzero()[:, 0].cpu().numpy()
+        good = good[np.argsort(batch.tokens.lengths[good], kind="stable")]
         parts = []
-        for rows in np.array_split(np.asarray(good, dtype=np.int64), self.shape.micro_batches):
-            ids = [batch.tokens[i] for i in rows] or tower.tokenizer([""])
+        for rows in np.array_split(good, self.shape.micro_batches):
+            ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
             tokens = TokenBatch.of(tower, ids, num_groups).to(device)
             parts.append(MicroBatch(tokens, torch.from_numpy(rows).to(device), not len(rows)))
         return parts

@@ -4,15 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from data.batch import Batch
-from data.captions import SampleCaptions
+from data.batch import OpenBatch
 from data.config import DataConfig
 from data.pipeline.draw import draw
 from data.shards.tar import TarSample
+from data.token_ids import TokenIds
 from data.transform import AnyImage, ImageTransform
-
-Sample = TarSample | SampleCaptions
-"""A sample read from a shard, or its captions alone from a cache."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +20,18 @@ class Slots:
     cfg: DataConfig
     seed: int  # of the draws of captions and views
 
-    def empty(self, size: int) -> Batch:
+    def empty(self, size: int) -> OpenBatch:
         """A part of a batch whose slots are all bad."""
         images = None
         if self.transform is not None:
             side = self.transform.image_size
             images = torch.zeros(size, 3, side, side, dtype=torch.uint8)
-        return Batch(
+        return OpenBatch(
             step=0,
             keys=[""] * size,
             images=images,
             captions=[""] * size,
-            tokens=[[] for _ in range(size)],
+            tokens=TokenIds.empty(size),
             concepts=torch.zeros(size, dtype=torch.int64),
             valid=torch.zeros(size, dtype=torch.bool),
             shards=torch.zeros(size, dtype=torch.int64),
@@ -42,22 +39,21 @@ class Slots:
             views=torch.zeros(size, dtype=torch.int64),
         )
 
-    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+    def fill(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         """Make one slot good. Raises `BadSample`; the slot then holds nothing but its key."""
         raise NotImplementedError
 
-    def finish(self, part: Batch) -> None:
+    def finish(self, part: OpenBatch) -> None:
         """Hook called after all slots are filled; no-op by default."""
 
     def change(self, image: AnyImage, epoch: int, key: str) -> AnyImage:
         """A further change of a view, before the transform."""
         return image
 
-    def fill_view(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+    def fill_view(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         """Draw a view, and put its pixels into the slot where pixels are read."""
         view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
         if part.images is not None and self.transform is not None:
-            assert isinstance(sample, TarSample)
             image = self.transform.decode(sample.payloads[sample.image_ext], self.cfg.max_pixels)
             image = self.change(self.cfg.augment(image, sample.key, view), epoch, sample.key)
             part.images[row] = self.transform.square(image)

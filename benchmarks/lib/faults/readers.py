@@ -135,6 +135,6 @@ def training_data(shards: str, features: str, tower: str, text: str) -> list[Any
     found: list[Any] = []
     for batch in pipeline.batches(0, pipeline.num_samples or 0):
         features_, good = source(batch, PATCH_SIZES[0])
-        found.append((batch.keys, batch.captions, batch.tokens, good.tolist()))
+        found.append((batch.keys, batch.captions, batch.tokens.tolist(), good.tolist()))
         found.append(digest(features_.numpy().tobytes()))
     return found
