@@ -18,24 +18,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib.gpu import cached, memory, pixels, search
 from lib.gpu.results import Part, read, record
 from lib.gpu.scale import CUDA, TINY, Scale
 
 LIMIT_S = 540
 PARTS = (
-    Part("exact", "exact search of a million vectors, beside FAISS's", search.exactly),
-    Part("index", "building an ivf of a million vectors, and searching it", search.lists),
-    Part("patch_sizes", "images/s by patch size", pixels.by_patch_size),
-    Part("timm", "the locked forward against timm's plain ViT", pixels.against_timm),
-    Part("tokens_22", "a cached step against open_clip's, 22 tokens", cached.tokens_22),
-    Part("tokens_7", "a cached step against open_clip's, 7 tokens", cached.tokens_7),
-    Part("minilm", "a cached step of MiniLM-L6, 16 tokens", cached.minilm),
-    Part("embedding", "embedding JPEG tars", pixels.embedding),
-    Part("uncached", "training from JPEGs, at patch 16 and at random sizes", cached.uncached),
-    Part("memory", "peak memory of a step against the batch", memory.memory),
-    Part("million", "the loss of a million pairs, and a step", memory.million),
-    Part("losses", "the loss beside memeff's, inf-cl's and open_clip's", memory.losses),
+    Part("exact", "exact search of a million vectors, beside FAISS's", "search.exactly"),
+    Part("index", "building an ivf of a million vectors, and searching it", "search.lists"),
+    Part("patch_sizes", "images/s by patch size", "pixels.by_patch_size"),
+    Part("timm", "the locked forward against timm's plain ViT", "pixels.against_timm"),
+    Part("tokens_22", "a cached step against open_clip's, 22 tokens", "cached.tokens_22"),
+    Part("tokens_7", "a cached step against open_clip's, 7 tokens", "cached.tokens_7"),
+    Part("minilm", "a cached step of MiniLM-L6, 16 tokens", "cached.minilm"),
+    Part("embedding", "embedding JPEG tars", "pixels.embedding"),
+    Part("uncached", "training from JPEGs, at patch 16 and at random sizes", "cached.uncached"),
+    Part("memory", "peak memory of a step against the batch", "memory.memory"),
+    Part("million", "the loss of a million pairs, and a step", "memory.million"),
+    Part("losses", "the loss beside memeff's, inf-cl's and open_clip's", "memory.losses"),
 )
 
 
@@ -73,7 +72,7 @@ def measure(part: Part, scale: Scale, folder: Path) -> None:
     """One part, in this process; status 1 where it misses a target."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    measured = part.run(scale, folder)
+    measured = part.measure(scale, folder)
     if record(part, measured, time.perf_counter() - start, scale.tiny):
         sys.exit(1)
 

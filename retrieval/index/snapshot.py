@@ -176,7 +176,7 @@ class Snapshot:
             try:
                 return copy.nearest(queries, k, chosen)
             except torch.OutOfMemoryError:  # others took what was free
-                say_once("the GPU's memory is full: searching on the CPU")
+                say_once("searching on the CPU: the GPU's memory is full")
         if exact or share < tuning.exact_below:
             return nearest_exactly(index, queries, k, packed)
         nprobe, found = nprobe or tuning.nprobe, None

@@ -1,5 +1,7 @@
 """One result file for all parts: what is there is kept, what is missing can be measured later."""
 
+import importlib
+import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +14,30 @@ from contrastive.run.config_file import revision
 from lib.gpu.scale import CUDA, Scale
 from lib.harness import RESULTS, Target, machine, versions
 
+PACKAGES = (
+    "torch", "timm", "transformers", "open_clip_torch", "deepspeed", "numpy", "faiss-gpu",
+    "faiss-gpu-cuvs", "memeff", "inf-cl",
+)  # fmt: skip
+
 Measured = tuple[Mapping[str, Any], Sequence[Target]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A measurement of at most nine minutes. run: is given the scale and a folder of its own."""
+    """A measurement of at most nine minutes. function: module of this folder, and its function."""
 
     name: str
     what: str
-    run: Callable[[Scale, Path], Measured]
+    function: str
+
+    def measure(self, scale: Scale, folder: Path) -> Measured:
+        """Run it. folder: holds data that parts share. Modules are imported here: each is slow to
+        import, and a part needs one."""
+        module, _, name = self.function.partition(".")
+        function: Callable[[Scale, Path], Measured] = getattr(
+            importlib.import_module(f"lib.gpu.{module}"), name
+        )
+        return function(scale, folder)
 
 
 def result_file(tiny: bool) -> Path:
@@ -53,7 +69,8 @@ def record(part: Part, measured: Measured, seconds: float, tiny: bool) -> list[T
         "machine": machine(),
         "seconds": round(seconds, 1),
     }
-    packages = ("torch", "timm", "transformers", "open-clip-torch", "deepspeed", "numpy")
+    installed = {dist.name for dist in importlib.metadata.distributions()}
+    packages = [name for name in PACKAGES if name in installed]
     result = {
         "name": "gpu",
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",

@@ -112,8 +112,8 @@ def _packed_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     cumulative, longest = _bounds[0]
-    parts = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
-    out = varlen_attn(*parts, cumulative, cumulative, longest, longest)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, d)
+    out: Any = varlen_attn(q, k, v, cumulative, cumulative, longest, longest)
     return out[None], None
 
 
