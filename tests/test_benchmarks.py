@@ -126,3 +126,32 @@ def test_result_file_has_the_documented_fields(folder):
     assert result["targets"] == [{"what": "speed", "wanted": ">= 3", "got": 2.0, "met": False}]
     assert (folder / "results" / "last.png").read_bytes() == b"png"
     assert (folder / "results" / "h.gpu.json").exists()
+
+
+# ---- the parts of benchmarks/gpu.py, which no machine without a GPU measures ------------------
+
+
+def gpu_benchmark(folder: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
+    env = os.environ | {"PYTHONPATH": path, "BENCHMARK_RESULTS": str(folder / "results")}
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--folder",
+        str(folder / "data"),
+    ]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, env=env)
+
+
+def test_parts_for_a_gpu_run_in_small_and_add_up_in_one_file(tmp_path):
+    """A cached step with all its contenders, and an index: half a minute, most of it imports."""
+    for part in ("tokens_7", "index"):
+        done = gpu_benchmark(tmp_path, "--tiny", "--part", part)
+        assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results" / "gpu.tiny.json").read_text())
+    assert list(result["figures"]) == ["tokens_7", "index"]
+    assert result["targets"] == []  # a GPU's alone
+    assert min(result["figures"]["tokens_7"]["pairs_per_s"].values()) > 0
+    assert result["figures"]["index"]["recall_at_10"] > 0.9
+    listed = gpu_benchmark(tmp_path, "--tiny", "--list").stdout.splitlines()
+    assert {line.split()[1] for line in listed if line.startswith("done")} == {"tokens_7", "index"}

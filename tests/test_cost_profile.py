@@ -11,7 +11,7 @@ import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import machine_load
+from retrieval import machine_load, tower_speed
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.costs import measure_costs
 from retrieval.search import cost_profile
@@ -139,11 +139,11 @@ def test_a_loaded_machine_is_named_once_and_its_times_are_kept_for_an_hour(
     profile = CostProfile(tiny_model, tmp_path)
     profile.ms((48,))
     assert json.loads(profile.file.read_text())["spell"] == "disturbed"
-    measure_costs(tiny_model, (48,), batch_size=1, repeats=1)
+    measure_costs(tiny_model, (48,), batch_size=1, repeats=1, spell_s=0.0)
     said = capsys.readouterr().err
     assert said.count("other programs took 50% of this machine's processors") == 1
     machine_load._warned = False
-    measure_costs(tiny_model, (48,), batch_size=1, repeats=1)
+    measure_costs(tiny_model, (48,), batch_size=1, repeats=1, spell_s=0.0)
     assert "images/s may be worse" in capsys.readouterr().err
 
 
@@ -183,12 +183,12 @@ def test_load_during_most_of_a_measurement_changes_nothing(
     """On a clock of the test's own: 2 ms a forward, 50 more in four rounds of five."""
     encode, calls, now = tiny_model.encode_image, itertools.count(), [0.0]
 
-    def under_load(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+    def under_load(pixels: torch.Tensor, patch_size: int | None = None) -> torch.Tensor:
         now[0] += 0.052 if next(calls) % 10 < 8 else 0.002
         return encode(pixels, patch_size=patch_size)
 
     monkeypatch.setattr(tiny_model, "encode_image", under_load)
-    monkeypatch.setattr(cost_profile.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tower_speed.time, "perf_counter", lambda: now[0])
     assert cost_profile.measure_ms(tiny_model, (48, 24)) == pytest.approx({48: 2.0, 24: 2.0})
 
 

@@ -14,7 +14,7 @@ from data.errors import UsageError
 from retrieval.embed.partitions import vector_file
 from retrieval.index import gpus, row_sources
 from retrieval.index.build import build_index, delete_ids
-from retrieval.index.choose import bytes_per_vector, choose_index_type
+from retrieval.index.choose import bytes_per_vector, choose_index_type, pq_bytes
 from retrieval.index.config import GPU_INDEX_TYPES, INDEX_TYPES
 from retrieval.index.create import new_index
 from retrieval.index.nearest import search_params
@@ -288,13 +288,24 @@ def test_replicas_of_inverted_lists_are_refused() -> None:
         gpus.spread("ivf", "replicas", True)
 
 
-def test_what_goes_to_several_gpus_as_float16_keeps_its_vectors(monkeypatch) -> None:
-    monkeypatch.setattr(gpus, "BLOCK_ROWS", 7)
-    whole = new_index("flat16", 8, 20, np.zeros((0, 8), np.float32))
-    index = faiss.downcast_index(whole.index)
-    index.add(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
-    held = gpus.as_flat(index).reconstruct_n(0, 20)
-    np.testing.assert_array_equal(held, index.reconstruct_n(0, 20))
+@pytest.mark.parametrize("width", [256, 384, 512, 640, 768, 1024, 1152, 1280, 1536])
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+def test_lists_of_every_width_fit_a_gpu(index_type, width: int) -> None:
+    """Look-up tables lie in 48 KiB: 256 entries of 4 bytes, or of 2, for every byte of a code."""
+    code_bytes = pq_bytes(width) if index_type == "ivfpq" else 0
+    options = gpus.list_options(index_type, width, code_bytes)
+    assert 256 * code_bytes * (2 if options.float16_tables else 4) <= 48 * 1024
+    assert options.float16_tables == (code_bytes > 48)
+
+
+@pytest.mark.parametrize(
+    ("index_type", "width", "code_bytes", "words"),
+    [("ivfpq", 512, 128, "codes of 128 bytes"), ("ivfpq", 510, 64, "width 510"),
+     ("hnsw", 512, 0, "no hnsw on GPUs")],
+)  # fmt: skip
+def test_lists_that_no_gpu_holds_are_refused(index_type, width, code_bytes, words) -> None:
+    with pytest.raises(UsageError, match=words):
+        gpus.list_options(index_type, width, code_bytes)
 
 
 @pytest.mark.gpu

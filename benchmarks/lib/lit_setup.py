@@ -1,6 +1,7 @@
 """The same towers, batches and optimiser for training steps of FlexiLiT and of open_clip."""
 
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -101,10 +102,12 @@ def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
     return tower.to(distributed.device(), dtype).lock()
 
 
-def build_model(tower: VisionTower, text: str, loss: Loss = "sigmoid") -> LitModel:
+def build_model(
+    tower: VisionTower, text: str, loss: Loss = "sigmoid", context: int = CONTEXT
+) -> LitModel:
     """FlexiLiT's model around a tower, its text side ready to train."""
     torch.manual_seed(0)
-    cfg = TextConfig(tower=f"hf:{text}", context_length=CONTEXT)
+    cfg = TextConfig(tower=f"hf:{text}", context_length=context)
     encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss))).to(distributed.device())
     model.text.train()
@@ -138,23 +141,38 @@ def build_ours(
 
 def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> open_clip.CustomTextCLIP:
     """open_clip's model with the same weights, its image tower locked."""
-    vision = {"timm_model_name": tower.config.name, "timm_model_pretrained": False}
-    vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}
-    hf = {"hf_model_name": text, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
     side = like.model.text
-    model = open_clip.CustomTextCLIP(
-        tower.embed_dim,
-        vision,
-        hf | {"context_length": CONTEXT},
-        init_logit_scale=float(side.logit_scale),
-        init_logit_bias=float(side.logit_bias) if side.loss.kind == "sigmoid" else None,
-        output_dict=True,
-    )
+    bias = float(side.logit_bias) if side.loss.kind == "sigmoid" else None
+    model = locked_open_clip(tower, text, CONTEXT, float(side.logit_scale), bias)
     model.visual.trunk.load_state_dict(
         {k: v for k, v in tower.net.state_dict().items() if k in model.visual.trunk.state_dict()}
     )
     model.text.transformer.load_state_dict(side.encoder.tower.net.state_dict(), strict=False)
     model.text.proj.load_state_dict(side.encoder.projection.state_dict())
+    return model
+
+
+def locked_open_clip(
+    tower: VisionTower,
+    text: str,
+    context: int,
+    logit_scale: float = math.log(10),
+    logit_bias: float | None = -10.0,
+) -> open_clip.CustomTextCLIP:
+    """open_clip's model of the same towers with weights of its own, its image tower locked."""
+    vision = {"timm_model_name": tower.config.name, "timm_model_pretrained": False}
+    vision |= {"timm_pool": "token", "timm_proj": "none", "image_size": tower.image_size}
+    hf = {"hf_model_name": text, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
+    model = open_clip.CustomTextCLIP(
+        tower.embed_dim,
+        vision,
+        hf | {"context_length": context},
+        init_logit_scale=logit_scale,
+        init_logit_bias=logit_bias,
+        output_dict=True,
+    )
+    # its configuration has no img_size of timm's models
+    model.visual.trunk.set_input_size(img_size=(tower.image_size, tower.image_size))
     model.lock_image_tower()
     return model.to(distributed.device()).train()
 

@@ -7,11 +7,11 @@ BLOCK_ROWS = 65_536  # vectors drawn at a time
 SPREAD = 1.0  # length of a vector's own part, its centre's being 1: cosine 0.5 between neighbours
 
 
-def synthetic(count: int, seed: int, num_clusters: int) -> np.ndarray:
+def synthetic(count: int, seed: int, num_clusters: int, width: int = WIDTH) -> np.ndarray:
     """Unit vectors around `num_clusters` random centres, the same ones for every seed."""
-    centres = np.random.default_rng(0).standard_normal((num_clusters, WIDTH), np.float32)
+    centres = np.random.default_rng(0).standard_normal((num_clusters, width), np.float32)
     draw = np.random.default_rng(seed)
-    out = np.empty((count, WIDTH), np.float32)
+    out = np.empty((count, width), np.float32)
     for start in range(0, count, BLOCK_ROWS):
         part = out[start : start + BLOCK_ROWS]
         own = draw.standard_normal(part.shape, np.float32)

@@ -1,7 +1,6 @@
 """What a patch size costs per image: tokens, GFLOPs, measured speed of the image tower."""
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
 from data.progress import Progress
 from retrieval.machine_load import OthersLoad, warn_if_busy
+from retrieval.tower_speed import SPELL_S, full_batch, time_forwards
 
 
 @dataclass(frozen=True)
@@ -24,38 +24,43 @@ class PatchCost:
 
 
 def measure_costs(
-    model: LitModel, patch_sizes: Sequence[int], batch_size: int = 32, repeats: int = 5
+    model: LitModel,
+    patch_sizes: Sequence[int],
+    batch_size: int | None = None,
+    repeats: int = 5,
+    spell_s: float = SPELL_S,
 ) -> list[PatchCost]:
-    """Tokens, GFLOPs and measured speed of the image tower, one batch of random pixels at a time.
+    """Tokens, GFLOPs and measured speed of the image tower, over random pixels.
 
-    The repeats of the patch sizes are interleaved, so a machine that slows down slows all alike.
-    Says so on stderr, once, where other programs disturb them.
+    batch_size: images of a forward; None takes as many as fill the device. The repeats of the patch
+    sizes are interleaved, so a machine that slows down slows all alike; each repeats its forward
+    for spell_s seconds (once, where that takes longer). Says so on stderr, once, where other
+    programs disturb them.
     """
-    side = model.image_size
-    pixels = torch.randn(batch_size, 3, side, side, device=model.device)
-    speeds: dict[int, list[float]] = {size: [] for size in patch_sizes}
-    order = [size for _ in range(repeats) for size in patch_sizes]
-    for size in patch_sizes:
-        model.encode_image(pixels[: max(1, batch_size // 4)], patch_size=size)  # warm up
+    tokens = {size: model.vision.num_tokens(size) for size in patch_sizes}
+    batches = {size: batch_size or full_batch(tokens[size], model.device) for size in patch_sizes}
     load = OthersLoad()
-    for size in Progress(order, desc="timing the tower", leave=False, disable=not is_main()):
-        _synchronize(model.device)
-        start = time.perf_counter()
-        model.encode_image(pixels, patch_size=size)
-        _synchronize(model.device)
-        speeds[size].append(batch_size / (time.perf_counter() - start))
+    with (
+        Progress(
+            total=repeats * len(patch_sizes),
+            desc="timing the tower",
+            leave=False,
+            disable=not is_main(),
+        ) as bar,
+        torch.no_grad(),
+    ):
+        seconds = time_forwards(
+            model.vision, model.image_size, model.device, batches, repeats, spell_s,
+            lambda _: bar.update(1),
+        )  # fmt: skip
     warn_if_busy(load.share(), "images/s")
+    speeds = {size: [1 / second for second in seconds[size]] for size in patch_sizes}
     return [
         PatchCost(
             size,
-            model.vision.num_tokens(size),
+            tokens[size],
             model.vision.gflops(size),
             (statistics.median(speeds[size]), min(speeds[size]), max(speeds[size])),
         )
         for size in patch_sizes
     ]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -3,7 +3,8 @@
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ import torch
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.metrics import Estimate
 from retrieval.evaluation.results import DatasetResult
+
+
+def _faiss_version() -> dict[str, str]:
+    """Of the package that is installed, one of three."""
+    for name in ("faiss-gpu", "faiss-cpu", "faiss-gpu-cuvs"):
+        with suppress(PackageNotFoundError):
+            return {name: version(name)}
+    return {}
 
 
 def report_json(
@@ -24,7 +33,7 @@ def report_json(
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("torch", "timm", "faiss-gpu")},
+            "versions": {**{name: version(name) for name in ("torch", "timm")}, **_faiss_version()},
         },
         "patch_sizes": [
             {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
@@ -21,14 +21,17 @@ from retrieval.embed.manifest import check_shards, read_manifest
 from retrieval.index.choose import bytes_per_vector, choose_index_type, default_memory, delta_type
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
-from retrieval.index.gpus import gpu_memory, num_gpus
+from retrieval.index.gpu_check import find_gpus, num_gpus, one_line
+from retrieval.index.gpus import gpu_memory
 from retrieval.index.integrity import check_index, check_segment
 from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
 from retrieval.index.row_sources import RowSource, blocks, embedded_partitions, index_schema
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.tune import tune
+from retrieval.index.tune import Sample, tune
 from retrieval.model_folder import check_model_folder
+
+Written = tuple[SegmentEntry, dict[int, Sample]]
 
 
 def build_index(
@@ -85,7 +88,9 @@ def new_manifest(
         raise UsageError(f"index_type {index_type!r}: allowed are auto, {', '.join(INDEX_TYPES)}")
     if not latency_ms > 0 or not memory_gib >= 0:
         raise UsageError(f"latency_ms {latency_ms:g} and memory_gib {memory_gib:g}: above 0")
-    default = gpu_memory() if num_gpus(device) else default_memory()
+    default = default_memory()
+    if num_gpus(device):
+        default = min(default, gpu_memory() // 2)
     return IndexManifest(
         image_fingerprint=image_fingerprint,
         text_fingerprint=text_fingerprint,
@@ -226,9 +231,10 @@ def _write_base(
         manifest = replace(manifest, index_type=index_type, reason=reason)
     index_type, sizes = manifest.index_type, manifest.patch_sizes
     segments = []
-    for entry, samples in _write_segments(
-        folder, manifest, index_type, sources, None, f"indexing ({index_type})", gpus
-    ):
+    written = _write_segments(
+        folder, manifest, index_type, sources, None, f"indexing ({index_type})", device
+    )
+    for entry, samples in written if device == "cpu" else _gpu_failures(written):
         opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))  # owns its indexes
         latency_ms = manifest.latency_ms * entry.count / count
         tuning = {size: tune(opened.indexes[size], samples[size], latency_ms) for size in sizes}
@@ -243,11 +249,14 @@ def _write_segments(
     sources: Sequence[RowSource],
     schema: pa.Schema | None,
     what: str,
-    gpus: int = 0,
-) -> Iterator[tuple[SegmentEntry, dict[int, Float[np.ndarray, "n d"]]]]:
+    device: Device = "cpu",
+) -> Iterator[Written]:
     """All rows of `sources` as segments, as many as memory demands: entries and samples of
     `write_segment`. schema: of the metadata, None for that of the first rows."""
     count, sizes = sum(source.count for source in sources), manifest.patch_sizes
+    gpus = num_gpus(device)
+    on = torch.device("cuda", 0) if gpus else None
+    gpus = gpus if gpus and find_gpus().faiss else 0
     num_segments = -(-count // _rows_in_memory(index_type, manifest))
     if schema is None and count:
         ((first, *_),) = blocks(sources, 0, 1)
@@ -257,9 +266,19 @@ def _write_segments(
             span = count * part // num_segments, count * (part + 1) // num_segments
             number = manifest.next_segment + part
             yield write_segment(
-                folder, number, index_type, sources, span, sizes, manifest.width, schema, gpus,
+                folder, number, index_type, sources, span, sizes, manifest.width, schema, gpus, on,
                 bar.update,
             )  # fmt: skip
+
+
+def _gpu_failures(written: Iterator[Written]) -> Iterator[Written]:
+    """The same. Raises `UsageError` where a GPU has no memory left, or fails otherwise."""
+    try:
+        yield from written
+    except RuntimeError as error:
+        raise UsageError(
+            f"a GPU failed while the index was built ({one_line(str(error))}); allowed: device cpu"
+        ) from error
 
 
 def _rows_in_memory(index_type: IndexType, manifest: IndexManifest) -> int:

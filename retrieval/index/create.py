@@ -1,4 +1,4 @@
-"""An empty FAISS index of each type, and the type of one that was read.
+"""A FAISS index of each type, made and filled, and the type of one that was read.
 
 Every index is an inner product over unit-norm vectors, numbered 0, 1, ... inside an `IndexIDMap`.
 """
@@ -6,12 +6,16 @@ Every index is an inner product over unit-norm vectors, numbered 0, 1, ... insid
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from data.errors import UsageError
 from retrieval.index.choose import HNSW_LINKS, num_lists, pq_bytes
 from retrieval.index.config import INDEX_TYPES, IndexType
+from retrieval.index.exact import nearest_of
 from retrieval.index.faiss_setup import faiss
+from retrieval.index.gpus import copy_to_gpus
 
 HNSW_BUILD = 80  # efConstruction; 20,000 vectors of width 384 take 3 s on two cores
 
@@ -21,7 +25,8 @@ def new_index(
 ) -> faiss.IndexIDMap:
     """An empty index of `index_type`, trained on `sample` for `count` vectors.
 
-    gpus: how many of them share the k-means. Deterministic for one number of threads.
+    gpus: how many of them FAISS uses for the k-means. Deterministic for one number of threads, and
+    one kind of GPU.
     """
     inner_product = faiss.METRIC_INNER_PRODUCT
     index: Any
@@ -45,16 +50,53 @@ def new_index(
         ivf.cp.spherical = True
         ivf.cp.min_points_per_centroid = 1
         if gpus:
-            ivf.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(width), ngpu=gpus)
+            ivf.clustering_index = copy_to_gpus(faiss.IndexFlatIP(width), gpus)
+            if index_type == "ivfpq":
+                ivf.pq.assign_index = codes = copy_to_gpus(faiss.IndexFlatL2(ivf.pq.dsub), 1)
         index.train(np.ascontiguousarray(sample, np.float32))
         if gpus:
             ivf.clustering_index = None
+            if index_type == "ivfpq":
+                ivf.pq.assign_index = None
+                del codes
     return faiss.IndexIDMap(index)
 
 
 def _float16(width: int) -> faiss.IndexScalarQuantizer:
     quantizer = faiss.ScalarQuantizer.QT_fp16
     return faiss.IndexScalarQuantizer(width, quantizer, faiss.METRIC_INNER_PRODUCT)
+
+
+def add(
+    whole: faiss.IndexIDMap,
+    vectors: Float[np.ndarray, "n d"],
+    ids: Int[np.ndarray, " n"],
+    on_device: Float[Tensor, "n d"] | None = None,
+) -> None:
+    """Add vectors to an index of `new_index`.
+
+    on_device: the same vectors, where a device is to find the list of each: a million of width 512
+    in a tenth of a second. The lists themselves are filled on the CPU, so that the file is the same
+    but for vectors that lie between two lists to within rounding.
+    """
+    index: Any = faiss.downcast_index(whole.index)
+    ivf = ivf_of(index)
+    if on_device is None or ivf is None:
+        whole.add_with_ids(vectors, ids)
+        return
+    quantizer = faiss.downcast_index(ivf.quantizer)
+    centroids = torch.from_numpy(quantizer.reconstruct_n(0, ivf.nlist)).to(on_device.device)
+    lists = nearest_of(centroids, on_device).cpu().numpy()
+    count, done = len(vectors), whole.ntotal
+    numbers = np.arange(done, done + count)
+    pointers = map(faiss.swig_ptr, (vectors, numbers, lists))
+    ivf.add_core(count, *pointers)
+    if index is not ivf:  # an ivfpq, with its float16 vectors
+        index.refine_index.add(vectors)
+        index.ntotal = index.refine_index.ntotal
+    whole.id_map.resize(done + count)
+    faiss.rev_swig_ptr(whole.id_map.data(), done + count)[done:] = ids
+    whole.ntotal = done + count
 
 
 def num_training(index_type: IndexType, count: int) -> int:

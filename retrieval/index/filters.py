@@ -36,7 +36,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 MAX_DEPTH = 16  # filters within filters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone, and may be a key
 class Selection:
     """The rows of one segment that a search may find."""
 

@@ -1,21 +1,32 @@
-"""Copies of an index on GPUs, and how several GPUs share its vectors."""
+"""Copies of an index on GPUs, and how several GPUs share its vectors.
 
-from typing import Any, Literal
+Exact types are searched by torch (see `exact.py`), inverted lists by FAISS. FAISS works on streams
+of its own and takes and returns memory of the CPU, which orders its work and torch's.
+"""
 
+import threading
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from data.errors import UsageError
+from retrieval.index.choose import GPU_PQ_BYTES
 from retrieval.index.config import GPU_INDEX_TYPES, Device, IndexType
+from retrieval.index.exact import ExactVectors
 from retrieval.index.faiss_setup import faiss
-from retrieval.index.row_sources import BLOCK_ROWS
+from retrieval.index.filters import Selection
+from retrieval.index.gpu_check import find_gpus, num_gpus, say_once
+from retrieval.index.nearest import K_FACTOR, Found, search_params, stored_vectors
 
+MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
+TEMP_BYTES = 512 * 2**20  # FAISS's scratch memory on each GPU; it would take three times as much
+SHARED_BYTES = 48 * 1024  # of every GPU, for a query's look-up tables: 256 entries a byte of code
 
-def num_gpus(device: Device) -> int:
-    """GPUs that FAISS works on, 0 for the CPU. Raises `UsageError` for GPUs that are missing."""
-    found = faiss.get_num_gpus()
-    if device not in ("auto", "cpu") and not found:
-        raise UsageError(f"device {device}: FAISS sees no GPU here; allowed: auto, cpu")
-    return 0 if device == "cpu" else 1 if device == "cuda" else found
+# FAISS's resources of a GPU serve one thread at a time, also where an index is freed.
+gpu_lock = threading.RLock()
 
 
 def gpu_memory() -> int:
@@ -23,35 +34,36 @@ def gpu_memory() -> int:
     return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
 
 
-def to_gpus(index: Any, index_type: IndexType, device: Device, bytes_held: int) -> Any | None:
-    """A copy of `index` on the GPUs, None where it stays on the CPU.
+# ---- what GPUs can hold --------------------------------------------------------------------
 
-    bytes_held: that its vectors take. Of ivfpq the codes go to the GPUs, the
-    float16 vectors for re-ranking stay memory-mapped. Raises `UsageError` when a GPU is asked for
-    and the index type cannot go there.
+
+class ListOptions(NamedTuple):
+    """How FAISS holds inverted lists on a GPU."""
+
+    float16_tables: bool  # look-up tables of codes as float16: float32 ones need too much memory
+
+
+def list_options(index_type: IndexType, width: int, code_bytes: int = 0) -> ListOptions:
+    """Of an ivf or an ivfpq of codes of so many bytes. Raises `UsageError` for what GPUs cannot
+    hold.
+
+    A query's tables of an ivfpq lie in shared memory: 4 bytes x 256 a byte of code, 2 as float16
+    (recall at ten 0.946 as on the CPU, at width 512). So codes of up to 48 bytes have float32 ones.
     """
-    gpus = num_gpus(device)
-    if not gpus:
-        return None
-    if index_type not in GPU_INDEX_TYPES:
-        if device == "auto":
-            return None
+    if index_type not in ("ivf", "ivfpq"):
         raise UsageError(
-            f"device {device}: FAISS has no {index_type} on GPUs; allowed: auto, cpu, or an "
-            f"index of type {', '.join(GPU_INDEX_TYPES)}"
+            f"FAISS has no {index_type} on GPUs; allowed: auto, cpu, or an index of type "
+            f"{', '.join(GPU_INDEX_TYPES)}"
         )
-    if index_type == "ivfpq":
-        base = faiss.downcast_index(index.base_index)
-        copy = to_gpus(base, "ivf", device, bytes_held)
-        return faiss.IndexRefine(copy, faiss.downcast_index(index.refine_index))
-    options = faiss.GpuMultipleClonerOptions()
-    options.useFloat16 = index_type == "flat16"
-    options.shard = (
-        gpus > 1 and spread(index_type, device, 2 * bytes_held <= gpu_memory()) == "shards"
-    )
-    if gpus > 1 and index_type == "flat16":
-        index = as_flat(index)
-    return faiss.index_cpu_to_all_gpus(index, co=options, ngpu=gpus)
+    if index_type == "ivf":
+        return ListOptions(float16_tables=False)
+    if code_bytes not in GPU_PQ_BYTES or width % code_bytes:
+        sizes = ", ".join(map(str, sorted(GPU_PQ_BYTES)))
+        raise UsageError(
+            f"FAISS has no codes of {code_bytes} bytes for width {width} on GPUs; allowed: "
+            f"{sizes}, which a newly built index has, or auto, cpu"
+        )
+    return ListOptions(float16_tables=4 * 256 * code_bytes > SHARED_BYTES)
 
 
 def spread(
@@ -71,9 +83,110 @@ def spread(
     return "replicas" if device == "replicas" else "shards"
 
 
-def as_flat(index: Any) -> faiss.IndexFlatIP:
-    """The vectors of a flat16 index as float32: what FAISS copies to several GPUs as float16."""
-    flat = faiss.IndexFlatIP(index.d)
-    for start in range(0, index.ntotal, BLOCK_ROWS):
-        flat.add(index.reconstruct_n(start, min(BLOCK_ROWS, index.ntotal - start)))
-    return flat
+# ---- copies --------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def resources() -> list[Any]:
+    """FAISS's memory and streams on each GPU, one for all indexes of this process."""
+    made = []
+    for _ in range(find_gpus().count):
+        one = faiss.StandardGpuResources()
+        one.setTempMemory(TEMP_BYTES)
+        one.setPinnedMemory(0)  # for queries of more than 256 MiB at once
+        made.append(one)
+    return made
+
+
+def copy_to_gpus(index: Any, gpus: int, options: ListOptions | None = None) -> Any:
+    """FAISS's copy of an index on the first `gpus` GPUs, a part of its lists on each."""
+    cloner = faiss.GpuMultipleClonerOptions()
+    cloner.use_cuvs = False  # one behaviour, whichever FAISS is installed
+    cloner.shard = gpus > 1
+    if options is not None:
+        cloner.useFloat16 = options.float16_tables
+    with gpu_lock:
+        return faiss.index_cpu_to_gpu_multiple_py(resources()[:gpus], index, cloner)
+
+
+class ListsOnGpus:
+    """Inverted lists (ivf, ivfpq) on GPUs. Of ivfpq the codes go there, the float16 vectors for
+    re-ranking stay memory-mapped."""
+
+    def __init__(self, index: Any, index_type: IndexType, gpus: int) -> None:
+        lists: Any = index
+        if index_type == "ivfpq":
+            lists = faiss.downcast_index(index.base_index)
+        code_bytes = lists.pq.M if index_type == "ivfpq" else 0
+        options = list_options(index_type, index.d, code_bytes)
+        self._on_cpu, self.count = index, index.ntotal
+        self._deepest = MAX_GPU
+        self._lists = self._index = copy_to_gpus(lists, gpus, options)
+        if index_type == "ivfpq":
+            self._refined_by = faiss.downcast_index(index.refine_index)
+            self._index = faiss.IndexRefine(self._lists, self._refined_by)
+            self._deepest = MAX_GPU // K_FACTOR
+
+    def __del__(self) -> None:
+        with gpu_lock:
+            self.__dict__.clear()
+
+    def nearest(
+        self, queries: Float[np.ndarray, "q d"], k: int, nprobe: int, chosen: Selection | None
+    ) -> Found | None:
+        """As many as k, best first; None where a GPU cannot look as deep. FAISS filters nothing
+        there, so more are fetched, and those that the filter excludes dropped."""
+        share = 1.0 if chosen is None else chosen.count / self.count
+        # If matches are evenly spread, k/share hits contain k of them; fetch twice that.
+        deeper = k if chosen is None else min(int(2 * k / share) + 16, self.count)
+        if deeper > self._deepest:
+            return None
+        params = search_params(self._on_cpu, min(nprobe, MAX_GPU), 1)
+        try:
+            with gpu_lock:
+                found = self._index.search(queries, deeper, params=params)
+        except RuntimeError as error:  # without memory, for what others hold
+            say_once(f"searching on the CPU where the GPU fails ({str(error).strip()[:160]})")
+            return None
+        return found if chosen is None else _drop(found, chosen, k)
+
+
+def _drop(found: Found, chosen: Selection, k: int) -> Found:
+    """What a search without a filter found, less what the filter excludes."""
+    similarities, rows = found
+    rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
+    order = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def to_gpus(
+    index: Any, index_type: IndexType, device: Device, bytes_held: int
+) -> ExactVectors | ListsOnGpus | None:
+    """A copy of `index` on the GPUs, None where it stays on the CPU.
+
+    bytes_held: that its vectors take. Raises `UsageError` when a GPU is asked for and the index
+    cannot go there; with `auto` it stays on the CPU, and stderr is told once.
+    """
+    gpus = num_gpus(device)
+    if not gpus or (index_type == "hnsw" and device == "auto"):
+        return None
+    try:
+        vectors = stored_vectors(index)
+        how = spread(index_type, device, 2 * bytes_held <= gpu_memory())
+        if vectors is not None:
+            devices = [torch.device("cuda", gpu) for gpu in range(gpus)]
+            return ExactVectors(vectors, devices, replicas=gpus > 1 and how == "replicas")
+        if index_type in GPU_INDEX_TYPES and not find_gpus().faiss:
+            raise UsageError(f"{find_gpus().problem}; allowed: auto, cpu")
+        return ListsOnGpus(index, index_type, gpus)
+    except torch.OutOfMemoryError:
+        problem = f"its {bytes_held / 2**20:,.0f} MiB do not fit the GPU's memory"
+    except RuntimeError as error:  # FAISS: no memory, or what it cannot copy
+        problem = str(error).strip().splitlines()[-1][:160] if str(error).strip() else "FAISS fails"
+    except UsageError as error:
+        problem = str(error)
+    if device != "auto":
+        prefix = "" if problem.startswith("device ") else f"device {device}: "
+        raise UsageError(f"{prefix}{problem}")
+    say_once(f"the {index_type} index is searched on the CPU: {problem}")
+    return None

@@ -13,6 +13,7 @@ be found into float32 blocks, and to let FAISS multiply those. ms of one core (E
 Searches pass their parameters along; nothing here changes an index.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,19 @@ def search_params(index: faiss.Index, nprobe: int, ef: int, packed: Packed = Non
         # The refinement takes no selector: it re-ranks what the base let through.
         return types.IndexRefineSearchParameters(k_factor=K_FACTOR, base_index_params=base)
     if isinstance(index, faiss.IndexIVF):
+        if packed is None:
+            return _lists_params(min(nprobe, index.nlist))
         return types.SearchParametersIVF(nprobe=min(nprobe, index.nlist), **selector)
     if isinstance(index, faiss.IndexHNSW):
         return types.SearchParametersHNSW(efSearch=ef, **selector)
     return faiss.SearchParameters(**selector) if selector else None
+
+
+@lru_cache(maxsize=64)
+def _lists_params(nprobe: int) -> Any:
+    """Parameters that hold no filter; FAISS reads them only."""
+    types: Any = faiss
+    return types.SearchParametersIVF(nprobe=nprobe)
 
 
 def stored_vectors(index: faiss.Index) -> Float[np.ndarray, "n d"] | None:

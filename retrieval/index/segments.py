@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
 from data.files import file_digest
 from retrieval.index.choose import type_for_count
 from retrieval.index.config import IndexType
-from retrieval.index.create import ivf_of, new_index, num_training, type_of
+from retrieval.index.create import add, ivf_of, new_index, num_training, type_of
+from retrieval.index.exact import RunningBest
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.folder import index_file, rows_file, segment_files
 from retrieval.index.manifest import SegmentEntry, Tuning
@@ -25,7 +27,7 @@ from retrieval.index.row_sources import (
     cast_to_schema,
     index_schema,
 )
-from retrieval.index.tune import QUERIES
+from retrieval.index.tune import QUERIES, K, Sample, draw_queries
 
 READ_FLAGS = faiss.IO_FLAG_MMAP_IFC
 
@@ -43,29 +45,37 @@ def write_segment(
     width: int,
     schema: pa.Schema | None = None,
     gpus: int = 0,
+    device: torch.device | None = None,
     progress: Callable[[int], object] = lambda count: None,
-) -> tuple[SegmentEntry, dict[int, Float[np.ndarray, "n d"]]]:
+) -> tuple[SegmentEntry, dict[int, Sample]]:
     """Write rows span[0] to span[1] of `sources` as segment `number`.
 
-    schema: of the index's metadata; None takes that of the first source. progress: is told how many
-    vectors were added. Memory: one patch size's index, and a block. Returns the segment's entry in
-    the manifest, and a sample of its vectors per patch size. Raises `UsageError` for rows whose
-    ids do not ascend, and vectors that are not finite or of another width.
+    schema: of the index's metadata; None takes that of the first source. gpus: that FAISS trains
+    on. device: that finds the inverted list of each vector; None for FAISS on the CPU. progress: is
+    told how many vectors were added. Memory: one patch size's index, and a block. Returns the
+    segment's entry in the manifest, and a sample of its vectors per patch size. Raises `UsageError`
+    for rows whose ids do not ascend, and vectors that are not finite or of another width.
     """
     count = span[1] - span[0]
     index_type = type_for_count(index_type, count)
     ids = _write_rows(rows_file(folder, number), sources, span, schema)
-    samples = {}
+    samples: dict[int, Sample] = {}
     for patch_size in patch_sizes:
         share = min(1.0, max(num_training(index_type, count), 2 * QUERIES) / max(count, 1))
-        samples[patch_size] = _sample(sources, patch_size, span, share, width)
-        index = new_index(index_type, width, count, samples[patch_size], gpus)
+        sample = _sample(sources, patch_size, span, share, width)
+        index = new_index(index_type, width, count, sample, gpus)
+        inverted = ivf_of(faiss.downcast_index(index.index)) is not None
+        found = RunningBest(draw_queries(sample), K) if device is not None and inverted else None
         done = 0
         for source, start, stop in blocks(sources, *span):
             vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
-            index.add_with_ids(vectors, ids[done : done + len(vectors)])
+            there = None if found is None else torch.from_numpy(vectors).to(device)
+            add(index, vectors, ids[done : done + len(vectors)], there)
+            if found is not None and there is not None:
+                found.add(there)
             done += len(vectors)
             progress(len(vectors))
+        samples[patch_size] = Sample(sample, None if found is None else found.rows())
         file = index_file(folder, patch_size, number)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")
@@ -113,7 +123,8 @@ def _checked(
             f"vectors of patch size {patch_size} are of width {vectors.shape[1]}, not {width}; "
             "embed these images again"
         )
-    if not np.isfinite(vectors).all():
+    # a sum is finite where all of its terms are, and needs no second array
+    if not np.isfinite(vectors.sum()) and not np.isfinite(vectors).all():
         raise UsageError(
             f"vectors of patch size {patch_size} hold numbers that are not finite; embed these "
             "images again"

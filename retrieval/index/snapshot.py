@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
-from retrieval.index.faiss_setup import faiss
+from retrieval.index.exact import ExactVectors
 from retrieval.index.filters import Selection, Where, matching
 from retrieval.index.folder import read_tombstones
-from retrieval.index.gpus import to_gpus
+from retrieval.index.gpu_check import say_once
+from retrieval.index.gpus import ListsOnGpus, to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
-from retrieval.index.nearest import Found, nearest, nearest_exactly, search_params
+from retrieval.index.nearest import Found, nearest, nearest_exactly
 from retrieval.index.segments import Segment
 
-MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
 ATTEMPTS = 50  # at opening, while a writer replaces files
 
@@ -43,8 +44,7 @@ class Snapshot:
         self._first = np.array([segment.ids[0] for segment in self.segments], np.int64)
         self._lock = threading.Lock()
         self._selections: OrderedDict[tuple[int, str], Selection] = OrderedDict()
-        self._gpu_lock = threading.Lock()  # FAISS's GPU indexes serve one thread at a time
-        self._gpu: dict[tuple[int, int], faiss.Index] = {}
+        self._gpu: dict[tuple[int, int], ExactVectors | ListsOnGpus] = {}
         for segment in self.segments:
             held = segment.count * bytes_per_vector(segment.index_type, self.width)
             for size in self.patch_sizes:
@@ -142,21 +142,18 @@ class Snapshot:
         measured when the index was built. exact: scan everything.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        found: list[Found] = [
-            (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
-        ]
+        found: list[Found] = []
         for segment in self.segments:
             chosen = self._select(segment, where)
             if chosen is None or chosen.count:
                 similarities, rows = self._nearest_in(
                     segment, queries, k, patch_size, chosen, nprobe, ef, exact
                 )
-                found.append((similarities, np.where(rows < 0, -1, segment.ids[rows])))
-        similarities = np.concatenate([part[0] for part in found], axis=1)
-        ids = np.concatenate([part[1] for part in found], axis=1)
-        similarities[ids < 0] = -np.inf
-        order = np.lexsort((ids, -similarities))[:, :k]
-        return np.take_along_axis(similarities, order, 1), np.take_along_axis(ids, order, 1)
+                ids = segment.ids.take(rows, mode="clip")
+                if rows.min(initial=0) < 0:  # fewer than k: seldom, and slow to look for
+                    ids[rows < 0], similarities[rows < 0] = -1, -np.inf
+                found.append((similarities, ids))
+        return _best(found, len(queries), k)
 
     def _nearest_in(
         self,
@@ -174,22 +171,22 @@ class Snapshot:
         share = 1.0 if chosen is None else chosen.count / segment.count
         k = min(k, segment.count if chosen is None else chosen.count)
         packed = None if chosen is None else chosen.packed
+        copy = self._gpu.get((segment.number, patch_size))
+        if isinstance(copy, ExactVectors):
+            try:
+                return copy.nearest(queries, k, chosen)
+            except torch.OutOfMemoryError:  # others took what was free
+                say_once("searching on the CPU: the GPU's memory is full")
         if exact or share < tuning.exact_below:
             return nearest_exactly(index, queries, k, packed)
-        nprobe = nprobe or tuning.nprobe
-        copy = self._gpu.get((segment.number, patch_size))
-        # If matches are evenly spread, k/share hits contain k of them; fetch twice that.
-        deeper = k if chosen is None else int(2 * k / share) + 16
-        if copy is not None and deeper <= MAX_GPU:
-            params = search_params(index, min(nprobe, MAX_GPU), 1)
-            with self._gpu_lock:
-                found = copy.search(queries, min(deeper, segment.count), params=params)
-            similarities, rows = _drop(*found, chosen, k)
-        else:
-            walk = max(ef or tuning.ef, k)
-            similarities, rows = nearest(index, queries, k, nprobe, walk, packed)
-        short = (rows < 0).any(axis=1)
-        if short.any():  # approximate search found fewer than k; rescan exactly
+        nprobe, found = nprobe or tuning.nprobe, None
+        if isinstance(copy, ListsOnGpus):
+            found = copy.nearest(queries, k, nprobe, chosen)
+        similarities, rows = found or nearest(
+            index, queries, k, nprobe, max(ef or tuning.ef, k), packed
+        )
+        if rows.min(initial=0) < 0:  # approximate search found fewer than k; rescan exactly
+            short = (rows < 0).any(axis=1)
             again = nearest_exactly(index, queries[short], k, packed)
             similarities[short], rows[short] = again
         return similarities, rows
@@ -224,11 +221,21 @@ class Snapshot:
         return chosen
 
 
-def _drop(similarities: np.ndarray, rows: np.ndarray, chosen: Selection | None, k: int) -> Found:
-    """What a search without a filter found, less what the filter excludes."""
-    if chosen is not None:
-        rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
-        order = np.argsort(rows < 0, axis=1, kind="stable")
+def _best(
+    found: Sequence[tuple[np.ndarray, np.ndarray]], count: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of what the segments found for `count` queries, equal ones by id; -1 where there
+    are fewer."""
+    missing = k - sum(part[0].shape[1] for part in found)
+    if missing > 0:
+        nothing = np.full((count, missing), -np.inf, np.float32)
+        found = [*found, (nothing, np.full((count, missing), -1))]
+    similarities, ids = found[0]
+    if len(found) > 1:
+        similarities = np.concatenate([part[0] for part in found], axis=1)
+        ids = np.concatenate([part[1] for part in found], axis=1)
+    if len(found) > 1 or not (similarities[:, 1:] < similarities[:, :-1]).all():
+        order = np.lexsort((ids, -similarities))[:, :k]
         similarities = np.take_along_axis(similarities, order, 1)
-        rows = np.take_along_axis(rows, order, 1)
-    return similarities[:, :k], rows[:, :k]
+        ids = np.take_along_axis(ids, order, 1)
+    return similarities, ids

@@ -6,10 +6,8 @@ days, or for an hour where other programs disturbed them.
 
 import hashlib
 import json
-import math
 import platform
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -25,6 +23,7 @@ from data.numbers import rounded
 from retrieval.json_files import write_json
 from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
+from retrieval.tower_speed import time_forwards
 
 ROUNDS = 5
 SPELLS = 4  # of so many rounds, until two agree
@@ -133,14 +132,10 @@ class CostProfile:
 def measure_ms(model: LitModel, patch_sizes: Sequence[int]) -> dict[int, float]:
     """Milliseconds of one image alone, per patch size: the minimum of interleaved rounds, which
     other programs disturb least."""
-    pixels = torch.randn(1, 3, model.image_size, model.image_size, device=model.device)
-    least = dict.fromkeys(patch_sizes, math.inf)
-    for _ in range(ROUNDS):
-        for size in patch_sizes:
-            start = time.perf_counter()
-            model.encode_image(pixels, patch_size=size).cpu()  # waits for a GPU
-            least[size] = min(least[size], 1e3 * (time.perf_counter() - start))
-    return least
+    seconds = time_forwards(
+        model.encode_image, model.image_size, model.device, dict.fromkeys(patch_sizes, 1), ROUNDS
+    )
+    return {size: 1e3 * min(seconds[size]) for size in patch_sizes}
 
 
 def _machine(model: LitModel) -> dict[str, Any]:

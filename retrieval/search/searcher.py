@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
@@ -19,6 +18,7 @@ from data.shards.location import ImageLocation, read_image
 from retrieval.embed.partitions import OWN_COLUMNS
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
+from retrieval.index.gpu_check import num_gpus
 from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
@@ -107,7 +107,7 @@ class Searcher:
         if check:
             check_index(folder, manifest)
         if not isinstance(model, LitModel):
-            encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+            encode_on = "cuda" if num_gpus(device) else "cpu"
             model = LitModel.from_pretrained(model or folder / "model", device=encode_on)
         return cls(folder, model, device)
 

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/gpu.py`: each measures for a few minutes and writes its own figures."""

@@ -1,0 +1,96 @@
+"""The image tower: embedding JPEG tars, images/s by patch size, and against timm's plain ViT."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from contrastive import distributed
+from lib.gpu.data import image_tower, tars, text_folder
+from lib.gpu.results import Measured
+from lib.gpu.scale import DEVICE, DTYPE, Scale
+from lib.harness import Target, interleave
+from lib.lit_setup import build_model
+from retrieval import embed_shards
+from retrieval.evaluation.costs import measure_costs
+from retrieval.tower_speed import full_batch
+
+WANTED = {16: 8_000, 30: 18_000}  # images/s, from 340x256 JPEGs
+ROUNDS = 3
+
+
+def embedding(scale: Scale, folder: Path) -> Measured:
+    """`embed_shards` at patch 16 and at 30; the first run of each reads the tars into memory."""
+    distributed.ensure_group()
+    text = text_folder(scale.minilm, scale.vocabulary, folder / f"bert{scale.minilm.width}")
+    model = build_model(image_tower(scale), text).eval()
+    model.save_pretrained(folder / "model")
+    shards = sorted(map(str, folder.joinpath("tars22").glob("*.tar")))
+    if not shards:
+        tars(folder / "tars22", scale, 22)
+        shards = sorted(map(str, folder.joinpath("tars22").glob("*.tar")))
+    rates: dict[int, list[float]] = {16: [], 30: []}
+    for _ in range(1 if scale.tiny else ROUNDS):
+        for size in rates:
+            out = folder / f"embeddings{size}"
+            shutil.rmtree(out, ignore_errors=True)
+            start = time.perf_counter()
+            embed_shards(
+                model, shards, [size], out, num_workers=scale.workers, model_dir=folder / "model"
+            )
+            rates[size].append(scale.samples / (time.perf_counter() - start))
+    figures = {f"images/s at patch {size}": sorted(speeds) for size, speeds in rates.items()}
+    return {"images": scale.samples, **figures}, [
+        Target(f"embedding JPEG tars, images/s at patch {size}", f">= {wanted}", max(rates[size]))
+        for size, wanted in WANTED.items()
+    ]
+
+
+def by_patch_size(scale: Scale, folder: Path) -> Measured:
+    """The table of an evaluation's report."""
+    text = text_folder(scale.minilm, scale.vocabulary, folder / f"bert{scale.minilm.width}")
+    model = build_model(image_tower(scale), text).eval()
+    costs = measure_costs(model, scale.patch_sizes, 2 if scale.tiny else None)
+    speed = {cost.patch_size: cost.images_per_second[0] for cost in costs}
+    rows = {
+        str(cost.patch_size): {
+            "tokens": cost.tokens,
+            "gflops": cost.gflops,
+            "images_per_s": cost.images_per_second,
+        }
+        for cost in costs
+    }
+    ratio = speed[48] / speed[16]
+    return {"patch_sizes": rows}, [Target("images/s at patch 48 over patch 16", ">= 6", ratio)]
+
+
+def against_timm(scale: Scale, folder: Path) -> Measured:
+    """The locked forward and timm's plain ViT of equal weights or at least equal tokens."""
+    tower = image_tower(scale)
+    figures: dict[str, Any] = {}
+    targets = []
+    for size in (16, 30):
+        args = dict(scale.vision_args) | {"patch_size": size, "num_classes": 0}
+        plain: Any = timm.create_model(scale.vision, **args)
+        plain = plain.to(DEVICE, DTYPE).eval().requires_grad_(False)
+        count = 2 if scale.tiny else full_batch(tower.num_tokens(size), DEVICE)
+        side = scale.image_size
+        images = torch.randn(count, 3, side, side, device=DEVICE, dtype=DTYPE)
+        with torch.inference_mode():
+            fns = {
+                "flexible": lambda size=size, images=images: tower(images, size),
+                "timm": lambda plain=plain, images=images: plain(images),
+            }
+            timings = interleave(fns, 4 * scale.rounds)
+        ratio = timings.ratio("timm", "flexible")
+        figures[f"patch {size}"] = {
+            "images": count,
+            "images_per_s": count / timings.median("flexible"),
+            "timm_over_flexible": ratio,
+            **timings.figures(),
+        }
+        targets.append(Target(f"timm's time over the locked tower's, patch {size}", ">= 1", ratio))
+    return figures, targets
