@@ -108,7 +108,7 @@ def cosines(
             squares = torch.stack([version.read(data, MAX_PIXELS) for data in files])
             parts = [tower(part, size) for part in version.normalise(squares).split(32)]
             features.append(torch.cat(parts))
-        cosine = torch.cosine_similarity(*(f.double() for f in features))
+        cosine = torch.cosine_similarity(features[0].double(), features[1].double())
         found[size] = {"least": float(cosine.min()), "mean": float(cosine.mean())}
     return found
 

@@ -142,7 +142,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
 def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
     """The locked image tower, checked against the patch sizes, and the text side, in train mode.
 
-    resumed: the fingerprint of the tower of the run that is resumed."""
+    resumed: the fingerprint of the tower of the run that is resumed.
+    """
     tower = load_vision_tower(cfg.vision.tower, dtype=distributed.resolve_dtype(cfg.vision.dtype))
     if resumed is not None:
         keep_transform(tower, resumed, cfg.folder)
