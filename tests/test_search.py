@@ -175,7 +175,8 @@ def test_what_an_earlier_transform_made_is_continued_with_it(
     assert second.image_fingerprint != manifest["image_fingerprint"]
     assert embed_shards(second, [shard], (48,), made, num_workers=0) == manifest
     assert second.transform.version == 1
-    build_index(made, tmp_path / "index", kind="flat", device="cpu")
+    first.save_pretrained(tmp_path / "first")
+    build_index(made, tmp_path / "index", tmp_path / "first", kind="flat", device="cpu")
     third = LitModel.from_pretrained(tmp_path / "model")
     Searcher.load(tmp_path / "index", third, device="cpu")
     assert third.image_fingerprint == manifest["image_fingerprint"]
