@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from contrastive import LitModel, load_vision_tower
+from contrastive.vision.earlier import keep_transform
 from retrieval import (
     Hit,
     Searcher,
@@ -205,6 +206,7 @@ def test_a_tower_gives_the_features_that_it_gave(number: int, earlier: Earlier) 
     """A saved tower, a flexify run's student, and big_vision's file."""
     name, expected = list(earlier.expected["towers"].items())[number]
     tower = load_vision_tower(name)
+    keep_transform(tower, expected["fingerprint"], name)
     assert tower.fingerprint == expected["fingerprint"]
     assert list(tower.patch_sizes) == expected["patch_sizes"]
     images = torch.linspace(-1, 1, 2 * 3 * 48 * 48).reshape(2, 3, 48, 48).sin()

@@ -268,7 +268,7 @@ def test_cifar10_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert dataset.class_names == [*names, "truck"]
     assert labels(dataset) == [*range(10), 0, 1]
     (batch,) = dataset.reader(TRANSFORM, num_workers=0)
-    first = TRANSFORM(Image.fromarray(pixels[0].reshape(3, 32, 32).transpose(1, 2, 0)))
+    first = TRANSFORM.square(Image.fromarray(pixels[0].reshape(3, 32, 32).transpose(1, 2, 0)))
     np.testing.assert_array_equal(batch.images[0], first)
     assert batch.keys[0] == "cifar10, image 0"
 

@@ -32,7 +32,7 @@ def test_one_pass_equals_the_parts_one_by_one(tiny_model: LitModel, emoji_shards
         images.append(batch.images)
         targets += batch.labels.tolist()
         captions += batch.captions
-    pixels = torch.cat(images)
+    pixels = tiny_model.transform.normalise(torch.cat(images))
     assert result.num_images == len(pixels) == dataset.num_images()
     texts, pairs = caption_pairs(captions)
     classifier = ZeroShotClassifier(tiny_model, dataset.class_names, dataset.templates)

@@ -15,6 +15,7 @@ from contrastive import load_vision_tower
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.config import LossConfig
 from contrastive.train.loop import train
+from contrastive.vision.earlier import keep_cached_transform
 from data.config import DataConfig
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
@@ -79,6 +80,18 @@ def test_a_cache_of_another_tower_is_refused(data):
     words = "was computed by dtype float32, this run has dtype bfloat16, name another folder"
     with pytest.raises(UsageError, match=words):
         FeatureSource(tower, data, SIZES)
+
+
+def test_a_cache_of_an_earlier_transform_is_used_with_it(data, monkeypatch):
+    FeatureSource(load_vision_tower(TINY_TOWER).use_transform(1), data, SIZES)
+    tower = load_vision_tower(TINY_TOWER)
+    words = "was computed by version of the transform 1, this run has version of the transform 2"
+    with pytest.raises(UsageError, match=words):
+        FeatureSource(tower, data, SIZES)
+    assert keep_cached_transform(tower, data.features)
+    monkeypatch.setattr("contrastive.image_features.compute_features", pytest.fail)
+    FeatureSource(tower, data, SIZES)
+    assert not keep_cached_transform(tower, "")
 
 
 def test_a_cache_of_larger_images_is_refused(data):

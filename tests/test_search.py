@@ -15,6 +15,7 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
+from retrieval.index.build import build_index
 from retrieval.search.config import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap
 from retrieval.search.searcher import Hit, Searcher
@@ -160,6 +161,25 @@ def test_index_of_another_tower_is_refused_but_another_text_tower_is_not(
     other.feature_mean += 1
     with pytest.raises(UsageError, match="another image tower"):
         Searcher.load(index, other)
+
+
+def test_what_an_earlier_transform_made_is_continued_with_it(
+    emoji_shards: Path, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    first, second = (LitModel.from_pretrained(tmp_path / "model") for _ in range(2))
+    first.vision.use_transform(1)
+    made = tmp_path / "embeddings"
+    shard = str(next(emoji_shards.glob("*/*.tar")))
+    manifest = embed_shards(first, [shard], (48,), made, num_workers=0)
+    assert second.image_fingerprint != manifest["image_fingerprint"]
+    assert embed_shards(second, [shard], (48,), made, num_workers=0) == manifest
+    assert second.transform.version == 1
+    first.save_pretrained(tmp_path / "first")
+    build_index(made, tmp_path / "index", tmp_path / "first", kind="flat", device="cpu")
+    third = LitModel.from_pretrained(tmp_path / "model")
+    Searcher.load(tmp_path / "index", third, device="cpu")
+    assert third.image_fingerprint == manifest["image_fingerprint"]
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from contrastive import load_vision_tower
 from contrastive.vision.build import build_vision_tower
+from contrastive.vision.earlier import keep_transform
 from contrastive.vision.formats.dinov2s import dinov2s_file
 from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.resize import PositionResize
@@ -250,8 +251,42 @@ def test_a_tower_keeps_the_fingerprint_that_caches_and_indices_hold():
             parameter.copy_((torch.arange(parameter.numel()) % 7 - 3).view(parameter.shape))
     assert tower.fingerprint == "624dafff643679d1d22c98b7de3a7dec"
     tiny = load_vision_tower(f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}")
-    assert tiny.fingerprint == "1f92a162eb4b5cb9ba801bd2e500f407"
-    assert load_vision_tower("dinov2s").fingerprint == "291eccb07a8ea6f5d3aa3fa51d39e9db"
+    assert tiny.use_transform(1).fingerprint == "1f92a162eb4b5cb9ba801bd2e500f407"
+    dinov2s = load_vision_tower("dinov2s")
+    assert dinov2s.use_transform(1).fingerprint == "291eccb07a8ea6f5d3aa3fa51d39e9db"
+
+
+def test_named_towers_have_the_newest_transform_and_folders_their_own(small_vit, tmp_path):
+    named = load_vision_tower(f"bigvision:{PARITY / 'bigvision_flexi_tok_p32_g7.npz'}")
+    assert named.transform.version == 2
+    save_vision_tower(build_vision_tower(small_vit), tmp_path / "first")
+    file = tmp_path / "first" / "config.json"
+    config = json.loads(file.read_text())
+    del config["vision"]["transform"], config["blake2b"]  # as 0.1 wrote it
+    file.write_text(json.dumps(config))
+    tower = load_vision_tower(str(tmp_path / "first"))
+    assert tower.transform.version == 1
+    save_vision_tower(tower.use_transform(2), tmp_path / "second")
+    assert load_vision_tower(str(tmp_path / "second")).transform.version == 2
+    config["vision"]["transform"] = 3
+    file.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="version 3 of the transform; allowed: 1, 2"):
+        load_vision_tower(str(tmp_path / "first"))
+
+
+def test_a_tower_keeps_the_transform_that_something_was_begun_with(small_vit, capsys):
+    tower = build_vision_tower(small_vit)
+    first = tower.fingerprint
+    second = tower.use_transform(2).fingerprint
+    assert first != second
+    for known in (second, "another"):
+        assert not keep_transform(tower, known, "runs/x")
+        assert tower.fingerprint == second
+    assert not capsys.readouterr().err
+    assert keep_transform(tower, first, "runs/x")
+    assert not keep_transform(tower, first, "runs/x")
+    assert tower.fingerprint == first
+    assert capsys.readouterr().err.count("runs/x was begun with images resized by Pillow") == 1
 
 
 def test_a_field_added_later_is_hashed_only_where_it_is_not_at_its_default(small_vit):
@@ -275,6 +310,7 @@ def test_a_field_added_later_is_hashed_only_where_it_is_not_at_its_default(small
 
 def test_a_configuration_keeps_its_keys_on_disk(small_vit):
     keys = "timm_name timm_args image_size patch_sizes mean std positions library projection"
+    keys += " transform"
     values = small_vit.to_json()
     assert list(values) == keys.split()
     assert TowerConfig.from_json(json.loads(json.dumps(values))) == small_vit

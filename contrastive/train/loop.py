@@ -144,7 +144,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
 def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
     """The locked image tower, checked against the patch sizes, and the text side, in train mode.
 
-    resumed: the fingerprint of the tower of the run that is resumed."""
+    resumed: the fingerprint of the tower of the run that is resumed.
+    """
     dtype = distributed.resolve_dtype(cfg.vision.dtype)
     tower = load_vision_tower(cfg.vision.tower, dtype=dtype, features=cfg.vision.features)
     if resumed is not None:

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,8 @@ def embed_shards(
     shards = list(dict.fromkeys(shards))
     check_utf8(*shards, str(out))
     for file in (out / "manifest.json", out.with_name(out.name + ".partial") / "plan.json"):
-        if file.is_file():
-            model.keep_transform(json.loads(file.read_text()).get("image_fingerprint"), file.parent)
+        with suppress(OSError, ValueError, AttributeError, KeyError):  # what is wrong is said below
+            model.keep_transform(json.loads(file.read_text())["image_fingerprint"], file.parent)
     plan = {
         "format": 1,
         "image_fingerprint": model.image_fingerprint,
