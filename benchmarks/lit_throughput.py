@@ -23,7 +23,7 @@ from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
-from contrastive.model.loss import loss_share
+from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
 from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
@@ -205,13 +205,13 @@ def check_same_loss(trainer: Trainer) -> float:
     with torch.no_grad():
         features, _ = trainer.pixels(trainer.ready, 16)
         images = model.embed_features(features.to(trainer.device))
-        targets = torch.eye(len(images), device=trainer.device)
+        pairs = torch.arange(len(images), device=trainer.device)
         tokens = TokenBatch((trainer.tokens,), SIZE.batch_size)
         with trainer.autocast:
             theirs = float(SigLipLoss()(**trainer.theirs(pixels, trainer.tokens.ids)))
             embeds, scale, bias = model.text(tokens)
             kind = model.text.loss.kind
-            ours = float(loss_share(kind, images, embeds, targets, scale, bias))
+            ours = float(loss_share(kind, images, embeds, Positives(pairs, pairs), scale, bias))
     difference = abs(ours - theirs) / abs(theirs)
     assert difference < 1e-2, (ours, theirs)
     return difference

@@ -124,8 +124,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     world_size = distributed.world_size()
+    dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        dtype = distributed.resolve_dtype(cfg.zero.precision)
         texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
         shape = batch_shape(cfg.global_batch_size, texts, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
@@ -134,7 +134,7 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
-    train_step = TrainStep(model, engine, shape, cfg.seed)
+    train_step = TrainStep(model, engine, shape, cfg.seed, dtype)
     return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
 
 
