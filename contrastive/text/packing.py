@@ -24,7 +24,7 @@ class PackedTokens:
     """The n token ids of m texts in one row; text i is `ids[bounds[i] : bounds[i + 1]]`."""
 
     ids: Int[Tensor, " n"]  # int32, as are the bounds
-    bounds: Int[Tensor, " m+1"]
+    bounds: Int[Tensor, " bounds"]
     longest: int  # tokens of the longest text
 
     @classmethod
@@ -108,7 +108,7 @@ def within_texts(
     query: Float[Tensor, "n h w"],
     key: Float[Tensor, "n h w"],
     value: Float[Tensor, "n h w"],
-    bounds: Int[Tensor, " m+1"],
+    bounds: Int[Tensor, " bounds"],
     longest: int,
     scale: float | None,
 ) -> Float[Tensor, "n h w"]:
@@ -127,7 +127,7 @@ def _attention(
     value: Float[Tensor, "1 h n w"],
     attention_mask: None,
     *,
-    cu_seq_lens_q: Int[Tensor, " m+1"],
+    cu_seq_lens_q: Int[Tensor, " bounds"],
     max_length_q: int,
     scaling: float | None = None,
     **_: Any,

@@ -66,8 +66,9 @@ class TokenBatch:
     @classmethod
     def of(cls, tower: Any, ids: TokenIds, num_groups: int = 1) -> "TokenBatch":
         """Group and pad, as `tower` does, the token ids of texts sorted by length."""
-        missing = max(0, num_groups - len(ids))
-        filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
+        filled, missing = ids, num_groups - len(ids)
+        if missing > 0:
+            filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
         bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
         return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
 

@@ -20,7 +20,13 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
-from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
+from contrastive.run.zero import (
+    BatchShape,
+    batch_shape,
+    deepspeed_config,
+    enough_memory,
+    whole_parameters,
+)
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
@@ -59,13 +65,14 @@ def _train(
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
     figures: dict[str, float] = {}  # of the newest evaluation
     parts = run.pipeline.parts(step, cfg.steps - step)
-    with StopSignal() as stop:
+    with StopSignal() as stop, enough_memory(run.train_step.shape):
         for batch, features, valid in run.source.ahead(parts, run.draw):
             lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
             loss = run.train_step(batch, features, valid)
             step += 1
             if log.step(step, loss, int(valid.sum()), batch.errors):
-                log.line(step, lr=lr, patch_size=run.draw(batch.step))
+                packed = int(run.train_step.packed)
+                log.line(step, lr=lr, patch_size=run.draw(batch.step), texts_packed=packed)
             if callbacks and cfg.eval_due(step):
                 with log.paused():
                     for callback in callbacks:

@@ -5,6 +5,7 @@ import torch
 from contrastive import distributed
 from contrastive.model.lit import TextSide
 from contrastive.model.loss import Positives, loss_share
+from contrastive.run.zero import largest_divisor
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import packs_texts
@@ -31,11 +32,6 @@ def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.d
     room = FREE_SHARE * free - OPTIMIZER_BYTES * parameters - (small - 32 * per_text)
     fits = torch.tensor([room / per_text], device=distributed.device())
     return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
-
-
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`; `most` is at least 1."""
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
