@@ -76,12 +76,12 @@ def test_a_found_chunk_divides_a_ranks_share(share, chunk):
     assert largest_divisor(share, CPU_TEXTS) == chunk
 
 
-@pytest.mark.parametrize(("micro_batch", "said"), [(40, r"=16 takes less"), (1, "zero.stage")])
+@pytest.mark.parametrize(("micro_batch", "said"), [(15, "=6 takes less"), (1, "zero.stage")])
 def test_a_gpu_out_of_memory_names_a_smaller_micro_batch(micro_batch, said):
-    """16: the largest divisor of a rank's 80 pairs that is at most half of 40."""
+    """6: the largest divisor of a rank's 60 pairs that is at most half of 15."""
     with (
         pytest.raises(UsageError, match=rf"out of memory with micro-batches of \d+; .*{said}"),
-        enough_memory(batch_shape(160, micro_batch, 2)),
+        enough_memory(batch_shape(120, micro_batch, 2)),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
