@@ -22,7 +22,8 @@ from data.files import load_array
 from data.shards.index import load_index, load_summaries
 from data.shards.names import is_local, shard_name
 
-_KEEP_SHARDS = 128  # whose row tables and memory maps stay open
+_KEEP_SHARDS = 128  # whose memory maps stay open
+_KEEP_ROWS = 4096  # shards whose row tables stay in memory: of 10,000 samples each, 160 MB in all
 
 Work = dict[int, tuple[int, ...]]
 """View -> patch sizes."""
@@ -63,7 +64,7 @@ class FeatureCache:
         elif any(self.folder.glob("*.npy")):
             raise UsageError(f"{str(self.folder)!r} holds features but no manifest, name another")
         self.width = found.width if found else 0  # d, 0 while the folder is new
-        self._rows = lru_cache(_KEEP_SHARDS)(self._read_rows)
+        self._rows = lru_cache(_KEEP_ROWS)(self._read_rows)
         maps = _KEEP_SHARDS * max(1, len(patch_sizes)) * views
         self._features = lru_cache(maps)(self._map_features)
 
