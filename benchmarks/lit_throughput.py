@@ -25,6 +25,7 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
@@ -68,15 +69,17 @@ class Trainer:
         self.source = FeatureSource(self.tower, self.cfg, RANDOM_SIZES[:1])
         tokenizer = self.bare.tower.tokenizer
         fill_texts(self.cfg, tokenizer)
-        self.cached = self._batches(tokenizer)
-        self.ready = ready_batch(SIZE, next(self.cached).tokens)
+        self.cached = self.source.ahead(self._steps(tokenizer), lambda _: RANDOM_SIZES[0])
+        self.ready = ready_batch(SIZE, next(self.cached)[0].tokens)
+        if self.device.type == "cuda":
+            self.ready = self.ready.pin_memory()
         assert self.ready.images is not None
         self.images = self.ready.images.to(self.device)
         with padded(self.ours):
             self.tokens = self.ours.model.text.encoder.tower.pad(self.ready.tokens).to(self.device)
         self.pixels = FeatureSource(self.tower, DataConfig(), ())
 
-    def _batches(self, tokenizer: Tokenizer) -> Iterator[Batch]:
+    def _steps(self, tokenizer: Tokenizer) -> Iterator[Iterator[Batch]]:
         pipeline = CaptionedPipeline(
             self.cfg,
             None,
@@ -86,14 +89,12 @@ class Trainer:
             rank=0,
             world_size=1,
         )
-        return pipeline.batches(0, STEPS)
+        return pipeline.steps(0, STEPS)
 
     # ---- ours ------------------------------------------------------------------------------
 
     def ours_cached(self) -> None:
-        batch = next(self.cached)
-        features, valid = self.source(batch, RANDOM_SIZES[0])
-        self.ours(batch, features, valid)
+        self.ours(*next(self.cached))
 
     def ours_cached_padded(self) -> None:
         with padded(self.ours):
@@ -127,9 +128,12 @@ class Trainer:
 
         return step
 
-    def text(self) -> Callable[[], None]:
+    def text(self, trimmed: bool = False) -> Callable[[], None]:
+        """trimmed: as ours reads them; else padded to the context length."""
         optimizer = adamw(list(self.bare.parameters()))
-        tokens = TokenBatch((self.tokens,), SIZE.batch_size)
+        tokens: TokenBatch | PackedTokens = TokenBatch((self.tokens,), SIZE.batch_size)
+        if trimmed:
+            tokens = self.ours.split_texts(self.ready, self.ready.valid)[0].tokens
         images = torch.nn.functional.normalize(
             torch.randn(SIZE.batch_size, self.tower.embed_dim, device=self.device), dim=-1
         )
@@ -154,15 +158,17 @@ def padded(step: TrainStep) -> Iterator[None]:
         tokens = pad(TokenIds.join([ids, filler]))  # one text of full length widens all
         return PaddedTokens(tokens.ids[:-1], tokens.mask[:-1])
 
-    tower.pad = pad_all
+    packed = step.packed
+    tower.pad, step.packed = pad_all, False
     step.max_groups = 1  # texts of one length are read together
     yield
     del tower.pad, step.max_groups
+    step.packed = packed
 
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
     """Seconds of one cached step at 16 tokens, by part; medians."""
-    step, source = trainer.ours, trainer.source
+    step, cached = trainer.ours, trainer.cached
     engine = step.engine
     parts: dict[str, list[float]] = defaultdict(list)
 
@@ -184,11 +190,11 @@ def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
         parts[name].append(time.perf_counter() - start)
         return out
 
-    class ProbedSource:
-        def __call__(self, *args: Any) -> Any:
-            return timed("read features", lambda: source(*args))
+    def ready() -> Iterator[Any]:
+        while True:
+            yield timed("wait for the batch", lambda: next(cached))
 
-    with patch.object(step, "engine", Probe()), patch.object(trainer, "source", ProbedSource()):
+    with patch.object(step, "engine", Probe()), patch.object(trainer, "cached", ready()):
         for _ in range(repeats):
             timed("whole step", trainer.ours_cached_padded)
     return {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
@@ -260,6 +266,7 @@ def measure(trainer: Trainer, rounds: int) -> dict:
             "FlexiLiT, cached, 16 tokens": trainer.ours_cached_padded,
             "FlexiLiT, cached, trimmed": trainer.ours_cached,
             "text tower alone": text,
+            "text tower alone, trimmed": trainer.text(trimmed=True),
             "FlexiLiT, uncached": trainer.ours_uncached,
         },
         rounds,

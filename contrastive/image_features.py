@@ -19,6 +19,7 @@ from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
 from data.config import DataConfig
 from data.errors import DataError, UsageError
+from data.pipeline.prefetch import prefetched
 from data.pipeline.reader import ShardReader
 from data.pipeline.workers import outlive_signals
 from data.progress import Progress
@@ -28,6 +29,9 @@ from data.shards.names import expand_shards
 # Bounds the tower's activations; a rank's share may be thousands. On a CPU they should fit into its
 # caches: 32 images at a time are a sixth to a third faster than 128.
 IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
+
+_Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]
+"""A batch without pixels, its features, and which of its slots are good."""
 
 
 @torch.no_grad()
@@ -80,30 +84,35 @@ class FeatureSource:
 
     def ahead(
         self, steps: Iterable[Iterable[Batch]], patch_size_of: Callable[[int], int]
-    ) -> Iterator[tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]]:
+    ) -> Iterator[_Ready]:
         """Each step's batch with its features at the step's patch size, without pixels.
 
-        steps: the parts of each (`CaptionedPipeline.parts`); the pixels of one part are in memory
-        at a time. The next batch is requested before the current one is yielded; on a GPU the tower
-        has a stream of its own, so it reads pixels while the text tower trains.
+        steps: the parts of each (`CaptionedPipeline.steps`); the pixels of one part are in memory
+        at a time. The next batch is requested before the current one is yielded: from a thread
+        where features are cached. On a GPU the tower, or the copy of cached features, has a stream
+        of its own, so it works while the text tower trains.
         """
-        on_gpu = distributed.device().type == "cuda"
-        side = torch.cuda.Stream() if on_gpu else None
-        waiting: tuple[Batch, Tensor, Tensor] | None = None
-        ready: torch.cuda.Event | None = None
-        for parts in steps:
+        device = distributed.device()
+        side = torch.cuda.Stream() if device.type == "cuda" else None
+        made: Iterator[_Ready] = (self._whole(parts, patch_size_of) for parts in steps)
+        if self._cache is not None:
+            made = prefetched(made if side is None else (_pinned(item, device) for item in made))
+        waiting: _Ready | None = None
+        computed: torch.cuda.Event | None = None
+        more = True
+        while more:
+            before, done = waiting, computed
             with torch.cuda.stream(side):  # nothing, without a GPU
-                batch = self._whole(parts, patch_size_of)
-                computed = side.record_event() if side else None
-            if waiting is not None:
-                yield _arrived(waiting, ready)
-            waiting, ready = batch, computed
-        if waiting is not None:
-            yield _arrived(waiting, ready)
+                waiting = next(made, None)
+                if waiting is not None and side is not None:
+                    batch, features, valid = waiting
+                    features = features.to(device, non_blocking=True)
+                    waiting, computed = (batch, features, valid), side.record_event()
+            if before is not None:
+                yield _arrived(before, done)
+            more = waiting is not None
 
-    def _whole(
-        self, parts: Iterable[Batch], patch_size_of: Callable[[int], int]
-    ) -> tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+    def _whole(self, parts: Iterable[Batch], patch_size_of: Callable[[int], int]) -> _Ready:
         """One batch of a step's parts, each without its pixels once its features are known."""
         without_pixels, features, valid = [], [], []
         for part in parts:
@@ -115,9 +124,14 @@ class FeatureSource:
         return Batch.join(without_pixels), torch.cat(features), torch.cat(valid)
 
 
-def _arrived(
-    item: tuple[Batch, Tensor, Tensor], ready: "torch.cuda.Event | None"
-) -> tuple[Batch, Tensor, Tensor]:
+def _pinned(item: _Ready, device: torch.device) -> _Ready:
+    """In page-locked memory, from which copies do not wait."""
+    torch.cuda.set_device(device)  # each thread has one of its own
+    batch, features, valid = item
+    return batch.pin_memory(), features.pin_memory(), valid.pin_memory()
+
+
+def _arrived(item: _Ready, ready: "torch.cuda.Event | None") -> _Ready:
     """Features of another stream, safe to use on the current one."""
     if ready is not None:
         here = torch.cuda.current_stream()

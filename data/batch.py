@@ -1,7 +1,9 @@
 """The batch of a training step and that of an evaluation step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +11,32 @@ from torch import Tensor
 
 from data.problems import add_counts
 from data.token_ids import TokenIds
+
+
+class LazyStrings(Sequence[str]):
+    """Strings that are made when somebody asks for one: most training steps need none."""
+
+    def __init__(self, length: int, make: Callable[[], list[str]]) -> None:
+        self._length, self._make = length, make
+
+    @cached_property
+    def _strings(self) -> list[str]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        return self._strings[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._strings == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
 
 
 @dataclass
@@ -20,9 +48,9 @@ class Batch:
     """
 
     step: int
-    keys: list[str]
+    keys: Sequence[str]
     images: Float[Tensor, "b 3 s s"] | None  # normalised; None where pixels are not read
-    captions: list[str]  # the caption drawn for this epoch, "" where bad
+    captions: Sequence[str]  # the caption drawn for this epoch, "" where bad
     tokens: TokenIds  # its token ids; none where bad, or where the pipeline has no tokenizer
     concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
     valid: Bool[Tensor, " b"]
@@ -72,6 +100,14 @@ class Batch:
             errors=errors,
             labels=_cat(labels) if labels else None,
         )
+
+
+@dataclass
+class OpenBatch(Batch):
+    """A part of a batch whose slots are being filled."""
+
+    keys: list[str]
+    captions: list[str]
 
 
 @dataclass

@@ -32,7 +32,6 @@ class SampleCaptions:
     key: str
     captions: tuple[str, ...]
     concept: int  # equal where the lists of captions are equal
-    tokens: tuple[list[int], ...] = ()  # ids of each caption; () until they are tokenised
 
     @classmethod
     def of(cls, key: str, members: Mapping[str, bytes]) -> "SampleCaptions":

@@ -31,7 +31,8 @@ class DataConfig:
     flip: bool = False
     """Augmented views: mirror half of them."""
     num_workers: int = 2
-    """Loader processes per rank; 0 loads in the training process."""
+    """Loader processes per rank, which read shards; 0 loads in the training process. Batches from
+    `features` are made by a thread, whatever this is."""
     on_error: OnError = "skip"
     """Bad samples: skip and count them, or raise with shard, key and cause."""
     allow_pipe: bool = False

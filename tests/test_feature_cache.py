@@ -15,6 +15,7 @@ from data.config import DataConfig
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 from data.pipeline.reader import ShardReader
+from data.shards.index import load_index
 
 TOWER = "tower/transform/float32"
 
@@ -76,6 +77,32 @@ def test_what_is_missing_is_listed_and_the_rest_reused(tmp_path: Path, shards: l
     assert manifest["format"] == 1
     assert manifest["shards"]["0001"] == {"size": os.path.getsize(shards[1]), "samples": 3}
     assert not list(folder.glob(".*"))
+
+
+def test_a_batch_over_many_shards_and_views_is_read_row_by_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shards = write_shards(tmp_path, rng.integers(1, 9, 40).tolist())
+    cache = FeatureCache(tmp_path / "cache", TOWER, shards, [8], views=2, augment_fingerprint="f")
+    cache.claim(3)
+    known: dict[tuple[int, int, int], np.ndarray] = {}
+    sizes = []
+    for shard, path in enumerate(shards):
+        keys = load_index(path).keys
+        good = [number for number in range(len(keys)) if rng.random() < 0.8]
+        sizes.append(len(keys))
+        for view in (0, 1):
+            rows = rng.standard_normal((len(good), 3)).astype(np.float16)
+            cache.write(shard, 8, view, [keys[number] for number in good], rows)
+            known |= {(shard, n, view): row for n, row in zip(good, rows, strict=True)}
+    picked = rng.integers(0, 40, 300)
+    indices = rng.integers(0, np.array(sizes)[picked])
+    views = rng.integers(0, 2, 300)
+    features, valid = cache.lookup(picked, indices, 8, views)
+    assert features.dtype == np.float32
+    found = [known.get(place) for place in zip(picked, indices, views, strict=True)]
+    assert valid.tolist() == [row is not None for row in found]
+    assert 30 < valid.sum() < 290
+    assert features.tolist() == [[0.0] * 3 if row is None else row.tolist() for row in found]
 
 
 def test_a_shard_without_good_pictures_has_no_rows(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """The feature cache: what it gives is what the tower would have said."""
 
 import dataclasses
+import threading
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_TOWER
+from test_caption_cache import Letters
 from test_training import config, weights
 
 from contrastive import load_vision_tower
-from contrastive.image_features import FeatureSource
+from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.config import LossConfig
 from contrastive.train.loop import train
 from data.config import DataConfig
@@ -175,6 +177,29 @@ def test_features_come_ahead_and_in_order(data):
         expected, _ = source(with_pixels, SIZES[step % 2])
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
         assert valid.all()
+
+
+def test_cached_features_come_from_a_thread_that_ends_with_the_loop(data):
+    tower = load_vision_tower(TINY_TOWER)
+    source = FeatureSource(tower, data, SIZES)
+    fill_texts(data, Letters())
+    options = {"seed": 0, "global_batch_size": 12, "rank": 0, "world_size": 1}
+    pipeline = CaptionedPipeline(data, None, tokenizer=Letters(), **options)
+    state = torch.get_rng_state()
+    ahead = source.ahead(pipeline.steps(2, 100), lambda step: SIZES[step % 2])
+    for expected, (batch, features, valid) in zip(pipeline.batches(2, 3), ahead, strict=False):
+        assert batch.step == expected.step
+        assert batch.keys == expected.keys
+        assert batch.tokens.tolist() == expected.tokens.tolist()
+        known, good = source(expected, SIZES[batch.step % 2])
+        assert torch.equal(features, known)
+        assert torch.equal(valid, good)
+    assert [t for t in threading.enumerate() if t.name == "prefetch"]
+    ahead.close()
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UsageError, match=r"no '.*p16\.npy'"):  # the thread's error
+        next(source.ahead(pipeline.steps(0, 2), lambda _: 16))
 
 
 def test_the_pixels_of_a_step_are_never_in_memory_together(data, monkeypatch):

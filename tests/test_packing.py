@@ -157,7 +157,7 @@ def test_packed_micro_batches_hold_about_as_many_tokens_each(tiny_text, monkeypa
     model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float64)
     batch, _ = random_pairs(model, 256)
     shape = step.BatchShape(256, 32, 8)
-    parts = step.TrainStep(model, None, shape, 0)._split_texts(batch, batch.valid)
+    parts = step.TrainStep(model, None, shape, 0).split_texts(batch, batch.valid)
     sizes = [len(part.tokens.ids) for part in parts]
     assert sum(sizes) == batch.tokens.lengths.sum()
     assert max(sizes) - min(sizes) <= 8

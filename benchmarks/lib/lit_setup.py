@@ -120,7 +120,7 @@ def build_step(
     world_size = distributed.world_size()
     shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
     engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
-    return TrainStep(model, engine, shape, seed=0)
+    return TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
 
 
 def build_ours(
@@ -150,6 +150,8 @@ def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> open_clip
         init_logit_bias=float(side.logit_bias) if side.loss.kind == "sigmoid" else None,
         output_dict=True,
     )
+    # open_clip builds every ViT at timm's own size
+    model.visual.trunk.set_input_size(img_size=tower.image_size)
     model.visual.trunk.load_state_dict(
         {k: v for k, v in tower.net.state_dict().items() if k in model.visual.trunk.state_dict()}
     )

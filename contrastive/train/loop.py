@@ -64,9 +64,9 @@ def _train(
     skipped = run.pipeline.problems | ({"bad_image": bad_images} if bad_images else {})
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
     figures: dict[str, float] = {}  # of the newest evaluation
-    parts = run.pipeline.parts(step, cfg.steps - step)
+    steps = run.pipeline.steps(step, cfg.steps - step)
     with StopSignal() as stop, enough_memory(run.train_step.shape):
-        for batch, features, valid in run.source.ahead(parts, run.draw):
+        for batch, features, valid in run.source.ahead(steps, run.draw):
             lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
             loss = run.train_step(batch, features, valid)
             step += 1

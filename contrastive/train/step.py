@@ -108,7 +108,7 @@ class TrainStep:
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
         everyone = GlobalBatch(self.model, batch, features, valid, self.dtype)
-        parts = self._split_texts(batch, valid)
+        parts = self.split_texts(batch, valid)
         kind = self.model.text.loss.kind
         first_pass = kind == "softmax" and len(parts) > 1
         known = self._logsumexps(batch.step, parts, everyone) if first_pass else []
@@ -131,7 +131,7 @@ class TrainStep:
             total += share.detach()
         return total
 
-    def _split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
+    def split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
         """The good texts in equally many micro-batches on every rank.
 
         Packed ones hold about as many tokens each. Of padded ones each holds texts of like length,

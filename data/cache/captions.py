@@ -1,11 +1,14 @@
 """Cached captions on disk: those of whole shards with their token ids, tokenised once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Int
 
 from data.cache.checksums import IntactFiles
 from data.captions import SampleCaptions, Tokenizer
@@ -14,6 +17,7 @@ from data.shards.index import load_index
 from data.shards.names import shard_name
 from data.shards.store import SampleStore
 from data.shards.tar import TarSample
+from data.token_ids import TokenIds
 
 _SCHEMA = pa.schema(
     [
@@ -28,6 +32,44 @@ _SCHEMA = pa.schema(
 )
 # Files without this mark may miss captions for what is wrong in another member of the sample.
 _ONCE_LOST = ("bad_json", "empty_caption", "not_utf8")
+
+
+@dataclass(frozen=True)
+class CaptionColumns:
+    """The n samples of a shard with their c captions, on the memory map of its file.
+
+    Arrow keeps lists as flat values and offsets, so nothing is copied or read before it is used.
+    """
+
+    keys: pa.StringArray  # n
+    first: Int[np.ndarray, " bounds"]  # sample i has the captions first[i] to first[i + 1]
+    captions: pa.StringArray  # c
+    tokens: TokenIds  # of c texts
+    concepts: Int[np.ndarray, " n"]
+    good: Bool[np.ndarray, " n"]  # whether the sample has captions
+    problems: pa.StringArray  # n: the kind, null where good
+    causes: pa.StringArray  # n
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "CaptionColumns":
+        """Of a table of `CaptionCache`."""
+        column = {name: table[name].combine_chunks() for name in table.column_names}
+        texts = column["tokens"].values
+        return cls(
+            keys=column["key"],
+            first=column["captions"].offsets.to_numpy(),
+            captions=column["captions"].values,
+            tokens=TokenIds(texts.values.to_numpy(), texts.offsets.to_numpy()),
+            concepts=column["concept"].to_numpy(),
+            good=column["problem"].is_null().to_numpy(zero_copy_only=False),
+            problems=column["problem"],
+            causes=column["cause"],
+        )
+
+    def problem(self, number: int) -> Problem:
+        """Why sample `number` is bad."""
+        columns = (self.problems, self.keys, self.causes)
+        return Problem(*(column[number].as_py() for column in columns))
 
 
 class CaptionCache:
@@ -45,7 +87,7 @@ class CaptionCache:
         self._arguments = folder, shards, tokenizer, index_dir, keep
         self._folder, self._shards, self._tokenizer = Path(folder), shards, tokenizer
         self._index_dir = index_dir
-        self._table = lru_cache(keep)(self._map_table)
+        self.columns = lru_cache(keep)(self._map_columns)
 
     def __reduce__(self) -> tuple[object, ...]:  # loader workers map the files anew
         return CaptionCache, self._arguments
@@ -78,17 +120,6 @@ class CaptionCache:
         self._files(shard).write(self._name(shard), write)
         return len(index)
 
-    def read(self, shard: int, numbers: Sequence[int]) -> Iterator[SampleCaptions | Problem]:
-        """The captions of these samples of one shard, in turn."""
-        rows = self._table(shard).take(pa.array(numbers, pa.int64())).to_pylist()
-        for row in rows:
-            if row["problem"] is not None:
-                yield Problem(row["problem"], row["key"], row["cause"])
-            else:
-                yield SampleCaptions(
-                    row["key"], tuple(row["captions"]), row["concept"], tuple(row["tokens"])
-                )
-
     def _whole(self, shard: int) -> bool:
         table = self._map_table(shard)
         if table.schema.metadata:
@@ -105,6 +136,9 @@ class CaptionCache:
         if isinstance(read, Problem):
             return row | {"problem": read.kind, "cause": read.cause}
         return row | {"captions": read.captions, "concept": read.concept}
+
+    def _map_columns(self, shard: int) -> CaptionColumns:
+        return CaptionColumns.of(self._map_table(shard))
 
     def _map_table(self, shard: int) -> pa.Table:
         with pa.memory_map(str(self._folder / self._name(shard))) as file:

@@ -9,6 +9,7 @@ all and have checksums: a run that was stopped continues, and a damaged file is 
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from data.files import load_array
 from data.shards.index import load_index, load_summaries
 from data.shards.names import is_local, shard_name
 
-_KEEP_SHARDS = 128  # whose row tables and memory maps stay open
+_KEEP_SHARDS = 128  # whose memory maps stay open
+_KEEP_ROWS = 4096  # shards whose row tables stay in memory: of 10,000 samples each, 160 MB in all
 
 Work = dict[int, tuple[int, ...]]
 """View -> patch sizes."""
@@ -62,7 +64,7 @@ class FeatureCache:
         elif any(self.folder.glob("*.npy")):
             raise UsageError(f"{str(self.folder)!r} holds features but no manifest, name another")
         self.width = found.width if found else 0  # d, 0 while the folder is new
-        self._rows = lru_cache(_KEEP_SHARDS)(self._read_rows)
+        self._rows = lru_cache(_KEEP_ROWS)(self._read_rows)
         maps = _KEEP_SHARDS * max(1, len(patch_sizes)) * views
         self._features = lru_cache(maps)(self._map_features)
 
@@ -157,14 +159,17 @@ class FeatureCache:
         for a patch size not computed and for files that do not fit one another.
         """
         views = np.zeros_like(shards) if views is None else views
-        features = np.zeros((len(shards), self.width), dtype=np.float32)
-        valid = np.zeros(len(shards), dtype=np.bool_)
-        for shard, view in {*zip(shards.tolist(), views.tolist(), strict=True)}:
-            places = np.flatnonzero((shards == shard) & (views == view))
+        features = np.empty((len(shards), self.width), dtype=np.float32)
+        valid = np.empty(len(shards), dtype=np.bool_)
+        by_file = np.lexsort((indices, views, shards))  # each is read once, forward
+        for low, high in pairwise(runs(shards[by_file], views[by_file])):
+            places = by_file[low:high]
+            shard, view = int(shards[places[0]]), int(views[places[0]])
             rows = self._rows(shard)[indices[places]]
-            places, rows = places[rows >= 0], rows[rows >= 0]
-            features[places] = self._features(shard, patch_size, view)[rows]
-            valid[places] = True
+            known = valid[places] = rows >= 0
+            if known.any():
+                features[places] = self._features(shard, patch_size, view)[rows]
+        features[~valid] = 0
         return features, valid
 
     def _map_features(self, shard: int, patch_size: int, view: int) -> np.ndarray:
@@ -199,6 +204,12 @@ class FeatureCache:
 
     def _keys(self, shard: int) -> bytes:
         return (self.folder / f"{shard_name(self._shards[shard])}.keys.txt").read_bytes()
+
+
+def runs(*columns: Int[np.ndarray, " b"]) -> list[int]:
+    """Where rows begin that differ from the one before, and the end; there is one row at least."""
+    differs = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    return [0, *(np.flatnonzero(differs) + 1).tolist(), len(columns[0])]
 
 
 def _file_name(shard: str, patch_size: int, view: int) -> str:

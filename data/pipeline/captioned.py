@@ -1,14 +1,17 @@
 """Batches of captioned images, for the training of a text tower."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from data.batch import Batch
+from data.batch import Batch, OpenBatch
 from data.cache.captions import CaptionCache
 from data.captions import SampleCaptions, Tokenizer
 from data.config import DataConfig
+from data.errors import DataError
+from data.pipeline.columns import ColumnGather
 from data.pipeline.draw import draw
-from data.pipeline.slots import Sample, Slots
-from data.pipeline.training import Read, TrainPipeline
+from data.pipeline.slots import Slots
+from data.pipeline.training import TrainPipeline
 from data.shards.tar import TarSample
 from data.token_ids import TokenIds
 from data.transform import ImageTransform
@@ -19,29 +22,23 @@ class CaptionedSlots(Slots):
     """Slots that hold one caption of each sample, and its pixels where they are read."""
 
     tokenizer: Tokenizer | None = None  # None: captions stay strings
-    _tokens: dict[int, list[int]] = field(default_factory=dict)  # of the part's slots, as filled
 
-    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+    def fill(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         part.keys[row] = sample.key
-        own = sample
-        if isinstance(own, TarSample):
-            own = SampleCaptions.of(own.key, own.payloads)
+        own = SampleCaptions.of(sample.key, sample.payloads)
         self.fill_view(part, row, sample, epoch)
-        number = draw(len(own.captions), self.seed, epoch, own.key)
-        part.captions[row] = own.captions[number]
-        if own.tokens:
-            self._tokens[row] = own.tokens[number]
+        part.captions[row] = own.captions[draw(len(own.captions), self.seed, epoch, own.key)]
         part.concepts[row] = own.concept
         part.valid[row] = True
 
-    def finish(self, part: Batch) -> None:
-        """Tokenise the drawn captions where the samples did not bring their token ids."""
-        rows = [row for row in part.valid.nonzero()[:, 0].tolist() if row not in self._tokens]
-        if self.tokenizer is not None and rows:
-            ids = self.tokenizer([part.captions[row] for row in rows])
-            self._tokens.update(zip(rows, ids, strict=True))
-        part.tokens = TokenIds.of([self._tokens.get(row, []) for row in range(len(part))])
-        self._tokens.clear()
+    def finish(self, part: OpenBatch) -> None:
+        """Tokenise the drawn captions."""
+        if self.tokenizer is None:
+            return
+        good = part.valid.tolist()
+        texts = [text for text, valid in zip(part.captions, good, strict=True) if valid]
+        ids = iter(self.tokenizer(texts) if texts else [])
+        part.tokens = TokenIds.of([next(ids) if valid else [] for valid in good])
 
 
 class CaptionedPipeline(TrainPipeline):
@@ -61,17 +58,32 @@ class CaptionedPipeline(TrainPipeline):
         """`transform` None: pixels are not read. `tokenizer` None: captions stay strings.
 
         With `cfg.features` and a tokenizer no shard is read, captions come from the `CaptionCache`
-        there. The rest, and what is raised: as `TrainPipeline`.
+        there, without loader processes. The rest, and what is raised: as `TrainPipeline`.
         """
-        self._tokenizer = tokenizer
         slots = CaptionedSlots(transform, cfg, seed, tokenizer)
         super().__init__(
             cfg, slots, global_batch_size=global_batch_size, rank=rank, world_size=world_size
         )
+        self._gather: ColumnGather | None = None
+        if cfg.features and tokenizer is not None and self._order is not None:
+            keep = 2 * cfg.block_shards * len(self._sources)
+            cache = CaptionCache(cfg.features, self.shards, tokenizer, cfg.index_dir, keep)
+            self._gather = ColumnGather(self._order, cache, self.shards, cfg, seed)
 
-    def _read(self, keep: int) -> Read:
-        cfg = self._cfg
-        if cfg.features and self._tokenizer is not None:
-            cache = CaptionCache(cfg.features, self.shards, self._tokenizer, cfg.index_dir, keep)
-            return cache.read
-        return super()._read(keep)
+    def steps(self, start_step: int, num_steps: int) -> Iterator[Iterator[Batch]]:
+        """`parts`, but whole batches where they come from the cache: these cost less at once."""
+        if self._gather is None:
+            return self.parts(start_step, num_steps)
+        return self._steps(start_step, num_steps, self._global_batch_size // self._world_size)
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
+        for parts in self.steps(start_step, num_steps):
+            yield Batch.join(list(parts))
+
+    def _load(
+        self, start_step: int, num_steps: int, bounds: list[tuple[int, int]]
+    ) -> Iterable[Batch | DataError]:
+        if self._gather is None:
+            return super()._load(start_step, num_steps, bounds)
+        gather = self._gather
+        return (gather(*span) for span in self._spans(start_step, num_steps, bounds))

@@ -1,6 +1,10 @@
 """What is drawn for a sample in an epoch, the same by whichever rank or worker."""
 
-import hashlib
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Int
 
 
 def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
@@ -10,5 +14,30 @@ def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
     """
     if count == 1:
         return 0
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}{what}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % count
+    drawn = draw_all(np.array([count]), seed, np.array([epoch]), lambda _: [key.encode()], what)
+    return int(drawn[0])
+
+
+def draw_all(
+    counts: Int[np.ndarray, " b"],
+    seed: int,
+    epochs: Int[np.ndarray, " b"],
+    keys_of: Callable[[Int[np.ndarray, " m"]], Iterable[bytes]],
+    what: str = "",
+) -> Int[np.ndarray, " b"]:
+    """`draw` for many samples, 0 where a count is 0.
+
+    keys_of: the keys of these rows, in UTF-8; not asked where there is nothing to draw.
+    """
+    drawn = np.zeros(len(counts), dtype=np.int64)
+    rows = np.flatnonzero(counts > 1)
+    if len(rows):
+        own, end = epochs[rows].tolist(), what.encode()
+        begun = {e: blake2b(f"{seed}/{e}/".encode(), digest_size=8).copy for e in set(own)}
+        digests = []
+        for epoch, key in zip(own, keys_of(rows), strict=True):
+            state = begun[epoch]()  # a copy costs half of a new one
+            state.update(key + end)
+            digests.append(state.digest())
+        drawn[rows] = np.frombuffer(b"".join(digests), ">u8") % counts[rows].astype(np.uint64)
+    return drawn

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from data.batch import Batch
+from data.batch import OpenBatch
 from data.captions import read_label
 from data.config import DataConfig
 from data.pipeline.order import derived_seed
-from data.pipeline.slots import Sample, Slots
+from data.pipeline.slots import Slots
 from data.pipeline.training import TrainPipeline
 from data.shards.tar import TarSample
 from data.transform import ImageTransform
@@ -27,14 +27,13 @@ class LabelledSlots(Slots):
     random_change: Change | None = None  # on top of the views of `cfg`; another in every epoch
     labels: bool = False  # whether KEY.cls is read
 
-    def empty(self, size: int) -> Batch:
+    def empty(self, size: int) -> OpenBatch:
         part = super().empty(size)
         if self.labels:
             part.labels = torch.full((size,), -1, dtype=torch.int64)
         return part
 
-    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
-        assert isinstance(sample, TarSample)
+    def fill(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         part.keys[row] = sample.key
         label = read_label(sample.payloads) if self.labels else -1
         self.fill_view(part, row, sample, epoch)

@@ -66,26 +66,28 @@ class SampleOrder:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards in this epoch's order, and where each block of them ends."""
-        if self._epoch_cache is None or self._epoch_cache[0] != epoch:
+        cached = self._epoch_cache  # read and replaced at once, for threads
+        if cached is None or cached[0] != epoch:
             shards = permutation(len(self._counts), _SHARDS, self._seed, epoch)
             starts = np.arange(0, len(shards), self._block_shards)
             block_ends = np.cumsum(np.add.reduceat(self._counts[shards], starts))
-            self._epoch_cache = (epoch, shards, block_ends)
-        return self._epoch_cache[1], self._epoch_cache[2]
+            self._epoch_cache = cached = (epoch, shards, block_ends)
+        return cached[1], cached[2]
 
     def _block(self, epoch: int, block: int, shards: np.ndarray) -> np.ndarray:
         """(shard, sample) rows of one block, shuffled."""
-        if (epoch, block) not in self._block_cache:
+        cached = self._block_cache.get((epoch, block))
+        if cached is None:
             members = shards[block * self._block_shards : (block + 1) * self._block_shards]
             counts = self._counts[members]
             shard = np.repeat(members, counts)
             first = np.repeat(np.cumsum(counts) - counts, counts)
             rows = np.stack([shard, np.arange(len(shard)) - first], axis=1)
             shuffle = permutation(len(rows), _SAMPLES, self._seed, epoch, block)
-            while len(self._block_cache) >= 2:
-                del self._block_cache[next(iter(self._block_cache))]
-            self._block_cache[epoch, block] = rows[shuffle]
-        return self._block_cache[epoch, block]
+            cached = rows[shuffle]
+            newest = list(self._block_cache.items())[-1:]
+            self._block_cache = {**dict(newest), (epoch, block): cached}
+        return cached
 
 
 class MixedOrder:

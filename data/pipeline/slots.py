@@ -5,17 +5,13 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from data.batch import Batch
-from data.captions import SampleCaptions
+from data.batch import OpenBatch
 from data.config import DataConfig
 from data.images import decode_image
 from data.pipeline.draw import draw
 from data.shards.tar import TarSample
 from data.token_ids import TokenIds
 from data.transform import ImageTransform
-
-Sample = TarSample | SampleCaptions
-"""A sample read from a shard, or its captions alone from a cache."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,12 @@ class Slots:
     cfg: DataConfig
     seed: int  # of the draws of captions and views
 
-    def empty(self, size: int) -> Batch:
+    def empty(self, size: int) -> OpenBatch:
         """A part of a batch whose slots are all bad."""
         images = None
         if self.transform is not None:
             images = torch.zeros(size, 3, self.transform.image_size, self.transform.image_size)
-        return Batch(
+        return OpenBatch(
             step=0,
             keys=[""] * size,
             images=images,
@@ -44,22 +40,21 @@ class Slots:
             views=torch.zeros(size, dtype=torch.int64),
         )
 
-    def fill(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+    def fill(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         """Make one slot good. Raises `BadSample`; the slot then holds nothing but its key."""
         raise NotImplementedError
 
-    def finish(self, part: Batch) -> None:
+    def finish(self, part: OpenBatch) -> None:
         """Hook called after all slots are filled; no-op by default."""
 
     def change(self, image: Image.Image, epoch: int, key: str) -> Image.Image:
         """A further change of a view, before the transform."""
         return image
 
-    def fill_view(self, part: Batch, row: int, sample: Sample, epoch: int) -> None:
+    def fill_view(self, part: OpenBatch, row: int, sample: TarSample, epoch: int) -> None:
         """Draw a view, and put its pixels into the slot where pixels are read."""
         view = draw(self.cfg.views, self.seed, epoch, sample.key, "view")
         if part.images is not None and self.transform is not None:
-            assert isinstance(sample, TarSample)
             image = decode_image(sample.payloads[sample.image_ext], self.cfg.max_pixels)
             image = self.change(self.cfg.augment(image, sample.key, view), epoch, sample.key)
             part.images[row] = self.transform(image)

@@ -1,7 +1,7 @@
 """Training batches of one rank by step number: what captioned and labelled images share."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
 
@@ -9,23 +9,24 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.batch import Batch
+from data.batch import Batch, OpenBatch
 from data.config import DataConfig, OnError, check_data
 from data.errors import DataError, UsageError
 from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
-from data.pipeline.slots import Sample, Slots
+from data.pipeline.slots import Slots
 from data.pipeline.streams import StreamParts
 from data.pipeline.workers import outlive_signals
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
+from data.shards.tar import TarSample
 
 # Loader workers hand over parts of at most this many samples, which bounds the memory of a worker's
 # queue: 2 parts * 256 samples * 600 kB (224 px, float32) = 300 MB.
 PART_SAMPLES = 256
 
-Read = Callable[[int, Sequence[int]], Iterator[Sample | Problem]]
+Read = Callable[[int, Sequence[int]], Iterator[TarSample | Problem]]
 """(shard, numbers) -> these samples of it, in turn."""
 
 
@@ -90,9 +91,14 @@ class TrainPipeline:
     def parts(self, start_step: int, num_steps: int) -> Iterator[Iterator[Batch]]:
         """`batches`, each in parts of at most 256 slots, so that a step's pixels need never be in
         memory together. A step's parts are to be read before the next step is asked for."""
+        return self._steps(start_step, num_steps, PART_SAMPLES)
+
+    def _steps(
+        self, start_step: int, num_steps: int, part_samples: int
+    ) -> Iterator[Iterator[Batch]]:
         size = self._global_batch_size // self._world_size
-        bounds = [(low, min(low + PART_SAMPLES, size)) for low in range(0, size, PART_SAMPLES)]
-        parts = iter(self._build_loader(start_step, num_steps, bounds))
+        bounds = [(low, min(low + part_samples, size)) for low in range(0, size, part_samples)]
+        parts = iter(self._load(start_step, num_steps, bounds))
         for step in range(start_step, start_step + num_steps):
             yield (_checked(part, step) for part in islice(parts, len(bounds)))
 
@@ -122,9 +128,10 @@ class TrainPipeline:
         ]
         return MixedOrder(orders, cfg.weights, self._seed, numbers)
 
-    def _build_loader(
+    def _load(
         self, start_step: int, num_steps: int, bounds: list[tuple[int, int]]
-    ) -> DataLoader:
+    ) -> Iterable[Batch | DataError]:
+        """The parts of all steps, one after another."""
         cfg = self._cfg
         parts: Dataset
         spans = None
@@ -170,7 +177,7 @@ class TrainPipeline:
 
 def _read_stored(
     store: SampleStore, layouts: Sequence[str], pixels: bool, shard: int, numbers: Sequence[int]
-) -> Iterator[Sample | Problem]:
+) -> Iterator[TarSample | Problem]:
     return store.read(shard, numbers, pixels=pixels, layout=layouts[shard])
 
 
@@ -216,7 +223,9 @@ class _Parts(Dataset):
         self._slots.finish(part)
         return part
 
-    def _fill(self, part: Batch, row: int, epoch: int, sample: Sample | Problem) -> Problem | None:
+    def _fill(
+        self, part: OpenBatch, row: int, epoch: int, sample: TarSample | Problem
+    ) -> Problem | None:
         if isinstance(sample, Problem):
             part.keys[row] = sample.key
             return sample
