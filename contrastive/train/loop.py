@@ -158,7 +158,8 @@ def _build_model(cfg: TrainConfig) -> LitModel:
         # torch.compile reads .grad of the token embeddings, which warns.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         tower.compile_blocks()
-        encoder.tower.compile_net()
+        if cfg.zero.stage < 3:  # which gathers and frees parameters within the network
+            encoder.tower.compile_net()
     return model
 
 
