@@ -60,19 +60,20 @@ class PackedTokens:
 
 def first_position(config: Any) -> int | None:
     """The number of a text's first position in a network of transformers; None where its texts
-    cannot be packed: other positions than absolute ones, or dropout within attention."""
-    if getattr(config, "position_embedding_type", "absolute") != "absolute":
-        return None
-    if getattr(config, "is_decoder", False):
-        return None
-    dropouts = ("attention_probs_dropout_prob", "attention_dropout")
-    if any(getattr(config, name, 0) for name in dropouts):
-        return None
+    cannot be packed: other positions than absolute ones, dropout within attention, or heads of a
+    width that the kernel does not take."""
     if config.model_type in ("bert", "distilbert", "electra"):
-        return 0
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        return int(config.pad_token_id) + 1
-    return None
+        first = 0
+    elif config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        first = int(config.pad_token_id) + 1
+    else:
+        return None
+    absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"
+    dropouts = ("attention_probs_dropout_prob", "attention_dropout")
+    dropout = any(getattr(config, name, 0) for name in dropouts)
+    fits = config.hidden_size // config.num_attention_heads % 8 == 0
+    decoder = getattr(config, "is_decoder", False)
+    return first if absolute and fits and not dropout and not decoder else None
 
 
 def read_packed(net: Any, tokens: PackedTokens, first_position: int) -> Float[Tensor, "n w"]:

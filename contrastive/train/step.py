@@ -116,6 +116,7 @@ class TrainStep:
         for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
             text_embeds, scale, bias = self.engine(part.tokens)
+            images = everyone.images
             lse = known[number] if known else None
             if kind == "softmax" and lse is None:
                 own, of_texts = _own_lse(part, everyone, text_embeds, scale)
@@ -124,7 +125,7 @@ class TrainStep:
                 share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
             else:
                 positives = everyone.positives(part)
-                share = loss_share(kind, everyone.images, text_embeds, positives, scale, bias, lse)
+                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse)
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
