@@ -23,8 +23,9 @@ from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
-from contrastive.model.loss import loss_share
+from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
 from data.batch import Batch
@@ -70,6 +71,8 @@ class Trainer:
         fill_texts(self.cfg, tokenizer)
         self.cached = self.source.ahead(self._steps(tokenizer), lambda _: RANDOM_SIZES[0])
         self.ready = ready_batch(SIZE, next(self.cached)[0].tokens)
+        if self.device.type == "cuda":
+            self.ready = self.ready.pin_memory()
         assert self.ready.images is not None
         self.images = self.tower.transform.normalise(self.ready.images.to(self.device))
         with padded(self.ours):
@@ -125,9 +128,12 @@ class Trainer:
 
         return step
 
-    def text(self) -> Callable[[], None]:
+    def text(self, trimmed: bool = False) -> Callable[[], None]:
+        """trimmed: as ours reads them; else padded to the context length."""
         optimizer = adamw(list(self.bare.parameters()))
-        tokens = TokenBatch((self.tokens,), SIZE.batch_size)
+        tokens: TokenBatch | PackedTokens = TokenBatch((self.tokens,), SIZE.batch_size)
+        if trimmed:
+            tokens = self.ours.split_texts(self.ready, self.ready.valid)[0].tokens
         images = torch.nn.functional.normalize(
             torch.randn(SIZE.batch_size, self.tower.embed_dim, device=self.device), dim=-1
         )
@@ -152,10 +158,12 @@ def padded(step: TrainStep) -> Iterator[None]:
         tokens = pad(TokenIds.join([ids, filler]))  # one text of full length widens all
         return PaddedTokens(tokens.ids[:-1], tokens.mask[:-1])
 
-    tower.pad = pad_all
+    packed = step.packed
+    tower.pad, step.packed = pad_all, False
     step.max_groups = 1  # texts of one length are read together
     yield
     del tower.pad, step.max_groups
+    step.packed = packed
 
 
 def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
@@ -203,13 +211,13 @@ def check_same_loss(trainer: Trainer) -> float:
     with torch.no_grad():
         features, _ = trainer.pixels(trainer.ready, 16)
         images = model.embed_features(features.to(trainer.device))
-        targets = torch.eye(len(images), device=trainer.device)
+        pairs = torch.arange(len(images), device=trainer.device)
         tokens = TokenBatch((trainer.tokens,), SIZE.batch_size)
         with trainer.autocast:
             theirs = float(SigLipLoss()(**trainer.theirs(pixels, trainer.tokens.ids)))
             embeds, scale, bias = model.text(tokens)
             kind = model.text.loss.kind
-            ours = float(loss_share(kind, images, embeds, targets, scale, bias))
+            ours = float(loss_share(kind, images, embeds, Positives(pairs, pairs), scale, bias))
     difference = abs(ours - theirs) / abs(theirs)
     assert difference < 1e-2, (ours, theirs)
     return difference
@@ -258,6 +266,7 @@ def measure(trainer: Trainer, rounds: int) -> dict:
             "FlexiLiT, cached, 16 tokens": trainer.ours_cached_padded,
             "FlexiLiT, cached, trimmed": trainer.ours_cached,
             "text tower alone": text,
+            "text tower alone, trimmed": trainer.text(trimmed=True),
             "FlexiLiT, uncached": trainer.ours_uncached,
         },
         rounds,

@@ -122,7 +122,8 @@ def step_gradients(
         config = deepspeed_config(zero, optim, shape, world_size)
         engine = GradientProbe(build_engine(model.text, optim, config))
     part, mine = share_of_rank(batch)
-    share = TrainStep(model, engine, shape, seed=0)(part, features[mine], part.valid)
+    step = TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
+    share = step(part, features[mine], part.valid)
     gradients = {f"gradient.{name}": g for name, g in engine.gradients.items()}
     return {"loss": distributed.all_reduce_sum(share).reshape(1), **gradients}
 

@@ -1,13 +1,15 @@
-"""Losses and gradients against open_clip's; identities behind micro-batches and ranks."""
+"""Losses and gradients against open_clip's; identities behind tiles, micro-batches and ranks."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 
-from contrastive.model.loss import pair_targets, partial_lse, sigmoid_loss, softmax_loss
+from contrastive.model import loss as module
+from contrastive.model.loss import Positives, logsumexps, loss_share
 
 B, D = 24, 16
+LOSSES = ("sigmoid", "softmax")
 
 
 @pytest.fixture
@@ -20,58 +22,110 @@ def problem():
     return images, texts, scale, bias
 
 
+@pytest.fixture(params=["one tile", "tiles"], autouse=True)
+def tile(request, monkeypatch):
+    """All logits at once, and at most seven rows of images at a time, the last ones fewer."""
+    if request.param == "tiles":
+        monkeypatch.setitem(module.TILE, "cpu", 7 * B)
+
+
 def loss_of_micro_batches(kind, images, texts, scale, bias, size, concepts=None):
     """Sum of the micro-batches' shares, as the trainer does it."""
+    labels = torch.arange(B) if concepts is None else concepts
     parts = torch.arange(B).split(size)
-    lse = torch.stack([partial_lse(images, texts[p], scale) for p in parts]).logsumexp(0).detach()
+    own = [logsumexps(images, texts[rows], scale) for rows in parts]
+    over_texts = torch.stack([lse[0] for lse in own]).logsumexp(0)
     total = torch.zeros((), dtype=torch.float64)
-    for rows in parts:
-        targets = pair_targets(B, rows, concepts, torch.float64)
-        if kind == "sigmoid":
-            total = total + sigmoid_loss(images, texts[rows], targets, scale, bias)
-        else:
-            total = total + softmax_loss(images, texts[rows], targets, scale, lambda _: lse)
+    for rows, (_, over_images) in zip(parts, own, strict=True):
+        positives, lse = Positives(labels, labels[rows]), (over_texts, over_images)
+        total = total + loss_share(kind, images, texts[rows], positives, scale, bias, lse)
     return total
 
 
+def gradients(loss, kind, texts, scale, bias):
+    inputs = (texts, scale, bias)[: 3 if kind == "sigmoid" else 2]
+    return torch.autograd.grad(loss, inputs, retain_graph=True)
+
+
 @pytest.mark.parametrize("size", [1, 5, B])
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("kind", LOSSES)
 def test_loss_and_gradients_equal_open_clip(kind, size, problem):
     images, texts, scale, bias = problem
-    inputs = (texts, scale, bias) if kind == "sigmoid" else (texts, scale)
     reference = SigLipLoss() if kind == "sigmoid" else ClipLoss()
     options = {"logit_bias": bias} if kind == "sigmoid" else {}
     expected = reference(images, texts, scale, **options)
-    expected_grads = torch.autograd.grad(expected, inputs)
     got = loss_of_micro_batches(kind, images, texts, scale, bias, size)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
-    for mine, theirs in zip(torch.autograd.grad(got, inputs), expected_grads, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
+    both = [gradients(loss, kind, texts, scale, bias) for loss in (got, expected)]
+    for mine, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("kind", LOSSES)
 def test_shared_captions_count_as_positives_in_any_micro_batches(kind, problem):
     images, texts, scale, bias = problem
     concepts = torch.arange(B) // 3
     whole = loss_of_micro_batches(kind, images, texts, scale, bias, B, concepts)
     parts = loss_of_micro_batches(kind, images, texts, scale, bias, 5, concepts)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
-    (a,), (b,) = (torch.autograd.grad(x, [texts]) for x in (whole, parts))
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    both = [gradients(loss, kind, texts, scale, bias) for loss in (parts, whole)]
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
     assert not torch.isclose(whole, loss_of_micro_batches(kind, images, texts, scale, bias, B))
 
 
-def test_softmax_with_shared_captions_is_cross_entropy_against_the_targets(problem):
+def test_shared_captions_count_as_their_definitions_say(problem):
     images, texts, scale, bias = problem
     concepts = torch.arange(B) // 3
-    targets = pair_targets(B, torch.arange(B), concepts, torch.float64)
+    same = (concepts[:, None] == concepts).double()
     logits = scale * images @ texts.T
-    expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets.T)) / 2
-    got = loss_of_micro_batches("softmax", images, texts, scale, bias, B, concepts)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    targets = same / same.sum(0)
+    expected = {
+        "sigmoid": -F.logsigmoid((2 * same - 1) * (logits + bias)).sum() / B,
+        "softmax": (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets.T)) / 2,
+    }
+    for kind in LOSSES:
+        got = loss_of_micro_batches(kind, images, texts, scale, bias, B, concepts)
+        torch.testing.assert_close(got, expected[kind], rtol=1e-12, atol=0)
+        both = [gradients(loss, kind, texts, scale, bias) for loss in (got, expected[kind])]
+        for mine, theirs in zip(*both, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
 
 
-def test_targets_of_pairs_and_of_shared_captions():
-    assert pair_targets(3, torch.tensor([2, 0])).tolist() == [[0, 1], [0, 0], [1, 0]]
-    shared = pair_targets(3, torch.tensor([0, 1]), torch.tensor([5, 6, 5]))
-    assert shared.tolist() == [[0.5, 0], [0, 1], [0.5, 0]]
+@pytest.mark.parametrize("kind", LOSSES)
+def test_images_in_bfloat16_move_the_loss_by_their_rounding(kind, problem):
+    """Sums stay in float32: a loss of 24 x 24 terms keeps three digits."""
+    images, texts, scale, bias = (value.detach().float() for value in problem)
+    pairs = Positives(torch.arange(B), torch.arange(B))
+    texts.requires_grad_()
+    shares = [
+        loss_share(kind, images.to(dtype), texts, pairs, scale, bias)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert shares[1].dtype == torch.float32
+    assert shares[1].item() == pytest.approx(shares[0].item(), rel=3e-3)
+    exact, rounded = (torch.autograd.grad(share, texts)[0] for share in shares)
+    assert (rounded - exact).norm() <= 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_no_more_than_a_tile_of_logits_is_in_memory(kind, monkeypatch):
+    """256 times the images take the memory of one tile, not of all logits."""
+    monkeypatch.setitem(module.TILE, "cpu", 2**12)
+    texts = F.normalize(torch.randn(64, D), dim=-1).requires_grad_()
+    scale, bias = torch.tensor(7.0), torch.tensor(-3.0)
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    images = F.normalize(torch.randn(2**14, D), dim=-1)
+    pairs = Positives(torch.arange(2**14), torch.arange(64))
+    with Largest():
+        loss_share(kind, images, texts, pairs, scale, bias).backward()
+    assert largest <= max(images.numel(), 2**14)  # the logits are 64 times 2**14

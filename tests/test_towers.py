@@ -25,7 +25,7 @@ from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.student import build_student
 from contrastive.model.config import LossConfig
 from contrastive.model.lit import TextSide
-from contrastive.model.loss import loss_share
+from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
@@ -221,12 +221,13 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig()))
     tokens = TokenBatch.of(encoder.tower, TokenIds.of(encoder.tower.tokenizer(TEXTS)))
+    pairs = Positives(torch.arange(4), torch.arange(4))
     optimizer = torch.optim.AdamW(model.text.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
         embeds = model.encode_image(images, sizes[-1])
         text_embeds, scale, bias = model.text(tokens)
-        loss = loss_share("sigmoid", embeds, text_embeds, torch.eye(4), scale, bias)
+        loss = loss_share("sigmoid", embeds, text_embeds, pairs, scale, bias)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

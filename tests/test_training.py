@@ -364,3 +364,15 @@ def test_a_run_that_diverges_stops_and_saves_nothing(
         train(dataclasses.replace(cfg, steps=6, checkpoint_every=3))
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_rank_without_memory_says_so_and_ends_all(tiny_text, emoji_shards, tmp_path):
+    cfg = config(tmp_path, "spent", tiny_text, emoji_shards, 1)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+    program = PROGRAM.with_name("memory_program.py")
+    done = deepspeed(2, program, str(tmp_path / "config.json"))
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error (rank 1)")]
+    assert len(said) == 1
+    assert "out of memory with micro-batches of 4; --zero.micro-batch-size 2 takes less" in said[0]

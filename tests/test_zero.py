@@ -1,12 +1,20 @@
-"""Batch arithmetic and DeepSpeed's JSON."""
+"""Batch arithmetic, DeepSpeed's JSON and its engine."""
 
 import json
 
 import pytest
+import torch
 
+from contrastive.distributed import ensure_group
 from contrastive.run.config import OptimConfig, ZeroConfig
-from contrastive.run.zero import batch_shape, deepspeed_config
-from contrastive.train.micro_batch import CPU_TEXTS, largest_divisor
+from contrastive.run.zero import (
+    batch_shape,
+    build_engine,
+    deepspeed_config,
+    enough_memory,
+    largest_divisor,
+)
+from contrastive.train.micro_batch import CPU_TEXTS
 from data.errors import UsageError
 
 
@@ -66,3 +74,24 @@ def test_a_contradicting_user_json_is_refused(user, sentence, tmp_path):
 @pytest.mark.parametrize(("share", "chunk"), [(100, 100), (512, 256), (1000, 250), (257, 1)])
 def test_a_found_chunk_divides_a_ranks_share(share, chunk):
     assert largest_divisor(share, CPU_TEXTS) == chunk
+
+
+@pytest.mark.parametrize(("micro_batch", "said"), [(15, "=6 takes less"), (1, "zero.stage")])
+def test_a_gpu_out_of_memory_names_a_smaller_micro_batch(micro_batch, said):
+    """6: the largest divisor of a rank's 60 pairs that is at most half of 15."""
+    with (
+        pytest.raises(UsageError, match=rf"out of memory with micro-batches of \d+; .*{said}"),
+        enough_memory(batch_shape(120, micro_batch, 2)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adamw_stays_fused_at_every_stage(stage):
+    ensure_group()
+    optim, shape = OptimConfig(), batch_shape(8, 0, 1)
+    config = deepspeed_config(ZeroConfig(stage=stage), optim, shape, 1)
+    engine = build_engine(torch.nn.Linear(4, 4), optim, config)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    assert isinstance(inner, torch.optim.AdamW)
+    assert all(group["fused"] for group in inner.param_groups)

@@ -123,7 +123,7 @@ def build_step(
     world_size = distributed.world_size()
     shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
     engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
-    return TrainStep(model, engine, shape, seed=0)
+    return TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
 
 
 def build_ours(

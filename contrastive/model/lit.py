@@ -29,6 +29,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import is_library_spec
@@ -67,7 +68,7 @@ class TextSide(nn.Module):
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
-        self, tokens: TokenBatch
+        self, tokens: TokenBatch | PackedTokens
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
         """Text embeddings, the logit scale, and the bias of the sigmoid loss.
 

@@ -2,104 +2,174 @@
 
 All B image embeddings of the global batch are known before a text is read, and are constants: the
 tower is locked. So a loss needs only m of the texts, and the sum over micro-batches (and ranks) is
-the global loss, exactly. Each function returns the m texts' share of the *mean* loss over the B
+the global loss, exactly. `loss_share` returns the m texts' share of the *mean* loss over the B
 pairs; shares add up. The maths is free of collectives.
 
-`targets[i, j]` is the share of image i in the positives of text j: 1 for its own image, or 1/n for
-each of n images that carry the same caption. Columns sum to 1.
+Since only texts, scale and bias take a gradient, a share and its gradients are computed together,
+in one pass over tiles of images: no more than a tile of the B x m logits is ever in memory. The
+products are in the images' precision, sums in the texts'.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Reduce = Callable[[Float[Tensor, " b"]], Float[Tensor, " b"]]
+TILE = {"cpu": 2**18, "cuda": 2**23}  # logits at once: what a CPU's cache holds, what fills a GPU
+
+Logsumexps = tuple[Float[Tensor, " b"], Float[Tensor, " m"]]
+"""Of each image's logits over texts, and of each text's over images."""
 
 
-def pair_targets(
-    num_images: int,
-    own_image: Int[Tensor, " m"],
-    concepts: Int[Tensor, " b"] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "b m"]:
-    """Targets of m texts whose own images stand at rows `own_image` of the global batch.
+@dataclass(frozen=True)
+class Positives:
+    """Image i and text j are a positive pair where their labels are equal.
 
-    With `concepts` (one id per image, equal ids = equal captions) every image of the text's concept
-    is a positive.
+    Labels are rows of the global batch, or concepts, which are equal where captions are equal.
     """
-    if concepts is None:
-        targets = torch.zeros(num_images, len(own_image), dtype=dtype, device=own_image.device)
-        targets[own_image, torch.arange(len(own_image), device=own_image.device)] = 1
-        return targets
-    same = (concepts[:, None] == concepts[own_image][None, :]).to(dtype)
-    return same / same.sum(dim=0, keepdim=True)
 
+    images: Int[Tensor, " b"]
+    texts: Int[Tensor, " m"]
 
-def sigmoid_loss(
-    image_embeds: Float[Tensor, "b d"],
-    text_embeds: Float[Tensor, "m d"],
-    targets: Float[Tensor, "b m"],
-    logit_scale: Float[Tensor, ""],
-    logit_bias: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), the share of m texts.
+    def among(self, rows: slice) -> Bool[Tensor, "rows m"]:
+        """Which pairs of these images are positive."""
+        return self.images[rows, None] == self.texts
 
-    logit_scale is the multiplier t itself, not its logarithm. Embeddings have unit norm.
-    """
-    logits = logit_scale * image_embeds @ text_embeds.T + logit_bias
-    signs = torch.where(targets > 0, 1.0, -1.0)
-    return -F.logsigmoid(signs * logits).sum() / len(image_embeds)
-
-
-def softmax_loss(
-    image_embeds: Float[Tensor, "b d"],
-    text_embeds: Float[Tensor, "m d"],
-    targets: Float[Tensor, "b m"],
-    logit_scale: Float[Tensor, ""],
-    reduce_lse: Reduce = lambda partial: partial,
-) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy (Radford et al., arXiv:2103.00020), the share of m texts.
-
-    Text to image is local to each text. Image to text needs, per image, the logsumexp over all
-    texts: `reduce_lse` gets that over these m texts (B numbers, no gradient) and returns that over
-    all. The gradient of `sum_i exp(m_i - LSE_i)`, with m_i the part of these texts and LSE_i
-    constant, is the exact gradient of `sum_i LSE_i` with respect to these texts.
-    """
-    logits = logit_scale * image_embeds @ text_embeds.T
-    text_to_image = torch.logsumexp(logits, dim=0).sum()
-    partial = torch.logsumexp(logits, dim=1)
-    total = reduce_lse(partial.detach())
-    share = torch.exp(partial - total).sum()  # of each image's softmax mass; 1 over all texts
-    value = (torch.exp(partial.detach() - total) * total).sum()
-    image_to_text = value + share - share.detach()  # value of the loss, gradient of the share
-    positives = (targets * logits).sum()
-    return (text_to_image + image_to_text - 2 * positives) / (2 * len(image_embeds))
+    def counts(self) -> Int[Tensor, " m"]:
+        """How many positives each text has."""
+        ordered = self.images.sort().values
+        first, last = (torch.searchsorted(ordered, self.texts, side=s) for s in ("left", "right"))
+        return last - first
 
 
 def loss_share(
     kind: Literal["sigmoid", "softmax"],
     image_embeds: Float[Tensor, "b d"],
     text_embeds: Float[Tensor, "m d"],
-    targets: Float[Tensor, "b m"],
+    positives: Positives,
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""] | None,
-    reduce_lse: Reduce = lambda partial: partial,
+    lse: Logsumexps | None = None,
 ) -> Float[Tensor, ""]:
-    """The share of m texts in either loss; the bias is for sigmoid, `reduce_lse` for softmax."""
-    if kind == "softmax":
-        return softmax_loss(image_embeds, text_embeds, targets, logit_scale, reduce_lse)
-    assert logit_bias is not None
-    return sigmoid_loss(image_embeds, text_embeds, targets, logit_scale, logit_bias)
+    """The share of m texts in either loss; the bias is for sigmoid, `lse` for softmax.
+
+    image_embeds: of unit norm, in the precision of the products; they take no gradient.
+    logit_scale: the multiplier t itself, not its logarithm.
+    lse: over *all* texts, per image, and over all images, per text. Not given: these m are all.
+    """
+    texts, scale = text_embeds.detach(), logit_scale.detach()
+    with torch.no_grad(), torch.autocast(texts.device.type, enabled=False):
+        if kind == "softmax":
+            lse = lse or logsumexps(image_embeds, texts, scale)
+            value, slopes = _softmax(image_embeds, texts, scale, positives, lse)
+        else:
+            assert logit_bias is not None
+            value, slopes = _sigmoid(image_embeds, texts, scale, logit_bias.detach(), positives)
+    parameters = (text_embeds, logit_scale, logit_bias)
+    return _WithGradients.apply(value, slopes, *parameters[: len(slopes)])
 
 
-def partial_lse(
+@torch.no_grad()
+def logsumexps(
     image_embeds: Float[Tensor, "b d"],
     text_embeds: Float[Tensor, "m d"],
     logit_scale: Float[Tensor, ""],
-) -> Float[Tensor, " b"]:
-    """Per image, the logsumexp over m texts, which the first of two passes collects."""
-    return torch.logsumexp(logit_scale * image_embeds @ text_embeds.T, dim=1)
+) -> Logsumexps:
+    """Over these m texts, per image, and over the images, per text; without gradient."""
+    over_texts = []
+    over_images = torch.full_like(text_embeds[:, 0], -torch.inf)
+    for _, _, logits in _tiles(image_embeds, text_embeds, logit_scale):
+        over_texts.append(logits.logsumexp(1))
+        over_images = torch.logaddexp(over_images, logits.logsumexp(0))
+    return torch.cat(over_texts), over_images
+
+
+def _sigmoid(
+    images: Float[Tensor, "b d"],
+    texts: Float[Tensor, "m d"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    positives: Positives,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients."""
+    value, bias_slope = torch.zeros_like(scale), torch.zeros_like(bias)
+    pull = torch.zeros_like(texts)  # sum over images of d loss / d logit, times the image
+    for rows, part, logits in _tiles(images, texts, scale):
+        logits += bias
+        is_pair = positives.among(rows)
+        margins = torch.where(is_pair, logits, -logits)
+        value -= F.logsigmoid(margins).sum()
+        slopes = torch.sigmoid(margins.neg_())
+        slopes = torch.where(is_pair, -slopes, slopes)
+        bias_slope += slopes.sum()
+        pull += _product(slopes.T, part)
+    b = len(images)
+    return value / b, (pull * (scale / b), (pull * texts).sum() / b, bias_slope / b)
+
+
+def _softmax(
+    images: Float[Tensor, "b d"],
+    texts: Float[Tensor, "m d"],
+    scale: Float[Tensor, ""],
+    positives: Positives,
+    lse: Logsumexps,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """CLIP's symmetric cross-entropy (Radford et al., arXiv:2103.00020), and its gradients.
+
+    Text to image is local to each text. Image to text needs, per image, the logsumexp over all
+    texts, of which each of these texts takes its part. Positives of a text count in equal shares.
+    """
+    over_texts, over_images = lse
+    value = over_images.sum()
+    weights = 2 / positives.counts().to(texts.dtype)
+    pull = torch.zeros_like(texts)
+    for rows, part, logits in _tiles(images, texts, scale):
+        total = over_texts[rows, None]
+        slopes = torch.exp(logits - total)  # of each image's softmax over texts
+        value += (slopes.sum(1, keepdim=True) * total).sum()
+        targets = positives.among(rows) * weights
+        value -= (targets * logits).sum()
+        slopes += torch.exp(logits - over_images)
+        slopes -= targets
+        pull += _product(slopes.T, part)
+    b = 2 * len(images)
+    return value / b, (pull * (scale / b), (pull * texts).sum() / b)
+
+
+def _tiles(
+    images: Float[Tensor, "b d"], texts: Float[Tensor, "m d"], scale: Float[Tensor, ""]
+) -> Iterator[tuple[slice, Float[Tensor, "rows d"], Float[Tensor, "rows m"]]]:
+    """Some images at a time: which, their embeddings, and their logits without bias."""
+    columns = texts.to(images.dtype).T
+    size = max(1, TILE[images.device.type] // len(texts))
+    for first in range(0, len(images), size):
+        rows = slice(first, first + size)
+        yield rows, images[rows], _product(images[rows], columns).mul_(scale)
+
+
+def _product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
+    """a b in the lower of both precisions, its sums and result in float32 at least."""
+    if a.dtype == b.dtype and a.dtype != torch.bfloat16:
+        return a @ b
+    if not a.is_cuda:  # CPUs round the result, too
+        return a.float() @ b.float()
+    return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(above[0] * gradient for gradient in ctx.saved_tensors)

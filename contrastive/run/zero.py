@@ -92,6 +92,30 @@ def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) 
     return engine
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`; `most` is at least 1."""
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
+@contextmanager
+def enough_memory(shape: BatchShape) -> Iterator[None]:
+    """Raises `UsageError` with a smaller micro-batch where this rank's GPU runs out of memory.
+
+    The launcher then ends the other ranks, which wait for this one.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = shape.micro_batch_size
+        advice = "a higher zero.stage, or zero.offload cpu,"
+        if size > 1:
+            advice = f"zero.micro_batch_size={largest_divisor(shape.per_rank, size // 2)}"
+        raise UsageError(
+            f"the GPU is out of memory with micro-batches of {size}; {advice} takes less; "
+            "what was saved is kept, and resume continues from it"
+        ) from error
+
+
 @contextmanager
 def whole_parameters(module: nn.Module) -> Iterator[None]:
     """Within this context every rank holds whole parameters, also under ZeRO-3."""

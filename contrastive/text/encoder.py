@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
 
@@ -20,12 +21,14 @@ class TextEncoder(nn.Module):
         if own is not None and own.shape == self.projection.weight.shape:
             self.projection.weight.data.copy_(own)
 
-    def forward(self, tokens: TokenBatch) -> Float[Tensor, "m d"]:
+    def forward(self, tokens: TokenBatch | PackedTokens) -> Float[Tensor, "m d"]:
         """Unit-norm text embeddings, float32 at least."""
         projected = self.projection(self.pool(tokens))
         dtype = torch.promote_types(projected.dtype, torch.float32)
         return nn.functional.normalize(projected.to(dtype), dim=-1)
 
-    def pool(self, tokens: TokenBatch) -> Float[Tensor, "m w"]:
+    def pool(self, tokens: TokenBatch | PackedTokens) -> Float[Tensor, "m w"]:
         """One vector per text, before the projection."""
+        if isinstance(tokens, PackedTokens):
+            return self.tower.forward_packed(tokens)
         return self.tower(tokens.groups)[: tokens.num_texts]

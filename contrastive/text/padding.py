@@ -20,9 +20,11 @@ class PaddedTokens:
     mask: Int[Tensor, "b n"]
 
     def to(self, device: torch.device | str) -> "PaddedTokens":
-        return PaddedTokens(
-            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
-        )
+        """In one copy, for which the processor does not wait."""
+        if torch.device(device).type != "cuda" or self.ids.is_cuda:
+            return PaddedTokens(self.ids.to(device), self.mask.to(device))
+        both = torch.stack([self.ids, self.mask]).pin_memory()
+        return PaddedTokens(*both.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,8 +66,9 @@ class TokenBatch:
     @classmethod
     def of(cls, tower: Any, ids: TokenIds, num_groups: int = 1) -> "TokenBatch":
         """Group and pad, as `tower` does, the token ids of texts sorted by length."""
-        missing = max(0, num_groups - len(ids))
-        filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
+        filled, missing = ids, num_groups - len(ids)
+        if missing > 0:
+            filled = TokenIds.join([ids, *[TokenIds.of(tower.tokenizer([""]))] * missing])
         bounds = [round(i * len(filled) / num_groups) for i in range(num_groups + 1)]
         return cls(tuple(tower.pad(filled[a:b]) for a, b in pairwise(bounds)), len(ids))
 

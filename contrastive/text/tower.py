@@ -7,13 +7,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens
 from contrastive.text.tokenizers import HFTokenizer, OpenClipTokenizer
 from data.token_ids import TokenIds
 
 
 class TextTower(nn.Module):
-    """From padded texts to one vector each, before the projection to the image tower's width.
+    """From texts to one vector each, before the projection to the image tower's width.
 
     A new kind of tower is a subclass in a module of its own, and a line in `load`.
     """
@@ -29,6 +30,9 @@ class TextTower(nn.Module):
     """(scale, bias) of the logits that a checkpoint of both images and texts brings; the bias None
     where it was trained with softmax."""
 
+    can_pack = False
+    """Whether it reads packed texts too, to the same vectors."""
+
     def embedding_parameters(self) -> list[nn.Parameter]:
         """What `freeze_embeddings` freezes: of tokens, positions, types."""
         raise NotImplementedError
@@ -39,6 +43,10 @@ class TextTower(nn.Module):
 
     def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:
         """One vector per text, group after group."""
+        raise NotImplementedError
+
+    def forward_packed(self, tokens: PackedTokens) -> Float[Tensor, "m w"]:
+        """One vector per text, where it `can_pack`."""
         raise NotImplementedError
 
     def compile_net(self) -> None:

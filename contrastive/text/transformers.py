@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive.files.transformers import first_line, no_progress_bars
+from contrastive.text import packing
 from contrastive.text.config import Pooling, TextConfig
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, embed_tokens, pad_tokens
 from contrastive.text.tokenizers import HFTokenizer
 from contrastive.text.tower import TextTower
@@ -33,6 +35,12 @@ class HFTextTower(TextTower):
         self.tokenizer = HFTokenizer(tokenizer, context_length)
         self.width = int(net.config.hidden_size)
         self.own_projection = None
+        self._first_position = packing.first_position(net.config)
+        packing.register()
+
+    @property
+    def can_pack(self) -> bool:  # type: ignore[override]
+        return self._first_position is not None
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.net.named_parameters() if "embeddings." in name]
@@ -45,6 +53,12 @@ class HFTextTower(TextTower):
         vectors = embed_tokens(self.net.get_input_embeddings(), groups)
         return torch.cat([self._pool(v, g.mask) for v, g in zip(vectors, groups, strict=True)])
 
+    def forward_packed(self, tokens: PackedTokens) -> Float[Tensor, "m w"]:
+        assert self._first_position is not None
+        self._attend_by(packing.ATTENTION)
+        vectors = packing.read_packed(self.net, tokens, self._first_position)
+        return packing.pool_packed(vectors, tokens, self.pooling)
+
     def compile_net(self) -> None:
         self.net.compile(dynamic=True)
 
@@ -53,7 +67,9 @@ class HFTextTower(TextTower):
         more than all the rest of a step (benchmarks/text_attention.py)."""
         device = next(self.net.parameters()).device.type
         plain = device == "cpu" and torch.is_autocast_enabled("cpu")
-        wanted = "eager" if plain else self._attention
+        self._attend_by("eager" if plain else self._attention)
+
+    def _attend_by(self, wanted: str) -> None:
         if self.net.config._attn_implementation != wanted:
             self.net.set_attn_implementation(wanted)
 

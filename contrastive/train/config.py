@@ -27,7 +27,8 @@ class TrainConfig(RunConfig):
     eval_patch_sizes: tuple[int, ...] = ()
     """Patch sizes of these evaluations. Empty: the coarsest that is trained."""
     compile: bool = False
-    """torch.compile both towers: up to a minute at the start; see benchmarks/compile.py."""
+    """torch.compile both towers, at zero.stage 3 the image tower alone: up to a minute at the
+    start, so for long runs on GPUs. CPUs gain little (benchmarks/compile.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

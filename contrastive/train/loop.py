@@ -20,7 +20,13 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
-from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
+from contrastive.run.zero import (
+    BatchShape,
+    batch_shape,
+    deepspeed_config,
+    enough_memory,
+    whole_parameters,
+)
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
@@ -62,13 +68,14 @@ def _train(
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)
     figures: dict[str, float] = {}  # of the newest evaluation
     steps = run.pipeline.steps(step, cfg.steps - step)
-    with StopSignal() as stop:
+    with StopSignal() as stop, enough_memory(run.train_step.shape):
         for batch, features, valid in run.source.ahead(steps, run.draw):
             lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
             loss = run.train_step(batch, features, valid)
             step += 1
             if log.step(step, loss, int(valid.sum()), batch.errors):
-                log.line(step, lr=lr, patch_size=run.draw(batch.step))
+                packed = int(run.train_step.packed)
+                log.line(step, lr=lr, patch_size=run.draw(batch.step), texts_packed=packed)
             if callbacks and cfg.eval_due(step):
                 with log.paused():
                     for callback in callbacks:
@@ -127,8 +134,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     world_size = distributed.world_size()
+    dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        dtype = distributed.resolve_dtype(cfg.zero.precision)
         texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
         shape = batch_shape(cfg.global_batch_size, texts, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
@@ -137,7 +144,7 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
-    train_step = TrainStep(model, engine, shape, cfg.seed)
+    train_step = TrainStep(model, engine, shape, cfg.seed, dtype)
     return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
 
 
@@ -163,7 +170,8 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         # torch.compile reads .grad of the token embeddings, which warns.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         tower.compile_blocks()
-        encoder.tower.compile_net()
+        if cfg.zero.stage < 3:  # which gathers and frees parameters within the network
+            encoder.tower.compile_net()
     return model
 
 

@@ -4,8 +4,11 @@ import torch
 
 from contrastive import distributed
 from contrastive.model.lit import TextSide
-from contrastive.model.loss import loss_share
+from contrastive.model.loss import Positives, loss_share
+from contrastive.run.zero import largest_divisor
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
+from contrastive.train.step import packs_texts
 from data.token_ids import TokenIds
 
 CPU_TEXTS = 256  # texts; more are no faster on a CPU and only cost memory
@@ -31,24 +34,23 @@ def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.d
     return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is at most `most`; `most` is at least 1."""
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
-
-
 def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
     """Peak memory of a forward and backward over this many texts of full length."""
     device = distributed.device()
     tower = side.encoder.tower
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
-    tokens = TokenBatch.of(tower, TokenIds.of([ids] * num_texts)).to(device)
-    images = torch.zeros(num_images, side.encoder.projection.out_features, device=device)
-    targets = torch.zeros(num_images, num_texts, device=device)
+    texts = TokenIds.of([ids] * num_texts)
+    packed = packs_texts(tower, device, dtype)
+    tokens = (PackedTokens.of(texts) if packed else TokenBatch.of(tower, texts)).to(device)
+    width = side.encoder.projection.out_features
+    images = torch.zeros(num_images, width, device=device, dtype=dtype)
+    labels = torch.arange(num_images, device=device)
+    positives = Positives(labels, torch.arange(num_texts, device=device) % num_images)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         embeds, scale, bias = side(tokens)
-    loss_share(side.loss.kind, images, embeds, targets, scale, bias).backward()
+    loss_share(side.loss.kind, images, embeds, positives, scale, bias).backward()
     peak = torch.cuda.max_memory_allocated() - before
     side.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()

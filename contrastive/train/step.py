@@ -16,9 +16,11 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import Reduce, loss_share, pair_targets, partial_lse
+from contrastive.model.loss import Logsumexps, Positives, logsumexps, loss_share
 from contrastive.run.zero import BatchShape
+from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
+from contrastive.text.tower import TextTower
 from data.batch import Batch
 from data.errors import DataError
 from data.token_ids import TokenIds
@@ -28,13 +30,16 @@ from data.token_ids import TokenIds
 class MicroBatch:
     """Texts of this rank that go through the tower together."""
 
-    tokens: TokenBatch
+    tokens: TokenBatch | PackedTokens
     slots: Int[Tensor, " m"]  # of this rank's batch
     empty: bool  # no good sample: one empty text is read and counts nothing
 
 
 class GlobalBatch:
-    """All ranks' image features, without gradient; gathering starts when this is made."""
+    """All ranks' image features, without gradient; gathering starts when this is made.
+
+    dtype: of the products of the loss, on a GPU.
+    """
 
     def __init__(
         self,
@@ -42,24 +47,31 @@ class GlobalBatch:
         batch: Batch,
         features: Float[Tensor, "b d"],
         valid: Bool[Tensor, " b"],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         device = model.device
         self._step, self._size = batch.step, len(valid)
         self._by_caption = model.text.loss.positives == "caption"
         self._valid = distributed.start_all_gather(valid.to(device))
-        self._images = distributed.start_all_gather(model.embed_features(features.to(device)))
+        images = model.embed_features(features.to(device))
+        if device.type == "cuda" and dtype == torch.bfloat16:
+            images = images.bfloat16()
+        self._images = distributed.start_all_gather(images)
         self._concepts = distributed.start_all_gather(batch.concepts.to(device))
 
-    def targets(self, part: MicroBatch) -> Float[Tensor, "b m"]:
-        """Which of all good images are positives of these texts. Raises `DataError` if none is
-        good."""
-        images, concepts, rows = self.arrived
-        own = rows[part.slots] if not part.empty else rows.new_zeros(1)
-        return pair_targets(len(images), own, concepts, images.dtype)
+    @property
+    def images(self) -> Float[Tensor, "b d"]:
+        """Embeddings of all good images. Raises `DataError` if none is good."""
+        return self._arrived[0]
+
+    def positives(self, part: MicroBatch) -> Positives:
+        """Which of all good images are positives of these texts."""
+        _, labels, rows = self._arrived
+        return Positives(labels, labels[rows[part.slots]])
 
     @cached_property
-    def arrived(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Good images, their concepts where those count, and the image row of each own slot."""
+    def _arrived(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Good images, their labels, and the row among them of each own slot."""
         valid, images, concepts = self._valid(), self._images(), self._concepts()
         if not valid.any():
             raise DataError(f"step {self._step}: not one sample of the batch could be read")
@@ -68,74 +80,97 @@ class GlobalBatch:
         if not valid.all():
             images, concepts = images[valid], concepts[valid]
         own = rows[first : first + self._size]
-        return images, concepts if self._by_caption else None, own
+        labels = concepts if self._by_caption else torch.arange(len(images), device=images.device)
+        return images, labels, own
 
 
 class TrainStep:
-    """`step(batch, features, valid)`: forward, backward, update; gives this rank's loss share."""
+    """`step(batch, features, valid)`: forward, backward, update; gives this rank's loss share.
+
+    dtype: of the linear layers, under DeepSpeed's autocast.
+    """
 
     max_groups = 4  # of texts of like length, per micro-batch
 
-    def __init__(self, model: LitModel, engine: Any, shape: BatchShape, seed: int) -> None:
+    def __init__(
+        self,
+        model: LitModel,
+        engine: Any,
+        shape: BatchShape,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.model, self.engine, self.shape, self.seed = model, engine, shape, seed
+        self.dtype = dtype
+        self.packed = packs_texts(model.text.encoder.tower, model.device, dtype)
 
     def __call__(
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        everyone = GlobalBatch(self.model, batch, features, valid)
-        parts = self._split_texts(batch, valid)
-        reduce_lse = self._lse_over_texts(batch.step, parts, everyone)
+        everyone = GlobalBatch(self.model, batch, features, valid, self.dtype)
+        parts = self.split_texts(batch, valid)
         kind = self.model.text.loss.kind
+        first_pass = kind == "softmax" and len(parts) > 1
+        known = self._logsumexps(batch.step, parts, everyone) if first_pass else []
         total = torch.zeros((), device=self.model.device)
         for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
             text_embeds, scale, bias = self.engine(part.tokens)
-            images, targets = everyone.arrived[0], everyone.targets(part)
-            share = loss_share(kind, images, text_embeds, targets, scale, bias, reduce_lse)
-            if part.empty:
-                share = share * 0.0
+            images = everyone.images
+            lse = known[number] if known else None
+            if kind == "softmax" and lse is None:
+                own, of_texts = _own_lse(part, everyone, text_embeds, scale)
+                lse = sum_over_ranks(own), of_texts
+            if part.empty:  # every parameter takes part, with a gradient of 0
+                share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
+            else:
+                positives = everyone.positives(part)
+                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse)
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
             total += share.detach()
         return total
 
-    def _split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
-        """The good texts in equally many micro-batches on every rank, short ones with short ones.
+    def split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
+        """The good texts in equally many micro-batches on every rank.
 
-        Within a micro-batch too, texts of like length are padded together, so padding is cheap;
-        which samples form the global batch does not change.
+        Packed ones hold about as many tokens each. Of padded ones each holds texts of like length,
+        in groups of yet more like length, so padding is cheap; which samples form the global batch
+        does not change.
         """
         tower, device = self.model.text.encoder.tower, self.model.device
-        num_groups = max(
-            1, min(self.max_groups, self.shape.micro_batch_size // 128)
-        )  # fewer cost more
+        groups = min(self.max_groups, _num_groups(tower, device, self.shape.micro_batch_size))
         good = valid.nonzero()[:, 0].cpu().numpy()
         good = good[np.argsort(batch.tokens.lengths[good], kind="stable")]
+        number = self.shape.micro_batches
+        shares = [good[i::number] for i in range(number)]
         parts = []
-        for rows in np.array_split(good, self.shape.micro_batches):
+        for rows in shares if self.packed else np.array_split(good, number):
             ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
-            tokens = TokenBatch.of(tower, ids, num_groups).to(device)
-            parts.append(MicroBatch(tokens, torch.from_numpy(rows).to(device), not len(rows)))
+            tokens = PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
+            slots = torch.from_numpy(rows).to(device)
+            parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
 
-    def _lse_over_texts(self, step: int, parts: list[MicroBatch], everyone: GlobalBatch) -> Reduce:
-        """Turns a micro-batch's partial logsumexps into those over all texts.
-
-        One micro-batch: B numbers per rank are exchanged in the middle of its loss. Several: a
-        first pass over the texts, without gradient, collects them.
+    def _logsumexps(
+        self, step: int, parts: list[MicroBatch], everyone: GlobalBatch
+    ) -> list[Logsumexps]:
+        """Of each micro-batch, for the softmax loss of several: a first pass over the texts,
+        without gradient. (One micro-batch exchanges B numbers per rank in the middle of its loss.)
         """
-        if len(parts) == 1 or self.model.text.loss.kind != "softmax":
-            return lambda own: sum_over_ranks(_unless(parts[0].empty, own))
-        partials = []
+        own: Tensor | None = None
+        over_images = []
         with torch.no_grad():
             for number, part in enumerate(parts):
                 self._seed_dropout(step, number)
                 text_embeds, scale, _ = self.engine(part.tokens)
-                own = partial_lse(everyone.arrived[0], text_embeds, scale)
-                partials.append(_unless(part.empty, own))
-        total = sum_over_ranks(torch.stack(partials).logsumexp(0))
-        return lambda _: total
+                over_texts, of_texts = _own_lse(part, everyone, text_embeds, scale)
+                own = over_texts if own is None else torch.logaddexp(own, over_texts)
+                over_images.append(of_texts)
+        assert own is not None
+        total = sum_over_ranks(own)
+        return [(total, of_texts) for of_texts in over_images]
 
     def _seed_dropout(self, step: int, number: int) -> None:
         """Dropout is the same in both passes over a micro-batch, and after a resume."""
@@ -148,5 +183,22 @@ def sum_over_ranks(own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return distributed.all_gather(own[None]).logsumexp(0)
 
 
-def _unless(empty: bool, own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return torch.full_like(own, -torch.inf) if empty else own
+def packs_texts(tower: TextTower, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether texts are packed: where the kernel for it runs. The same on all ranks."""
+    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return tower.can_pack and on_gpu and dtype == torch.bfloat16
+
+
+def _num_groups(tower: TextTower, device: torch.device, num_texts: int) -> int:
+    """How many groups of like length pay: fewer texts, or on a GPU tokens, in each cost more."""
+    if device.type == "cpu":
+        return max(1, num_texts // 128)
+    return max(1, num_texts * tower.tokenizer.context_length // 2**16)
+
+
+def _own_lse(
+    part: MicroBatch, everyone: GlobalBatch, text_embeds: Tensor, scale: Tensor
+) -> Logsumexps:
+    """Of one micro-batch: -inf for each image where it is empty."""
+    over_texts, over_images = logsumexps(everyone.images, text_embeds.detach(), scale.detach())
+    return torch.full_like(over_texts, -torch.inf) if part.empty else over_texts, over_images

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from contrastive import distributed
 from contrastive.image_features import fill_texts
-from contrastive.model.loss import loss_share, pair_targets
+from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
 from contrastive.train.micro_batch import find_micro_batch_size
 from data.config import DataConfig
@@ -124,12 +124,12 @@ def _own_loss(kind: Any, images: torch.Tensor, texts: torch.Tensor, chunk: int) 
     scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
     bias = torch.tensor(-10.0, device=DEVICE, requires_grad=True)
     total = torch.zeros((), device=DEVICE)
+    held = images.to(DTYPE) if CUDA else images  # as a training step holds them
+    rows = torch.arange(len(images), device=DEVICE)
     for start in range(0, len(texts), chunk):
         part = texts[start : start + chunk].detach().requires_grad_()
-        own = torch.arange(start, start + len(part), device=DEVICE)
-        with autocast():
-            targets = pair_targets(len(images), own)
-            share = loss_share(kind, images, part, targets, scale, bias)
+        own = rows[start : start + len(part)]
+        share = loss_share(kind, held, part, Positives(rows, own), scale, bias)
         share.backward()
         total += share.detach()
     return float(total)
