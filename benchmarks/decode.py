@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel, VisionTower, distributed, load_vision_tower
-from contrastive.image_features import IMAGES_PER_FORWARD, compute_features
+from contrastive.image_features import CPU_IMAGES, compute_features
 from data.emoji.build import add_member, build_emoji
 from data.images import decode_image, to_rgb
 from data.pipeline.reader import ShardReader
@@ -70,7 +70,7 @@ def drawings(folder: Path, count: int) -> list[bytes]:
 
 def pixels(transform: ImageTransform, files: Sequence[bytes], normalised: bool = False) -> None:
     """Read one by one; normalised as towers do it."""
-    size = IMAGES_PER_FORWARD["cpu"]
+    size = CPU_IMAGES
     for start in range(0, len(files), size):
         part = [transform.read(data, MAX_PIXELS) for data in files[start : start + size]]
         batch = torch.stack(part)
@@ -80,7 +80,7 @@ def pixels(transform: ImageTransform, files: Sequence[bytes], normalised: bool =
 
 def pixels_before(transform: ImageTransform, files: Sequence[bytes]) -> None:
     """As 0.1 did it: normalised one by one."""
-    size = IMAGES_PER_FORWARD["cpu"]
+    size = CPU_IMAGES
     for start in range(0, len(files), size):
         images = [decode_image(data, MAX_PIXELS) for data in files[start : start + size]]
         torch.stack([transform(image) for image in images])

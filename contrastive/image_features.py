@@ -27,8 +27,23 @@ from data.shards.index import load_summaries
 from data.shards.names import expand_shards
 
 # Bounds the tower's activations; a rank's share may be thousands. On a CPU they should fit into its
-# caches: 32 images at a time are a sixth to a third faster than 128.
-IMAGES_PER_FORWARD = {"cpu": 32, "cuda": 256}
+# caches: 32 images at a time are a sixth to a third faster than 128. On a GPU few tokens an image
+# need many images, or it waits for kernels to be launched.
+CPU_IMAGES = 32
+GPU_TOKENS, GPU_IMAGES = 2**16, 4096
+
+
+def images_per_forward(tower: VisionTower, patch_size: int) -> int:
+    """How many images go through the tower at once, on its device."""
+    if next(tower.parameters()).device.type == "cpu":
+        return CPU_IMAGES
+    return max(1, min(GPU_IMAGES, GPU_TOKENS // tower.num_tokens(patch_size)))
+
+
+def images_read_together(device: torch.device) -> int:
+    """How many images a loader's worker hands over at once, to be embedded on `device`."""
+    return 64 if device.type == "cpu" else 512
+
 
 _Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]
 """A batch without pixels, its features, and which of its slots are good."""
@@ -42,8 +57,12 @@ def compute_features(
     assert batch.images is not None
     device = next(tower.parameters()).device
     images = tower.transform.normalise(batch.images.to(device, non_blocking=True))  # once, for all
-    parts = images.split(IMAGES_PER_FORWARD[device.type])
-    return {s: torch.cat([tower(part, s) for part in parts]).cpu() for s in patch_sizes}
+    return {
+        size: torch.cat(
+            [tower(part, size) for part in images.split(images_per_forward(tower, size))]
+        ).cpu()
+        for size in patch_sizes
+    }
 
 
 def in_parts(
@@ -52,7 +71,7 @@ def in_parts(
     """The tower's features of any number of images, on its device, normalised there."""
     device = next(tower.parameters()).device
     features = []
-    for part in images.split(IMAGES_PER_FORWARD[device.type]):
+    for part in images.split(images_per_forward(tower, patch_size)):
         pixels = tower.transform.normalise(part.to(device, non_blocking=True))
         features.append(tower(pixels, patch_size))
     return torch.cat(features)
@@ -289,7 +308,7 @@ def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str], view: int) -
     return ShardReader(
         shards,
         tower.transform,
-        batch_size=64,
+        batch_size=images_read_together(next(tower.parameters()).device),
         num_workers=cfg.num_workers,
         augment=partial(cfg.augment, view=view) if view else None,
         on_error=cfg.on_error,

@@ -127,6 +127,10 @@ class EvalBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def pin_memory(self) -> "EvalBatch":
+        """Its images in page-locked memory (torch's DataLoader calls this)."""
+        return replace(self, images=None if self.images is None else self.images.pin_memory())
+
 
 def _cat(tensors: list[Tensor]) -> Tensor:
     if not tensors[0].is_pinned():

@@ -28,7 +28,7 @@ class Args:
     patch_sizes: tuple[int, ...] = ()
     """In pixels. Empty: all of the model's."""
     batch_size: int = BATCH_SIZE
-    """Images per forward, one rank."""
+    """Images read together, one rank; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
     """Loader processes per rank."""
     on_error: OnError = "skip"

@@ -56,7 +56,7 @@ class Args:
     compact: bool = False
     """Merge additions and deletions into the index."""
     batch_size: int = BATCH_SIZE
-    """With --images: images per forward."""
+    """With --images: images read together; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
     """With --images: loader processes."""
     on_error: OnError = "skip"

@@ -98,7 +98,7 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
 def main() -> None:
     args = tyro.cli(Args, args=take_arguments(), description=__doc__)
     with exit_on_usage_error(Args):
-        check_batches(args.batch_size, args.num_workers)
+        check_batches(args.batch_size, args.num_workers, least_size=1)
         if args.out:
             make_folder(args.out)
         datasets = open_datasets(args)

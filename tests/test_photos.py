@@ -120,7 +120,7 @@ def test_a_caption_that_changes_is_taken_in(folder: Path, model_dir: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"batch_size": 0}, "batch_size 0: at least 1"), ({"num_workers": -1}, "num_workers -1")],
+    [({"batch_size": -1}, "batch_size -1: at least 0"), ({"num_workers": -1}, "num_workers -1")],
 )
 def test_impossible_loading_is_refused_before_a_model_is_read(
     options: dict[str, int], words: str, folder: Path, tmp_path: Path

@@ -115,6 +115,7 @@ class ShardReader:
             sampler=self._spans(first, stop),
             batch_size=None,
             num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=outlive_signals,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
+from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
 from contrastive.run.lock import locked
 from contrastive.vision.config import is_library_spec
@@ -81,10 +82,11 @@ def embed_shards(
 ) -> dict[str, Any]:
     """Embed the images of `shards` at every patch size. Returns the manifest.
 
-    shards: expanded names, see `data.shards.expand_shards`. batch_size: images per forward, one
-    rank. model_dir: where `model` was loaded from; noted for `build_index`. Ranks share the
-    shards. Images that cannot be read are skipped and counted by kind in the manifest; with
-    on_error="raise" the first one ends the run. Peak memory does not depend on a shard's length.
+    shards: expanded names, see `data.shards.expand_shards`. batch_size: images read together, one
+    rank; 0: 64, on a GPU 512. model_dir: where `model` was loaded from; noted for `build_index`.
+    Ranks share the shards. Images that cannot be read are skipped and counted by kind in the
+    manifest; with on_error="raise" the first one ends the run. Peak memory does not depend on a
+    shard's length.
     A finished `out` of the same model, shards and patch sizes is returned as it is, but shards that
     were replaced since are embedded again (`data.shards.identity`; 0.1.0 noted nothing of shards).
     Any other `out` raises `UsageError`, as do a result without an image and another program that
@@ -111,7 +113,7 @@ def embed_shards(
     read = functools.partial(
         ShardReader,
         transform=model.transform,
-        batch_size=batch_size,
+        batch_size=batch_size or images_read_together(model.device),
         num_workers=num_workers,
         on_error=on_error,
         allow_pipe=allow_pipe,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError, check_utf8
@@ -122,7 +123,7 @@ def index_photos(
             contents = known_contents(snapshot, to_read)
             loader = DataLoader(
                 Photos(changes.new, model.transform, changes.same_file, contents),
-                batch_size=batch_size,
+                batch_size=batch_size or images_read_together(model.device),
                 num_workers=num_workers,
                 worker_init_fn=outlive_signals,
                 collate_fn=list,
