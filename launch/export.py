@@ -15,6 +15,7 @@ from contrastive.export.config import ModelFormat
 from contrastive.vision.config import check_tower_spec
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
+from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def main() -> None:
         if out.exists():
             raise UsageError(f"out {args.out} exists; name a new folder")
         hub_name = args.model.count("/") == 1 and not args.model.startswith((".", "/"))
-        if args.to != "timm" and not hub_name and not (Path(args.model) / "config.json").is_file():
-            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
+        if args.to != "timm" and not hub_name:
+            check_model_folder(args.model)
         make_folder(out.parent)
         if args.to == "timm":
             check_tower_spec(args.model)

@@ -24,10 +24,11 @@ import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import OnError
-from data.errors import UsageError, exit_on_usage_error
+from data.errors import exit_on_usage_error
 from data.files import make_folder
 from retrieval.embed.config import check_batches
 from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
+from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def main() -> None:
         if args.out:
             make_folder(args.out)
         datasets = open_datasets(args)
-        if not Path(args.model, "config.json").is_file():
-            raise UsageError(f"model {args.model} is no model folder: it has no config.json")
+        check_model_folder(args.model)
         from contrastive.distributed import launched
 
         with launched():

@@ -31,6 +31,8 @@ NETS = {
     "registers": ("vit_small_patch14_reg4_dinov2", SMALL),
     "distilled": ("deit_small_distilled_patch16_224", SMALL),
     "rotary": ("eva02_tiny_patch14_224", SMALL),
+    "prefix in the mean": ("vit_small_patch16_224", {**SMALL, "pool_include_prefix": True}),
+    "norm without a bias": ("vit_small_patch16_224", {**SMALL, "norm_layer": "rmsnorm"}),
     "class joins last": ("cait_xxs24_224", SMALL),
 }
 PREFIX = {"attention": 0, "registers": 5, "distilled": 2, "class joins last": 0}
@@ -130,6 +132,14 @@ def test_counted_from_the_end_it_is_the_same_tower():
 def test_what_a_tower_does_not_have_is_refused(expression, says):
     with pytest.raises(UsageError, match=says):
         select_features(tower_of("class token"), expression)
+
+
+def test_a_tower_that_was_saved_with_other_features_has_no_own_ones_to_join(tmp_path):
+    save_vision_tower(select_features(tower_of("class token"), "cls@1+mean@2"), tmp_path)
+    with pytest.raises(UsageError, match=r"saved with the features cls@1\+mean@2; allowed: own al"):
+        load_vision_tower(str(tmp_path), features="own+cls@1")
+    assert load_vision_tower(str(tmp_path), features="own").embed_dim == 32
+    assert load_vision_tower(str(tmp_path), features="cls@1").embed_dim == 16
 
 
 def test_a_typo_is_refused_before_a_tower_is_loaded():

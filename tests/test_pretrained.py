@@ -161,6 +161,12 @@ def test_a_folder_of_pictures_is_searched_with_a_checkpoint(pictures, tmp_path):
 # ---- what is refused -------------------------------------------------------------------------
 
 
+def test_a_side_that_its_own_patches_do_not_divide_is_refused(tmp_path):
+    make_open_clip(tmp_path, {**OWN_VIT, "image_size": 72})
+    with pytest.raises(UsageError, match="patch size 16 does not divide the image side of 72 px"):
+        LitModel.from_pretrained(f"open_clip:local-dir:{tmp_path}")
+
+
 def test_a_checkpoint_without_texts_is_no_model(tmp_path):
     make_open_clip(tmp_path, OWN_VIT)
     facts = tmp_path / "open_clip_config.json"
@@ -179,6 +185,7 @@ def test_a_checkpoint_without_texts_is_no_model(tmp_path):
         ("open_clip:ViT-B-32", "names no weights; allowed: open_clip:ViT-B-32@FILE, or one of"),
         ("open_clip:ViT-B-32@laion2b_s34b_b79k", "cannot download open_clip:ViT-B-32@laion2b"),
         ("open_clip:ViT-B-32@nothing.pt", "no such file: nothing.pt"),
+        ("open_clip:hf-hub:timm/ViT-B-16-SigLIP", "allowed: open_clip:ARCHITECTURE@TAG"),
         ("open_clip:nobody@x", "unknown open_clip architecture 'nobody'"),
         ("transformers:/nothing/here", "cannot load image tower transformers:/nothing/here"),
     ],

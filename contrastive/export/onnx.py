@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from contrastive.export.timm import timm_net
 from contrastive.files.transformers import first_line
 from contrastive.model.lit import LitModel
+from contrastive.text.open_clip import check_tokenizer
 from contrastive.text.padding import PaddedTokens, pad_tokens
 from contrastive.text.tower import TextTower
 from contrastive.text.transformers import HFTextTower
@@ -53,12 +54,13 @@ class _Text(nn.Module):
 def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
     """Write image_pN.onnx, text.onnx, the tokenizer, and config.json."""
     tower, size = model.text.encoder.tower, model.image_size
+    check_tokenizer(tower, "onnx")
     image_file = f"image_p{patch_size}.onnx"
     pixels = torch.zeros(2, 3, size, size)
     _export(_Image(model, patch_size), {"pixel_values": pixels}, {0: "batch"}, folder / image_file)
     tokens = _tokens(tower, ["two dogs", "a red bicycle"])
     inputs, axes = {"input_ids": tokens.ids}, {0: "batch"}
-    if isinstance(tower, HFTextTower):
+    if isinstance(tower, HFTextTower) and not tower.reads_padding:
         inputs["attention_mask"] = tokens.mask
         axes[1] = "length"
     names = _export(_Text(model), inputs, axes, folder / "text.onnx")

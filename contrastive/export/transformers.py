@@ -36,7 +36,7 @@ from contrastive.export.open_clip import known_architecture
 from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
-from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.open_clip import OpenClipTextTower, check_tokenizer
 from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
@@ -59,6 +59,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
     """Write a folder that `VisionTextDualEncoderModel.from_pretrained` loads, with processor."""
     tower = model.text.encoder.tower
     projection = model.text.encoder.projection.weight.detach()
+    check_tokenizer(tower, "transformers")
     if isinstance(tower, OpenClipTextTower):
         text, projection = _clip_text(tower, projection)
         tokenizer = _clip_tokenizer(tower)

@@ -1,12 +1,14 @@
 """Checkpoints of open_clip: what they were built from, and their tensors."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from contrastive.distributed import is_main
 from contrastive.files.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
 
@@ -51,6 +53,11 @@ def architecture_config(name: str) -> dict[str, Any]:
     """What open_clip builds `name` from; `UsageError` where it has no such architecture."""
     import open_clip
 
+    if name.startswith("hf-hub:"):
+        raise UsageError(
+            f"open_clip:{name} is not read; allowed: open_clip:ARCHITECTURE@TAG, which is "
+            "downloaded, or open_clip:local-dir:FOLDER with a copy of the hub's"
+        )
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         near = [m for m in open_clip.list_models() if m.startswith(name[:5])][:6]
@@ -64,8 +71,9 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
     """`ARCHITECTURE@FILE`, `ARCHITECTURE@TAG` of published weights, which are downloaded, or
     `local-dir:FOLDER`, as open_clip's factory writes and reads them.
 
-    A file does not say how pixels are normalised: the values that all published weights of the
-    architecture share are used, else OpenAI's.
+    A file does not say how pixels are resized and normalised: as all published weights of the
+    architecture share it, else as OpenAI's. Nor does it say its activation, where weights of one
+    architecture differ: the architecture's is taken, and said.
     """
     import open_clip
     from open_clip.pretrained import _PRETRAINED
@@ -85,7 +93,17 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
     facts = {(tuple(p["mean"]), tuple(p["std"])) for p in published}
     default = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     mean, std = facts.pop() if len(facts) == 1 else default
-    return OpenClipCheckpoint(name, config, mean, std, _weights(existing_file(file)))
+    resized = {(p["resize_mode"], p["interpolation"]) for p in published}
+    resizing = resized.pop() if len(resized) == 1 else ("shortest", "bicubic")
+    weights = _weights(existing_file(file))
+    quick = [tag for tag, p in _PRETRAINED.get(name, {}).items() if p.get("quick_gelu")]
+    if quick and not config.get("quick_gelu") and is_main():
+        print(
+            f"open_clip:{name}@{file} is read with GELU; weights that were trained with QuickGELU "
+            f"({', '.join(quick)}) are open_clip:{name}-quickgelu@{file}",
+            file=sys.stderr,
+        )
+    return OpenClipCheckpoint(name, config, mean, std, weights, resizing)
 
 
 def _download(name: str, tag: str, config: dict[str, Any]) -> OpenClipCheckpoint:

@@ -16,6 +16,13 @@ from data.shards.names import expand_shards, is_local
 
 def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> None:
     """Raise `UsageError` where a loss does not fit these towers."""
+    fits = teacher.tower.config.fit, tower.config.fit
+    if cfg.data.features and len({*fits}) > 1:
+        raise UsageError(
+            f"data.features holds the teacher's features of images made square by {fits[0]}, the "
+            f"student's are made so by {fits[1]}; allowed: no data.features, or a student that "
+            "starts from the teacher"
+        )
     theirs, ours = teacher.tower.embed_dim, tower.embed_dim
     if cfg.loss.features and theirs != ours:
         raise UsageError(

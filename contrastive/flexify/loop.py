@@ -189,7 +189,7 @@ def _prepare(
         keep_transform(teacher.tower, checkpoint[1]["teacher"], cfg.folder)
         keep_transform(tower, checkpoint[1]["student"], cfg.folder)
     elif keep_cached_transform(teacher.tower, cfg.data.features):
-        tower.use_transform(1)  # they see the same pixels
+        tower.use_transform(1, teacher.tower.config.fit)  # they see the same pixels
     pipeline = _build_pipeline(cfg, teacher, tower)
     check_labels(cfg, tower)
     identity = {

@@ -76,13 +76,15 @@ def front_matter(library: str, license: str, task: str = "zero-shot-image-classi
 def model_card(facts: ModelFacts, card: Card) -> str:
     """README.md as text."""
     example, width = next(iter(facts.costs)), facts.embed_dim
+    made_here = len(facts.costs) > 1 or card.steps
+    locked = ", locked" if made_here else ", of a checkpoint as it stands"
+    trained = f", trained to read it with the {facts.loss} loss" if made_here else ""
     joined = "" if facts.features == "own" else f" (features {facts.features})"
     parts = [
         front_matter("flexilit", card.license),
-        "# An image-text model for any patch size\n\n"
-        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px, locked; text tower "
-        f"{facts.text_tower} of {facts.context_length} tokens, trained to read it "
-        f"with the {facts.loss} loss; {width} dimensions.",
+        f"# An image-text model{' for any patch size' * (len(facts.costs) > 1)}\n\n"
+        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}; text tower "
+        f"{facts.text_tower} of {facts.context_length} tokens{trained}; {width} dimensions.",
         "```python\n"
         "from contrastive import LitModel\n\n"
         'model = LitModel.from_pretrained("FOLDER_OR_HUB_NAME")\n'

@@ -85,7 +85,8 @@ class OpenClipTextTower(TextTower):
             weights["positional_embedding"] = weights["positional_embedding"][:length]
         load_weights(tower.net, weights, f"open_clip:{checkpoint.name}")
         tower.own_projection = None if own is None else own.T
-        if "text_projection.weight" in weights:
+        unprojected = checkpoint.model["text_cfg"].get("proj_type") == "none"
+        if "text_projection.weight" in weights or unprojected:
             tower.own_projection = torch.eye(tower.width)
         tower.own_logits = checkpoint.logits
         return tower
@@ -136,3 +137,13 @@ class OpenClipTextTower(TextTower):
         """open_clip ships its own vocabulary."""
         if isinstance(self.tokenizer, OpenClipHFTokenizer):
             self.tokenizer.hf.save_pretrained(folder)
+
+
+def check_tokenizer(tower: TextTower, to: str) -> None:
+    """Raises `UsageError` where open_clip changes texts before a tokenizer of transformers reads
+    them, which `to` does not know of."""
+    if isinstance(tower.tokenizer, OpenClipHFTokenizer):
+        raise UsageError(
+            f"{to} cannot express this text tower: open_clip cleans texts before its tokenizer "
+            "reads them; try open_clip"
+        )

@@ -84,6 +84,11 @@ class HFTextTower(TextTower):
         weights = mask[..., None].to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether padding changes the result, so that texts must have one length."""
+        return bool(self.net.config.model_type == SIGLIP)
+
     def config(self) -> dict[str, Any]:
         return {
             "kind": "hf",
@@ -106,7 +111,7 @@ class ClipTextTower(HFTextTower):
 
     def pad(self, ids: TokenIds) -> PaddedTokens:
         """To the context length for SigLIP, which was trained to read padding like text."""
-        if self.net.config.model_type != SIGLIP:
+        if not self.reads_padding:
             return super().pad(ids)
         return pad_tokens(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
 

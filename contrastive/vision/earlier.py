@@ -25,8 +25,11 @@ def keep_transform(
     found = current_fingerprint or (lambda: tower.fingerprint)
     if current == 1 or found() == fingerprint:
         return False
-    tower.use_transform(1, "crop")
-    if found() != fingerprint:
+    for earlier in dict.fromkeys((fit, "crop")):
+        tower.use_transform(1, earlier)
+        if found() == fingerprint:
+            break
+    else:
         tower.use_transform(current, fit)
         return False
     if distributed.is_main():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.feature_terms import OWN, Term, resolve_features
 from contrastive.vision.tower import VisionTower
+from data.errors import UsageError
 
 POOLING = {"cls": "token", "mean": "avg"}  # timm's names
 
@@ -35,9 +36,16 @@ def select_features(tower: VisionTower, expression: str) -> VisionTower:
     depth = max(term.block or num_blocks for term in terms)
     args: dict[str, Any] = {"depth": depth} if depth < num_blocks else {}
     weights = {name: value for name, value in net.state_dict().items() if _within(name, depth)}
-    if len(terms) == 1 and terms[0].token != OWN:
+    if Term(OWN) in terms and tower.config.features != OWN:
+        raise UsageError(
+            f"features {expression!r}: {tower.config.name} was saved with the features "
+            f"{tower.config.features}; allowed: own alone, or cls and mean of blocks"
+        )
+    if len(terms) == 1 and terms[0].token != OWN and _ends_in_layer_norm(net):
         changes["features"] = OWN
         args |= {"global_pool": POOLING[terms[0].token], "fc_norm": False, "num_classes": 0}
+        if getattr(net, "pool_include_prefix", False):
+            args["pool_include_prefix"] = False
         if terms[0] == Term("mean") and "fc_norm.weight" in weights:
             args["fc_norm"] = True
         width = tower.width if terms[0].block is not None else 0
@@ -46,6 +54,12 @@ def select_features(tower: VisionTower, expression: str) -> VisionTower:
         config = replace(tower.config, args={**tower.config.args, **args}, **changes)
         return _carry_over(tower, build_vision_tower(config), weights)
     return _carry_over(tower, VisionTower(net, replace(tower.config, **changes)), weights)
+
+
+def _ends_in_layer_norm(net: Any) -> bool:
+    """Whether a layer norm with weights stands before or after the pooling."""
+    norms = (net.norm, net.fc_norm)
+    return any(isinstance(n, nn.LayerNorm) and n.bias is not None for n in norms)
 
 
 def _within(name: str, depth: int) -> bool:

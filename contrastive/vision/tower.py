@@ -87,10 +87,11 @@ class VisionTower(nn.Module):
 
     def offer_own_size(self) -> "VisionTower":
         """List the patch size that the network was trained at, and no other; others that divide the
-        image side are still accepted. Returns self."""
-        if self.image_size % self.native_patch_size == 0:
-            self.patch_sizes = (self.native_patch_size,)
-            self.config = replace(self.config, patch_sizes=self.patch_sizes)
+        image side are still accepted. Returns self. Raises `UsageError` where it does not divide
+        the side."""
+        self.check_patch_size(self.native_patch_size)
+        self.patch_sizes = (self.native_patch_size,)
+        self.config = replace(self.config, patch_sizes=self.patch_sizes)
         return self
 
     def train(self, mode: bool = True) -> "VisionTower":

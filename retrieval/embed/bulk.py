@@ -300,7 +300,13 @@ def _join(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(model: str | Path | None) -> str:
-    """As the manifest names a model: a folder whole, so that it is found from anywhere."""
-    if not model or is_library_spec(str(model)):
-        return str(model or "")
-    return os.path.abspath(model)
+    """As the manifest names a model, so that it is found from anywhere."""
+    if not model:
+        return ""
+    if not is_library_spec(str(model)):
+        return os.path.abspath(model)
+    for mark in ("local-dir:", "@", ":"):
+        before, found, path = str(model).partition(mark)
+        if found and os.path.exists(path):
+            return before + found + os.path.abspath(path)
+    return str(model)

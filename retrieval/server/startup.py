@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.class_names import read_class_names
 from data.errors import UsageError
+from retrieval.model_folder import check_model_folder
 from retrieval.server.config import ServeConfig
 
 
@@ -55,8 +56,8 @@ def check_folders(cfg: ServeConfig) -> None:
     cfg.index_names()
     for folder in cfg.index:
         read_index_manifest(Path(folder))
-    if cfg.model is not None and not Path(cfg.model, "config.json").is_file():
-        raise UsageError(f"model: {cfg.model} is not a model folder: it has no config.json")
+    if cfg.model is not None:
+        check_model_folder(cfg.model)
     if len({Path(file).stem for file in cfg.classes}) < len(cfg.classes):
         raise UsageError(f"classes: two of one name ({', '.join(cfg.classes)}); rename one")
     for file in cfg.classes:

@@ -55,5 +55,6 @@ def _timm_tower(net: Any, name: str, args: dict[str, Any], facts: Any) -> Vision
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
         positions=family_of(net).position_rule(net),
+        fit="squash" if facts.get("crop_mode") == "squash" else "crop",
     )
     return VisionTower(net, config)
