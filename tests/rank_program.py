@@ -31,7 +31,7 @@ from contrastive.train.loop import train
 from contrastive.vision.load import load_vision_tower
 from data.batch import Batch
 from data.captions import Tokenizer
-from data.pipeline.training import TrainPipeline
+from data.pipeline.captioned import CaptionedPipeline
 from data.token_ids import TokenIds
 
 GLOBAL_BATCH = 16
@@ -84,16 +84,16 @@ def train_case(case: dict) -> None:
         texts = model.encode_text(["a cat"])  # a callback may use the model at every ZeRO stage
         return {"norm": float(texts.norm())}
 
-    parts_of = TrainPipeline.parts
+    steps_of = CaptionedPipeline.steps
 
-    def noted(self: TrainPipeline, start: int, steps: int) -> Iterator[list[Batch]]:
-        for step, parts in enumerate(map(list, parts_of(self, start, steps)), start):
+    def noted(self: CaptionedPipeline, start: int, steps: int) -> Iterator[list[Batch]]:
+        for step, parts in enumerate(map(list, steps_of(self, start, steps)), start):
             if start or case.get("note", True):
                 with seen.open("a") as file:
                     file.write(json.dumps([step, [k for part in parts for k in part.keys]]) + "\n")
             yield parts
 
-    with patch.object(TrainPipeline, "parts", noted):
+    with patch.object(CaptionedPipeline, "steps", noted):
         train(cfg, callbacks=[witness], resume=case["resume"])
 
 

@@ -292,7 +292,7 @@ def test_a_run_goes_on_to_the_same_weights(resumed: Resumed) -> None:
     for key, tensor in found.items():
         torch.testing.assert_close(tensor, stored[key], rtol=1e-4, atol=1e-5)
     assert [loss for _, loss in losses] == pytest.approx(expected["losses"], rel=1e-5)
-    if earlier.same_machine:
+    if earlier.same_machine and name == "flexify":  # LiT's loss has been summed in tiles since
         assert [loss for _, loss in losses] == expected["losses"]
         for key, tensor in found.items():
             digest = hashlib.blake2b(tensor.numpy().tobytes(), digest_size=16).hexdigest()

@@ -82,11 +82,15 @@ def test_a_signal_reaches_a_loop_that_waits():
         time.sleep(0.5)
         yield 1
 
-    items = prefetched(slow())
-    next(items)
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    try:
+        items = prefetched(slow())
         next(items)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(items)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not threads()
 
 
