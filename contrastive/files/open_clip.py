@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,17 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
     weights = _weights(existing_file(file))
     quick = [tag for tag, p in _PRETRAINED.get(name, {}).items() if p.get("quick_gelu")]
     if quick and not config.get("quick_gelu") and is_main():
-        print(
+        _say(
             f"open_clip:{name}@{file} is read with GELU; weights that were trained with QuickGELU "
-            f"({', '.join(quick)}) are open_clip:{name}-quickgelu@{file}",
-            file=sys.stderr,
+            f"({', '.join(quick)}) are open_clip:{name}-quickgelu@{file}"
         )
     return OpenClipCheckpoint(name, config, mean, std, weights, resizing)
+
+
+@lru_cache(maxsize=64)
+def _say(line: str) -> None:
+    """One line on stderr, once a process: both towers are read from one file."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _download(name: str, tag: str, config: dict[str, Any]) -> OpenClipCheckpoint:
