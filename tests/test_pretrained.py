@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_towers import OWN_VIT, PICTURES, SMALL, make_open_clip
 
-from contrastive import LitModel
+from contrastive import LitModel, load_vision_tower
 from data.errors import UsageError
 from retrieval import Searcher
 from retrieval.photos.indexing import index_photos
@@ -140,6 +140,18 @@ def test_a_model_of_transformers_embeds_as_transformers_does(kind, tiny_text, pi
     again = LitModel.from_pretrained(tmp_path / "ours")
     torch.testing.assert_close(again.encode_text(TEXTS), ours.encode_text(TEXTS))
     assert again.image_fingerprint == ours.image_fingerprint
+
+
+def test_another_resizing_of_transformers_is_said(tmp_path, capsys):
+    theirs = transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=SMALL, vision_config={**SMALL, **PICTURES})
+    )
+    theirs.save_pretrained(tmp_path)
+    size = {"height": 64, "width": 64}
+    transformers.SiglipImageProcessor(size=size, resample=2).save_pretrained(tmp_path)
+    capsys.readouterr()
+    load_vision_tower(f"transformers:{tmp_path}")
+    assert "resizes images by bilinear, here bicubic\n" in capsys.readouterr().err
 
 
 # ---- use -------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Image towers of transformers: the image part of CLIP or SigLIP, and SegFormer's encoder."""
 
+import sys
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -15,6 +17,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import logging as transformers_logging
 
+from contrastive.distributed import is_main
 from contrastive.files.transformers import first_line, no_progress_bars
 from contrastive.files.weights import three_numbers
 from contrastive.vision.formats.pixel_statistics import HALF, IMAGENET, OPENAI
@@ -164,5 +167,9 @@ def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
         theirs = getattr(processor, key, value)
         if theirs is None or abs(theirs - value) > 1e-6:
             raise UsageError(f"{what} has {key} {theirs}; allowed: {value}")
+    resample = getattr(processor, "resample", None)
+    if resample not in (None, Image.Resampling.BICUBIC) and is_main():
+        theirs = Image.Resampling(resample).name.lower()
+        print(f"transformers:{name} resizes images by {theirs}, here bicubic", file=sys.stderr)
     mean = three_numbers(processor.image_mean, f"image_mean of {what}")
     return mean, three_numbers(processor.image_std, f"image_std of {what}"), side
