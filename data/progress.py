@@ -1,6 +1,7 @@
-"""Progress, for who waits: a bar on a terminal, a plain line a minute in a log."""
+"""Progress, for who waits: a bar on a terminal, a plain line a minute in a log; and notices."""
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 from tqdm import tqdm
@@ -37,3 +38,9 @@ class Progress(tqdm):
     ) -> None:
         """As tqdm. In a log the next line has it."""
         super().set_postfix(ordered_dict, refresh and not self._in_log, **figures)
+
+
+@lru_cache(maxsize=64)
+def say_once(line: str) -> None:
+    """One line on stderr, once a process."""
+    print(line, file=sys.stderr, flush=True)

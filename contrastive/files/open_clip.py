@@ -1,9 +1,7 @@
 """Checkpoints of open_clip: what they were built from, and their tensors."""
 
 import json
-import sys
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 from contrastive.distributed import is_main
 from contrastive.files.weights import existing_file, read_weights, three_numbers
 from data.errors import UsageError
+from data.progress import say_once
 
 LOCAL = "local-dir:"
 OUR_RESIZING = {"crop": "shortest", "squash": "squash"}  # our names and theirs
@@ -99,17 +98,11 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
     weights = _weights(existing_file(file))
     quick = [tag for tag, p in _PRETRAINED.get(name, {}).items() if p.get("quick_gelu")]
     if quick and not config.get("quick_gelu") and is_main():
-        _say(
+        say_once(  # both towers are read from one file
             f"open_clip:{name}@{file} is read with GELU; weights that were trained with QuickGELU "
             f"({', '.join(quick)}) are open_clip:{name}-quickgelu@{file}"
         )
     return OpenClipCheckpoint(name, config, mean, std, weights, resizing)
-
-
-@lru_cache(maxsize=64)
-def _say(line: str) -> None:
-    """One line on stderr, once a process: both towers are read from one file."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _download(name: str, tag: str, config: dict[str, Any]) -> OpenClipCheckpoint:

@@ -20,6 +20,7 @@ import torch
 
 from data.errors import UsageError
 from data.files import cache_folder
+from data.progress import say_once
 from retrieval.index.config import Device
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
@@ -78,12 +79,6 @@ def num_gpus(device: Device) -> int:
         if gpus.problem:
             say_once(f"no GPU is used: {gpus.problem}")
     return 1 if device == "cuda" else gpus.count
-
-
-@lru_cache(maxsize=64)
-def say_once(line: str) -> None:
-    """One line on stderr, once a process."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # ---- trials --------------------------------------------------------------------------------

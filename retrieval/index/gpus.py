@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 
 from data.errors import UsageError
+from data.progress import say_once
 from retrieval.index.choose import GPU_PQ_BYTES
 from retrieval.index.config import GPU_INDEX_TYPES, Device, IndexType
 from retrieval.index.exact import ExactVectors
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.filters import Selection
-from retrieval.index.gpu_check import find_gpus, num_gpus, say_once
+from retrieval.index.gpu_check import find_gpus, num_gpus
 from retrieval.index.nearest import K_FACTOR, Found, search_params, stored_vectors
 
 MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
+from data.progress import say_once
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.exact import ExactVectors
 from retrieval.index.filters import Selection, Where, matching
 from retrieval.index.folder import read_tombstones
-from retrieval.index.gpu_check import say_once
 from retrieval.index.gpus import ListsOnGpus, to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.nearest import Found, nearest, nearest_exactly
