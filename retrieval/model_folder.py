@@ -2,9 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contrastive.vision.config import is_library_spec
 from data.errors import UsageError
+
+if TYPE_CHECKING:
+    from contrastive.model.lit import LitModel
 
 
 def check_model_folder(model: str | Path) -> None:
@@ -19,12 +23,15 @@ def check_model_folder(model: str | Path) -> None:
         )
 
 
-def copy_model(model: str | Path, folder: Path) -> None:
-    """A model's own folder as `folder`. Copied, not linked: one that is written again in place must
-    not change the copy."""
-    if not is_library_spec(str(model)):
-        shutil.copytree(model, folder)
-        return
-    from contrastive.model.lit import LitModel
+def to_copy(name: str | Path, model: "LitModel") -> "Path | LitModel":
+    """What `copy_model` copies of a model that was loaded by `name`: its folder, if it has one."""
+    return model if is_library_spec(str(name)) else Path(name)
 
-    LitModel.from_pretrained(model).save_pretrained(folder)
+
+def copy_model(model: "Path | LitModel", folder: Path) -> None:
+    """A model as `folder`. Copied, not linked: one that is written again in place must not change
+    the copy."""
+    if isinstance(model, Path):
+        shutil.copytree(model, folder)
+    else:
+        model.save_pretrained(folder)

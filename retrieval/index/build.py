@@ -29,7 +29,7 @@ from retrieval.index.row_sources import RowSource, blocks, embedded_partitions, 
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import Sample, tune
-from retrieval.model_folder import check_model_folder
+from retrieval.model_folder import check_model_folder, to_copy
 
 Written = tuple[SegmentEntry, dict[int, Sample]]
 
@@ -107,14 +107,14 @@ def new_manifest(
 
 def index_rows(
     out: str | Path,
-    model_dir: Path,
+    model: Path | LitModel,
     manifest: IndexManifest,
     sources: Sequence[RowSource],
     device: Device = "auto",
 ) -> str:
-    """`build_index` from any source of rows, perhaps none. manifest: of `new_manifest`. Returns the
-    reason for its index type."""
-    with new_folder(Path(out), model_dir) as partial:
+    """`build_index` from any source of rows, perhaps none. model: or its folder. manifest: of
+    `new_manifest`. Returns the reason for its index type."""
+    with new_folder(Path(out), model) as partial:
         manifest, segments = _write_base(partial, manifest, sources, device)
         commit(partial, manifest, segments)
     return manifest.reason
@@ -288,12 +288,13 @@ def _rows_in_memory(index_type: IndexType, manifest: IndexManifest) -> int:
     return max(1024, manifest.memory_bytes // stored)
 
 
-def _find_model(name: str, image_fingerprint: str) -> Path:
-    """The folder of the model that the embeddings were made with, checked."""
+def _find_model(name: str, image_fingerprint: str) -> Path | LitModel:
+    """The model that the embeddings were made with, checked."""
     check_model_folder(name)
-    if LitModel.from_pretrained(name).image_fingerprint != image_fingerprint:
+    model = LitModel.from_pretrained(name)
+    if model.image_fingerprint != image_fingerprint:
         raise UsageError(
             f"the model at {name} has another image tower than the one the embeddings were made "
             "with; name that one, or embed again"
         )
-    return Path(name)
+    return to_copy(name, model)

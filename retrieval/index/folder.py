@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
@@ -32,6 +33,9 @@ from retrieval.index.manifest import (
     write_index_manifest,
 )
 from retrieval.model_folder import copy_model
+
+if TYPE_CHECKING:
+    from contrastive.model.lit import LitModel
 
 
 def index_file(folder: Path, patch_size: int, number: int) -> Path:
@@ -84,7 +88,7 @@ def check_new(out: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, model: str | Path) -> Iterator[Path]:
+def new_folder(out: Path, model: "Path | LitModel") -> Iterator[Path]:
     """A folder that gets its name when everything is in it."""
     check_new(out)
     partial = out.with_name(out.name + ".partial")

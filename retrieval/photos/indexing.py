@@ -28,6 +28,7 @@ from retrieval.index.build import change_index, compact_index, index_rows, new_m
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.folder import commit, locked
 from retrieval.index.snapshot import Snapshot
+from retrieval.model_folder import to_copy
 from retrieval.photos.changes import (
     SCHEMA_0_1,
     Changes,
@@ -103,7 +104,7 @@ def index_photos(
                 check_patch_sizes(model, patch_sizes), str(images), kind or index_type, device,
                 latency_ms, memory_gib,
             )  # fmt: skip
-            index_rows(out, Path(model_dir), manifest, [], device)
+            index_rows(out, to_copy(model_dir, model), manifest, [], device)
         snapshot = Snapshot.open(out)
         _check_same(out, snapshot, model, patch_sizes)
         moved_from = _moved_from(out, snapshot, images, listing)
