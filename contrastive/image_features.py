@@ -30,14 +30,16 @@ from data.shards.names import expand_shards
 # caches: 32 images at a time are a sixth to a third faster than 128. On a GPU few tokens an image
 # need many images, or it waits for kernels to be launched.
 CPU_IMAGES = 32
-GPU_TOKENS, GPU_IMAGES = 2**16, 4096
+FULL_TOKENS = 65_536  # of a batch that fills a GPU: 250 images at patch 16 and 240 px
+FULL_IMAGES = (32, 1024)  # but never fewer or more
 
 
-def images_per_forward(tower: VisionTower, patch_size: int) -> int:
-    """How many images go through the tower at once, on its device."""
-    if next(tower.parameters()).device.type == "cpu":
+def full_batch(tokens: int, device: torch.device) -> int:
+    """Images of so many tokens each that fill a device."""
+    if device.type != "cuda":
         return CPU_IMAGES
-    return max(1, min(GPU_IMAGES, GPU_TOKENS // tower.num_tokens(patch_size)))
+    least, most = FULL_IMAGES
+    return min(most, max(least, FULL_TOKENS // tokens))
 
 
 def images_read_together(device: torch.device) -> int:
@@ -57,12 +59,11 @@ def compute_features(
     assert batch.images is not None
     device = next(tower.parameters()).device
     images = tower.transform.normalise(batch.images.to(device, non_blocking=True))  # once, for all
-    return {
-        size: torch.cat(
-            [tower(part, size) for part in images.split(images_per_forward(tower, size))]
-        ).cpu()
-        for size in patch_sizes
-    }
+    found = {}
+    for size in patch_sizes:
+        parts = images.split(full_batch(tower.num_tokens(size), device))
+        found[size] = torch.cat([tower(part, size) for part in parts]).cpu()
+    return found
 
 
 def in_parts(
@@ -71,7 +72,7 @@ def in_parts(
     """The tower's features of any number of images, on its device, normalised there."""
     device = next(tower.parameters()).device
     features = []
-    for part in images.split(images_per_forward(tower, patch_size)):
+    for part in images.split(full_batch(tower.num_tokens(patch_size), device)):
         pixels = tower.transform.normalise(part.to(device, non_blocking=True))
         features.append(tower(pixels, patch_size))
     return torch.cat(features)

@@ -10,22 +10,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-FULL_TOKENS = 65_536  # of a batch that fills a GPU: 250 images at patch 16 and 240 px
-FULL_IMAGES = (32, 1024)  # but never fewer or more
-CPU_IMAGES = 32
 SPELL_S = 0.05  # that a GPU works between two looks at the clock
 MAX_FORWARDS = 1000  # a spell
 
 Forward = Callable[[Tensor, int], Tensor]
 """Pixels (b, 3, s, s) and a patch size to anything."""
-
-
-def full_batch(tokens: int, device: torch.device) -> int:
-    """Images of so many tokens each that fill a device."""
-    if device.type != "cuda":
-        return CPU_IMAGES
-    least, most = FULL_IMAGES
-    return min(most, max(least, FULL_TOKENS // tokens))
 
 
 def time_forwards(

@@ -293,9 +293,9 @@ def test_replicas_of_inverted_lists_are_refused() -> None:
 def test_lists_of_every_width_fit_a_gpu(index_type, width: int) -> None:
     """Look-up tables lie in 48 KiB: 256 entries of 4 bytes, or of 2, for every byte of a code."""
     code_bytes = pq_bytes(width) if index_type == "ivfpq" else 0
-    options = gpus.list_options(index_type, width, code_bytes)
-    assert 256 * code_bytes * (2 if options.float16_tables else 4) <= 48 * 1024
-    assert options.float16_tables == (code_bytes > 48)
+    float16 = gpus.float16_tables(index_type, width, code_bytes)
+    assert 256 * code_bytes * (2 if float16 else 4) <= 48 * 1024
+    assert float16 == (code_bytes > 48)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_lists_of_every_width_fit_a_gpu(index_type, width: int) -> None:
 )  # fmt: skip
 def test_lists_that_no_gpu_holds_are_refused(index_type, width, code_bytes, words) -> None:
     with pytest.raises(UsageError, match=words):
-        gpus.list_options(index_type, width, code_bytes)
+        gpus.float16_tables(index_type, width, code_bytes)
 
 
 @pytest.mark.gpu

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from contrastive.image_features import CPU_IMAGES, FULL_IMAGES, FULL_TOKENS, full_batch
 from retrieval import tower_speed
-from retrieval.tower_speed import FULL_IMAGES, FULL_TOKENS, full_batch, time_forwards
+from retrieval.tower_speed import time_forwards
 
 TOKENS = {48: 26, 24: 101, 16: 226, 8: 901}
 LAUNCH_S = 5e-3  # Python's part of a forward, at any size
@@ -54,7 +55,7 @@ def test_batches_fill_a_gpu_and_leave_it_room() -> None:
         assert least <= images <= most
         if least < images < most:
             assert FULL_TOKENS - tokens < images * tokens <= FULL_TOKENS
-        assert full_batch(tokens, CPU) == tower_speed.CPU_IMAGES
+        assert full_batch(tokens, CPU) == CPU_IMAGES
 
 
 def test_patch_sizes_take_turns_after_a_warm_up(device: Device) -> None:

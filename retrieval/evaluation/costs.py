@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from contrastive.distributed import is_main
+from contrastive.image_features import full_batch
 from contrastive.model.lit import LitModel
 from data.progress import Progress
 from retrieval.machine_load import OthersLoad, warn_if_busy
-from retrieval.tower_speed import SPELL_S, full_batch, time_forwards
+from retrieval.tower_speed import SPELL_S, time_forwards
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ of its own and takes and returns memory of the CPU, which orders its work and to
 
 import threading
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,14 +38,9 @@ def gpu_memory() -> int:
 # ---- what GPUs can hold --------------------------------------------------------------------
 
 
-class ListOptions(NamedTuple):
-    """How FAISS holds inverted lists on a GPU."""
-
-    float16_tables: bool  # look-up tables of codes as float16: float32 ones need too much memory
-
-
-def list_options(index_type: IndexType, width: int, code_bytes: int = 0) -> ListOptions:
-    """Of an ivf or an ivfpq of codes of so many bytes. Raises `UsageError` for what GPUs cannot
+def float16_tables(index_type: IndexType, width: int, code_bytes: int = 0) -> bool:
+    """Whether a GPU holds the look-up tables of an ivf, or an ivfpq of codes of so many bytes, as
+    float16, because float32 ones need too much memory. Raises `UsageError` for what GPUs cannot
     hold.
 
     A query's tables of an ivfpq lie in shared memory: 4 bytes x 256 a byte of code, 2 as float16
@@ -57,14 +52,14 @@ def list_options(index_type: IndexType, width: int, code_bytes: int = 0) -> List
             f"{', '.join(GPU_INDEX_TYPES)}"
         )
     if index_type == "ivf":
-        return ListOptions(float16_tables=False)
+        return False
     if code_bytes not in GPU_PQ_BYTES or width % code_bytes:
         sizes = ", ".join(map(str, sorted(GPU_PQ_BYTES)))
         raise UsageError(
             f"FAISS has no codes of {code_bytes} bytes for width {width} on GPUs; allowed: "
             f"{sizes}, which a newly built index has, or auto, cpu"
         )
-    return ListOptions(float16_tables=4 * 256 * code_bytes > SHARED_BYTES)
+    return 4 * 256 * code_bytes > SHARED_BYTES
 
 
 def spread(
@@ -99,13 +94,12 @@ def resources() -> list[Any]:
     return made
 
 
-def copy_to_gpus(index: Any, gpus: int, options: ListOptions | None = None) -> Any:
+def copy_to_gpus(index: Any, gpus: int, float16: bool = False) -> Any:
     """FAISS's copy of an index on the first `gpus` GPUs, a part of its lists on each."""
     cloner = faiss.GpuMultipleClonerOptions()
     cloner.use_cuvs = False  # one behaviour, whichever FAISS is installed
     cloner.shard = gpus > 1
-    if options is not None:
-        cloner.useFloat16 = options.float16_tables
+    cloner.useFloat16 = float16  # of look-up tables
     with gpu_lock:
         return faiss.index_cpu_to_gpu_multiple_py(resources()[:gpus], index, cloner)
 
@@ -119,10 +113,10 @@ class ListsOnGpus:
         if index_type == "ivfpq":
             lists = faiss.downcast_index(index.base_index)
         code_bytes = lists.pq.M if index_type == "ivfpq" else 0
-        options = list_options(index_type, index.d, code_bytes)
+        float16 = float16_tables(index_type, index.d, code_bytes)
         self._on_cpu, self.count = index, index.ntotal
         self._deepest = MAX_GPU
-        self._lists = self._index = copy_to_gpus(lists, gpus, options)
+        self._lists = self._index = copy_to_gpus(lists, gpus, float16)
         if index_type == "ivfpq":
             self._refined_by = faiss.downcast_index(index.refine_index)
             self._index = faiss.IndexRefine(self._lists, self._refined_by)

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from contrastive import distributed
+from contrastive.image_features import full_batch
 from lib.gpu.data import image_tower, tars, text_folder
 from lib.gpu.results import Measured
 from lib.gpu.scale import DEVICE, DTYPE, Scale
@@ -16,7 +17,6 @@ from lib.harness import Target, interleave
 from lib.lit_setup import build_model
 from retrieval import embed_shards
 from retrieval.evaluation.costs import measure_costs
-from retrieval.tower_speed import full_batch
 
 WANTED = {16: 8_000, 30: 18_000}  # images/s, from 340x256 JPEGs
 ROUNDS = 3
