@@ -10,7 +10,6 @@ the held-out folders add `KEY.cls`, `classnames.txt` and prompt templates.
 """
 
 import importlib.util
-import io
 import json
 import multiprocessing
 import os
@@ -34,6 +33,7 @@ from data.emoji.npm import fetch_package
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
 from data.progress import Progress
+from data.shards.tar import add_member
 
 FORMAT = 1
 RECIPE = 1  # raised when captions, split or rendering change; folders of other recipes are refused
@@ -191,9 +191,3 @@ def _write_shards(root: Path, plan: Mapping[str, list[Sample]], size: int, progr
                     add_member(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
                     if label is not None:
                         add_member(tar, f"{key}.cls", str(label).encode())
-
-
-def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: two builds are byte-identical
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))

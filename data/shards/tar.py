@@ -5,6 +5,7 @@ way. Keys are webdataset's: a name up to the first dot of its base name. Where t
 as for `v1.5.png` and `v1.5.txt`, a name is split at its last dot.
 """
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -229,3 +230,9 @@ def _split(name: str) -> tuple[str, str, str] | Problem | None:
 
 def _shown(key: str) -> str:
     return key.encode("utf-8", "backslashreplace").decode()
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time, no owner: two builds are byte-identical
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

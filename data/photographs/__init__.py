@@ -1,0 +1,1 @@
+"""Photographs with captions and classes from a Debian package, for evaluation alone."""
