@@ -65,6 +65,12 @@ def test_shards_hold_picture_sentence_and_class(package: Path, tmp_path: Path) -
     dataset = load_dataset("shards", str(out))
     with tarfile.open(out / "0.tar") as tar:
         names = tar.getnames()
+        picture = tar.extractfile("animals-mammals-cats-lion.png")
+        assert picture
+        square = Image.open(io.BytesIO(picture.read()))
+        assert (square.mode, square.size) == ("RGB", (40, 40))
+        assert square.getpixel((0, 4)) == (255, 255, 255)
+        assert square.getpixel((0, 20)) == pytest.approx((227, 132, 132), abs=1)  # red, by half
         cls = tar.extractfile("animals-mammals-cats-lion.cls")
         about = tar.extractfile("animals-mammals-cats-lion.json")
         assert cls

@@ -6,6 +6,7 @@ fetched, never shipped: 305 of its 796 pictures are photographs of a thing with 
 """
 
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -16,6 +17,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+from PIL import Image
 
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
 from data.errors import UsageError
@@ -33,9 +36,9 @@ _FOLDER = "./usr/share/tuxpaint/stamps/"
 def build_photographs(out: str | Path) -> Path:
     """Write `out/0.tar` with class names and templates, and return `out`; at once where it is.
 
-    Members are `KEY.png` (as published, transparent around the thing), `KEY.txt` (the sentence),
-    `KEY.json` and `KEY.cls`. `out` appears whole or not at all. Raises `UsageError` where `out`
-    holds something else, or the package can neither be found in the cache nor fetched.
+    Members are `KEY.png` (the whole thing in the middle of a white square), `KEY.txt` (the
+    sentence), `KEY.json` and `KEY.cls`. `out` appears whole or not at all. Raises `UsageError`
+    where `out` holds something else, or the package can neither be found in the cache nor fetched.
     """
     out = Path(out)
     about = {"package": f"{PACKAGE} {VERSION}", "licence": "GPL-2", "by": "Tux Paint's artists"}
@@ -57,7 +60,7 @@ def build_photographs(out: str | Path) -> Path:
             for path, name in stamps.items():
                 key = path.removesuffix(".png").replace("/", "-")
                 sentence = files[path.replace(".png", ".txt")].decode().split("\n")[0].strip()
-                add_member(tar, f"{key}.png", files[path])
+                add_member(tar, f"{key}.png", _square(files[path]))
                 add_member(tar, f"{key}.txt", sentence.encode())
                 about_one = {"captions": [sentence], "label": name}
                 add_member(tar, f"{key}.json", json.dumps(about_one, ensure_ascii=False).encode())
@@ -126,6 +129,18 @@ def _unpack(package: Path, stamps: Mapping[str, str]) -> dict[str, bytes]:
     if len(files) != len(wanted):
         raise UsageError(f"{package} is damaged: delete it, it will be fetched again")
     return files
+
+
+def _square(png: bytes) -> bytes:
+    """A cut-out in the middle of a white square as wide as its longer side, so that no centre crop
+    cuts off a head."""
+    thing = Image.open(io.BytesIO(png)).convert("RGBA")
+    side = max(thing.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(thing, ((side - thing.width) // 2, (side - thing.height) // 2))
+    out = io.BytesIO()
+    square.convert("RGB").save(out, "PNG")
+    return out.getvalue()
 
 
 def _seek_data(deb: BinaryIO) -> None:
