@@ -19,6 +19,7 @@ from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
+from contrastive.vision.config import Head
 from data.batch import Batch
 from data.token_ids import TokenIds
 
@@ -78,13 +79,15 @@ class PlainEngine:
                 self.gradients[name] = (total / distributed.world_size()).reshape(-1)
 
 
-def build_model(tower: str, text: str, loss: LossConfig, dtype: torch.dtype) -> LitModel:
+def build_model(
+    tower: str, text: str, loss: LossConfig, dtype: torch.dtype, head: Head = "none"
+) -> LitModel:
     """The same weights in every process."""
     torch.manual_seed(0)
     vision = load_vision_tower(tower)
     torch.manual_seed(0)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), vision.embed_dim)
-    return LitModel(vision, TextSide(encoder, loss)).to(dtype)
+    return LitModel(vision, TextSide(encoder, loss), head=head).to(dtype)
 
 
 def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d"]]:
@@ -117,10 +120,10 @@ def step_gradients(
     shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
     engine: GradientProbe | PlainEngine
     if model.feature_mean.dtype == torch.float64:
-        engine = PlainEngine(model.text, shape.micro_batches)
+        engine = PlainEngine(model.trained, shape.micro_batches)
     else:
         config = deepspeed_config(zero, optim, shape, world_size)
-        engine = GradientProbe(build_engine(model.text, optim, config))
+        engine = GradientProbe(build_engine(model.trained, optim, config))
     part, mine = share_of_rank(batch)
     step = TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
     share = step(part, features[mine], part.valid)

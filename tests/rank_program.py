@@ -62,13 +62,16 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     tower = load_vision_tower(case["tower"])
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
-    model = LitModel(tower, TextSide(encoder, loss))
+    model = LitModel(tower, TextSide(encoder, loss), head=case.get("head", "none"))
+    if model.head is not None:
+        torch.nn.init.normal_(model.head.out.weight, std=0.1)
     zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])
     batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
     out = step_gradients(model, zero, batch, features)
-    with whole_parameters(model.text):
+    with whole_parameters(model.trained):
         out |= {
-            f"weight.{n}": p.detach().clone().reshape(-1) for n, p in model.text.named_parameters()
+            f"weight.{n}": p.detach().clone().reshape(-1)
+            for n, p in model.trained.named_parameters()
         }
     return out
 

@@ -34,11 +34,12 @@ class _Image(nn.Module):
     def __init__(self, model: LitModel, patch_size: int) -> None:
         super().__init__()
         self.net = timm_net(model.vision, patch_size)
-        self.mean, self.whiten = model.feature_mean, model.feature_whiten
+        self.mean, self.whiten, self.head = model.feature_mean, model.feature_whiten, model.head
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         features = self.net.forward_head(self.net.forward_features(pixel_values), pre_logits=True)
-        return F.normalize((features - self.mean) @ self.whiten, dim=-1)
+        whitened = (features - self.mean) @ self.whiten
+        return F.normalize(whitened, dim=-1) if self.head is None else self.head(whitened)
 
 
 class _Text(nn.Module):

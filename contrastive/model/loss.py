@@ -1,13 +1,14 @@
-"""The two contrastive losses against constant image features, for one micro-batch of texts.
+"""The two contrastive losses against known image embeddings, for one micro-batch of texts.
 
-All B image embeddings of the global batch are known before a text is read, and are constants: the
-tower is locked. So a loss needs only m of the texts, and the sum over micro-batches (and ranks) is
-the global loss, exactly. `loss_share` returns the m texts' share of the *mean* loss over the B
-pairs; shares add up. The maths is free of collectives.
+All B image embeddings of the global batch are known before a text is read. So a loss needs only m
+of the texts, and the sum over micro-batches (and ranks) is the global loss, exactly. `loss_share`
+returns the m texts' share of the *mean* loss over the B pairs; shares add up. The maths is free of
+collectives.
 
-Since only texts, scale and bias take a gradient, a share and its gradients are computed together,
-in one pass over tiles of images: no more than a tile of the B x m logits is ever in memory. The
-products are in the images' precision, sums in the texts'.
+Texts, scale and bias take a gradient, and a share and its gradients are computed together, in one
+pass over tiles of images: no more than a tile of the B x m logits is ever in memory. The products
+are in the images' precision, sums in the texts'. Where a head is trained over the images, the
+gradient with respect to their embeddings adds up over micro-batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,21 +55,25 @@ def loss_share(
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""] | None,
     lse: Logsumexps | None = None,
+    image_slopes: Float[Tensor, "b d"] | None = None,
 ) -> Float[Tensor, ""]:
     """The share of m texts in either loss; the bias is for sigmoid, `lse` for softmax.
 
-    image_embeds: of unit norm, in the precision of the products; they take no gradient.
+    image_embeds: of unit norm, in the precision of the products; autograd gives them no gradient.
     logit_scale: the multiplier t itself, not its logarithm.
     lse: over *all* texts, per image, and over all images, per text. Not given: these m are all.
+    image_slopes: in the texts' precision; to it the share's gradient with respect to image_embeds
+    is added.
     """
     texts, scale = text_embeds.detach(), logit_scale.detach()
     with torch.no_grad(), torch.autocast(texts.device.type, enabled=False):
         if kind == "softmax":
             lse = lse or logsumexps(image_embeds, texts, scale)
-            value, slopes = _softmax(image_embeds, texts, scale, positives, lse)
+            value, slopes = _softmax(image_embeds, texts, scale, positives, lse, image_slopes)
         else:
             assert logit_bias is not None
-            value, slopes = _sigmoid(image_embeds, texts, scale, logit_bias.detach(), positives)
+            bias = logit_bias.detach()
+            value, slopes = _sigmoid(image_embeds, texts, scale, bias, positives, image_slopes)
     parameters = (text_embeds, logit_scale, logit_bias)
     return _WithGradients.apply(value, slopes, *parameters[: len(slopes)])
 
@@ -94,8 +99,10 @@ def _sigmoid(
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     positives: Positives,
+    image_slopes: Float[Tensor, "b d"] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients."""
+    b = len(images)
     value, bias_slope = torch.zeros_like(scale), torch.zeros_like(bias)
     pull = torch.zeros_like(texts)  # sum over images of d loss / d logit, times the image
     for rows, part, logits in _tiles(images, texts, scale):
@@ -107,7 +114,8 @@ def _sigmoid(
         slopes = torch.where(is_pair, -slopes, slopes)
         bias_slope += slopes.sum()
         pull += _product(slopes.T, part)
-    b = len(images)
+        if image_slopes is not None:
+            image_slopes[rows] += _product(slopes, texts.to(part.dtype)).mul_(scale / b)
     return value / b, (pull * (scale / b), (pull * texts).sum() / b, bias_slope / b)
 
 
@@ -117,6 +125,7 @@ def _softmax(
     scale: Float[Tensor, ""],
     positives: Positives,
     lse: Logsumexps,
+    image_slopes: Float[Tensor, "b d"] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """CLIP's symmetric cross-entropy (Radford et al., arXiv:2103.00020), and its gradients.
 
@@ -124,6 +133,7 @@ def _softmax(
     texts, of which each of these texts takes its part. Positives of a text count in equal shares.
     """
     over_texts, over_images = lse
+    b = 2 * len(images)
     value = over_images.sum()
     weights = 2 / positives.counts().to(texts.dtype)
     pull = torch.zeros_like(texts)
@@ -136,7 +146,8 @@ def _softmax(
         slopes += torch.exp(logits - over_images)
         slopes -= targets
         pull += _product(slopes.T, part)
-    b = 2 * len(images)
+        if image_slopes is not None:
+            image_slopes[rows] += _product(slopes, texts.to(part.dtype)).mul_(scale / b)
     return value / b, (pull * (scale / b), (pull * texts).sum() / b)
 
 

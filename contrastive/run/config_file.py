@@ -28,7 +28,12 @@ RENAMED = {
 }
 
 # Fields that earlier configurations lack, and what those runs had.
-ADDED = {"vision.features": "own", "teacher.features": "own", "embed_dim": 0}
+ADDED = {
+    "vision.features": "own",
+    "teacher.features": "own",
+    "embed_dim": 0,
+    "vision.head": "none",
+}
 
 Config = TypeVar("Config", bound=RunConfig)
 

@@ -99,7 +99,7 @@ class _Run:
 
     model: LitModel
     engine: Any
-    """DeepSpeed's, around the model's text side."""
+    """DeepSpeed's, around what trains of the model."""
     pipeline: CaptionedPipeline
     source: FeatureSource
     draw: Callable[[int], int]
@@ -136,10 +136,10 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     world_size = distributed.world_size()
     dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
+        texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype, model.head)
         shape = batch_shape(cfg.global_batch_size, texts, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    engine, step = begin_or_resume(model.text, cfg.optim, ds_config, checkpoint)
+    engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint)
 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
@@ -164,8 +164,8 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
     encoder = TextEncoder(load_text_tower(cfg.text), width)
-    model = LitModel(tower, TextSide(encoder, cfg.loss), width).to(distributed.device())
-    model.text.train()
+    model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
+    model.to(distributed.device()).text.train()
     if cfg.compile:
         # torch.compile reads .grad of the token embeddings, which warns.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
@@ -203,8 +203,8 @@ def _save_model(
     cfg: TrainConfig, model: LitModel, step: int, samples: int, figures: dict[str, float]
 ) -> None:
     """The portable `model/` folder with its card, replaced as a whole."""
-    with whole_parameters(model.text):
-        check_finite(step, model.text)
+    with whole_parameters(model.trained):
+        check_finite(step, model.trained)
         if distributed.is_main():
             run = json.loads((cfg.folder / "config.json").read_text())
             card = Card(

@@ -3,6 +3,10 @@
 The image tower is locked, so its features are constants of the loss: they are gathered once,
 without gradient and while the first texts are read, and the loss splits exactly over micro-batches
 of texts. No gradient crosses ranks but the parameters' own.
+
+Where an image head is trained, its embeddings are gathered likewise. The gradient with respect to
+them is added up over micro-batches and ranks, and in the last micro-batch each rank leads that of
+its own images back through the head (GradCache, Gao et al., arXiv:2101.06983).
 """
 
 from dataclasses import dataclass
@@ -36,27 +40,26 @@ class MicroBatch:
 
 
 class GlobalBatch:
-    """All ranks' image features, without gradient; gathering starts when this is made.
+    """All ranks' image embeddings, without gradient; gathering starts when this is made.
 
-    dtype: of the products of the loss, on a GPU.
+    embeds: of this rank's slots. dtype: of the products of the loss, on a GPU.
     """
 
     def __init__(
         self,
         model: LitModel,
         batch: Batch,
-        features: Float[Tensor, "b d"],
+        embeds: Float[Tensor, "b d"],
         valid: Bool[Tensor, " b"],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        device = model.device
+        device = embeds.device
         self._step, self._size = batch.step, len(valid)
         self._by_caption = model.text.loss.positives == "caption"
         self._valid = distributed.start_all_gather(valid.to(device))
-        images = model.embed_features(features.to(device))
         if device.type == "cuda" and dtype == torch.bfloat16:
-            images = images.bfloat16()
-        self._images = distributed.start_all_gather(images)
+            embeds = embeds.bfloat16()
+        self._images = distributed.start_all_gather(embeds)
         self._concepts = distributed.start_all_gather(batch.concepts.to(device))
 
     @property
@@ -68,6 +71,10 @@ class GlobalBatch:
         """Which of all good images are positives of these texts."""
         _, labels, rows = self._arrived
         return Positives(labels, labels[rows[part.slots]])
+
+    def rows(self, slots: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+        """The rows among all good images of good slots of this rank."""
+        return self._arrived[2][slots]
 
     @cached_property
     def _arrived(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +89,54 @@ class GlobalBatch:
         own = rows[first : first + self._size]
         labels = concepts if self._by_caption else torch.arange(len(images), device=images.device)
         return images, labels, own
+
+
+class HeadStep:
+    """What an image head needs of a step; without a head it needs nothing."""
+
+    def __init__(
+        self,
+        model: LitModel,
+        engine: Any,
+        features: Float[Tensor, "b f"],
+        valid: Bool[Tensor, " b"],
+    ) -> None:
+        """Computes `embeds`, those of this rank's slots, without gradient."""
+        whitened = model.whiten(features.to(model.device))
+        self._own: Tensor | None = None  # good images, as the head reads them
+        self._slopes: Tensor | None = None
+        if model.head is None:
+            self.embeds = torch.nn.functional.normalize(whitened, dim=-1)
+            return
+        with torch.no_grad():
+            (self.embeds,) = engine(None, whitened)
+        self._slots = valid.to(model.device).nonzero()[:, 0]
+        self._own = whitened[self._slots]
+
+    def inputs(self, last: bool) -> tuple[Float[Tensor, "m d"], ...]:
+        """What the engine reads beside texts: with a head this rank's good images in the last
+        micro-batch. None of them before gives the head a gradient of 0, on which ZeRO counts."""
+        if self._own is None:
+            return ()
+        return (self._own if last else self._own[:0],)
+
+    def slopes(self, everyone: GlobalBatch) -> Float[Tensor, "b d"] | None:
+        """To which micro-batches add the loss's gradient with respect to all embeddings."""
+        if self._own is not None and self._slopes is None:
+            self._slopes = torch.zeros_like(everyone.images, dtype=self._own.dtype)
+        return self._slopes
+
+    def lead_back(
+        self, everyone: GlobalBatch, embeds: Float[Tensor, "m d"], last: bool
+    ) -> Float[Tensor, ""]:
+        """Something whose gradient with respect to the head is the loss's. All ranks call it.
+
+        embeds: what the engine made of `inputs`.
+        """
+        slopes = self.slopes(everyone)
+        if slopes is None or not last:
+            return embeds.sum()  # of none
+        return (embeds * distributed.all_reduce_sum(slopes)[everyone.rows(self._slots)]).sum()
 
 
 class TrainStep:
@@ -107,7 +162,8 @@ class TrainStep:
     def __call__(
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        everyone = GlobalBatch(self.model, batch, features, valid, self.dtype)
+        head = HeadStep(self.model, self.engine, features, valid)
+        everyone = GlobalBatch(self.model, batch, head.embeds, valid, self.dtype)
         parts = self.split_texts(batch, valid)
         kind = self.model.text.loss.kind
         first_pass = kind == "softmax" and len(parts) > 1
@@ -115,7 +171,8 @@ class TrainStep:
         total = torch.zeros((), device=self.model.device)
         for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
-            text_embeds, scale, bias = self.engine(part.tokens)
+            last = number == len(parts) - 1
+            text_embeds, scale, bias, *own = self.engine(part.tokens, *head.inputs(last))
             images = everyone.images
             lse = known[number] if known else None
             if kind == "softmax" and lse is None:
@@ -124,12 +181,14 @@ class TrainStep:
             if part.empty:  # every parameter takes part, with a gradient of 0
                 share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
             else:
-                positives = everyone.positives(part)
-                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse)
+                positives, slopes = everyone.positives(part), head.slopes(everyone)
+                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse, slopes)
+            total += share.detach()
+            if own:
+                share = share + head.lead_back(everyone, own[0], last)
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
-            total += share.detach()
         return total
 
     def split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
