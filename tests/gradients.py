@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from open_clip.loss import ClipLoss, SigLipLoss
@@ -107,8 +108,13 @@ def share_of_rank(batch: Batch) -> tuple[Batch, slice]:
     """This rank's part of a global batch without pixels, and which part that is."""
     size = len(batch) // distributed.world_size()
     mine = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-    names = ("keys", "captions", "tokens", "concepts", "valid", "shards", "indices", "views")
-    return replace(batch, **{name: getattr(batch, name)[mine] for name in names}), mine
+    names = ("keys", "concepts", "valid", "shards", "indices", "views")
+    own: dict[str, Any] = {name: getattr(batch, name)[mine] for name in names}
+    slots = batch.caption_slots
+    low, high = np.searchsorted(slots, (mine.start, mine.stop)).tolist()
+    own |= {name: getattr(batch, name)[low:high] for name in ("captions", "tokens")}
+    own["slots"] = None if batch.slots is None else slots[low:high] - mine.start
+    return replace(batch, **own), mine
 
 
 def step_gradients(

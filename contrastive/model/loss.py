@@ -35,13 +35,28 @@ class Positives:
 
     images: Int[Tensor, " b"]
     texts: Int[Tensor, " m"]
+    texts_of: Int[Tensor, " b"] | None = None
+    """How many of all micro-batches' texts are positives of each image. None: as many as images
+    with its label, where each image has one text."""
+    num_texts: int = 0
+    """Of all micro-batches; 0: as many as images."""
 
     def among(self, rows: slice) -> Bool[Tensor, "rows m"]:
         """Which pairs of these images are positive."""
         return self.images[rows, None] == self.texts
 
+    def targets(
+        self, rows: slice, counts: Float[Tensor, " m"], per_text: float
+    ) -> Float[Tensor, "rows m"]:
+        """Softmax: the share of each pair among an image's texts, and `per_text` times that among
+        a text's images. counts: of positive images of each text."""
+        if self.texts_of is None:  # both shares are the same
+            return self.among(rows) * (2 / counts)
+        shares = 1 / self.texts_of[rows, None].to(counts.dtype) + per_text / counts
+        return self.among(rows) * shares
+
     def counts(self) -> Int[Tensor, " m"]:
-        """How many positives each text has."""
+        """How many positive images each text has."""
         ordered = self.images.sort().values
         first, last = (torch.searchsorted(ordered, self.texts, side=s) for s in ("left", "right"))
         return last - first
@@ -101,8 +116,11 @@ def _sigmoid(
     positives: Positives,
     image_slopes: Float[Tensor, "b d"] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients."""
-    b = len(images)
+    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients.
+
+    The mean over texts of the sum over images: of several texts of an image, each weighs the same.
+    """
+    b = positives.num_texts or len(images)
     value, bias_slope = torch.zeros_like(scale), torch.zeros_like(bias)
     pull = torch.zeros_like(texts)  # sum over images of d loss / d logit, times the image
     for rows, part, logits in _tiles(images, texts, scale):
@@ -130,20 +148,23 @@ def _softmax(
     """CLIP's symmetric cross-entropy (Radford et al., arXiv:2103.00020), and its gradients.
 
     Text to image is local to each text. Image to text needs, per image, the logsumexp over all
-    texts, of which each of these texts takes its part. Positives of a text count in equal shares.
+    texts, of which each of these texts takes its part. Both directions are means, over texts and
+    over images, and the positives of a text or an image count in equal shares (SupCon's L_out,
+    Khosla et al., arXiv:2004.11362).
     """
     over_texts, over_images = lse
     b = 2 * len(images)
-    value = over_images.sum()
-    weights = 2 / positives.counts().to(texts.dtype)
+    per_text = len(images) / (positives.num_texts or len(images))
+    value = over_images.sum() * per_text
+    counts = positives.counts().to(texts.dtype)
     pull = torch.zeros_like(texts)
     for rows, part, logits in _tiles(images, texts, scale):
         total = over_texts[rows, None]
         slopes = torch.exp(logits - total)  # of each image's softmax over texts
         value += (slopes.sum(1, keepdim=True) * total).sum()
-        targets = positives.among(rows) * weights
+        targets = positives.targets(rows, counts, per_text)
         value -= (targets * logits).sum()
-        slopes += torch.exp(logits - over_images)
+        slopes.add_(torch.exp(logits - over_images), alpha=per_text)
         slopes -= targets
         pull += _product(slopes.T, part)
         if image_slopes is not None:

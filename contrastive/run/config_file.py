@@ -33,6 +33,7 @@ ADDED = {
     "teacher.features": "own",
     "embed_dim": 0,
     "vision.head": "none",
+    "data.captions_per_image": 1,
 }
 
 Config = TypeVar("Config", bound=RunConfig)

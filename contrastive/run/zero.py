@@ -19,21 +19,23 @@ from data.errors import UsageError
 
 @dataclass(frozen=True)
 class BatchShape:
-    """global_batch_size = world_size * micro_batches * micro_batch_size, in pairs."""
+    """world_size * micro_batches * micro_batch_size are the texts, or images, of a step."""
 
     per_rank: int
     micro_batch_size: int
     micro_batches: int
 
 
-def batch_shape(global_batch_size: int, micro_batch_size: int, world_size: int) -> BatchShape:
+def batch_shape(
+    global_batch_size: int, micro_batch_size: int, world_size: int, captions_per_image: int = 1
+) -> BatchShape:
     """Split the global batch over ranks and micro-batches; `UsageError` when it does not divide."""
     if global_batch_size < 1 or global_batch_size % world_size:
         raise UsageError(
             f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks; "
             f"allowed are multiples of {world_size}"
         )
-    per_rank = global_batch_size // world_size
+    per_rank = global_batch_size // world_size * captions_per_image
     size = micro_batch_size or per_rank
     if size < 1 or per_rank % size:
         raise UsageError(

@@ -52,7 +52,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
+    shape = _shape(cfg, cfg.zero.micro_batch_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     with locked(cfg.folder):
@@ -136,8 +136,9 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     world_size = distributed.world_size()
     dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype, model.head)
-        shape = batch_shape(cfg.global_batch_size, texts, world_size)
+        captions = cfg.data.captions_per_image
+        texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions)
+        shape = _shape(cfg, texts)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint)
 
@@ -146,6 +147,12 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
 
     train_step = TrainStep(model, engine, shape, cfg.seed, dtype)
     return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
+
+
+def _shape(cfg: TrainConfig, micro_batch_size: int) -> BatchShape:
+    """How texts are shared; raises `UsageError`."""
+    world_size, captions = distributed.world_size(), cfg.data.captions_per_image
+    return batch_shape(cfg.global_batch_size, micro_batch_size, world_size, captions)
 
 
 def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:

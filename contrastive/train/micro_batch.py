@@ -3,8 +3,7 @@
 import torch
 
 from contrastive import distributed
-from contrastive.model.head import ImageHead
-from contrastive.model.lit import TextSide
+from contrastive.model.lit import LitModel
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.zero import largest_divisor
 from contrastive.text.packing import PackedTokens
@@ -18,32 +17,30 @@ OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffer
 
 
 def find_micro_batch_size(
-    side: TextSide, global_batch_size: int, dtype: torch.dtype, head: ImageHead | None = None
+    model: LitModel, global_batch_size: int, dtype: torch.dtype, captions_per_image: int = 1
 ) -> int:
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
     dtype: of the linear layers. On a GPU the memory of two small micro-batches of longest texts is
     measured and extrapolated.
     """
-    per_rank = global_batch_size // distributed.world_size()
+    per_rank = global_batch_size // distributed.world_size() * captions_per_image
     if distributed.device().type == "cpu":
         return largest_divisor(per_rank, CPU_TEXTS)
-    small, large = (_peak_bytes(side, m, global_batch_size, dtype, head) for m in (32, 96))
+    small, large = (_peak_bytes(model, m, global_batch_size, dtype) for m in (32, 96))
     per_text = max(1.0, (large - small) / 64)
     free, _ = torch.cuda.mem_get_info()
-    trained = [*side.parameters(), *(head.parameters() if head else ())]
-    parameters = sum(p.numel() for p in trained if p.requires_grad)
+    parameters = sum(p.numel() for p in model.trained.parameters() if p.requires_grad)
     room = FREE_SHARE * free - OPTIMIZER_BYTES * parameters - (small - 32 * per_text)
     fits = torch.tensor([room / per_text], device=distributed.device())
     return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
 
 
-def _peak_bytes(
-    side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype, head: ImageHead | None
-) -> int:
+def _peak_bytes(model: LitModel, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
     """Peak memory of a forward and backward over this many texts of full length, and with a head
     over a rank's share of the images."""
     device = distributed.device()
+    side, head = model.text, model.head
     tower = side.encoder.tower
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
     texts = TokenIds.of([ids] * num_texts)
@@ -62,8 +59,6 @@ def _peak_bytes(
     share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
     (share + own).backward()
     peak = torch.cuda.max_memory_allocated() - before
-    side.zero_grad(set_to_none=True)
-    if head:
-        head.zero_grad(set_to_none=True)
+    model.trained.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     return peak

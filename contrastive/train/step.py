@@ -1,16 +1,10 @@
 """One optimiser step: gather the images' features, read the texts in micro-batches, update.
 
-The image tower is locked, so its features are constants of the loss: they are gathered once,
-without gradient and while the first texts are read, and the loss splits exactly over micro-batches
-of texts. No gradient crosses ranks but the parameters' own.
-
-Where an image head is trained, its embeddings are gathered likewise. The gradient with respect to
-them is added up over micro-batches and ranks, and in the last micro-batch each rank leads that of
-its own images back through the head (GradCache, Gao et al., arXiv:2101.06983).
+The embeddings of all images are gathered once (`global_batch`), and the loss splits exactly over
+micro-batches of texts.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,13 +14,13 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import Logsumexps, Positives, logsumexps, loss_share
+from contrastive.model.loss import Logsumexps, logsumexps, loss_share
 from contrastive.run.zero import BatchShape
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
+from contrastive.train.global_batch import GlobalBatch, HeadStep
 from data.batch import Batch
-from data.errors import DataError
 from data.token_ids import TokenIds
 
 
@@ -35,108 +29,8 @@ class MicroBatch:
     """Texts of this rank that go through the tower together."""
 
     tokens: TokenBatch | PackedTokens
-    slots: Int[Tensor, " m"]  # of this rank's batch
+    slots: Int[Tensor, " m"]  # of this rank's batch, each text's
     empty: bool  # no good sample: one empty text is read and counts nothing
-
-
-class GlobalBatch:
-    """All ranks' image embeddings, without gradient; gathering starts when this is made.
-
-    embeds: of this rank's slots. dtype: of the products of the loss, on a GPU.
-    """
-
-    def __init__(
-        self,
-        model: LitModel,
-        batch: Batch,
-        embeds: Float[Tensor, "b d"],
-        valid: Bool[Tensor, " b"],
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        device = embeds.device
-        self._step, self._size = batch.step, len(valid)
-        self._by_caption = model.text.loss.positives == "caption"
-        self._valid = distributed.start_all_gather(valid.to(device))
-        if device.type == "cuda" and dtype == torch.bfloat16:
-            embeds = embeds.bfloat16()
-        self._images = distributed.start_all_gather(embeds)
-        self._concepts = distributed.start_all_gather(batch.concepts.to(device))
-
-    @property
-    def images(self) -> Float[Tensor, "b d"]:
-        """Embeddings of all good images. Raises `DataError` if none is good."""
-        return self._arrived[0]
-
-    def positives(self, part: MicroBatch) -> Positives:
-        """Which of all good images are positives of these texts."""
-        _, labels, rows = self._arrived
-        return Positives(labels, labels[rows[part.slots]])
-
-    def rows(self, slots: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
-        """The rows among all good images of good slots of this rank."""
-        return self._arrived[2][slots]
-
-    @cached_property
-    def _arrived(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Good images, their labels, and the row among them of each own slot."""
-        valid, images, concepts = self._valid(), self._images(), self._concepts()
-        if not valid.any():
-            raise DataError(f"step {self._step}: not one sample of the batch could be read")
-        rows = valid.long().cumsum(0) - 1
-        first = distributed.rank() * self._size
-        if not valid.all():
-            images, concepts = images[valid], concepts[valid]
-        own = rows[first : first + self._size]
-        labels = concepts if self._by_caption else torch.arange(len(images), device=images.device)
-        return images, labels, own
-
-
-class HeadStep:
-    """What an image head needs of a step; without a head it needs nothing."""
-
-    def __init__(
-        self,
-        model: LitModel,
-        engine: Any,
-        features: Float[Tensor, "b f"],
-        valid: Bool[Tensor, " b"],
-    ) -> None:
-        """Computes `embeds`, those of this rank's slots, without gradient."""
-        whitened = model.whiten(features.to(model.device))
-        self._own: Tensor | None = None  # good images, as the head reads them
-        self._slopes: Tensor | None = None
-        if model.head is None:
-            self.embeds = torch.nn.functional.normalize(whitened, dim=-1)
-            return
-        with torch.no_grad():
-            (self.embeds,) = engine(None, whitened)
-        self._slots = valid.to(model.device).nonzero()[:, 0]
-        self._own = whitened[self._slots]
-
-    def inputs(self, last: bool) -> tuple[Float[Tensor, "m d"], ...]:
-        """What the engine reads beside texts: with a head this rank's good images in the last
-        micro-batch. None of them before gives the head a gradient of 0, on which ZeRO counts."""
-        if self._own is None:
-            return ()
-        return (self._own if last else self._own[:0],)
-
-    def slopes(self, everyone: GlobalBatch) -> Float[Tensor, "b d"] | None:
-        """To which micro-batches add the loss's gradient with respect to all embeddings."""
-        if self._own is not None and self._slopes is None:
-            self._slopes = torch.zeros_like(everyone.images, dtype=self._own.dtype)
-        return self._slopes
-
-    def lead_back(
-        self, everyone: GlobalBatch, embeds: Float[Tensor, "m d"], last: bool
-    ) -> Float[Tensor, ""]:
-        """Something whose gradient with respect to the head is the loss's. All ranks call it.
-
-        embeds: what the engine made of `inputs`.
-        """
-        slopes = self.slopes(everyone)
-        if slopes is None or not last:
-            return embeds.sum()  # of none
-        return (embeds * distributed.all_reduce_sum(slopes)[everyone.rows(self._slots)]).sum()
 
 
 class TrainStep:
@@ -172,7 +66,7 @@ class TrainStep:
         for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
             last = number == len(parts) - 1
-            text_embeds, scale, bias, *own = self.engine(part.tokens, *head.inputs(last))
+            text_embeds, scale, bias, *headed = self.engine(part.tokens, *head.inputs(last))
             images = everyone.images
             lse = known[number] if known else None
             if kind == "softmax" and lse is None:
@@ -181,11 +75,11 @@ class TrainStep:
             if part.empty:  # every parameter takes part, with a gradient of 0
                 share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
             else:
-                positives, slopes = everyone.positives(part), head.slopes(everyone)
+                positives, slopes = everyone.positives(part.slots), head.slopes(everyone)
                 share = loss_share(kind, images, text_embeds, positives, scale, bias, lse, slopes)
             total += share.detach()
-            if own:
-                share = share + head.lead_back(everyone, own[0], last)
+            if headed:
+                share = share + head.lead_back(everyone, headed[0], last)
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
@@ -200,7 +94,7 @@ class TrainStep:
         """
         tower, device = self.model.text.encoder.tower, self.model.device
         groups = min(self.max_groups, _num_groups(tower, device, self.shape.micro_batch_size))
-        good = valid.nonzero()[:, 0].cpu().numpy()
+        good = np.flatnonzero(valid.cpu().numpy()[batch.caption_slots])
         good = good[np.argsort(batch.tokens.lengths[good], kind="stable")]
         number = self.shape.micro_batches
         shares = [good[i::number] for i in range(number)]
@@ -208,7 +102,7 @@ class TrainStep:
         for rows in shares if self.packed else np.array_split(good, number):
             ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
             tokens = PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
-            slots = torch.from_numpy(rows).to(device)
+            slots = torch.from_numpy(batch.caption_slots[rows]).to(device)
             parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
 

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from data.batch import Batch, OpenBatch
 from data.cache.captions import CaptionCache
 from data.captions import SampleCaptions, Tokenizer
 from data.config import DataConfig
 from data.errors import DataError
 from data.pipeline.columns import ColumnGather
-from data.pipeline.draw import draw
+from data.pipeline.draw import draw, draw_several
 from data.pipeline.slots import Slots
 from data.pipeline.training import TrainPipeline
 from data.shards.tar import TarSample
@@ -19,7 +22,7 @@ from data.transform import ImageTransform
 
 @dataclass(frozen=True)
 class CaptionedSlots(Slots):
-    """Slots that hold one caption of each sample, and its pixels where they are read."""
+    """Slots that hold captions of each sample, and its pixels where they are read."""
 
     tokenizer: Tokenizer | None = None  # None: captions stay strings
 
@@ -27,18 +30,33 @@ class CaptionedSlots(Slots):
         part.keys[row] = sample.key
         own = SampleCaptions.of(sample.key, sample.payloads)
         self.fill_view(part, row, sample, epoch)
-        part.captions[row] = own.captions[draw(len(own.captions), self.seed, epoch, own.key)]
+        count, several = len(own.captions), self.cfg.captions_per_image
+        part.captions[row] = own.captions[draw(count, self.seed, epoch, own.key)]
+        if several > 1:
+            counts, epochs = np.array([count]), np.array([epoch])
+            drawn = draw_several(counts, several, self.seed, epochs, lambda _: [own.key.encode()])
+            part.further[row] = [own.captions[number] for number in drawn[0, 1:count]]
         part.concepts[row] = own.concept
         part.valid[row] = True
 
     def finish(self, part: OpenBatch) -> None:
-        """Tokenise the drawn captions."""
+        """Tokenise the drawn captions; where several are drawn, spread them first."""
+        if self.cfg.captions_per_image > 1:
+            self._spread(part)
         if self.tokenizer is None:
             return
-        good = part.valid.tolist()
+        good = part.valid[torch.from_numpy(part.caption_slots)].tolist()
         texts = [text for text, valid in zip(part.captions, good, strict=True) if valid]
         ids = iter(self.tokenizer(texts) if texts else [])
         part.tokens = TokenIds.of([next(ids) if valid else [] for valid in good])
+
+    def _spread(self, part: OpenBatch) -> None:
+        """As many captions as were drawn, and none of bad slots."""
+        good = part.valid.nonzero()[:, 0].tolist()
+        drawn = {row: [part.captions[row], *part.further[row]] for row in good}
+        part.captions = [caption for row in good for caption in drawn[row]]
+        part.slots = np.repeat(np.array(good, dtype=np.int64), [len(drawn[row]) for row in good])
+        part.further = {}
 
 
 class CaptionedPipeline(TrainPipeline):

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from data.batch import Batch, LazyStrings
 from data.cache.captions import CaptionCache, CaptionColumns
 from data.cache.features import runs
 from data.config import DataConfig
-from data.pipeline.draw import draw_all
+from data.pipeline.draw import draw_all, draw_several
 from data.pipeline.order import Order
 from data.problems import SampleError, add_counts
 from data.token_ids import TokenIds
@@ -45,21 +45,23 @@ class ColumnGather:
         first = np.concatenate([columns.first[rows] for columns, rows in picked])
         counts = np.concatenate([columns.first[rows + 1] for columns, rows in picked]) - first
         concepts = np.concatenate([columns.concepts[rows] for columns, rows in picked])
-        draw = partial(
-            draw_all,
-            seed=self._seed,
-            epochs=epochs[by_shard],
-            keys_of=lambda rows: _keys(picked, pa.binary()).take(pa.array(rows)).to_numpy(False),
-        )
-        views = draw(np.where(good, self._cfg.views, 0), what="view")
-        drawn = _captions(picked, good, first + draw(counts))
+        each: dict[str, Any] = {
+            "seed": self._seed,
+            "epochs": epochs[by_shard],
+            "keys_of": lambda rows: _keys(picked, pa.binary()).take(pa.array(rows)).to_numpy(False),
+        }
+        views = draw_all(np.where(good, self._cfg.views, 0), what="view", **each)
+        several = self._cfg.captions_per_image
+        taken = np.where(good, counts.clip(max=several), 0)
+        numbers = first[:, None] + draw_several(counts, several, **each)
+        drawn = _captions(picked, taken, numbers[np.arange(several) < taken[:, None]])
         places = np.empty_like(by_shard)
         places[by_shard] = np.arange(len(by_shard))
-        texts = np.where(good, np.cumsum(good) - 1, good.sum())[places]  # the last one is empty
+        texts, slots = _in_order(taken, places) if several > 1 else (_or_empty(good, places), None)
         tokens = TokenIds.join([*(c.tokens.take(rows) for c, rows in drawn), TokenIds.empty(1)])
         return Batch(
             step=0,
-            keys=LazyStrings(len(texts), lambda: _strings(_keys(picked, pa.string()), places)),
+            keys=LazyStrings(len(places), lambda: _strings(_keys(picked, pa.string()), places)),
             images=None,
             captions=LazyStrings(len(texts), lambda: _strings(_texts(drawn), texts)),
             tokens=tokens.take(texts),
@@ -69,6 +71,7 @@ class ColumnGather:
             indices=torch.from_numpy(indices),
             views=torch.from_numpy(views[places]),
             errors=errors,
+            slots=slots,
         )
 
     def _pick(
@@ -90,14 +93,32 @@ class ColumnGather:
 
 
 def _captions(
-    picked: _Picked, good: Bool[np.ndarray, " b"], texts: Int[np.ndarray, " b"]
+    picked: _Picked, taken: Int[np.ndarray, " b"], texts: Int[np.ndarray, " t"]
 ) -> _Picked:
-    """The drawn captions of the good samples, shard by shard."""
-    ends = np.cumsum([len(rows) for _, rows in picked]).tolist()
+    """The drawn captions, shard by shard. taken: how many of each sample."""
+    samples = np.cumsum([0, *(len(rows) for _, rows in picked)])
+    bounds = np.concatenate([[0], taken.cumsum()])[samples].tolist()
     return [
-        (columns, texts[low:high][good[low:high]])
-        for (columns, _), (low, high) in zip(picked, pairwise([0, *ends]), strict=True)
+        (columns, texts[low:high])
+        for (columns, _), (low, high) in zip(picked, pairwise(bounds), strict=True)
     ]
+
+
+def _or_empty(good: Bool[np.ndarray, " b"], places: Int[np.ndarray, " b"]) -> np.ndarray:
+    """The drawn caption of each slot, which are those of good samples; else the empty one after."""
+    return np.where(good, np.cumsum(good) - 1, good.sum())[places]
+
+
+def _in_order(
+    taken: Int[np.ndarray, " b"], places: Int[np.ndarray, " b"]
+) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
+    """The drawn captions slot by slot, and the slot of each.
+
+    taken: how many of each sample. places: of each slot's sample among them.
+    """
+    firsts, own = (np.cumsum(taken) - taken)[places], taken[places]
+    shifts = np.repeat(firsts - (np.cumsum(own) - own), own)
+    return np.arange(own.sum()) + shifts, np.repeat(np.arange(len(own)), own)
 
 
 def _keys(picked: _Picked, kind: pa.DataType) -> pa.Array:
