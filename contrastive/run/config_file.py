@@ -34,6 +34,8 @@ ADDED = {
     "embed_dim": 0,
     "vision.head": "none",
     "data.captions_per_image": 1,
+    "text.trainable": (),
+    "text.decay_to_start": 0.0,
 }
 
 Config = TypeVar("Config", bound=RunConfig)

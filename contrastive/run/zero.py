@@ -13,7 +13,7 @@ from torch import nn
 
 from contrastive import distributed
 from contrastive.run.config import OptimConfig, ZeroConfig
-from contrastive.run.optim import build_optimizer
+from contrastive.run.optim import DecayToStart, build_optimizer
 from data.errors import UsageError
 
 
@@ -81,16 +81,20 @@ def deepspeed_config(
     return _merge_user_json(config, file) if file else config
 
 
-def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) -> Any:
+def build_engine(
+    module: nn.Module, optim: OptimConfig, config: dict[str, Any], decay_to_start: float = 0.0
+) -> Any:
     """DeepSpeed's engine around the trainable part of a model."""
     import deepspeed  # slow to import
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    optimizer = build_optimizer(optim, module)
+    optimizer = build_optimizer(optim, module, decay_to_start)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if distributed.world_size() == 1 and config["zero_optimization"]["stage"] == 0:
         # Else all gradients are copied, divided by 1, and copied back: 2% of a step of MiniLM.
         engine.enable_backward_allreduce = False
+    if decay_to_start:
+        DecayToStart(engine)
     return engine
 
 

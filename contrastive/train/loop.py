@@ -20,6 +20,7 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
+from contrastive.run.trainable import train_only
 from contrastive.run.zero import (
     BatchShape,
     batch_shape,
@@ -29,6 +30,7 @@ from contrastive.run.zero import (
 )
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
+from contrastive.text.tower import TextTower
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -140,7 +142,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
         texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions)
         shape = _shape(cfg, texts)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint)
+    hold = cfg.text.decay_to_start
+    engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint, hold)
 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
@@ -170,7 +173,7 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         tower.check_patch_size(patch_size)
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(load_text_tower(cfg.text), width)
+    encoder = TextEncoder(_load_text_tower(cfg), width)
     model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
     model.to(distributed.device()).text.train()
     if cfg.compile:
@@ -180,6 +183,17 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         if cfg.zero.stage < 3:  # which gathers and frees parameters within the network
             encoder.tower.compile_net()
     return model
+
+
+def _load_text_tower(cfg: TrainConfig) -> TextTower:
+    """The text tower, of which only a part may train."""
+    tower = load_text_tower(cfg.text)
+    if cfg.text.trainable:
+        frozen = [p for p in tower.parameters() if not p.requires_grad]  # the embeddings
+        train_only(tower, cfg.text.trainable, "text.trainable")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return tower
 
 
 def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
