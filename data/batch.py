@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from data.problems import add_counts
@@ -61,6 +61,7 @@ class Batch:
     errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
     labels: Int[Tensor, " b"] | None = None  # KEY.cls, -1 where none; None where not read
     slots: Int[np.ndarray, " t"] | None = None  # of each caption, ascending; None: one of each slot
+    text_vectors: Float[Tensor, "t w"] | None = None  # of captions, by a frozen tower
 
     @property
     def caption_slots(self) -> Int[np.ndarray, " t"]:
@@ -81,6 +82,7 @@ class Batch:
             indices=self.indices.pin_memory(),
             views=self.views.pin_memory(),
             labels=None if self.labels is None else self.labels.pin_memory(),
+            text_vectors=None if self.text_vectors is None else self.text_vectors.pin_memory(),
         )
 
     @staticmethod
@@ -93,6 +95,7 @@ class Batch:
             add_counts(errors, part.errors)
         images = [part.images for part in parts if part.images is not None]
         labels = [part.labels for part in parts if part.labels is not None]
+        vectors = [part.text_vectors for part in parts if part.text_vectors is not None]
         slots: list[np.ndarray] = []
         first = 0
         for part in parts:
@@ -113,6 +116,7 @@ class Batch:
             errors=errors,
             labels=_cat(labels) if labels else None,
             slots=np.concatenate(slots) if slots else None,
+            text_vectors=_cat(vectors) if vectors else None,
         )
 
 

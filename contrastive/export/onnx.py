@@ -45,11 +45,12 @@ class _Image(nn.Module):
 class _Text(nn.Module):
     def __init__(self, model: LitModel) -> None:
         super().__init__()
-        self.tower, self.projection = model.text.encoder.tower, model.text.encoder.projection
+        self.encoder = model.text.encoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.projection(self.tower([PaddedTokens(input_ids, mask)])), dim=-1)
+        vectors = self.encoder.tower([PaddedTokens(input_ids, mask)])
+        return F.normalize(self.encoder.project(vectors), dim=-1)
 
 
 def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from contrastive.export.projection import image_projection
+from contrastive.export.projection import image_projection, text_projection
 from contrastive.export.timm import timm_net
 from contrastive.files.open_clip import OUR_RESIZING
 from contrastive.model.lit import LitModel
@@ -198,7 +198,7 @@ def _native(model: LitModel, net: Any, patch_size: int, projection: Float[Tensor
 
 
 def _text(model: LitModel, home: Path) -> Part:
-    tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
+    tower, projection = model.text.encoder.tower, text_projection(model, "open_clip")
     if isinstance(tower, OpenClipTextTower):
         return _own_text(tower, projection)
     assert isinstance(tower, HFTextTower)

@@ -1,4 +1,4 @@
-"""Whitening and image head as the one linear map that other libraries have room for."""
+"""From features to embeddings by the one linear map that other libraries have room for."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,3 +20,16 @@ def image_projection(model: LitModel, to: str) -> Float[Tensor, "f d"]:
             "with vision.head none or linear"
         )
     return model.feature_whiten + model.feature_whiten @ model.head.out.weight.T
+
+
+def text_projection(model: LitModel, to: str) -> Float[Tensor, "d w"]:
+    """The matrix from the text tower's vectors to embeddings that are not yet of unit norm.
+
+    Raises `UsageError` for a head, which `to` cannot express.
+    """
+    if model.text.encoder.head is not None:
+        raise UsageError(
+            f"{to} cannot express this model's text head, a gated MLP; allowed: onnx, or a model "
+            "with text.head none"
+        )
+    return model.text.encoder.projection.weight

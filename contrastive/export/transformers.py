@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from contrastive.export.open_clip import known_architecture
-from contrastive.export.projection import image_projection
+from contrastive.export.projection import image_projection, text_projection
 from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
@@ -59,7 +59,7 @@ tower that is pooled by the mean of its tokens ends in one more layer that does 
 def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
     """Write a folder that `VisionTextDualEncoderModel.from_pretrained` loads, with processor."""
     tower = model.text.encoder.tower
-    projection = model.text.encoder.projection.weight.detach()
+    projection = text_projection(model, "transformers").detach()
     check_tokenizer(tower, "transformers")
     if isinstance(tower, OpenClipTextTower):
         text, projection = _clip_text(tower, projection)

@@ -47,6 +47,7 @@ class ModelFacts:
     costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
     features: str = "own"  # that are joined
     head: str = "none"  # that is trained over them
+    text_head: str = "none"
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,15 @@ def model_card(facts: ModelFacts, card: Card) -> str:
     example, width = next(iter(facts.costs)), facts.embed_dim
     made_here = len(facts.costs) > 1 or card.steps
     locked = ", locked" if made_here else ", of a checkpoint as it stands"
-    head = {"linear": " under a linear head", "mlp": " under a gated MLP"}.get(facts.head, "")
+    heads = {"linear": " under a linear head", "mlp": " under a gated MLP", "none": ""}
+    head, text_head = heads[facts.head], heads[facts.text_head]
     trained = f", trained to read it with the {facts.loss} loss" if made_here else ""
     joined = "" if facts.features == "own" else f" (features {facts.features})"
     parts = [
         front_matter("flexilit", card.license),
         f"# An image-text model{' for any patch size' * (len(facts.costs) > 1)}\n\n"
         f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}{head}; "
-        f"text tower {facts.text_tower} of {facts.context_length} tokens{trained}; "
+        f"text tower {facts.text_tower} of {facts.context_length} tokens{text_head}{trained}; "
         f"{width} dimensions.",
         "```python\n"
         "from contrastive import LitModel\n\n"

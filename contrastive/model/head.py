@@ -6,36 +6,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrastive.vision.config import Head
-
-EXPANSION = 4  # hidden width of the MLP over the embeddings'
+from contrastive.residual_map import ResidualMap
 
 
-class ImageHead(nn.Module):
-    """Unit-norm image embeddings x + f(x) of whitened features x; f is zero before training.
+class ImageHead(ResidualMap):
+    """Unit-norm image embeddings of whitened features, which are centred: no part has a bias."""
 
-    linear: f(x) = A x. mlp: f(x) = A (silu(B x) * C x), a gated linear unit (Shazeer,
-    arXiv:2002.05202), by which SAIL reads locked towers (Zhang et al., arXiv:2412.04616). Without
-    biases: the whitening has centred the features.
-    """
-
-    def __init__(self, kind: Head, width: int) -> None:
-        """kind: not "none". width: of features and embeddings."""
-        super().__init__()
-        self.kind = kind
-        hidden = width
-        if kind == "mlp":
-            hidden = EXPANSION * width
-            self.gate = nn.Linear(width, hidden, bias=False)
-            self.up = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, whitened: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        hidden = whitened
-        if self.kind == "mlp":
-            hidden = F.silu(self.gate(whitened)) * self.up(whitened)
-        return F.normalize(whitened + self.out(hidden).to(whitened.dtype), dim=-1)
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return F.normalize(super().forward(x), dim=-1)
 
 
 class TextSideAndHead(nn.Module):

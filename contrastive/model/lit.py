@@ -28,7 +28,7 @@ from contrastive.files.weights import (
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
-from contrastive.text.encoder import TextEncoder
+from contrastive.text.encoder import TextEncoder, TextVectors
 from contrastive.text.load import build_text_tower
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
@@ -69,7 +69,7 @@ class TextSide(nn.Module):
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
-        self, tokens: TokenBatch | PackedTokens
+        self, tokens: TokenBatch | PackedTokens | TextVectors
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
         """Text embeddings, the logit scale, and the bias of the sigmoid loss.
 
@@ -263,6 +263,7 @@ class LitModel(nn.Module, ModelHubMixin):
             head="none" if self.head is None else self.head.kind,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,
+            text_head="none" if self.text.encoder.head is None else self.text.encoder.head.kind,
             context_length=tower.tokenizer.context_length,
             loss=self.text.loss.kind,
             embed_dim=self.embed_dim,
@@ -295,6 +296,8 @@ class LitModel(nn.Module, ModelHubMixin):
             config["embed_dim"] = self.embed_dim
         if self.head is not None:
             config["head"] = self.head.kind
+        if self.text.encoder.head is not None:
+            config["text_head"] = self.text.encoder.head.kind
         with replaced_folder(folder) as part:
             write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
@@ -323,7 +326,8 @@ class LitModel(nn.Module, ModelHubMixin):
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             width = config.get("embed_dim", vision.embed_dim)
-            encoder = TextEncoder(build_text_tower(config["text"], folder), width)
+            tower = build_text_tower(config["text"], folder)
+            encoder = TextEncoder(tower, width, config.get("text_head", "none"))
             text = TextSide(encoder, LossConfig.from_json(config["loss"]))
             model = cls(vision.lock(), text, width, config.get("head", "none"))
             model.card = Card.from_json(config.get("card", {}))

@@ -34,6 +34,8 @@ ADDED = {
     "embed_dim": 0,
     "vision.head": "none",
     "data.captions_per_image": 1,
+    "text.frozen": False,
+    "text.head": "none",
     "text.trainable": (),
     "text.decay_to_start": 0.0,
 }

@@ -25,6 +25,12 @@ class TextConfig:
     """Dropout of a transformers encoder in training."""
     freeze_embeddings: bool = False
     """Keep token embeddings fixed: faster, and words not in the training data stay usable."""
+    frozen: bool = False
+    """Keep the whole tower: with data.features each caption is read once, and a step costs the
+    heads alone."""
+    head: Literal["none", "mlp"] = "none"
+    """What is trained between the tower and its projection: nothing, or a gated MLP, which starts
+    at what none gives."""
     trainable: tuple[str, ...] = ()
     """Regular expressions; of the tower, parameters whose name contains a match are trained.
     Empty: all."""
@@ -35,6 +41,10 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.context_length < 3:
             raise UsageError(f"text.context_length {self.context_length}: at least 3 tokens")
+        if self.frozen and (self.trainable or self.decay_to_start):
+            raise UsageError(
+                "text.frozen keeps the whole tower; leave out text.trainable and decay_to_start"
+            )
         if not self.decay_to_start >= 0:
             raise UsageError(f"text.decay_to_start {self.decay_to_start}: must be at least 0")
         if not 0 <= self.dropout < 1:

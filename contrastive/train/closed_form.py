@@ -21,6 +21,7 @@ from contrastive import distributed
 from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
+from contrastive.text.encoder import TextVectors
 from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
@@ -100,8 +101,12 @@ def _collect(
         if not len(read):
             continue
         images = valid.cumsum(0)[part.caption_slots[read]] - 1
-        texts = part.tokens.take(read)
-        y = encoder.pool(TokenBatch.of(encoder.tower, texts).to(device)).double()
+        texts: TokenBatch | TextVectors
+        if part.text_vectors is None:
+            texts = TokenBatch.of(encoder.tower, part.tokens.take(read))
+        else:
+            texts = TextVectors(part.text_vectors[read])
+        y = encoder.pool(texts.to(device)).double()
         sums["y"] += y.sum(0)
         sums["yy"] += y.T @ y
         sums["yx"] += y.T @ torch.stack(views).mean(0)[images.to(device)]

@@ -31,6 +31,7 @@ from contrastive.run.zero import (
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.tower import TextTower
+from contrastive.text_features import fill_text_vectors, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -133,6 +134,8 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     source = FeatureSource(model.vision, cfg.data, patch_sizes)
     if cfg.data.features:
         fill_texts(cfg.data, model.text.encoder.tower.tokenizer)
+        if cfg.text.frozen:
+            fill_text_vectors(cfg.data, model.text.encoder.tower)
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     world_size = distributed.world_size()
@@ -173,7 +176,7 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         tower.check_patch_size(patch_size)
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(_load_text_tower(cfg), width)
+    encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)
     model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
     model.to(distributed.device()).text.train()
     if cfg.compile:
@@ -186,8 +189,10 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
 
 
 def _load_text_tower(cfg: TrainConfig) -> TextTower:
-    """The text tower, of which only a part may train."""
+    """The text tower, of which only a part may train, or nothing."""
     tower = load_text_tower(cfg.text)
+    if cfg.text.frozen:
+        return tower.lock()
     if cfg.text.trainable:
         frozen = [p for p in tower.parameters() if not p.requires_grad]  # the embeddings
         train_only(tower, cfg.text.trainable, "text.trainable")
@@ -209,10 +214,12 @@ def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
 
 def _build_pipeline(cfg: TrainConfig, model: LitModel) -> CaptionedPipeline:
     """This rank's batches; without images where their features are cached."""
+    tower, cached = model.text.encoder.tower, cfg.text.frozen and cfg.data.features
     return CaptionedPipeline(
         cfg.data,
         None if cfg.data.features else model.transform,
-        tokenizer=model.text.encoder.tower.tokenizer,
+        tokenizer=tower.tokenizer,
+        vectors=open_text_vectors(cfg.data, tower) if cached else None,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
         rank=distributed.rank(),

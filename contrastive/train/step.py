@@ -16,6 +16,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Logsumexps, logsumexps, loss_share
 from contrastive.run.zero import BatchShape
+from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
@@ -28,7 +29,7 @@ from data.token_ids import TokenIds
 class MicroBatch:
     """Texts of this rank that go through the tower together."""
 
-    tokens: TokenBatch | PackedTokens
+    tokens: TokenBatch | PackedTokens | TextVectors
     slots: Int[Tensor, " m"]  # of this rank's batch, each text's
     empty: bool  # no good sample: one empty text is read and counts nothing
 
@@ -100,11 +101,20 @@ class TrainStep:
         shares = [good[i::number] for i in range(number)]
         parts = []
         for rows in shares if self.packed else np.array_split(good, number):
-            ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
-            tokens = PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
+            tokens = self._tokens(batch, rows, groups)
             slots = torch.from_numpy(batch.caption_slots[rows]).to(device)
             parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
+
+    def _tokens(
+        self, batch: Batch, rows: Int[np.ndarray, " m"], groups: int
+    ) -> TokenBatch | PackedTokens | TextVectors:
+        """These texts of the batch, or an empty one."""
+        tower, vectors = self.model.text.encoder.tower, batch.text_vectors
+        if vectors is not None:
+            return TextVectors(vectors[rows] if len(rows) else torch.zeros_like(vectors[:1]))
+        ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
+        return PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
 
     def _logsumexps(
         self, step: int, parts: list[MicroBatch], everyone: GlobalBatch

@@ -8,6 +8,7 @@ import torch
 
 from data.batch import Batch, OpenBatch
 from data.cache.captions import CaptionCache
+from data.cache.text_vectors import TextVectorCache
 from data.captions import SampleCaptions, Tokenizer
 from data.config import DataConfig
 from data.errors import DataError
@@ -68,6 +69,7 @@ class CaptionedPipeline(TrainPipeline):
         transform: ImageTransform | None,
         *,
         tokenizer: Tokenizer | None = None,
+        vectors: TextVectorCache | None = None,
         seed: int,
         global_batch_size: int,
         rank: int,
@@ -76,7 +78,8 @@ class CaptionedPipeline(TrainPipeline):
         """`transform` None: pixels are not read. `tokenizer` None: captions stay strings.
 
         With `cfg.features` and a tokenizer no shard is read, captions come from the `CaptionCache`
-        there, without loader processes. The rest, and what is raised: as `TrainPipeline`.
+        there, without loader processes, and their vectors where `vectors` is given.
+        The rest, and what is raised: as `TrainPipeline`.
         """
         slots = CaptionedSlots(transform, cfg, seed, tokenizer)
         super().__init__(
@@ -86,7 +89,7 @@ class CaptionedPipeline(TrainPipeline):
         if cfg.features and tokenizer is not None and self._order is not None:
             keep = 2 * cfg.block_shards * len(self._sources)
             cache = CaptionCache(cfg.features, self.shards, tokenizer, cfg.index_dir, keep)
-            self._gather = ColumnGather(self._order, cache, self.shards, cfg, seed)
+            self._gather = ColumnGather(self._order, cache, self.shards, cfg, seed, vectors)
 
     def steps(self, start_step: int, num_steps: int) -> Iterator[Iterator[Batch]]:
         """`parts`, but whole batches where they come from the cache: these cost less at once."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from data.batch import Batch, LazyStrings
 from data.cache.captions import CaptionCache, CaptionColumns
 from data.cache.features import runs
+from data.cache.text_vectors import TextVectorCache
 from data.config import DataConfig
 from data.pipeline.draw import draw_all, draw_several
 from data.pipeline.order import Order
@@ -30,11 +32,17 @@ class ColumnGather:
     """
 
     def __init__(
-        self, order: Order, cache: CaptionCache, shards: Sequence[str], cfg: DataConfig, seed: int
+        self,
+        order: Order,
+        cache: CaptionCache,
+        shards: Sequence[str],
+        cfg: DataConfig,
+        seed: int,
+        vectors: TextVectorCache | None = None,
     ) -> None:
-        """`seed`: of the draws."""
+        """`seed`: of the draws. `vectors`: of the captions; not given: batches have none."""
         self._order, self._cache, self._shards = order, cache, shards
-        self._cfg, self._seed = cfg, seed
+        self._cfg, self._seed, self._vectors = cfg, seed, vectors
 
     def __call__(self, start: int, stop: int) -> Batch:
         """Raises `SampleError` for a bad sample where `on_error` is "raise"."""
@@ -72,7 +80,19 @@ class ColumnGather:
             views=torch.from_numpy(views[places]),
             errors=errors,
             slots=slots,
+            text_vectors=self._text_vectors(shards[by_shard], drawn, texts),
         )
+
+    def _text_vectors(
+        self, shards: Int[np.ndarray, " b"], drawn: _Picked, texts: Int[np.ndarray, " t"]
+    ) -> Float[Tensor, "t w"] | None:
+        """Of the batch's captions, 0 where there is none. drawn: those of each of these shards."""
+        if self._vectors is None:
+            return None
+        own = [self._vectors.vectors(int(shards[low])) for low, _ in pairwise(runs(shards))]
+        found = [of[numbers] for of, (_, numbers) in zip(own, drawn, strict=True)]
+        found.append(np.zeros((1, own[0].shape[1]), dtype=np.float32))
+        return torch.from_numpy(np.concatenate(found)[texts])
 
     def _pick(
         self, shards: Int[np.ndarray, " b"], indices: Int[np.ndarray, " b"]
