@@ -142,7 +142,7 @@ def test_a_saved_head_loads_equal_and_is_part_of_the_images_identity(head, tiny_
     none = build(tiny_text, "none")
     assert none.image_fingerprint != model.image_fingerprint
     assert none.text_fingerprint == model.text_fingerprint
-    said = {"linear": "locked, under a linear head", "mlp": "locked, under a gated MLP"}
+    said = {"linear": "locked under a linear head", "mlp": "locked under a gated MLP"}
     assert said[head] in (tmp_path / "README.md").read_text()
 
 
