@@ -81,7 +81,12 @@ class Cached:
 
     def batches(self, cfg: DataConfig) -> Iterator[Batch]:
         tokenizer = Sixteen()
-        options = {"seed": 0, "global_batch_size": BATCH, "rank": 0, "world_size": 1}
+        options: dict[str, Any] = {
+            "seed": 0,
+            "global_batch_size": BATCH,
+            "rank": 0,
+            "world_size": 1,
+        }
         return CaptionedPipeline(cfg, None, tokenizer=tokenizer, **options).batches(0, 10**9)
 
     def check_equal(self) -> None:

@@ -153,7 +153,7 @@ def run_case(text: str, who: str, loss: Loss, pairs: int) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
     model = build_model(tower, text, loss)
-    chunk = min(pairs, find_micro_batch_size(model.text, BATCHES[0], torch.bfloat16))
+    chunk = min(pairs, find_micro_batch_size(model, BATCHES[0], torch.bfloat16))
     zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}

@@ -25,6 +25,7 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
+from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch
 from contrastive.train.step import TrainStep
@@ -131,7 +132,9 @@ class Trainer:
     def text(self, trimmed: bool = False) -> Callable[[], None]:
         """trimmed: as ours reads them; else padded to the context length."""
         optimizer = adamw(list(self.bare.parameters()))
-        tokens: TokenBatch | PackedTokens = TokenBatch((self.tokens,), SIZE.batch_size)
+        tokens: TokenBatch | PackedTokens | TextVectors = TokenBatch(
+            (self.tokens,), SIZE.batch_size
+        )
         if trimmed:
             tokens = self.ours.split_texts(self.ready, self.ready.valid)[0].tokens
         images = torch.nn.functional.normalize(

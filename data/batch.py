@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from data.problems import add_counts
@@ -50,8 +51,8 @@ class Batch:
     step: int
     keys: Sequence[str]
     images: UInt8[Tensor, "b 3 s s"] | None  # not normalised; None where pixels are not read
-    captions: Sequence[str]  # the caption drawn for this epoch, "" where bad
-    tokens: TokenIds  # its token ids; none where bad, or where the pipeline has no tokenizer
+    captions: Sequence[str]  # drawn for this epoch: one of each slot, "" where bad; or `slots`
+    tokens: TokenIds  # their token ids; none where bad, or where the pipeline has no tokenizer
     concepts: Int[Tensor, " b"]  # int64: equal where the samples' lists of captions are equal
     valid: Bool[Tensor, " b"]
     shards: Int[Tensor, " b"]  # number in the pipeline's shard list
@@ -59,6 +60,13 @@ class Batch:
     views: Int[Tensor, " b"]  # which view of the image was drawn, 0: the image itself
     errors: dict[str, int] = field(default_factory=dict)  # bad samples met in this part, by kind
     labels: Int[Tensor, " b"] | None = None  # KEY.cls, -1 where none; None where not read
+    slots: Int[np.ndarray, " t"] | None = None  # of each caption, ascending; None: one of each slot
+    text_vectors: Float[Tensor, "t w"] | None = None  # of captions, by a frozen tower
+
+    @property
+    def caption_slots(self) -> Int[np.ndarray, " t"]:
+        """The slot of each caption."""
+        return np.arange(len(self)) if self.slots is None else self.slots
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,6 +82,7 @@ class Batch:
             indices=self.indices.pin_memory(),
             views=self.views.pin_memory(),
             labels=None if self.labels is None else self.labels.pin_memory(),
+            text_vectors=None if self.text_vectors is None else self.text_vectors.pin_memory(),
         )
 
     @staticmethod
@@ -86,6 +95,13 @@ class Batch:
             add_counts(errors, part.errors)
         images = [part.images for part in parts if part.images is not None]
         labels = [part.labels for part in parts if part.labels is not None]
+        vectors = [part.text_vectors for part in parts if part.text_vectors is not None]
+        slots: list[np.ndarray] = []
+        first = 0
+        for part in parts:
+            if part.slots is not None:
+                slots.append(part.slots + first)
+            first += len(part)
         return Batch(
             step=parts[0].step,
             keys=[key for part in parts for key in part.keys],
@@ -99,6 +115,8 @@ class Batch:
             views=_cat([part.views for part in parts]),
             errors=errors,
             labels=_cat(labels) if labels else None,
+            slots=np.concatenate(slots) if slots else None,
+            text_vectors=_cat(vectors) if vectors else None,
         )
 
 
@@ -108,6 +126,7 @@ class OpenBatch(Batch):
 
     keys: list[str]
     captions: list[str]
+    further: dict[int, list[str]] = field(default_factory=dict)  # slot -> captions after its first
 
 
 @dataclass

@@ -24,6 +24,9 @@ class DataConfig:
     features: str = ""
     """Folder of cached image features and tokens, filled on first use.
     Empty: pixels are read in each step."""
+    captions_per_image: int = 1
+    """Captions of an image that a step reads, all of them its positives; fewer where it has
+    fewer. Each epoch draws others."""
     views: int = 1
     """Views of each image: itself and views - 1 fixed augmented ones; each epoch draws one."""
     crop: float = 1.0
@@ -58,6 +61,8 @@ def check_data(cfg: DataConfig) -> None:
     if cfg.block_shards < 1:
         raise UsageError(f"data.block_shards {cfg.block_shards}: at least 1")
     check_weights("data.weights", cfg.weights, "data.shards", len(cfg.shards), zeros=False)
+    if cfg.captions_per_image < 1:
+        raise UsageError(f"data.captions_per_image {cfg.captions_per_image}: at least 1")
     if cfg.views < 1:
         raise UsageError(f"data.views {cfg.views}: at least 1, the plain view")
     if not 0 < cfg.crop <= 1:

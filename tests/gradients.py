@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from open_clip.loss import ClipLoss, SigLipLoss
@@ -19,6 +20,7 @@ from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import TrainStep
+from contrastive.vision.config import Head
 from data.batch import Batch
 from data.token_ids import TokenIds
 
@@ -78,13 +80,15 @@ class PlainEngine:
                 self.gradients[name] = (total / distributed.world_size()).reshape(-1)
 
 
-def build_model(tower: str, text: str, loss: LossConfig, dtype: torch.dtype) -> LitModel:
+def build_model(
+    tower: str, text: str, loss: LossConfig, dtype: torch.dtype, head: Head = "none"
+) -> LitModel:
     """The same weights in every process."""
     torch.manual_seed(0)
     vision = load_vision_tower(tower)
     torch.manual_seed(0)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), vision.embed_dim)
-    return LitModel(vision, TextSide(encoder, loss)).to(dtype)
+    return LitModel(vision, TextSide(encoder, loss), head=head).to(dtype)
 
 
 def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d"]]:
@@ -104,8 +108,13 @@ def share_of_rank(batch: Batch) -> tuple[Batch, slice]:
     """This rank's part of a global batch without pixels, and which part that is."""
     size = len(batch) // distributed.world_size()
     mine = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-    names = ("keys", "captions", "tokens", "concepts", "valid", "shards", "indices", "views")
-    return replace(batch, **{name: getattr(batch, name)[mine] for name in names}), mine
+    names = ("keys", "concepts", "valid", "shards", "indices", "views")
+    own: dict[str, Any] = {name: getattr(batch, name)[mine] for name in names}
+    slots = batch.caption_slots
+    low, high = np.searchsorted(slots, (mine.start, mine.stop)).tolist()
+    own |= {name: getattr(batch, name)[low:high] for name in ("captions", "tokens")}
+    own["slots"] = None if batch.slots is None else slots[low:high] - mine.start
+    return replace(batch, **own), mine
 
 
 def step_gradients(
@@ -117,10 +126,10 @@ def step_gradients(
     shape = batch_shape(len(batch), zero.micro_batch_size, world_size)
     engine: GradientProbe | PlainEngine
     if model.feature_mean.dtype == torch.float64:
-        engine = PlainEngine(model.text, shape.micro_batches)
+        engine = PlainEngine(model.trained, shape.micro_batches)
     else:
         config = deepspeed_config(zero, optim, shape, world_size)
-        engine = GradientProbe(build_engine(model.text, optim, config))
+        engine = GradientProbe(build_engine(model.trained, optim, config))
     part, mine = share_of_rank(batch)
     step = TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
     share = step(part, features[mine], part.valid)

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from gradients import WORDS, step_gradients
 from safetensors.torch import save_file
@@ -37,8 +39,11 @@ from data.token_ids import TokenIds
 GLOBAL_BATCH = 16
 
 
-def global_batch(bad: bool, tokenizer: Tokenizer) -> tuple[Batch, torch.Tensor]:
-    """The same 16 samples for any number of ranks; with `bad`, 5 unreadable ones among them."""
+def global_batch(
+    bad: bool, tokenizer: Tokenizer, several: bool = False
+) -> tuple[Batch, torch.Tensor]:
+    """The same 16 samples for any number of ranks; with `bad`, 5 unreadable ones among them; with
+    `several`, one to three captions each."""
     generator = torch.Generator().manual_seed(3)
     captions = [
         " ".join(
@@ -53,7 +58,12 @@ def global_batch(bad: bool, tokenizer: Tokenizer) -> tuple[Batch, torch.Tensor]:
     concepts = torch.arange(GLOBAL_BATCH) // 2
     tokens = TokenIds.of(tokenizer(captions))
     batch = Batch(0, captions, None, captions, tokens, concepts, valid, zeros, zeros, zeros)
-    return batch, torch.randn(GLOBAL_BATCH, 32, generator=generator)
+    features = torch.randn(GLOBAL_BATCH, 32, generator=generator)
+    if several:
+        slots = np.repeat(np.arange(GLOBAL_BATCH), [1 + n % 3 for n in range(GLOBAL_BATCH)])
+        captions = [" ".join(WORDS[(n + i) % 12] for i in range(1 + n % 4)) for n in slots]
+        batch = replace(batch, slots=slots, tokens=TokenIds.of(tokenizer(captions)))
+    return batch, features
 
 
 def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
@@ -62,13 +72,17 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     tower = load_vision_tower(case["tower"])
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
-    model = LitModel(tower, TextSide(encoder, loss))
+    model = LitModel(tower, TextSide(encoder, loss), head=case.get("head", "none"))
+    if model.head is not None:
+        torch.nn.init.normal_(model.head.out.weight, std=0.1)
     zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])
-    batch, features = global_batch(case.get("bad", False), encoder.tower.tokenizer)
+    tokenizer = encoder.tower.tokenizer
+    batch, features = global_batch(case.get("bad", False), tokenizer, case.get("several", False))
     out = step_gradients(model, zero, batch, features)
-    with whole_parameters(model.text):
+    with whole_parameters(model.trained):
         out |= {
-            f"weight.{n}": p.detach().clone().reshape(-1) for n, p in model.text.named_parameters()
+            f"weight.{n}": p.detach().clone().reshape(-1)
+            for n, p in model.trained.named_parameters()
         }
     return out
 

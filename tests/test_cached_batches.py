@@ -14,7 +14,7 @@ from test_caption_cache import Letters, fill
 from data.batch import Batch, LazyStrings
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
-from data.pipeline.draw import draw, draw_all
+from data.pipeline.draw import draw, draw_all, draw_several
 
 WORDS = ("cat", "red", "\u732b", "a", "dog's", "\U0001f600", "house on the hill")
 SIZES = (37, 1, 12, 60, 5, 23, 9, 41)
@@ -119,6 +119,50 @@ def test_a_run_resumes_anywhere_in_parts_or_whole(shards, cache):
     assert [[len(part) for part in own] for own in parts] == [[256, 256, 90]] * 2
     assert digest([Batch.join(own) for own in parts]) == digest(whole[2:])
     assert [len([*parts]) for parts in pipeline.steps(0, 2)] == [1, 1]
+
+
+@pytest.mark.parametrize("several", [2, 5])
+def test_several_captions_are_drawn_without_repetition(several, shards, cache):
+    """The same from columns and sample by sample, the first of each slot as without the flag, and
+    as many as the sample has."""
+    case = {"batch": 301, "steps": 3, "block_shards": 3}
+    first = [*build(shards, cache, case).batches(1, 3)]
+    case |= {"captions_per_image": several}
+    ours, theirs = ([*build(shards, f, case).batches(1, 3)] for f in (cache, ""))
+    whole = set()
+    for one, got, expected in zip(first, ours, theirs, strict=True):
+        assert got.slots.tolist() == expected.slots.tolist() == sorted(got.slots)
+        assert got.captions == expected.captions
+        assert got.tokens.tolist() == expected.tokens.tolist()
+        assert got.tokens.tolist() == [[ord(char) for char in text] for text in got.captions]
+        assert [*got.keys] == [*one.keys]
+        for slot, key in enumerate(got.keys):
+            own = [got.captions[i] for i in np.flatnonzero(got.slots == slot).tolist()]
+            assert own[:1] == [one.captions[slot]] * bool(one.valid[slot])
+            whole |= {(key, tuple(own))}
+    counts = {len(own) for _, own in whole}
+    assert counts == {0, 1, 2} if several == 2 else counts == {0, 1, 2, 5}
+    drawn = [own for key, own in whole if len(own) == several]
+    assert len(drawn) > len({key for key, own in whole if len(own) == several})  # others by epoch
+    parts = [*next(build(shards, "", case).parts(2, 1))]
+    assert [len(part) for part in parts] == [256, 45]
+    assert Batch.join(parts).slots.tolist() == ours[1].slots.tolist()
+
+
+def test_numbers_drawn_together_are_different_and_any_of_them():
+    counts = np.repeat([1, 2, 3, 7], 2000)
+    keys = [str(number).encode() for number in range(len(counts))]
+    epochs = np.zeros(len(counts), dtype=np.int64)
+    drawn = draw_several(counts, 4, 0, epochs, lambda rows: [keys[row] for row in rows])
+    for count in (1, 2, 3, 7):
+        own = drawn[counts == count][:, :count]
+        assert all(len(set(row)) == len(row) and max(row) < count for row in own.tolist())
+        for column in own.T:
+            shares = np.bincount(column, minlength=count) / len(own)
+            assert abs(shares - 1 / count).max() < 0.05
+    pairs = np.bincount(drawn[counts == 7][:, 0] * 7 + drawn[counts == 7][:, 1], minlength=49)
+    assert abs(pairs[pairs > 0] / 2000 - 1 / 42).max() < 0.015
+    assert (pairs > 0).sum() == 42
 
 
 def test_strings_are_made_when_somebody_asks():

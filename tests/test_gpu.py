@@ -34,7 +34,7 @@ def test_a_step_fits_the_memory_that_its_micro_batch_was_found_for(tiny_text, mo
     model.text.train()
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**28, 2**28))
-        size = find_micro_batch_size(model.text, 8192, torch.bfloat16)
+        size = find_micro_batch_size(model, 8192, torch.bfloat16)
     assert 32 <= size < 8192
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

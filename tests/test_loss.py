@@ -92,6 +92,41 @@ def test_shared_captions_count_as_their_definitions_say(problem):
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("size", [5, 2 * B])
+@pytest.mark.parametrize("by_caption", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_several_texts_of_an_image_are_its_positives(kind, by_caption, size, problem):
+    """Means over images and over texts of -log p of the positives, whose gradients with respect to
+    images add up too; image i has one to three texts."""
+    images, _, scale, bias = problem
+    owners = torch.arange(B).repeat_interleave(torch.arange(B) % 3 + 1)
+    texts = F.normalize(torch.randn(len(owners), D, dtype=torch.float64), dim=-1).requires_grad_()
+    labels = torch.arange(B) // 2 if by_caption else torch.arange(B)
+    same = (labels[:, None] == labels[owners]).double()
+    images = images.clone().requires_grad_()
+    logits = scale * images @ texts.T
+    if kind == "sigmoid":
+        expected = -F.logsigmoid((2 * same - 1) * (logits + bias)).sum(0).mean()
+    else:
+        of_images = (-logits.log_softmax(1) * same).sum(1) / same.sum(1)
+        of_texts = (-logits.log_softmax(0) * same).sum(0) / same.sum(0)
+        expected = (of_images.mean() + of_texts.mean()) / 2
+    slopes = torch.zeros_like(images)
+    counts, fixed = same.sum(1).long(), images.detach()
+    over_texts = torch.logsumexp(logits, 1).detach()
+    got = torch.zeros((), dtype=torch.float64)
+    for rows in torch.arange(len(owners)).split(size):
+        positives = Positives(labels, labels[owners[rows]], counts, len(owners))
+        lse = over_texts, torch.logsumexp(logits[:, rows], 0).detach()
+        got = got + loss_share(kind, fixed, texts[rows], positives, scale, bias, lse, slopes)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    both = [gradients(loss, kind, texts, scale, bias) for loss in (got, expected)]
+    both[0] += (slopes,)
+    both[1] += torch.autograd.grad(expected, images)
+    for mine, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_images_in_bfloat16_move_the_loss_by_their_rounding(kind, problem):
     """Sums stay in float32: a loss of 24 x 24 terms keeps three digits."""

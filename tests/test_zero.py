@@ -13,6 +13,7 @@ from contrastive.run.zero import (
     deepspeed_config,
     enough_memory,
     largest_divisor,
+    whole_parameters,
 )
 from contrastive.train.micro_batch import CPU_TEXTS
 from data.errors import UsageError
@@ -95,3 +96,39 @@ def test_adamw_stays_fused_at_every_stage(stage):
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     assert isinstance(inner, torch.optim.AdamW)
     assert all(group["fused"] for group in inner.param_groups)
+
+
+class Towered(torch.nn.Module):
+    """A tower, and a projection after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower, self.projection = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.tower(x))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_tower_decays_to_its_start_and_the_rest_to_zero(stage):
+    """As written out by hand."""
+    ensure_group()
+    optim = OptimConfig(name="sgd", lr=0.5, weight_decay=0.0, clip_norm=0.0)
+    config = deepspeed_config(ZeroConfig(stage=stage), optim, batch_shape(8, 0, 1), 1)
+    module, plain, x = Towered(), Towered(), torch.randn(8, 4)
+    start = {n: p.detach().clone() for n, p in plain.named_parameters()}
+    engine = build_engine(module, optim, config, decay_to_start=0.4)
+    for _ in range(3):
+        engine.backward(engine(x).square().mean())
+        engine.step()
+        plain.zero_grad()
+        plain(x).square().mean().backward()
+        for name, p in plain.named_parameters():
+            held = 0.2 * (start[name] - p.data) if name.startswith("tower") else 0.0
+            p.data += held - 0.5 * p.grad
+    with whole_parameters(module):
+        for name, p in module.named_parameters():
+            expected = dict(plain.named_parameters())[name]
+            torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(p, start[name])

@@ -27,6 +27,7 @@ from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.train.step import TrainStep
 from contrastive.vision.build import build_vision_tower
+from contrastive.vision.config import Head
 from contrastive.vision.tower_config import TowerConfig
 from data.batch import Batch
 from data.emoji.build import build_emoji
@@ -103,14 +104,18 @@ def build_tower(size: Size, dtype: torch.dtype) -> VisionTower:
 
 
 def build_model(
-    tower: VisionTower, text: str, loss: Loss = "sigmoid", context: int = CONTEXT
+    tower: VisionTower,
+    text: str,
+    loss: Loss = "sigmoid",
+    context: int = CONTEXT,
+    head: Head = "none",
 ) -> LitModel:
     """FlexiLiT's model around a tower, its text side ready to train."""
     torch.manual_seed(0)
     cfg = TextConfig(tower=f"hf:{text}", context_length=context)
     encoder = TextEncoder(load_text_tower(cfg), tower.embed_dim)
-    model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss))).to(distributed.device())
-    model.text.train()
+    model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)), head=head)
+    model.to(distributed.device()).text.train()
     return model
 
 
@@ -122,7 +127,7 @@ def build_step(
     distributed.ensure_group()
     world_size = distributed.world_size()
     shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
-    engine = build_engine(model.text, optim, deepspeed_config(zero, optim, shape, world_size))
+    engine = build_engine(model.trained, optim, deepspeed_config(zero, optim, shape, world_size))
     return TrainStep(model, engine, shape, 0, distributed.resolve_dtype(zero.precision))
 
 

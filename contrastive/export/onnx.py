@@ -34,21 +34,23 @@ class _Image(nn.Module):
     def __init__(self, model: LitModel, patch_size: int) -> None:
         super().__init__()
         self.net = timm_net(model.vision, patch_size)
-        self.mean, self.whiten = model.feature_mean, model.feature_whiten
+        self.mean, self.whiten, self.head = model.feature_mean, model.feature_whiten, model.head
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         features = self.net.forward_head(self.net.forward_features(pixel_values), pre_logits=True)
-        return F.normalize((features - self.mean) @ self.whiten, dim=-1)
+        whitened = (features - self.mean) @ self.whiten
+        return F.normalize(whitened, dim=-1) if self.head is None else self.head(whitened)
 
 
 class _Text(nn.Module):
     def __init__(self, model: LitModel) -> None:
         super().__init__()
-        self.tower, self.projection = model.text.encoder.tower, model.text.encoder.projection
+        self.encoder = model.text.encoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.projection(self.tower([PaddedTokens(input_ids, mask)])), dim=-1)
+        vectors = self.encoder.tower([PaddedTokens(input_ids, mask)])
+        return F.normalize(self.encoder.project(vectors), dim=-1)
 
 
 def write_onnx(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:

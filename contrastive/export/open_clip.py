@@ -2,7 +2,7 @@
 
 A class-token ViT becomes open_clip's own; what that cannot express stays a timm trunk, at the one
 patch size that timm publishes it with. The mean of the features goes into the bias of the last norm
-or of the projection; the whitening becomes the projection.
+or of the projection; whitening and a linear head become the projection.
 """
 
 import json
@@ -12,9 +12,11 @@ from typing import Any
 import open_clip
 import timm
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from contrastive.export.projection import image_projection, text_projection
 from contrastive.export.timm import timm_net
 from contrastive.files.open_clip import OUR_RESIZING
 from contrastive.model.lit import LitModel
@@ -99,10 +101,11 @@ def read_open_clip(model: LitModel, folder: Path) -> tuple[Any, Any]:
 
 
 def _vision(model: LitModel, patch_size: int) -> Part:
+    projection = image_projection(model, "open_clip")
     net = timm_net(model.vision, patch_size)
     reason = _why_not_native(net)
     if not reason:
-        return _native(model, net, patch_size)
+        return _native(model, net, patch_size, projection)
     name = model.vision.config.name
     published: Any = timm.create_model(name, pretrained=False, num_classes=0)
     weights = {k: v for k, v in net.state_dict().items() if k in published.state_dict()}
@@ -120,8 +123,8 @@ def _vision(model: LitModel, patch_size: int) -> Part:
         "image_size": model.image_size,
     }
     out = {f"visual.trunk.{k}": v for k, v in weights.items()}
-    out["visual.head.proj.weight"] = model.feature_whiten.T
-    out["visual.head.proj.bias"] = -model.feature_mean @ model.feature_whiten
+    out["visual.head.proj.weight"] = projection.T
+    out["visual.head.proj.bias"] = -model.feature_mean @ projection
     return config, out
 
 
@@ -144,7 +147,7 @@ def _why_not_native(net: Any) -> str:
     return f"it has {unknown[0]}" if unknown else ""
 
 
-def _native(model: LitModel, net: Any, patch_size: int) -> Part:
+def _native(model: LitModel, net: Any, patch_size: int, projection: Float[Tensor, "f d"]) -> Part:
     raw = net.state_dict()
     block = net.blocks[0]
     width = net.embed_dim
@@ -177,7 +180,7 @@ def _native(model: LitModel, net: Any, patch_size: int) -> Part:
         "conv1.weight": raw["patch_embed.proj.weight"],
         "ln_post.weight": last.weight,
         "ln_post.bias": last.bias - model.feature_mean,
-        "proj": model.feature_whiten,
+        "proj": projection,
     }
     if not config["no_ln_pre"]:
         out |= {f"ln_pre.{end}": raw[f"norm_pre.{end}"] for end in ("weight", "bias")}
@@ -195,7 +198,7 @@ def _native(model: LitModel, net: Any, patch_size: int) -> Part:
 
 
 def _text(model: LitModel, home: Path) -> Part:
-    tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
+    tower, projection = model.text.encoder.tower, text_projection(model, "open_clip")
     if isinstance(tower, OpenClipTextTower):
         return _own_text(tower, projection)
     assert isinstance(tower, HFTextTower)

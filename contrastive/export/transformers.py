@@ -1,8 +1,8 @@
 """A model at one patch size for transformers: a `VisionTextDualEncoderModel` and its processor.
 
 The image tower stays a timm model, which transformers wraps; its features' mean goes into its last
-bias, the whitening becomes the visual projection. transformers takes a text tower's pooler, which
-for the BERT family is tanh of a linear map of the first token:
+bias, whitening and a linear head become the visual projection. transformers takes a text tower's
+pooler, which for the BERT family is tanh of a linear map of the first token:
 
 - Near zero tanh is the identity, so a small enough map passes the first token through.
 - A mean over tokens is one more layer: no queries and keys, so that attention is uniform, and an
@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from contrastive.export.open_clip import known_architecture
+from contrastive.export.projection import image_projection, text_projection
 from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
@@ -58,7 +59,7 @@ tower that is pooled by the mean of its tokens ends in one more layer that does 
 def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Path) -> None:
     """Write a folder that `VisionTextDualEncoderModel.from_pretrained` loads, with processor."""
     tower = model.text.encoder.tower
-    projection = model.text.encoder.projection.weight.detach()
+    projection = text_projection(model, "transformers").detach()
     check_tokenizer(tower, "transformers")
     if isinstance(tower, OpenClipTextTower):
         text, projection = _clip_text(tower, projection)
@@ -72,7 +73,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
         vision.config, text.config, projection_dim=model.embed_dim
     )
     net = VisionTextDualEncoderModel(config, vision, text)
-    net.visual_projection.weight.copy_(model.feature_whiten.T)
+    net.visual_projection.weight.copy_(image_projection(model, "transformers").T)
     net.text_projection.weight.copy_(projection)
     net.logit_scale.copy_(model.text.scale().log())
     net.save_pretrained(folder)

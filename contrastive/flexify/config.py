@@ -135,6 +135,8 @@ class FlexifyConfig(RunConfig):
         super().__post_init__()
         if self.val_samples < 1:
             raise UsageError(f"val_samples {self.val_samples}: at least 1")
+        if self.data.captions_per_image > 1:
+            raise UsageError("data.captions_per_image: a tower is made flexible without captions")
         if self.data.features and self.augment != AugmentConfig():
             raise UsageError(
                 "data.features keeps what the teacher says of unchanged images; leave out "

@@ -1,6 +1,5 @@
 """The teacher tower, and the student that starts from it."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
+from contrastive.run.trainable import train_only
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
@@ -101,7 +101,7 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
     for size in cfg.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(size)
     if cfg.trainable:
-        _freeze(tower, cfg.trainable)
+        train_only(tower, cfg.trainable, "student.trainable")
     return tower.train()
 
 
@@ -178,18 +178,3 @@ def _carry_over(old: VisionTower, new: VisionTower, patch_size: int) -> None:
     missing = new.net.load_state_dict(fitting, strict=False).missing_keys
     strange = [name for name in missing if name.split(".")[0] not in ("head", "attn_pool")]
     assert not strange, strange
-
-
-def _freeze(tower: VisionTower, patterns: tuple[str, ...]) -> None:
-    names = {name.removeprefix("net."): p for name, p in tower.named_parameters()}
-    for pattern in patterns:
-        try:
-            found = [name for name in names if re.search(pattern, name)]
-        except re.error as error:
-            raise UsageError(f"student.trainable {pattern!r} is no pattern: {error}") from error
-        if not found:
-            raise UsageError(
-                f"student.trainable {pattern!r} finds no parameter; there are {', '.join(names)}"
-            )
-    for name, parameter in names.items():
-        parameter.requires_grad_(any(re.search(pattern, name) for pattern in patterns))

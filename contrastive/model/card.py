@@ -46,6 +46,8 @@ class ModelFacts:
     embed_dim: int
     costs: Mapping[int, tuple[int, float]]  # patch size -> tokens, GFLOPs of an image
     features: str = "own"  # that are joined
+    head: str = "none"  # that is trained over them
+    text_head: str = "none"
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,16 @@ def model_card(facts: ModelFacts, card: Card) -> str:
     example, width = next(iter(facts.costs)), facts.embed_dim
     made_here = len(facts.costs) > 1 or card.steps
     locked = ", locked" if made_here else ", of a checkpoint as it stands"
+    heads = {"linear": " under a linear head", "mlp": " under a gated MLP", "none": ""}
+    head, text_head = heads[facts.head], heads[facts.text_head]
     trained = f", trained to read it with the {facts.loss} loss" if made_here else ""
     joined = "" if facts.features == "own" else f" (features {facts.features})"
     parts = [
         front_matter("flexilit", card.license),
         f"# An image-text model{' for any patch size' * (len(facts.costs) > 1)}\n\n"
-        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}; text tower "
-        f"{facts.text_tower} of {facts.context_length} tokens{trained}; {width} dimensions.",
+        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}{head}; "
+        f"text tower {facts.text_tower} of {facts.context_length} tokens{text_head}{trained}; "
+        f"{width} dimensions.",
         "```python\n"
         "from contrastive import LitModel\n\n"
         'model = LitModel.from_pretrained("FOLDER_OR_HUB_NAME")\n'

@@ -27,12 +27,13 @@ from contrastive.files.weights import (
 )
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
-from contrastive.text.encoder import TextEncoder
+from contrastive.model.head import ImageHead, TextSideAndHead
+from contrastive.text.encoder import TextEncoder, TextVectors
 from contrastive.text.load import build_text_tower
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
-from contrastive.vision.config import is_library_spec
+from contrastive.vision.config import Head, is_library_spec
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -68,7 +69,7 @@ class TextSide(nn.Module):
         return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
 
     def forward(
-        self, tokens: TokenBatch | PackedTokens
+        self, tokens: TokenBatch | PackedTokens | TextVectors
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
         """Text embeddings, the logit scale, and the bias of the sigmoid loss.
 
@@ -87,6 +88,7 @@ class LitModel(nn.Module, ModelHubMixin):
     The affine (feature_mean, feature_whiten) whitens the tower's features, and may reduce their
     width: one for all patch sizes, fitted on training features. A self-supervised tower spends most
     of its variance on a few directions, such as drawing style, which would dominate every cosine.
+    What is whitened may go through a trained head.
 
     `push_to_hub("user/name")` is huggingface_hub's, and uploads what `save_pretrained` writes.
     """
@@ -94,7 +96,9 @@ class LitModel(nn.Module, ModelHubMixin):
     feature_mean: Tensor
     feature_whiten: Tensor
 
-    def __init__(self, vision: VisionTower, text: TextSide, embed_dim: int = 0) -> None:
+    def __init__(
+        self, vision: VisionTower, text: TextSide, embed_dim: int = 0, head: Head = "none"
+    ) -> None:
         """embed_dim: width of the embeddings; 0: of the tower's features."""
         super().__init__()
         self.vision = vision
@@ -103,6 +107,12 @@ class LitModel(nn.Module, ModelHubMixin):
         self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
         width = embed_dim or vision.embed_dim
         self.register_buffer("feature_whiten", torch.eye(vision.embed_dim, width))
+        self.head = None if head == "none" else ImageHead(head, width)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What trains, as one module: the text side, and the image head where there is one."""
+        return self.text if self.head is None else TextSideAndHead(self.text, self.head)
 
     # ---- encode ----------------------------------------------------------------------------
 
@@ -128,8 +138,12 @@ class LitModel(nn.Module, ModelHubMixin):
 
     def embed_features(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Unit-norm image embeddings from the tower's raw features."""
-        centred = features.to(self.feature_mean.dtype) - self.feature_mean
-        return F.normalize(centred @ self.feature_whiten, dim=-1)
+        whitened = self.whiten(features)
+        return F.normalize(whitened, dim=-1) if self.head is None else self.head(whitened)
+
+    def whiten(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
+        """The affine: what the head reads, or of unit norm is the embedding."""
+        return (features.to(self.feature_mean.dtype) - self.feature_mean) @ self.feature_whiten
 
     @torch.no_grad()
     def encode_image(
@@ -214,10 +228,14 @@ class LitModel(nn.Module, ModelHubMixin):
 
     @property
     def image_fingerprint(self) -> str:
-        """Equal for models whose image embeddings are equal: tower, affine, transform, dtype."""
+        """Equal for models whose image embeddings are equal: tower, affine, head, transform,
+        dtype."""
         digest = hashlib.blake2b(self.vision.fingerprint.encode(), digest_size=16)
         digest.update(self.feature_mean.cpu().numpy().tobytes())
         digest.update(self.feature_whiten.cpu().numpy().tobytes())
+        if self.head is not None:
+            for name, tensor in sorted(self.head.state_dict().items()):
+                digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def keep_transform(self, image_fingerprint: str, made: str | Path) -> bool:
@@ -242,8 +260,10 @@ class LitModel(nn.Module, ModelHubMixin):
         return ModelFacts(
             image_tower=self.vision.config.name,
             features=self.vision.config.features,
+            head="none" if self.head is None else self.head.kind,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,
+            text_head="none" if self.text.encoder.head is None else self.text.encoder.head.kind,
             context_length=tower.tokenizer.context_length,
             loss=self.text.loss.kind,
             embed_dim=self.embed_dim,
@@ -274,6 +294,10 @@ class LitModel(nn.Module, ModelHubMixin):
         }
         if self.embed_dim != self.vision.embed_dim:
             config["embed_dim"] = self.embed_dim
+        if self.head is not None:
+            config["head"] = self.head.kind
+        if self.text.encoder.head is not None:
+            config["text_head"] = self.text.encoder.head.kind
         with replaced_folder(folder) as part:
             write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
@@ -302,9 +326,10 @@ class LitModel(nn.Module, ModelHubMixin):
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
             vision.to(getattr(torch, config["vision_dtype"]))
             width = config.get("embed_dim", vision.embed_dim)
-            encoder = TextEncoder(build_text_tower(config["text"], folder), width)
+            tower = build_text_tower(config["text"], folder)
+            encoder = TextEncoder(tower, width, config.get("text_head", "none"))
             text = TextSide(encoder, LossConfig.from_json(config["loss"]))
-            model = cls(vision.lock(), text, width)
+            model = cls(vision.lock(), text, width, config.get("head", "none"))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

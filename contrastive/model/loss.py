@@ -1,13 +1,14 @@
-"""The two contrastive losses against constant image features, for one micro-batch of texts.
+"""The two contrastive losses against known image embeddings, for one micro-batch of texts.
 
-All B image embeddings of the global batch are known before a text is read, and are constants: the
-tower is locked. So a loss needs only m of the texts, and the sum over micro-batches (and ranks) is
-the global loss, exactly. `loss_share` returns the m texts' share of the *mean* loss over the B
-pairs; shares add up. The maths is free of collectives.
+All B image embeddings of the global batch are known before a text is read. So a loss needs only m
+of the texts, and the sum over micro-batches (and ranks) is the global loss, exactly. `loss_share`
+returns the m texts' share of the *mean* loss over the B pairs; shares add up. The maths is free of
+collectives.
 
-Since only texts, scale and bias take a gradient, a share and its gradients are computed together,
-in one pass over tiles of images: no more than a tile of the B x m logits is ever in memory. The
-products are in the images' precision, sums in the texts'.
+Texts, scale and bias take a gradient, and a share and its gradients are computed together, in one
+pass over tiles of images: no more than a tile of the B x m logits is ever in memory. The products
+are in the images' precision, sums in the texts'. Where a head is trained over the images, the
+gradient with respect to their embeddings adds up over micro-batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,13 +35,28 @@ class Positives:
 
     images: Int[Tensor, " b"]
     texts: Int[Tensor, " m"]
+    texts_of: Int[Tensor, " b"] | None = None
+    """How many of all micro-batches' texts are positives of each image. None: as many as images
+    with its label, where each image has one text."""
+    num_texts: int = 0
+    """Of all micro-batches; 0: as many as images."""
 
     def among(self, rows: slice) -> Bool[Tensor, "rows m"]:
         """Which pairs of these images are positive."""
         return self.images[rows, None] == self.texts
 
+    def targets(
+        self, rows: slice, counts: Float[Tensor, " m"], per_text: float
+    ) -> Float[Tensor, "rows m"]:
+        """Softmax: the share of each pair among an image's texts, and `per_text` times that among
+        a text's images. counts: of positive images of each text."""
+        if self.texts_of is None:  # both shares are the same
+            return self.among(rows) * (2 / counts)
+        shares = 1 / self.texts_of[rows, None].to(counts.dtype) + per_text / counts
+        return self.among(rows) * shares
+
     def counts(self) -> Int[Tensor, " m"]:
-        """How many positives each text has."""
+        """How many positive images each text has."""
         ordered = self.images.sort().values
         first, last = (torch.searchsorted(ordered, self.texts, side=s) for s in ("left", "right"))
         return last - first
@@ -54,21 +70,25 @@ def loss_share(
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""] | None,
     lse: Logsumexps | None = None,
+    image_slopes: Float[Tensor, "b d"] | None = None,
 ) -> Float[Tensor, ""]:
     """The share of m texts in either loss; the bias is for sigmoid, `lse` for softmax.
 
-    image_embeds: of unit norm, in the precision of the products; they take no gradient.
+    image_embeds: of unit norm, in the precision of the products; autograd gives them no gradient.
     logit_scale: the multiplier t itself, not its logarithm.
     lse: over *all* texts, per image, and over all images, per text. Not given: these m are all.
+    image_slopes: in the texts' precision; to it the share's gradient with respect to image_embeds
+    is added.
     """
     texts, scale = text_embeds.detach(), logit_scale.detach()
     with torch.no_grad(), torch.autocast(texts.device.type, enabled=False):
         if kind == "softmax":
             lse = lse or logsumexps(image_embeds, texts, scale)
-            value, slopes = _softmax(image_embeds, texts, scale, positives, lse)
+            value, slopes = _softmax(image_embeds, texts, scale, positives, lse, image_slopes)
         else:
             assert logit_bias is not None
-            value, slopes = _sigmoid(image_embeds, texts, scale, logit_bias.detach(), positives)
+            bias = logit_bias.detach()
+            value, slopes = _sigmoid(image_embeds, texts, scale, bias, positives, image_slopes)
     parameters = (text_embeds, logit_scale, logit_bias)
     return _WithGradients.apply(value, slopes, *parameters[: len(slopes)])
 
@@ -94,8 +114,13 @@ def _sigmoid(
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     positives: Positives,
+    image_slopes: Float[Tensor, "b d"] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients."""
+    """SigLIP's loss (Zhai et al., arXiv:2303.15343, equation 1), and its gradients.
+
+    The mean over texts of the sum over images: of several texts of an image, each weighs the same.
+    """
+    b = positives.num_texts or len(images)
     value, bias_slope = torch.zeros_like(scale), torch.zeros_like(bias)
     pull = torch.zeros_like(texts)  # sum over images of d loss / d logit, times the image
     for rows, part, logits in _tiles(images, texts, scale):
@@ -107,7 +132,8 @@ def _sigmoid(
         slopes = torch.where(is_pair, -slopes, slopes)
         bias_slope += slopes.sum()
         pull += _product(slopes.T, part)
-    b = len(images)
+        if image_slopes is not None:
+            image_slopes[rows] += _product(slopes, texts.to(part.dtype)).mul_(scale / b)
     return value / b, (pull * (scale / b), (pull * texts).sum() / b, bias_slope / b)
 
 
@@ -117,26 +143,32 @@ def _softmax(
     scale: Float[Tensor, ""],
     positives: Positives,
     lse: Logsumexps,
+    image_slopes: Float[Tensor, "b d"] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """CLIP's symmetric cross-entropy (Radford et al., arXiv:2103.00020), and its gradients.
 
     Text to image is local to each text. Image to text needs, per image, the logsumexp over all
-    texts, of which each of these texts takes its part. Positives of a text count in equal shares.
+    texts, of which each of these texts takes its part. Both directions are means, over texts and
+    over images, and the positives of a text or an image count in equal shares (SupCon's L_out,
+    Khosla et al., arXiv:2004.11362).
     """
     over_texts, over_images = lse
-    value = over_images.sum()
-    weights = 2 / positives.counts().to(texts.dtype)
+    b = 2 * len(images)
+    per_text = len(images) / (positives.num_texts or len(images))
+    value = over_images.sum() * per_text
+    counts = positives.counts().to(texts.dtype)
     pull = torch.zeros_like(texts)
     for rows, part, logits in _tiles(images, texts, scale):
         total = over_texts[rows, None]
         slopes = torch.exp(logits - total)  # of each image's softmax over texts
         value += (slopes.sum(1, keepdim=True) * total).sum()
-        targets = positives.among(rows) * weights
+        targets = positives.targets(rows, counts, per_text)
         value -= (targets * logits).sum()
-        slopes += torch.exp(logits - over_images)
+        slopes.add_(torch.exp(logits - over_images), alpha=per_text)
         slopes -= targets
         pull += _product(slopes.T, part)
-    b = 2 * len(images)
+        if image_slopes is not None:
+            image_slopes[rows] += _product(slopes, texts.to(part.dtype)).mul_(scale / b)
     return value / b, (pull * (scale / b), (pull * texts).sum() / b)
 
 

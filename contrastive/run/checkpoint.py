@@ -156,16 +156,17 @@ def begin_or_resume(
     optim: OptimConfig,
     config: dict[str, Any],
     checkpoint: tuple[Path, dict[str, Any]] | None,
+    decay_to_start: float = 0.0,
 ) -> tuple[Any, int]:
     """DeepSpeed's engine around `module`, and the step it goes on from: the checkpoint's, or 0.
 
     config: as `deepspeed_config` makes it. All ranks call it.
     """
     if checkpoint is None:
-        return build_engine(module, optim, config), 0
+        return build_engine(module, optim, config, decay_to_start), 0
     if needs_universal(checkpoint[1]):
         config = {**config, "checkpoint": {"load_universal": True}}
-    engine = build_engine(module, optim, config)
+    engine = build_engine(module, optim, config, decay_to_start)
     load_checkpoint(engine, *checkpoint)
     return engine, int(checkpoint[1]["step"])
 

@@ -28,7 +28,17 @@ RENAMED = {
 }
 
 # Fields that earlier configurations lack, and what those runs had.
-ADDED = {"vision.features": "own", "teacher.features": "own", "embed_dim": 0}
+ADDED = {
+    "vision.features": "own",
+    "teacher.features": "own",
+    "embed_dim": 0,
+    "vision.head": "none",
+    "data.captions_per_image": 1,
+    "text.frozen": False,
+    "text.head": "none",
+    "text.trainable": (),
+    "text.decay_to_start": 0.0,
+}
 
 Config = TypeVar("Config", bound=RunConfig)
 

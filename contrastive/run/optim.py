@@ -19,10 +19,22 @@ def in_head(name: str) -> bool:
     return not {"head", "projection"}.isdisjoint(name.split("."))
 
 
-def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+def in_tower(name: str) -> bool:
+    """Whether a parameter belongs to a tower that came with weights of its own."""
+    return "tower" in name.split(".")
+
+
+def build_optimizer(
+    cfg: OptimConfig, module: nn.Module, decay_to_start: float = 0.0
+) -> torch.optim.Optimizer:
     """An optimiser over the module's trainable parameters in groups: decayed, spared, and the
-    head's decayed ones where they have a decay of their own."""
+    head's decayed ones where they have a decay of their own.
+
+    decay_to_start: of the tower's parameters, in place of the decay (`DecayToStart`); 0: none.
+    """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    held = [p for n, p in named if in_tower(n)] if decay_to_start else []
+    named = [(n, p) for n, p in named if not (held and in_tower(n))]
     decayed = [(n, p) for n, p in named if decays(n, p)]
     head = [p for n, p in decayed if in_head(n)] if cfg.head_weight_decay is not None else []
     body = [p for n, p in decayed if not (head and in_head(n))]
@@ -32,6 +44,8 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
     ]
     if head:
         groups.append({"params": head, "weight_decay": cfg.head_weight_decay})
+    if held:
+        groups.append({"params": held, "weight_decay": 0.0, "decay_to_start": decay_to_start})
     if cfg.name == "sgd":
         return torch.optim.SGD(groups, lr=cfg.lr)
     if cfg.name == "adafactor":
@@ -39,6 +53,32 @@ def build_optimizer(cfg: OptimConfig, module: nn.Module) -> torch.optim.Optimize
     betas = (cfg.beta1, cfg.beta2)
     # fused: one pass over the memory, on CPUs five times as fast as a loop over parameters
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, eps=cfg.eps, fused=True)
+
+
+class DecayToStart:
+    """Weight decay towards the weights that an engine is built with, instead of 0 (L2-SP, Li et
+    al., arXiv:1802.01483): before a step they move there by lr * decay_to_start of the difference.
+
+    Decoupled as AdamW's own decay. The start is kept as ZeRO holds the weights, sharded in stages 1
+    to 3; a run that is resumed builds its engine from the same weights before it loads others.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        optimizer = engine.optimizer
+        inner = getattr(optimizer, "optimizer", optimizer)
+        # in stage 3 the optimiser has parameters only while it steps
+        weights = getattr(optimizer, "fp32_partitioned_groups_flat", None)
+        if weights is None:
+            weights = [p for group in inner.param_groups for p in group["params"]]
+        self._start = {weight: weight.detach().clone() for weight in weights}
+        inner.register_step_pre_hook(self)
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            share = group["lr"] * group.get("decay_to_start", 0.0)
+            for weight in group["params"] if share else ():
+                weight.lerp_(self._start[weight], share)
 
 
 def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:

@@ -13,27 +13,29 @@ from torch import nn
 
 from contrastive import distributed
 from contrastive.run.config import OptimConfig, ZeroConfig
-from contrastive.run.optim import build_optimizer
+from contrastive.run.optim import DecayToStart, build_optimizer
 from data.errors import UsageError
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """global_batch_size = world_size * micro_batches * micro_batch_size, in pairs."""
+    """world_size * micro_batches * micro_batch_size are the texts, or images, of a step."""
 
     per_rank: int
     micro_batch_size: int
     micro_batches: int
 
 
-def batch_shape(global_batch_size: int, micro_batch_size: int, world_size: int) -> BatchShape:
+def batch_shape(
+    global_batch_size: int, micro_batch_size: int, world_size: int, captions_per_image: int = 1
+) -> BatchShape:
     """Split the global batch over ranks and micro-batches; `UsageError` when it does not divide."""
     if global_batch_size < 1 or global_batch_size % world_size:
         raise UsageError(
             f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks; "
             f"allowed are multiples of {world_size}"
         )
-    per_rank = global_batch_size // world_size
+    per_rank = global_batch_size // world_size * captions_per_image
     size = micro_batch_size or per_rank
     if size < 1 or per_rank % size:
         raise UsageError(
@@ -79,16 +81,20 @@ def deepspeed_config(
     return _merge_user_json(config, file) if file else config
 
 
-def build_engine(module: nn.Module, optim: OptimConfig, config: dict[str, Any]) -> Any:
+def build_engine(
+    module: nn.Module, optim: OptimConfig, config: dict[str, Any], decay_to_start: float = 0.0
+) -> Any:
     """DeepSpeed's engine around the trainable part of a model."""
     import deepspeed  # slow to import
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    optimizer = build_optimizer(optim, module)
+    optimizer = build_optimizer(optim, module, decay_to_start)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if distributed.world_size() == 1 and config["zero_optimization"]["stage"] == 0:
         # Else all gradients are copied, divided by 1, and copied back: 2% of a step of MiniLM.
         engine.enable_backward_allreduce = False
+    if decay_to_start:
+        DecayToStart(engine)
     return engine
 
 

@@ -25,9 +25,27 @@ class TextConfig:
     """Dropout of a transformers encoder in training."""
     freeze_embeddings: bool = False
     """Keep token embeddings fixed: faster, and words not in the training data stay usable."""
+    frozen: bool = False
+    """Keep the whole tower: with data.features each caption is read once, and a step costs the
+    heads alone."""
+    head: Literal["none", "mlp"] = "none"
+    """What is trained between the tower and its projection: nothing, or a gated MLP, which starts
+    at what none gives."""
+    trainable: tuple[str, ...] = ()
+    """Regular expressions; of the tower, parameters whose name contains a match are trained.
+    Empty: all."""
+    decay_to_start: float = 0.0
+    """Weight decay of the tower, norms and biases too, towards its published weights, in place of
+    optim.weight_decay towards 0 (L2-SP, arXiv:1802.01483); 0: none."""
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
             raise UsageError(f"text.context_length {self.context_length}: at least 3 tokens")
+        if self.frozen and (self.trainable or self.decay_to_start):
+            raise UsageError(
+                "text.frozen keeps the whole tower; leave out text.trainable and decay_to_start"
+            )
+        if not self.decay_to_start >= 0:
+            raise UsageError(f"text.decay_to_start {self.decay_to_start}: must be at least 0")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"text.dropout {self.dropout}: allowed are values from 0 up to 1")

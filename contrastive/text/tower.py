@@ -1,5 +1,7 @@
 """The base class of text towers."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,27 @@ class TextTower(nn.Module):
     """(scale, bias) of the logits that a checkpoint of both images and texts brings; the bias None
     where it was trained with softmax."""
 
+    locked = False
+
     can_pack = False
     """Whether it reads packed texts too, to the same vectors."""
+
+    def lock(self) -> "TextTower":
+        """Turn gradients off and stay in eval mode for good. Returns self."""
+        self.requires_grad_(False)
+        self.locked = True
+        return self.eval()
+
+    def train(self, mode: bool = True) -> "TextTower":
+        return super().train(mode and not self.locked)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the weights or the configuration change."""
+        digest = hashlib.blake2b(json.dumps(self.config(), sort_keys=True).encode(), digest_size=8)
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """What `freeze_embeddings` freezes: of tokens, positions, types."""

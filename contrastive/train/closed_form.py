@@ -12,6 +12,7 @@ thousand samples before any gradient step:
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +21,7 @@ from contrastive import distributed
 from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.image_features import FeatureSource
 from contrastive.model.lit import LitModel
+from contrastive.text.encoder import TextVectors
 from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
 from data.errors import UsageError
@@ -95,13 +97,19 @@ def _collect(
             sums["x"] += x.sum(0)
             sums["xx"] += x.T @ x
             views.append(x)
-        texts = part.tokens.take(valid.nonzero()[:, 0].numpy())
-        if not len(texts):
+        read = np.flatnonzero(valid.numpy()[part.caption_slots])
+        if not len(read):
             continue
-        y = encoder.pool(TokenBatch.of(encoder.tower, texts).to(device)).double()
+        images = valid.cumsum(0)[part.caption_slots[read]] - 1
+        texts: TokenBatch | TextVectors
+        if part.text_vectors is None:
+            texts = TokenBatch.of(encoder.tower, part.tokens.take(read))
+        else:
+            texts = TextVectors(part.text_vectors[read])
+        y = encoder.pool(texts.to(device)).double()
         sums["y"] += y.sum(0)
         sums["yy"] += y.T @ y
-        sums["yx"] += y.T @ torch.stack(views).mean(0)
+        sums["yx"] += y.T @ torch.stack(views).mean(0)[images.to(device)]
     encoder.train()
     return {name: distributed.all_reduce_sum(value).cpu() for name, value in sums.items()}
 

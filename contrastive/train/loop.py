@@ -20,6 +20,7 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
+from contrastive.run.trainable import train_only
 from contrastive.run.zero import (
     BatchShape,
     batch_shape,
@@ -29,6 +30,8 @@ from contrastive.run.zero import (
 )
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
+from contrastive.text.tower import TextTower
+from contrastive.text_features import fill_text_vectors, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -52,7 +55,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     """
     distributed.ensure_group()
     world_size = distributed.world_size()
-    shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
+    shape = _shape(cfg, cfg.zero.micro_batch_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
     with locked(cfg.folder):
@@ -99,7 +102,7 @@ class _Run:
 
     model: LitModel
     engine: Any
-    """DeepSpeed's, around the model's text side."""
+    """DeepSpeed's, around what trains of the model."""
     pipeline: CaptionedPipeline
     source: FeatureSource
     draw: Callable[[int], int]
@@ -131,21 +134,31 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     source = FeatureSource(model.vision, cfg.data, patch_sizes)
     if cfg.data.features:
         fill_texts(cfg.data, model.text.encoder.tower.tokenizer)
+        if cfg.text.frozen:
+            fill_text_vectors(cfg.data, model.text.encoder.tower)
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     world_size = distributed.world_size()
     dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        texts = find_micro_batch_size(model.text, cfg.global_batch_size, dtype)
-        shape = batch_shape(cfg.global_batch_size, texts, world_size)
+        captions = cfg.data.captions_per_image
+        texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions)
+        shape = _shape(cfg, texts)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    engine, step = begin_or_resume(model.text, cfg.optim, ds_config, checkpoint)
+    hold = cfg.text.decay_to_start
+    engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint, hold)
 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
     train_step = TrainStep(model, engine, shape, cfg.seed, dtype)
     return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
+
+
+def _shape(cfg: TrainConfig, micro_batch_size: int) -> BatchShape:
+    """How texts are shared; raises `UsageError`."""
+    world_size, captions = distributed.world_size(), cfg.data.captions_per_image
+    return batch_shape(cfg.global_batch_size, micro_batch_size, world_size, captions)
 
 
 def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
@@ -163,9 +176,9 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         tower.check_patch_size(patch_size)
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(load_text_tower(cfg.text), width)
-    model = LitModel(tower, TextSide(encoder, cfg.loss), width).to(distributed.device())
-    model.text.train()
+    encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)
+    model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
+    model.to(distributed.device()).text.train()
     if cfg.compile:
         # torch.compile reads .grad of the token embeddings, which warns.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
@@ -173,6 +186,19 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         if cfg.zero.stage < 3:  # which gathers and frees parameters within the network
             encoder.tower.compile_net()
     return model
+
+
+def _load_text_tower(cfg: TrainConfig) -> TextTower:
+    """The text tower, of which only a part may train, or nothing."""
+    tower = load_text_tower(cfg.text)
+    if cfg.text.frozen:
+        return tower.lock()
+    if cfg.text.trainable:
+        frozen = [p for p in tower.parameters() if not p.requires_grad]  # the embeddings
+        train_only(tower, cfg.text.trainable, "text.trainable")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return tower
 
 
 def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
@@ -188,10 +214,12 @@ def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
 
 def _build_pipeline(cfg: TrainConfig, model: LitModel) -> CaptionedPipeline:
     """This rank's batches; without images where their features are cached."""
+    tower, cached = model.text.encoder.tower, cfg.text.frozen and cfg.data.features
     return CaptionedPipeline(
         cfg.data,
         None if cfg.data.features else model.transform,
-        tokenizer=model.text.encoder.tower.tokenizer,
+        tokenizer=tower.tokenizer,
+        vectors=open_text_vectors(cfg.data, tower) if cached else None,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
         rank=distributed.rank(),
@@ -203,8 +231,8 @@ def _save_model(
     cfg: TrainConfig, model: LitModel, step: int, samples: int, figures: dict[str, float]
 ) -> None:
     """The portable `model/` folder with its card, replaced as a whole."""
-    with whole_parameters(model.text):
-        check_finite(step, model.text)
+    with whole_parameters(model.trained):
+        check_finite(step, model.trained)
         if distributed.is_main():
             run = json.loads((cfg.folder / "config.json").read_text())
             card = Card(

@@ -3,7 +3,7 @@
 import torch
 
 from contrastive import distributed
-from contrastive.model.lit import TextSide
+from contrastive.model.lit import LitModel
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.zero import largest_divisor
 from contrastive.text.packing import PackedTokens
@@ -16,27 +16,31 @@ FREE_SHARE = 0.8  # of the GPU's free memory that activations may take
 OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffers
 
 
-def find_micro_batch_size(side: TextSide, global_batch_size: int, dtype: torch.dtype) -> int:
+def find_micro_batch_size(
+    model: LitModel, global_batch_size: int, dtype: torch.dtype, captions_per_image: int = 1
+) -> int:
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
     dtype: of the linear layers. On a GPU the memory of two small micro-batches of longest texts is
     measured and extrapolated.
     """
-    per_rank = global_batch_size // distributed.world_size()
+    per_rank = global_batch_size // distributed.world_size() * captions_per_image
     if distributed.device().type == "cpu":
         return largest_divisor(per_rank, CPU_TEXTS)
-    small, large = (_peak_bytes(side, m, global_batch_size, dtype) for m in (32, 96))
+    small, large = (_peak_bytes(model, m, global_batch_size, dtype) for m in (32, 96))
     per_text = max(1.0, (large - small) / 64)
     free, _ = torch.cuda.mem_get_info()
-    parameters = sum(p.numel() for p in side.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.trained.parameters() if p.requires_grad)
     room = FREE_SHARE * free - OPTIMIZER_BYTES * parameters - (small - 32 * per_text)
     fits = torch.tensor([room / per_text], device=distributed.device())
     return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
 
 
-def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
-    """Peak memory of a forward and backward over this many texts of full length."""
+def _peak_bytes(model: LitModel, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
+    """Peak memory of a forward and backward over this many texts of full length, and with a head
+    over a rank's share of the images."""
     device = distributed.device()
+    side, head = model.text, model.head
     tower = side.encoder.tower
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
     texts = TokenIds.of([ids] * num_texts)
@@ -48,10 +52,13 @@ def _peak_bytes(side: TextSide, num_texts: int, num_images: int, dtype: torch.dt
     positives = Positives(labels, torch.arange(num_texts, device=device) % num_images)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
+    slopes = torch.zeros_like(images, dtype=torch.float32) if head else None
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         embeds, scale, bias = side(tokens)
-    loss_share(side.loss.kind, images, embeds, positives, scale, bias).backward()
+        own = head(images[:: distributed.world_size()].float()).sum() if head else 0
+    share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
+    (share + own).backward()
     peak = torch.cuda.max_memory_allocated() - before
-    side.zero_grad(set_to_none=True)
+    model.trained.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     return peak

@@ -1,12 +1,10 @@
 """One optimiser step: gather the images' features, read the texts in micro-batches, update.
 
-The image tower is locked, so its features are constants of the loss: they are gathered once,
-without gradient and while the first texts are read, and the loss splits exactly over micro-batches
-of texts. No gradient crosses ranks but the parameters' own.
+The embeddings of all images are gathered once (`global_batch`), and the loss splits exactly over
+micro-batches of texts.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,14 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import Logsumexps, Positives, logsumexps, loss_share
+from contrastive.model.loss import Logsumexps, logsumexps, loss_share
 from contrastive.run.zero import BatchShape
+from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
+from contrastive.train.global_batch import GlobalBatch, HeadStep
 from data.batch import Batch
-from data.errors import DataError
 from data.token_ids import TokenIds
 
 
@@ -30,58 +29,9 @@ from data.token_ids import TokenIds
 class MicroBatch:
     """Texts of this rank that go through the tower together."""
 
-    tokens: TokenBatch | PackedTokens
-    slots: Int[Tensor, " m"]  # of this rank's batch
+    tokens: TokenBatch | PackedTokens | TextVectors
+    slots: Int[Tensor, " m"]  # of this rank's batch, each text's
     empty: bool  # no good sample: one empty text is read and counts nothing
-
-
-class GlobalBatch:
-    """All ranks' image features, without gradient; gathering starts when this is made.
-
-    dtype: of the products of the loss, on a GPU.
-    """
-
-    def __init__(
-        self,
-        model: LitModel,
-        batch: Batch,
-        features: Float[Tensor, "b d"],
-        valid: Bool[Tensor, " b"],
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        device = model.device
-        self._step, self._size = batch.step, len(valid)
-        self._by_caption = model.text.loss.positives == "caption"
-        self._valid = distributed.start_all_gather(valid.to(device))
-        images = model.embed_features(features.to(device))
-        if device.type == "cuda" and dtype == torch.bfloat16:
-            images = images.bfloat16()
-        self._images = distributed.start_all_gather(images)
-        self._concepts = distributed.start_all_gather(batch.concepts.to(device))
-
-    @property
-    def images(self) -> Float[Tensor, "b d"]:
-        """Embeddings of all good images. Raises `DataError` if none is good."""
-        return self._arrived[0]
-
-    def positives(self, part: MicroBatch) -> Positives:
-        """Which of all good images are positives of these texts."""
-        _, labels, rows = self._arrived
-        return Positives(labels, labels[rows[part.slots]])
-
-    @cached_property
-    def _arrived(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Good images, their labels, and the row among them of each own slot."""
-        valid, images, concepts = self._valid(), self._images(), self._concepts()
-        if not valid.any():
-            raise DataError(f"step {self._step}: not one sample of the batch could be read")
-        rows = valid.long().cumsum(0) - 1
-        first = distributed.rank() * self._size
-        if not valid.all():
-            images, concepts = images[valid], concepts[valid]
-        own = rows[first : first + self._size]
-        labels = concepts if self._by_caption else torch.arange(len(images), device=images.device)
-        return images, labels, own
 
 
 class TrainStep:
@@ -107,7 +57,8 @@ class TrainStep:
     def __call__(
         self, batch: Batch, features: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
     ) -> Float[Tensor, ""]:
-        everyone = GlobalBatch(self.model, batch, features, valid, self.dtype)
+        head = HeadStep(self.model, self.engine, features, valid)
+        everyone = GlobalBatch(self.model, batch, head.embeds, valid, self.dtype)
         parts = self.split_texts(batch, valid)
         kind = self.model.text.loss.kind
         first_pass = kind == "softmax" and len(parts) > 1
@@ -115,7 +66,8 @@ class TrainStep:
         total = torch.zeros((), device=self.model.device)
         for number, part in enumerate(parts):
             self._seed_dropout(batch.step, number)
-            text_embeds, scale, bias = self.engine(part.tokens)
+            last = number == len(parts) - 1
+            text_embeds, scale, bias, *headed = self.engine(part.tokens, *head.inputs(last))
             images = everyone.images
             lse = known[number] if known else None
             if kind == "softmax" and lse is None:
@@ -124,12 +76,14 @@ class TrainStep:
             if part.empty:  # every parameter takes part, with a gradient of 0
                 share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
             else:
-                positives = everyone.positives(part)
-                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse)
+                positives, slopes = everyone.positives(part.slots), head.slopes(everyone)
+                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse, slopes)
+            total += share.detach()
+            if headed:
+                share = share + head.lead_back(everyone, headed[0], last)
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
-            total += share.detach()
         return total
 
     def split_texts(self, batch: Batch, valid: Bool[Tensor, " b"]) -> list[MicroBatch]:
@@ -141,17 +95,26 @@ class TrainStep:
         """
         tower, device = self.model.text.encoder.tower, self.model.device
         groups = min(self.max_groups, _num_groups(tower, device, self.shape.micro_batch_size))
-        good = valid.nonzero()[:, 0].cpu().numpy()
+        good = np.flatnonzero(valid.cpu().numpy()[batch.caption_slots])
         good = good[np.argsort(batch.tokens.lengths[good], kind="stable")]
         number = self.shape.micro_batches
         shares = [good[i::number] for i in range(number)]
         parts = []
         for rows in shares if self.packed else np.array_split(good, number):
-            ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
-            tokens = PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
-            slots = torch.from_numpy(rows).to(device)
+            tokens = self._tokens(batch, rows, groups)
+            slots = torch.from_numpy(batch.caption_slots[rows]).to(device)
             parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
+
+    def _tokens(
+        self, batch: Batch, rows: Int[np.ndarray, " m"], groups: int
+    ) -> TokenBatch | PackedTokens | TextVectors:
+        """These texts of the batch, or an empty one."""
+        tower, vectors = self.model.text.encoder.tower, batch.text_vectors
+        if vectors is not None:
+            return TextVectors(vectors[rows] if len(rows) else torch.zeros_like(vectors[:1]))
+        ids = batch.tokens.take(rows) if len(rows) else TokenIds.of(tower.tokenizer([""]))
+        return PackedTokens.of(ids) if self.packed else TokenBatch.of(tower, ids, groups)
 
     def _logsumexps(
         self, step: int, parts: list[MicroBatch], everyone: GlobalBatch

@@ -8,6 +8,8 @@ from contrastive.vision.feature_terms import parse_features
 from data.config import check_weights
 from data.errors import UsageError
 
+Head = Literal["none", "linear", "mlp"]
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -26,6 +28,9 @@ class VisionConfig:
     features: str = "own"
     """Which tokens of which blocks make a feature: own, cls, mean, cls@-2, cls@9+cls@10+mean, ...
     Blocks count from 1, or from the end with a minus; + joins."""
+    head: Head = "none"
+    """What is trained over the whitened features: nothing, a linear map, or a gated MLP. Either
+    starts at what none gives."""
 
     def __post_init__(self) -> None:
         parse_features(self.features, "vision.features")

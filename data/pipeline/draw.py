@@ -18,6 +18,27 @@ def draw(count: int, seed: int, epoch: int, key: str, what: str = "") -> int:
     return int(drawn[0])
 
 
+def draw_several(
+    counts: Int[np.ndarray, " b"],
+    several: int,
+    seed: int,
+    epochs: Int[np.ndarray, " b"],
+    keys_of: Callable[[Int[np.ndarray, " m"]], Iterable[bytes]],
+) -> Int[np.ndarray, "b several"]:
+    """Different numbers from 0 to count - 1 of each of many samples; the first is `draw_all`'s.
+
+    Columns from a sample's count on mean nothing. keys_of: as for `draw_all`.
+    """
+    drawn = draw_all(counts, seed, epochs, keys_of)[:, None]
+    for number in range(1, several):
+        # one of those left, which becomes a number by stepping over those drawn
+        found = draw_all((counts - number).clip(0), seed, epochs, keys_of, f"caption {number}")
+        for taken in np.sort(drawn, axis=1).T:
+            found += found >= taken
+        drawn = np.column_stack([drawn, found])
+    return drawn
+
+
 def draw_all(
     counts: Int[np.ndarray, " b"],
     seed: int,

@@ -46,7 +46,7 @@ class Training:
         self.tower: VisionTower = image_tower(scale)
         self.model = build_model(self.tower, self.text, context=context(mean_tokens))
         micro = min(batch, 16) if scale.tiny else 0
-        self.chunk = micro or find_micro_batch_size(self.model.text, batch, DTYPE)
+        self.chunk = micro or find_micro_batch_size(self.model, batch, DTYPE)
         zero = ZeroConfig(precision=PRECISION, micro_batch_size=self.chunk)
         self.step: TrainStep = build_step(self.model, zero, batch)
         shards = tars(folder / f"tars{mean_tokens}", scale, mean_tokens)

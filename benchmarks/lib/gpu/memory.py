@@ -55,9 +55,7 @@ def _steps(scale: Scale, folder: Path, batches: tuple[int, ...]) -> list[dict[st
     for pairs in batches:
         model = build_model(tower, text, context=context(22))
         smallest = scale.memory_batches[0]
-        chunk = chunk or (
-            smallest if scale.tiny else find_micro_batch_size(model.text, smallest, DTYPE)
-        )
+        chunk = chunk or (smallest if scale.tiny else find_micro_batch_size(model, smallest, DTYPE))
         zero = ZeroConfig(precision=PRECISION, micro_batch_size=min(chunk, pairs))
         step = build_step(model, zero, pairs)
         tokenizer = model.text.encoder.tower.tokenizer
