@@ -38,11 +38,14 @@ def fill_text_vectors(cfg: DataConfig, tower: TextTower) -> None:
 
 @torch.no_grad()
 def text_vectors(tower: TextTower, texts: TokenIds) -> Float[np.ndarray, "c w"]:
-    """The tower's vectors, float32; texts of like length are read together."""
-    vectors = np.zeros((len(texts), tower.width), dtype=np.float32)
-    order = np.argsort(texts.lengths, kind="stable")
-    for rows in np.split(order, range(TEXTS, len(order), TEXTS)):
-        if len(rows):
-            tokens = TokenBatch.of(tower, texts.take(rows)).to(distributed.device())
-            vectors[rows] = tower(tokens.groups).float().cpu().numpy()
-    return vectors
+    """The tower's vectors, float32. Equal texts are read once, texts of like length together."""
+    lengths = texts.lengths
+    ids, _ = texts.padded(int(lengths.max(initial=0)), 0)
+    rows = np.column_stack([lengths, ids])  # the length tells padding from a token of that number
+    distinct, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)[1:]
+    vectors = np.zeros((len(distinct), tower.width), dtype=np.float32)
+    for start in range(0, len(distinct), TEXTS):  # np.unique has sorted them by length
+        part = distinct[start : start + TEXTS]
+        tokens = TokenBatch.of(tower, texts.take(part)).to(distributed.device())
+        vectors[start : start + TEXTS] = tower(tokens.groups).float().cpu().numpy()
+    return vectors[inverse.ravel()]
