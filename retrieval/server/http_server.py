@@ -6,12 +6,14 @@ import contextlib
 import functools
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from retrieval.server.early_page import EarlyPage
 from retrieval.server.refusals import Refusal
 
 GRACE_S = 30  # for requests under way when the server is told to stop
@@ -25,7 +27,8 @@ LINGER_S = 1.0  # a refused sender may go on so long, or it would not read why
 class HttpServer(uvicorn.Server):
     """uvicorn that exits with status 0 on SIGTERM and SIGINT, after the requests under way."""
 
-    def __init__(self, app: object) -> None:
+    def __init__(self, app: object, early_page: EarlyPage | None = None) -> None:
+        """early_page: what answers on the same socket until this server does."""
         most = max(SPARE_FILES, min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES))
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
@@ -35,6 +38,25 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=15,
         )  # fmt: skip
         super().__init__(config)
+        self._early_page = early_page
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = [] if self._early_page is None else self._early_page.stop()
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As `uvicorn.Server.startup` makes it."""
+        make: Any = self.config.http_protocol_class
+        return make(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
