@@ -98,7 +98,7 @@ def _long(block: bytes, order: str, at: int) -> int:
 
 
 def _pointer(value: _Value | None) -> int:
-    return int(value[0]) if isinstance(value, list) else 0
+    return int(value[0]) if isinstance(value, list) and math.isfinite(value[0]) else 0
 
 
 def _date(value: _Value | None) -> str | None:

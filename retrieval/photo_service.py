@@ -26,6 +26,7 @@ from retrieval.server.config import ServeConfig
 from retrieval.server.early_page import EarlyPage
 from retrieval.server.startup import BACKLOG, listen, run_service
 
+WATCH_S = 60.0  # between two looks at the folder
 HOST, PORT = "127.0.0.1", ServeConfig.port
 
 
@@ -63,8 +64,7 @@ def prepare(
         make_folder(album.parent)
     elif index:
         _check_given(album, images, model)
-    facts = AlbumFacts.read(album)
-    job = Job(str(images), str(album), patch_sizes or facts.patch_sizes, watch)
+    job = Job(str(images), str(album), patch_sizes, WATCH_S if watch else 0.0)
     return PhotoService(job, model if is_new else "")
 
 
@@ -116,6 +116,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
 
 def _make_album(service: PhotoService) -> None:
     """An index without photos, and with the coarsest patch size alone."""
+    from retrieval.photos.finer import usual_patch_sizes
     from retrieval.photos.indexing import load_model, new_album
 
     job, album = service.job, Path(service.job.album)
@@ -123,9 +124,9 @@ def _make_album(service: PhotoService) -> None:
         model = load_model(service.model, "auto")
         for size in job.patch_sizes:
             model.vision.check_patch_size(size)
-        coarse = max(job.patch_sizes or model.patch_sizes)
-        new_album(album, Path(job.images), service.model, model, (coarse,))
-        AlbumFacts(service.model, job.patch_sizes).write(album)
+        sizes = job.patch_sizes or usual_patch_sizes(model)
+        new_album(album, Path(job.images), service.model, model, (max(sizes),))
+        AlbumFacts(service.model, sizes).write(album)
 
 
 def _listen(port: int | None) -> socket.socket:

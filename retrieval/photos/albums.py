@@ -6,7 +6,7 @@ lies in them can be made again. Imports no torch.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class AlbumFacts:
     """What album.json says of an index that was made with this program."""
 
     model: str  # as it was named
-    patch_sizes: tuple[int, ...] = ()  # that were asked for; none: `usual_patch_sizes`
+    patch_sizes: tuple[int, ...] = ()  # that it shall have
 
     @classmethod
     def read(cls, album: Path) -> "AlbumFacts":
@@ -103,8 +103,3 @@ def usual_model() -> str:
         "without a network name a CLIP or SigLIP that is on this machine, such as "
         "--model open_clip:ViT-B-32@FILE"
     )
-
-
-def missing_patch_sizes(wanted: Sequence[int], held: Sequence[int]) -> list[int]:
-    """What an index lacks, coarse before fine."""
-    return sorted(set(wanted) - set(held), reverse=True)
