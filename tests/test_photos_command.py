@@ -326,7 +326,7 @@ def test_the_usual_patch_sizes_are_a_coarse_and_an_affordable_one(tiny_model: Li
 # ---- columns -----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # of Pillow
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")  # of Pillow
 def test_dates_places_and_cameras_are_columns(tmp_path: Path, model_dir: Path) -> None:
     photos = make_photos(tmp_path / "photos", 2)
     buffer = io.BytesIO()
