@@ -15,6 +15,7 @@ from pathlib import Path
 from data.errors import UsageError, check_utf8
 from data.files import make_folder
 from data.locks import only_writer
+from retrieval.early_page import EarlyPage
 from retrieval.index.manifest import read_index_manifest
 from retrieval.indexing_progress import IndexingProgress
 from retrieval.model_folder import check_model_folder
@@ -23,7 +24,6 @@ from retrieval.photos.follow import Job
 from retrieval.photos.follower import Follower
 from retrieval.photos.listing import holds_photo, list_photos, no_photo
 from retrieval.server.config import ServeConfig
-from retrieval.server.early_page import EarlyPage
 from retrieval.server.startup import BACKLOG, listen, run_service
 
 WATCH_S = 60.0  # between two looks at the folder
@@ -107,7 +107,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
                 served.indexing = progress
 
             follower.go(note)
-            run_service(loaded, listening, early_page=early_page)
+            run_service(loaded, listening, take_over=early_page.stop)
         finally:
             for connection in early_page.stop():
                 connection.close()

@@ -48,7 +48,7 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, a photo's own affair
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # Windows has none
         os.nice(NICENESS)
     import retrieval.photos.finer
     import retrieval.photos.indexing  # noqa: F401  (seconds, while the service starts)

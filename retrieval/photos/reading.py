@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.captions import read_captions
-from data.exif import UNKNOWN, Exif, read_exif
 from data.problems import BadSample, Problem, attempt
 from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from data.transform import ImageTransform
+from retrieval.photos.exif import UNKNOWN, Exif, read_exif
 from retrieval.photos.listing import Photo
 
 MAX_PIXELS = 100_000_000

@@ -51,7 +51,7 @@ class PhotosReport:
             more = ", ..." if len(self.kept_folders) > 1 else ""
             lines.append(
                 f"kept {self.kept:,} photos of folders that are empty, missing or cannot be listed "
-                f"({first}{more}); --prune drops them"
+                f"({first}{more}); launch/index.py --prune drops them"
             )
         return lines
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 
 from contrastive.model.lit import LitModel
-from data.exif import Exif
 from retrieval.index.build import change_index
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.photos.changes import own_schema
+from retrieval.photos.exif import Exif
 from retrieval.photos.reading import LoadedPhoto
 
 

@@ -7,13 +7,12 @@ import functools
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from retrieval.server.early_page import EarlyPage
 from retrieval.server.refusals import Refusal
 
 GRACE_S = 30  # for requests under way when the server is told to stop
@@ -24,11 +23,15 @@ SPARE_FILES = 200  # file descriptors for everything that is no connection
 LINGER_S = 1.0  # a refused sender may go on so long, or it would not read why
 
 
+TakeOver = Callable[[], Sequence[socket.socket]]
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn that exits with status 0 on SIGTERM and SIGINT, after the requests under way."""
 
-    def __init__(self, app: object, early_page: EarlyPage | None = None) -> None:
-        """early_page: what answers on the same socket until this server does."""
+    def __init__(self, app: object, take_over: TakeOver = list) -> None:
+        """take_over: is called when requests can be answered, and gives connections that have
+        waited for that."""
         most = max(SPARE_FILES, min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES))
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
@@ -38,10 +41,10 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=15,
         )  # fmt: skip
         super().__init__(config)
-        self._early_page = early_page
+        self._take_over = take_over
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        waiting = [] if self._early_page is None else self._early_page.stop()
+        waiting = self._take_over()
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         for connection in waiting:

@@ -15,9 +15,9 @@ from data.class_names import read_class_names
 from data.errors import UsageError
 from retrieval.model_folder import check_model_folder
 from retrieval.server.config import ServeConfig
-from retrieval.server.early_page import EarlyPage
 
 if TYPE_CHECKING:
+    from retrieval.server.http_server import TakeOver
     from retrieval.server.service import Service
 
 BACKLOG = 2048  # connections that wait to be accepted
@@ -53,10 +53,10 @@ def run_service(
     listening: socket.socket,
     token: str = "",
     cors: Sequence[str] = (),
-    early_page: EarlyPage | None = None,
+    take_over: "TakeOver" = list,
 ) -> None:
-    """Answer requests until SIGTERM or SIGINT. token, cors: see `build_app`. early_page: of this
-    socket, whose connections are taken over."""
+    """Answer requests until SIGTERM or SIGINT. token, cors: see `build_app`. take_over: see
+    `HttpServer`."""
     from retrieval.server.app import build_app
     from retrieval.server.http_server import HttpServer
 
@@ -65,7 +65,7 @@ def run_service(
     gc.collect()
     gc.freeze()  # models and indexes are never garbage: each full collection took 0.25 s
     try:
-        HttpServer(app, early_page).run(sockets=[listening])
+        HttpServer(app, take_over).run(sockets=[listening])
     finally:
         gc.unfreeze()
 
