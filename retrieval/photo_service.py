@@ -92,7 +92,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
         early_page = EarlyPage(listening)
         url = f"http://{HOST}:{listening.getsockname()[1]}"
         print(f"{url}  (Ctrl-C ends it; index: {job.album})", flush=True)
-        follower = Follower(job)
+        follower = None
         try:
             if service.model:
                 _make_album(service)
@@ -106,12 +106,13 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
             def note(progress: IndexingProgress | None) -> None:
                 served.indexing = progress
 
-            follower.go(note)
+            follower = Follower(job, note)  # not before: times of patch sizes were measured
             run_service(loaded, listening, take_over=early_page.stop)
         finally:
             for connection in early_page.stop():
                 connection.close()
-            follower.end()
+            if follower is not None:
+                follower.end()
 
 
 def _make_album(service: PhotoService) -> None:

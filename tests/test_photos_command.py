@@ -192,8 +192,6 @@ def test_new_and_removed_photos_are_seen_until_the_server_is_gone(
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
     reports = (e["report"] for e in map(json.loads, process.stdout) if "report" in e)
     assert next(reports)["unchanged"] == 3
     (photos / "trip" / "later.png").write_bytes(png(77))

@@ -2,9 +2,9 @@
 
     python -m retrieval.photos.follow JOB
 
-JOB: a `Job` as JSON. It waits for a line on stdin, then indexes, adds finer patch sizes and, if
-asked, looks for changes for ever. It writes a line of JSON to stdout for whatever happens, and ends
-with its stdin: where the server was killed, at once, so that the next one finds the album unlocked.
+JOB: a `Job` as JSON. It indexes, adds finer patch sizes and, if asked, looks for changes for ever.
+It writes a line of JSON to stdout for whatever happens, and ends with its stdin: where the server
+was killed, at once, so that the next one finds the album unlocked.
 """
 
 import contextlib
@@ -50,13 +50,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, a photo's own affair
     with contextlib.suppress(OSError, AttributeError):  # Windows has none
         os.nice(NICENESS)
-    import retrieval.photos.finer
-    import retrieval.photos.indexing  # noqa: F401  (seconds, while the service starts)
-
-    if os.read(0, 1024):
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
-        with contextlib.suppress(BrokenPipeError):
-            follow(job, say)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with contextlib.suppress(BrokenPipeError):
+        follow(job, say)
 
 
 def _end_with_stdin() -> None:

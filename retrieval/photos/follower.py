@@ -23,10 +23,10 @@ END_S = 10.0  # for the process to end
 class Follower:
     """The process and its voice on the terminal: a bar, and lines above it."""
 
-    def __init__(self, job: Job) -> None:
-        """Starts the process, which loads its libraries and waits for `go`."""
-        self._job = job
-        self._on_progress: Callable[[IndexingProgress | None], object] = lambda progress: None
+    def __init__(self, job: Job, on_progress: Callable[[IndexingProgress | None], object]) -> None:
+        """Starts the process. on_progress: is told how far it is, from a thread; None where nothing
+        is to be done."""
+        self._job, self._on_progress = job, on_progress
         self._bar: Progress | None = None
         self._bar_size = 0
         self._started, self._first = 0.0, 0
@@ -46,15 +46,6 @@ class Follower:
         ]
         for thread in self._threads:
             thread.start()
-
-    def go(self, on_progress: Callable[[IndexingProgress | None], object]) -> None:
-        """Let it begin. on_progress: is told how far it is, from a thread; None where nothing is
-        to be done."""
-        self._on_progress = on_progress
-        assert self._process.stdin
-        with suppress(OSError):  # it has ended, and said why
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
 
     def end(self) -> None:
         """End it: what it has written stays, and the next one goes on from there."""
