@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 MAX_BLOCK = 1 << 16  # bytes that are looked at, as a JPEG's segment has at most
+JPEG_HEAD = 1 << 18  # bytes
 MAX_ENTRIES = 512  # of one directory
 MAX_TEXT = 100  # characters
 _STARTS = (b"Exif\0\0II*\0", b"Exif\0\0MM\0*", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08")
@@ -39,6 +40,8 @@ UNKNOWN = Exif()
 
 def read_exif(data: bytes) -> Exif:
     """What an image file of any format says. Never raises for what a file may hold."""
+    if data.startswith(b"\xff\xd8"):  # a JPEG has it before its pixels
+        data = data[:JPEG_HEAD]
     places = [at for start in _STARTS if (at := data.find(start)) >= 0]
     if not places:
         return UNKNOWN
