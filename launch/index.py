@@ -11,7 +11,6 @@ moved. An index can be changed while it is being searched.
 
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,29 +136,9 @@ def _index_photos(args: Args) -> None:
         args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
         prune=args.prune,
     )  # fmt: skip
-    if report.moved_from:
-        print(f"{args.out}: its photos were in {report.moved_from}, now in {args.images}")
-    known = f" ({report.known:,} of these known and not embedded again)" if report.known else ""
-    print(
-        f"{args.out}: {report.added:,} new, {report.changed:,} changed{known}, "
-        f"{report.gone:,} gone, {report.unchanged:,} as before; skipped: {_by_kind(report.errors)}"
-    )
-    if report.captions:
-        print(f"{args.out}: captions that cannot be used: {_by_kind(report.captions)}")
-    if report.left_out:
-        print(f"{args.out}: left out: {_by_kind(report.left_out)}")
-    if report.kept:
-        first = report.kept_folders[0] or args.images
-        print(
-            f"{args.out}: kept {report.kept:,} photos of folders that are empty, missing or cannot "
-            f"be listed ({first}{', ...' if len(report.kept_folders) > 1 else ''}); --prune drops "
-            "them"
-        )
+    for line in report.lines(args.images):
+        print(f"{args.out}: {line}")
     print(f"{args.out}: {report.reason}")
-
-
-def _by_kind(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {n:,}" for kind, n in counts.items()) or "none"
 
 
 if __name__ == "__main__":

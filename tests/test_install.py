@@ -64,3 +64,23 @@ def test_searching_serving_and_evaluating_need_nothing_of_training(
         [sys.executable, "-c", PROGRAM, *where], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_program_is_in_the_wheel_and_has_a_name(project: dict[str, Any]) -> None:
+    setuptools = pytest.importorskip("setuptools")
+    wanted = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert "launch" in setuptools.find_namespace_packages(str(ROOT), include=wanted)
+    assert project["project"]["scripts"] == {"flexilit": "launch.flexilit:main"}
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "launch.flexilit", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    said = run().stdout
+    names = {file.stem for file in (ROOT / "launch").glob("*.py")} - {"flexilit"}
+    assert names == {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
+    assert "index, lit, photos" in run("nothing").stderr
+    refused = run("photos", "/nothing/here")
+    assert (refused.returncode, refused.stderr) == (
+        2, "error: /nothing/here is no folder of photos\n",
+    )  # fmt: skip

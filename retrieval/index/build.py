@@ -115,7 +115,7 @@ def index_rows(
     """`build_index` from any source of rows, perhaps none. model: or its folder. manifest: of
     `new_manifest`. Returns the reason for its index type."""
     with new_folder(Path(out), model) as partial:
-        manifest, segments = _write_base(partial, manifest, sources, device)
+        manifest, segments = write_base(partial, manifest, sources, device)
         commit(partial, manifest, segments)
     return manifest.reason
 
@@ -209,7 +209,7 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
         manifest = snapshot.manifest
         if len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments):
             sources = [SurvivingRows(segment) for segment in snapshot.segments]
-            manifest, segments = _write_base(folder, manifest, sources, device)
+            manifest, segments = write_base(folder, manifest, sources, device)
             commit(folder, manifest, segments)
     return manifest.reason
 
@@ -217,7 +217,7 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
 # ---- segments ------------------------------------------------------------------------------
 
 
-def _write_base(
+def write_base(
     folder: Path, manifest: IndexManifest, sources: Sequence[RowSource], device: Device
 ) -> tuple[IndexManifest, list[SegmentEntry]]:
     """All rows of `sources` as large segments, as many as memory demands. The manifest returned

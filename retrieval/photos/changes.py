@@ -1,9 +1,10 @@
 """How a folder of photos differs from what its index holds.
 
 Every photo is a row like a shard's sample: `key` is its path within the folder, `shard` its own
-file, `offset` 0, `size` its bytes. With the size, `modified` (ns) and `caption_modified` (of
-`Photo.captions_state`) tell whether it is what was indexed, and `digest`, where they differ,
-whether its contents still are.
+file, `offset` 0, `size` its bytes; `EXIF_COLUMNS` say where it lies in the folder, and when, where
+and with what it was taken (null where it does not say). With the size, `modified` (ns) and
+`caption_modified` (of `Photo.captions_state`) tell whether it is what was indexed, and `digest`,
+where they differ, whether its contents still are.
 """
 
 import os
@@ -23,7 +24,17 @@ from retrieval.photos.listing import Listing, Photo, is_left_out
 SCHEMA_0_1 = pa.schema(
     [*METADATA_SCHEMA, ("modified", pa.int64()), ("caption_modified", pa.int64())]
 )
-SCHEMA = SCHEMA_0_1.append(DIGEST)
+EXIF_COLUMNS = pa.schema(
+    [
+        ("folder", pa.string()),  # within the folder of photos, "" for what lies in it itself
+        ("file", pa.string()),  # its name
+        ("taken", pa.string()),  # as ISO 8601 writes it, so that texts compare as dates do
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("camera", pa.string()),
+    ]
+)
+SCHEMA = pa.schema([*SCHEMA_0_1, DIGEST, *EXIF_COLUMNS])
 MAX_COMPARED = 100  # photos that are read to know a folder again
 
 
@@ -89,6 +100,12 @@ def compare(listing: Listing, snapshot: Snapshot, prune: bool = False) -> Change
 def is_older(snapshot: Snapshot) -> bool:
     """Whether an index has no digests, as those of 0.1.0."""
     return snapshot.columns is not None and DIGEST.name not in snapshot.columns.names
+
+
+def own_schema(snapshot: Snapshot) -> pa.Schema:
+    """Of the rows that an index takes: those of earlier versions have fewer columns."""
+    held = SCHEMA if snapshot.columns is None else snapshot.columns
+    return pa.schema([field for field in SCHEMA if field.name in held.names])
 
 
 def known_contents(snapshot: Snapshot, photos: Iterable[Photo]) -> dict[int, int]:

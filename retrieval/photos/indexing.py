@@ -1,13 +1,14 @@
 """Builds the index of a folder of photos, and updates it when the folder has changed.
 
-The index is written every WRITE_EVERY photos, so an interrupted run continues from there, and what
-is done can be searched meanwhile. `changes.py` says what a photo's row holds. A photo whose
-contents the index holds already (it was moved or copied, or its caption alone was changed) takes
-the vectors from there.
+The index is written every WRITE_EVERY photos or WRITE_S seconds, so an interrupted run continues
+from there, and what is done can be searched meanwhile. `changes.py` says what a photo's row holds.
+A photo whose contents the index holds already (it was moved or copied, or its caption alone was
+changed) takes the vectors from there.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
 from data.config import OnError
 from data.errors import UsageError, check_utf8
-from data.image_headers import IMAGE_EXTS
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
 from data.problems import skip_or_raise
@@ -36,30 +36,15 @@ from retrieval.photos.changes import (
     is_same_folder,
     known_contents,
 )
-from retrieval.photos.listing import Listing, list_photos
+from retrieval.photos.listing import Listing, list_photos, no_photo
 from retrieval.photos.reading import LoadedPhoto, Photos
+from retrieval.photos.summary import PhotosReport
 from retrieval.photos.writing import Waiting
 
 WRITE_EVERY = 8192  # photos
+WRITE_S = 10.0  # a write takes a few hundredths of a second, whatever the index holds
+OnProgress = Callable[[int, int, int], object]
 COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since the last compaction
-
-
-@dataclass
-class PhotosReport:
-    """What a run did to the index."""
-
-    added: int = 0
-    changed: int = 0  # the photo or its caption
-    gone: int = 0
-    unchanged: int = 0
-    known: int = 0  # of added and changed: contents that the index held, not embedded again
-    kept: int = 0  # whose folder shows no photo any more, or that cannot be looked at
-    kept_folders: list[str] = field(default_factory=list)  # of these, within the folder of photos
-    errors: dict[str, int] = field(default_factory=dict)  # photos that cannot be read, by reason
-    captions: dict[str, int] = field(default_factory=dict)  # that cannot be used, by reason
-    left_out: dict[str, int] = field(default_factory=dict)  # files and folders, by kind or suffix
-    moved_from: str = ""  # the folder that the photos were in before
-    reason: str = ""  # for the index type
 
 
 def index_photos(
@@ -77,6 +62,7 @@ def index_photos(
     *,
     prune: bool = False,
     kind: IndexTypeChoice | None = None,
+    on_progress: OnProgress | None = None,
 ) -> PhotosReport:
     """Index the photos under a folder; for an existing index, only what is new or changed.
 
@@ -84,8 +70,9 @@ def index_photos(
     latency_ms, memory_gib, kind: of a new index, see `build_index`. Photos that cannot be read are
     skipped, counted by reason and tried again by the next run; with on_error="raise" the first one,
     or the first caption that cannot be used, ends the run. prune: drop photos of folders that are
-    empty, missing or cannot be listed, which are kept without. A folder that holds what the index
-    was made from elsewhere is taken for the same, moved.
+    empty, missing or cannot be listed, which are kept without. on_progress: is told, in place of
+    a bar, how many photos of how many are done, and how many the index held. A folder that holds
+    what the index was made from elsewhere is taken for the same, moved.
     Raises `UsageError` for a folder without photos, an index of something else or of another image
     tower, and while another program writes it.
     """
@@ -94,17 +81,17 @@ def index_photos(
     check_utf8(str(images), str(out))
     with only_writer(out):
         listing = list_photos(images, out)
-        if not listing.photos and not (out / "manifest.json").is_file():
-            raise UsageError(_no_photo(images, listing))
-        where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        model = LitModel.from_pretrained(model_dir, device=where)
-        if not (out / "manifest.json").is_file():
-            manifest = new_manifest(
-                model.image_fingerprint, model.text_fingerprint, model.embed_dim,
-                check_patch_sizes(model, patch_sizes), str(images), kind or index_type, device,
-                latency_ms, memory_gib,
+        is_new = not (out / "manifest.json").is_file()
+        if is_new and not listing.photos:
+            raise UsageError(no_photo(images, listing))
+        model = None
+        if is_new or Path(model_dir) != out / "model":
+            model = load_model(model_dir, device)
+        if model and is_new:
+            new_album(
+                out, images, model_dir, model, patch_sizes, kind or index_type, device, latency_ms,
+                memory_gib,
             )  # fmt: skip
-            index_rows(out, to_copy(model_dir, model), manifest, [], device)
         snapshot = Snapshot.open(out)
         _check_same(out, snapshot, model, patch_sizes)
         moved_from = _moved_from(out, snapshot, images, listing)
@@ -119,7 +106,10 @@ def index_photos(
             left_out=listing.left_out,
             moved_from=moved_from,
         )
+        if on_progress is not None:
+            on_progress(0, len(changes.new), changes.num_unchanged)
         if changes.new:
+            model = model or load_model(model_dir, device)
             to_read = [photo for photo in changes.new if photo.key not in changes.same_file]
             contents = known_contents(snapshot, to_read)
             loader = DataLoader(
@@ -130,7 +120,7 @@ def index_photos(
                 collate_fn=list,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )
-            _add_photos(out, model, snapshot, loader, changes, report, on_error)
+            _add_photos(out, model, snapshot, loader, changes, report, on_error, on_progress)
         if changes.gone:  # last, so that a run that was stopped finds the vectors of moved photos
             change_index(out, delete=changes.gone)
         report.kept = len(changes.kept)
@@ -139,21 +129,43 @@ def index_photos(
         return report
 
 
-def _no_photo(images: Path, listing: Listing) -> str:
-    left_out = ", ".join(
-        f"{kind} {n:,}" for kind, n in {**listing.errors, **listing.left_out}.items()
-    )
-    message = f"{images} holds no photo ({', '.join(sorted(IMAGE_EXTS))})"
-    return f"{message}; left out: {left_out}" if left_out else message
+def load_model(model_dir: str | Path, device: Device) -> LitModel:
+    """On a GPU where there is one and `device` allows it."""
+    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return LitModel.from_pretrained(model_dir, device=where)
 
 
-def _check_same(out: Path, snapshot: Snapshot, model: LitModel, patch_sizes: Sequence[int]) -> None:
+def new_album(
+    out: Path,
+    images: Path,
+    model_dir: str | Path,
+    model: LitModel,
+    patch_sizes: Sequence[int] = (),
+    index_type: IndexTypeChoice = "auto",
+    device: Device = "auto",
+    latency_ms: float = LATENCY_MS,
+    memory_gib: float = 0.0,
+) -> None:
+    """An index of a folder of photos that holds none of them yet. model_dir: what `model` was
+    loaded by."""
+    manifest = new_manifest(
+        model.image_fingerprint, model.text_fingerprint, model.embed_dim,
+        check_patch_sizes(model, patch_sizes), str(images), index_type, device, latency_ms,
+        memory_gib,
+    )  # fmt: skip
+    index_rows(out, to_copy(model_dir, model), manifest, [], device)
+
+
+def _check_same(
+    out: Path, snapshot: Snapshot, model: LitModel | None, patch_sizes: Sequence[int]
+) -> None:
+    """model: None for the index's own."""
     manifest = snapshot.manifest
     if not manifest.images:
         raise UsageError(f"{out} was made from shards, not from photos; choose another folder")
     if snapshot.columns is not None and not set(SCHEMA_0_1.names) <= set(snapshot.columns.names):
         raise UsageError(f"{out} was made by an earlier version; choose another folder")
-    if manifest.image_fingerprint != model.image_fingerprint:
+    if model and manifest.image_fingerprint != model.image_fingerprint:
         raise UsageError(f"{out} was made with another image tower; give that, or another folder")
     if patch_sizes and set(patch_sizes) != set(snapshot.patch_sizes):
         raise UsageError(
@@ -206,6 +218,7 @@ def _add_photos(
     changes: Changes,
     report: PhotosReport,
     on_error: OnError,
+    on_progress: OnProgress | None,
 ) -> None:
     """Embed photos and add them, those that replace another in the same step.
 
@@ -213,15 +226,21 @@ def _add_photos(
     """
     sizes = ", ".join(map(str, snapshot.patch_sizes))
     waiting = Waiting(snapshot)
-    total = len(changes.new)
-    with Progress(total=total, desc=f"embedding at patch {sizes}", unit="img") as bar:
+    done, total = 0, len(changes.new)
+    written = 0.0  # so the first batch can be searched at once
+    what, silent = f"embedding at patch {sizes}", on_progress is not None
+    with Progress(total=total, desc=what, unit="img", disable=silent) as bar:
         for batch in loader:
             for loaded in batch:
                 waiting.replaced += _settle(loaded, changes, report, on_error)
             waiting.add(model, [loaded for loaded in batch if loaded.problem is None])
             bar.update(len(batch))
-            if waiting.num_seen >= WRITE_EVERY:
+            done += len(batch)
+            if waiting.num_seen >= WRITE_EVERY or time.monotonic() - written > WRITE_S:
                 waiting.write(out)
+                written = time.monotonic()
+            if on_progress is not None:
+                on_progress(done, total, changes.num_unchanged)
     waiting.write(out)
 
 
@@ -232,7 +251,8 @@ def _settle(
     path, key = loaded.photo.path, loaded.photo.key
     before = [changes.replaced[key]] if key in changes.replaced else []
     if loaded.problem is not None:
-        skip_or_raise(loaded.problem, path, on_error, report.errors)
+        skip_or_raise(loaded.problem, path, on_error, {})
+        report.skip(loaded.problem)
         return [] if loaded.problem.kind == "unreadable" else before  # it may be back
     if (problem := loaded.caption_problem) is not None:
         harmless = problem.kind == "no_caption"  # a .json of something else

@@ -79,6 +79,20 @@ def list_photos(images: Path, out: Path) -> Listing:
     return listing
 
 
+def holds_photo(images: Path) -> bool:
+    """Whether a folder holds a file that is a photo by its name: a look, not a listing."""
+    walk = _Walk(images, Path(), Listing())
+    return any(_is_photo(name, Listing()) for _, names in walk for name in names)
+
+
+def no_photo(images: Path, listing: Listing) -> str:
+    """That a folder holds no photo, and what it holds, in a sentence."""
+    counts = {**listing.errors, **listing.left_out}
+    left_out = ", ".join(f"{kind} {n:,}" for kind, n in counts.items())
+    message = f"{images} holds no photo ({', '.join(sorted(IMAGE_EXTS))})"
+    return f"{message}; left out: {left_out}" if left_out else message
+
+
 def is_left_out(key: str) -> bool:
     """Whether a photo of this path lies in a folder that is left out."""
     return any(_kind_left_out(name) for name in key.split("/")[:-1])

@@ -13,6 +13,7 @@ from data.problems import BadSample, Problem, attempt
 from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from data.transform import ImageTransform
+from retrieval.photos.exif import UNKNOWN, Exif, read_exif
 from retrieval.photos.listing import Photo
 
 MAX_PIXELS = 100_000_000
@@ -27,6 +28,7 @@ class LoadedPhoto:
     digest: int = 0  # 0 where it was not read
     pixels: UInt8[Tensor, "3 s s"] | None = None
     known: int | None = None
+    exif: Exif = UNKNOWN
     problem: Problem | None = None
     caption_problem: Problem | None = None
 
@@ -58,15 +60,15 @@ class Photos(Dataset):
             return LoadedPhoto(photo, "", *loaded, caption_problem=caption)
         return LoadedPhoto(photo, caption, *loaded)
 
-    def _read(self, photo: Photo) -> tuple[int, Tensor | None, int | None]:
-        """Digest, pixels, id."""
+    def _read(self, photo: Photo) -> tuple[int, Tensor | None, int | None, Exif]:
+        """Digest, pixels, id, facts."""
         if photo.key in self._same_file:
-            return 0, None, self._same_file[photo.key]
+            return 0, None, self._same_file[photo.key], UNKNOWN
         data = _bytes(Path(photo.path), photo.size, MAX_IMAGE_BYTES)
         digest = image_digest(data)
         if digest in self._contents:
-            return digest, None, self._contents[digest]
-        return digest, self._transform.read(data, MAX_PIXELS), None
+            return digest, None, self._contents[digest], read_exif(data)
+        return digest, self._transform.read(data, MAX_PIXELS), None, read_exif(data)
 
 
 def read_caption(photo: Photo) -> str:

@@ -1,8 +1,10 @@
 """Photos on their way into an index: embedded, or with the vectors of contents that it holds."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,8 @@ from contrastive.model.lit import LitModel
 from retrieval.index.build import change_index
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
-from retrieval.photos.changes import SCHEMA, SCHEMA_0_1, is_older
+from retrieval.photos.changes import own_schema
+from retrieval.photos.exif import Exif
 from retrieval.photos.reading import LoadedPhoto
 
 
@@ -45,18 +48,23 @@ class Waiting:
         if ids:
             for size, embeds in self.embeds.items():
                 embeds.append(self._snapshot.vectors(ids, size))
-            digests = [row.get("digest") or 0 for row in self._snapshot.rows(ids)]
             known = [loaded for loaded in batch if loaded.known is not None]
+            rows = self._snapshot.rows(ids)
             self.rows += [
-                replace(loaded, digest=found) for loaded, found in zip(known, digests, strict=True)
+                replace(loaded, digest=row.get("digest") or 0, exif=_exif_of(row))
+                for loaded, row in zip(known, rows, strict=True)
             ]
 
     def write(self, out: Path) -> None:
         """Add them to the index, in one step with the deletion of what they replace."""
         vectors = {size: np.concatenate(rows) for size, rows in self.embeds.items() if rows}
-        schema = SCHEMA_0_1 if is_older(self._snapshot) else SCHEMA
+        schema = own_schema(self._snapshot)
         change_index(out, self.replaced, lambda first: _rows(first, self.rows, vectors, schema))
         self._clear()
+
+
+def _exif_of(row: Mapping[str, Any]) -> Exif:
+    return Exif(**{field.name: row.get(field.name) for field in fields(Exif)})
 
 
 def _rows(
@@ -67,7 +75,7 @@ def _rows(
 ) -> list[RowsInMemory]:
     photos = [row.photo for row in rows]
     by_time = "digest" not in schema.names
-    columns = {
+    columns: dict[str, Any] = {
         "id": first_id + np.arange(len(rows), dtype=np.int64),
         "key": [photo.key for photo in photos],
         "caption": [row.caption for row in rows],
@@ -77,6 +85,10 @@ def _rows(
         "modified": [photo.modified for photo in photos],
         "caption_modified": [photo.captions_state(by_time) for photo in photos],
         "digest": [row.digest for row in rows],
+        "folder": [os.path.dirname(photo.key) for photo in photos],
+        "file": [os.path.basename(photo.key) for photo in photos],
     }
+    for field in fields(Exif):
+        columns[field.name] = [getattr(row.exif, field.name) for row in rows]
     columns = {name: columns[name] for name in schema.names}
     return [RowsInMemory(vectors, pa.Table.from_pydict(columns, schema=schema))]

@@ -72,6 +72,12 @@ class FineVectors:
                 found |= computed
         return found
 
+    def forget(self, patch_size: int) -> None:
+        """Keep no vectors of a patch size: the index has them now."""
+        with self._lock, suppress(sqlite3.DatabaseError):
+            self._database.execute("DELETE FROM fine WHERE patch_size = ?", (patch_size,))
+            self._database.commit()
+
     def _encode(
         self, locations: Mapping[int, ImageLocation], patch_size: int
     ) -> dict[int, Float[np.ndarray, " d"]]:

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import resource
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -22,10 +23,15 @@ SPARE_FILES = 200  # file descriptors for everything that is no connection
 LINGER_S = 1.0  # a refused sender may go on so long, or it would not read why
 
 
+TakeOver = Callable[[], Sequence[socket.socket]]
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn that exits with status 0 on SIGTERM and SIGINT, after the requests under way."""
 
-    def __init__(self, app: object) -> None:
+    def __init__(self, app: object, take_over: TakeOver = list) -> None:
+        """take_over: is called when requests can be answered, and gives connections that have
+        waited for that."""
         most = max(SPARE_FILES, min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES))
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
@@ -35,6 +41,25 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=15,
         )  # fmt: skip
         super().__init__(config)
+        self._take_over = take_over
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = self._take_over()
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As `uvicorn.Server.startup` makes it."""
+        make: Any = self.config.http_protocol_class
+        return make(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from data.errors import UsageError
 from data.shards.location import ImageChangedError, ImageLocation, read_image
 from retrieval.index.integrity import check_index
+from retrieval.indexing_progress import IndexingProgress
 from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.refusals import RequestError
@@ -31,6 +32,7 @@ class ServedIndex:
         self.name, self.searcher = name, searcher
         self._pool, self._thumbnails = pool, thumbnails
         self._stamp = _stamp(searcher)
+        self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
         self._intact: set[str] = set()  # digests of files that were read
         self._checking = threading.Lock()

@@ -7,12 +7,20 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.class_names import read_class_names
 from data.errors import UsageError
 from retrieval.model_folder import check_model_folder
 from retrieval.server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from retrieval.server.http_server import TakeOver
+    from retrieval.server.service import Service
+
+BACKLOG = 2048  # connections that wait to be accepted
 
 
 def serve(cfg: ServeConfig) -> None:
@@ -23,16 +31,12 @@ def serve(cfg: ServeConfig) -> None:
     """
     token = _read_token(cfg)
     check_folders(cfg)
-    listening = _listen(cfg.host, cfg.port)
+    listening = listen(cfg.host, cfg.port)
     with contextlib.closing(listening):
-        from retrieval.server.app import build_app
-        from retrieval.server.http_server import HttpServer
         from retrieval.server.loading import load_service
 
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # every broken form warns
         service = load_service(cfg)
-        app = build_app(service, token, cfg.cors)
-        listening.listen(2048)  # connections wait here until the first accept
+        listening.listen(BACKLOG)  # connections wait here until the first accept
         host, port = listening.getsockname()[:2]
         for name, index in service.indexes.items():
             sizes = ", ".join(map(str, index.searcher.patch_sizes))
@@ -41,12 +45,29 @@ def serve(cfg: ServeConfig) -> None:
             print(f"anyone who reaches {host} may search; --token-file asks for a token",
                   file=sys.stderr, flush=True)  # fmt: skip
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        gc.collect()
-        gc.freeze()  # models and indexes are never garbage: each full collection took 0.25 s
-        try:
-            HttpServer(app).run(sockets=[listening])
-        finally:
-            gc.unfreeze()
+        run_service(service, listening, token, cfg.cors)
+
+
+def run_service(
+    service: "Service",
+    listening: socket.socket,
+    token: str = "",
+    cors: Sequence[str] = (),
+    take_over: "TakeOver" = list,
+) -> None:
+    """Answer requests until SIGTERM or SIGINT. token, cors: see `build_app`. take_over: see
+    `HttpServer`."""
+    from retrieval.server.app import build_app
+    from retrieval.server.http_server import HttpServer
+
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # every broken form warns
+    app = build_app(service, token, cors)
+    gc.collect()
+    gc.freeze()  # models and indexes are never garbage: each full collection took 0.25 s
+    try:
+        HttpServer(app, take_over).run(sockets=[listening])
+    finally:
+        gc.unfreeze()
 
 
 def check_folders(cfg: ServeConfig) -> None:
@@ -77,7 +98,8 @@ def _read_token(cfg: ServeConfig) -> str:
     return token
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket with that address. Raises `UsageError` where it cannot be had."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port {port}: allowed: 0 to 65535")
     try:

@@ -78,6 +78,13 @@ class PatchSizeCost(Answer):
     ms: float = Field(description="Of one image alone, measured on this server.")
 
 
+class IndexingAnswer(Answer):
+    patch_size: int = Field(description="At which images are embedded now.")
+    done: int = Field(description="Images that are embedded at it.")
+    total: int
+    seconds_left: float | None = Field(description="null: not known yet.")
+
+
 class IndexAnswer(Answer):
     name: str
     count: int = Field(description="Images.")
@@ -87,6 +94,9 @@ class IndexAnswer(Answer):
     image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
     patch_sizes: list[PatchSizeCost]
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
+    indexing: IndexingAnswer | None = Field(
+        description="Of an album that is being indexed while it is served."
+    )
 
 
 class ClassSetAnswer(Answer):

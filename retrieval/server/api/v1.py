@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,6 +17,7 @@ from retrieval.server.api.answers import (
     ClassSetAnswer,
     FoundImage,
     IndexAnswer,
+    IndexingAnswer,
     IndicesAnswer,
     PatchSizeCost,
     SampleAnswer,
@@ -129,6 +131,7 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         image_size=model.image_size,
         patch_sizes=costs,
         columns=columns,
+        indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
     )
 
 

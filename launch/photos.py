@@ -1,0 +1,44 @@
+"""Search a folder of photos: one command makes its index, opens a page, and keeps up with it.
+
+    python launch/photos.py ~/Pictures --model open_clip:ViT-B-32@laion2b_s34b_b79k
+    python launch/photos.py ~/Pictures          # from then on
+
+The page opens at once and finds what is indexed so far. Ended and started again, it goes on where
+it stopped. Your photos are only read.
+"""
+
+from dataclasses import dataclass
+
+import tyro
+
+from data.errors import exit_on_usage_error
+from retrieval.photo_service import prepare, serve_photos
+
+
+@dataclass(frozen=True)
+class Args:
+    folder: tyro.conf.Positional[str]
+    """Folder of photos."""
+    model: str = ""
+    """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder."""
+    index: str = ""
+    """Folder of the index. Not given: one under ~/.cache/flexilit/photos."""
+    patch_sizes: tuple[int, ...] = ()
+    """In pixels; the coarsest comes first. Not given: the model's coarsest, and a finer one."""
+    watch: bool = False
+    """Look for new, changed and removed photos every minute."""
+    port: int | None = None
+    """Not given: 1234, or any where that is taken."""
+    no_browser: bool = False
+    """Open no browser."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    with exit_on_usage_error(Args):
+        found = prepare(args.folder, args.index, args.model, args.patch_sizes, args.watch)
+        serve_photos(found, args.port, not args.no_browser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""`launch/photos.py`: one command from a folder of photos to a page that finds them."""
+
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exif_maker import block, rationals, text, with_exif
+from launcher import ROOT
+from PIL import Image
+from shard_maker import png
+
+from contrastive.model.lit import LitModel
+from data.errors import UsageError
+from retrieval.index.manifest import read_index_manifest
+from retrieval.index.snapshot import Snapshot
+from retrieval.index.widen import add_patch_size
+from retrieval.photo_service import prepare, serve_photos
+from retrieval.photos import finer
+from retrieval.photos.albums import GOOD_MODEL, AlbumFacts, find_album
+from retrieval.photos.finer import add_finer, usual_patch_sizes
+from retrieval.photos.follow import Job
+from retrieval.photos.indexing import index_photos
+from retrieval.search.searcher import Searcher
+
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def model_dir(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLEXILIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def make_photos(folder: Path, count: int) -> Path:
+    (folder / "trip").mkdir(parents=True)
+    for number in range(count):
+        (folder / "trip" / f"{number:03d}.png").write_bytes(png(number, (32, 32)))
+    return folder
+
+
+# ---- the program -----------------------------------------------------------------------------
+
+
+# Before the process that indexes runs: it waits at one photo until a file is there.
+GATE = """
+import os, sys, time
+if "retrieval.photos.follow" in sys.orig_argv:
+    from retrieval.photos.reading import Photos
+    getitem = Photos.__getitem__
+    def wait(self, number):
+        while self._photos[number].key == "trip/070.png" and not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.02)
+        return getitem(self, number)
+    Photos.__getitem__ = wait
+"""
+
+
+class Program:
+    """`launch/photos.py`, and a client of its page."""
+
+    def __init__(self, *arguments: str | Path, gate: Path | None = None) -> None:
+        command = [sys.executable, str(ROOT / "launch/photos.py"), *map(str, arguments)]
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        if gate is not None:
+            (gate.parent / "site").mkdir(exist_ok=True)
+            (gate.parent / "site" / "sitecustomize.py").write_text(GATE)
+            path = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), str(ROOT))))
+            env |= {"GATE": str(gate), "PYTHONPATH": f"{gate.parent / 'site'}{os.pathsep}{path}"}
+        self.process = subprocess.Popen(
+            [*command, "--port", "0", "--no-browser"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.lines = [self.process.stdout.readline()]
+        self.port = int(self.lines[0].partition("http://127.0.0.1:")[2].split()[0])
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, data)
+        answer = connection.getresponse()
+        found = answer.status, answer.read()
+        connection.close()
+        return found
+
+    @property
+    def index(self) -> dict[str, Any]:
+        return json.loads(self.ask("/v1/indices")[1])["indices"][0]
+
+    def search(self, **request: Any) -> list[dict[str, Any]]:
+        status, body = self.ask("/v1/search", {"text": "a red bicycle", "k": 100, **request})
+        assert status == 200, body
+        return json.loads(body)["hits"]
+
+    def wait_for(self, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_S
+        while not what(found := self.index):
+            assert time.monotonic() < end, found
+            time.sleep(0.05)
+        return found
+
+    def end(self, number: int = signal.SIGINT) -> str:
+        self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.lines.append(self.process.stdout.read())
+        self.process.wait(PATIENCE_S)
+        self.process.stdout.close()
+        return "".join(self.lines)
+
+
+@contextmanager
+def running(*arguments: str | Path, gate: Path | None = None) -> Iterator[Program]:
+    program = Program(*arguments, gate=gate)
+    try:
+        yield program
+    finally:
+        if program.process.poll() is None:
+            program.end(signal.SIGKILL)
+
+
+def sizes(index: dict[str, Any]) -> list[int]:
+    return [size["patch_size"] for size in index["patch_sizes"] if size["in_index"]]
+
+
+@pytest.mark.slow
+def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
+    tmp_path: Path, cache: Path, model_dir: Path
+) -> None:
+    photos = make_photos(tmp_path / "Holiday", 90)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "notes.bak").write_text("nothing")
+    for folder in (photos / "trip", photos):
+        folder.chmod(0o555)
+    before = sorted(photos.rglob("*"))
+    sizes_wanted = ("--patch-sizes", "24", "48")
+    with running(photos, "--model", model_dir, *sizes_wanted, gate=tmp_path / "gate") as program:
+        status, page = program.ask("/")  # while torch is still being imported
+        assert status == 200
+        assert b"<html" in page
+        found = program.wait_for(lambda index: index["count"] > 0)
+        assert (found["name"], found["count"], sizes(found)) == ("Holiday", 63, [48])
+        assert (found["indexing"]["total"], found["indexing"]["patch_size"]) == (91, 48)
+        assert found["indexing"]["done"] in (0, 64)
+        assert len(program.search()) == 63
+        program.end(signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    album = find_album(photos)
+    assert album == cache / "photos" / "Holiday"
+    assert len(Snapshot.open(album)) == 63
+    with running(photos) as program:
+        found = program.wait_for(lambda index: sizes(index) == [48, 24])
+        assert (found["count"], found["indexing"]) == (90, None)
+        hits = program.search(where={"folder": "trip"}, patch_size=24)
+        assert {hit["columns"]["file"] for hit in hits} == {f"{n:03d}.png" for n in range(90)}
+        said = program.end()
+    assert program.process.returncode == 0
+    assert "27 new, 0 changed, 0 gone, 63 as before" in said
+    assert "skipped: not_an_image 1 (broken.jpg)" in said
+    assert "left out: .bak 1" in said
+    assert sorted(photos.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_new_and_removed_photos_are_seen_until_the_server_is_gone(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    photos, album = make_photos(tmp_path / "photos", 3), tmp_path / "album"
+    index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+    job = Job(str(photos), str(album), watch_s=0.2, num_workers=0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retrieval.photos.follow", json.dumps(asdict(job))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    reports = (e["report"] for e in map(json.loads, process.stdout) if "report" in e)
+    assert next(reports)["unchanged"] == 3
+    (photos / "trip" / "later.png").write_bytes(png(77))
+    assert next(reports)["added"] == 1
+    (photos / "trip" / "000.png").unlink()
+    assert next(reports)["gone"] == 1
+    assert len(Snapshot.open(album)) == 3
+    process.stdin.close()
+    assert process.wait(PATIENCE_S) == 0
+    process.stdout.close()
+
+
+# ---- what it finds before torch is imported ----------------------------------------------------
+
+
+def test_a_moved_folder_is_known_again(tmp_path: Path, cache: Path, model_dir: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 4)
+    album = find_album(photos)
+    assert album == cache / "photos" / "photos"
+    index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+    AlbumFacts(str(model_dir), (48,)).write(album)
+    assert find_album(photos) == album
+    assert find_album(photos, "open_clip:other@x") == cache / "photos" / "photos-2"
+    other = make_photos(tmp_path / "elsewhere" / "photos", 4)
+    assert find_album(other) == cache / "photos" / "photos-2"  # a copy is another folder
+    photos.rename(tmp_path / "Bilder")
+    assert find_album(tmp_path / "Bilder") == album
+    assert prepare(str(tmp_path / "Bilder")).model == ""
+    assert find_album(tmp_path / "elsewhere") == cache / "photos" / "elsewhere"
+
+
+def test_what_cannot_work_is_one_sentence(
+    tmp_path: Path, cache: Path, model_dir: Path, emoji_index: Path
+) -> None:
+    def refused(match: str, *arguments: Any, **options: Any) -> None:
+        with pytest.raises(UsageError, match=match):
+            prepare(*arguments, **options)
+
+    refused("is no folder of photos", str(tmp_path / "nothing"))
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    (tmp_path / "empty" / "film.mov").write_bytes(b"")
+    refused("holds no photo .*left out: .mov 1", str(tmp_path / "empty"))
+    photos = str(make_photos(tmp_path / "photos", 2))
+    refused(f"no model is given; --model {GOOD_MODEL} is a good one", photos)
+    refused("no model at 'nothing'", photos, model="nothing")
+    refused("made from shards", photos, index=str(emoji_index))
+    assert not cache.exists() or not any(cache.rglob("*.json"))
+    album = tmp_path / "album"
+    index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+    refused("has a model of its own", photos, index=str(album), model=GOOD_MODEL)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "1.png").write_bytes(png(1234))
+    refused("does not hold half of its photos", str(other), index=str(album))
+    assert prepare(photos, index=str(album)).model == ""
+
+
+def test_a_model_that_cannot_be_had_ends_with_one_sentence(tmp_path: Path, cache: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    with pytest.raises(UsageError, match=r"cannot download open_clip:ViT-B-32@.*say open_clip:"):
+        serve_photos(prepare(str(photos), model=GOOD_MODEL), port=0, open_browser=False)
+    assert not any(cache.rglob("manifest.json"))
+
+
+def test_weights_that_are_on_the_machine_are_the_default(tmp_path: Path) -> None:
+    folder = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    code = "from retrieval.photos.albums import usual_model; print(usual_model())"
+    for there in (False, True):
+        if there:
+            (folder / "refs").mkdir(parents=True)
+            (folder / "refs/main").write_text("abc")
+            (folder / "snapshots/abc").mkdir(parents=True)
+            (folder / "snapshots/abc/open_clip_model.safetensors").write_bytes(b"")
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
+        )  # fmt: skip
+        assert (done.stdout.strip() == GOOD_MODEL) is there, done.stderr
+
+
+# ---- finer patch sizes -------------------------------------------------------------------------
+
+
+def test_a_finer_patch_size_is_added_behind(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, album = make_photos(tmp_path / "photos", 9), tmp_path / "album"
+    options: dict[str, Any] = {"num_workers": 0, "device": "cpu"}
+    index_photos(photos, model_dir, album, (48,), **options)
+    (photos / "trip" / "004.png").unlink()
+    (photos / "trip" / "new.png").write_bytes(png(99))
+    index_photos(photos, model_dir, album, **options)
+    model = LitModel.from_pretrained(album / "model")
+    hidden = photos / "trip" / "002.png"
+    hidden.rename(tmp_path / "away.png")
+    monkeypatch.setattr(finer, "READ_TOGETHER", 4)
+    told: list[tuple[int, int]] = []
+    assert add_finer(album, model, 24, "cpu", lambda *counts: told.append(counts)) == 1
+    assert told == [(3, 9), (7, 9), (8, 9)]
+    assert read_index_manifest(album).patch_sizes == (48,)  # it waits for the photo
+    (tmp_path / "away.png").rename(hidden)
+    encoded = []
+    encode = LitModel.encode_image
+    monkeypatch.setattr(
+        LitModel, "encode_image", lambda *a, **k: encoded.append(len(a[1])) or encode(*a, **k)
+    )
+    assert add_finer(album, model, 24, "cpu") == 0
+    assert encoded == [1]  # the others were kept
+    index_photos(photos, model_dir, tmp_path / "both", (48, 24), **options)
+    one, both = (Searcher.load(folder, device="cpu") for folder in (album, tmp_path / "both"))
+    for size in (48, 24):
+        found, wanted = (
+            {hit.key: hit.similarity for hit in s.search(["a dog"], k=20, patch_size=size)[0]}
+            for s in (one, both)
+        )
+        assert found == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(UsageError, match="has it already"):
+        add_patch_size(album, 24, lambda ids: np.zeros((len(ids), one.model.embed_dim)))
+
+
+def test_the_usual_patch_sizes_are_a_coarse_and_an_affordable_one(tiny_model: LitModel) -> None:
+    coarse, fine = usual_patch_sizes(tiny_model)
+    assert coarse == max(tiny_model.patch_sizes) > fine
+    gflops = tiny_model.vision.gflops
+    assert gflops(fine) <= 4 * gflops(coarse)
+    finest = max(size for size in tiny_model.patch_sizes if size < fine)
+    assert gflops(finest) > 4 * gflops(coarse)
+
+
+# ---- columns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")  # of Pillow
+def test_dates_places_and_cameras_are_columns(tmp_path: Path, model_dir: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "green").save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    paris = {
+        1: text("N"), 2: rationals((48, 1), (51, 1), (30, 1)),
+        3: text("E"), 4: rationals((2, 1), (17, 1), (40, 1)),
+    }  # fmt: skip
+    good = block(
+        {0x10F: text("Canon"), 0x110: text("Canon EOS 5D")},
+        {0x9003: text("2019:07:14 12:30:05")}, paris,
+    )  # fmt: skip
+    hostile = block({0x10F: (2, 0xFFFFFFF0, b"\0\0\0\0"), 0x132: text("0000:00:00 00:00:00")})
+    (photos / "good.jpg").write_bytes(with_exif(jpeg, good))
+    (photos / "hostile.jpg").write_bytes(with_exif(jpeg, hostile))
+    out = tmp_path / "album"
+    report = index_photos(photos, model_dir, out, (48,), num_workers=0, device="cpu")
+    assert (report.added, report.errors) == (4, {})
+    searcher = Searcher.load(out, device="cpu")
+
+    def found(**where: Any) -> list[str]:
+        return sorted(hit.key for hit in searcher.search(["a dog"], k=9, where=where)[0])
+
+    assert found(taken={">=": "2019-07", "<": "2019-08"}) == ["good.jpg"]
+    assert found(camera={"contains": "canon"}) == ["good.jpg"]
+    assert found(latitude={">": 48.8, "<": 48.9}, longitude={">": 2, "<": 3}) == ["good.jpg"]
+    assert found(folder="") == ["good.jpg", "hostile.jpg"]
+    assert found(file="001.png") == ["trip/001.png"]
+    (hits,) = searcher.search(["a dog"], k=1, where={"key": "hostile.jpg"})
+    names = ("taken", "latitude", "longitude", "camera")
+    assert [hits[0].columns[name] for name in names] == [None] * 4
+    (photos / "good.txt").write_text("a caption")  # a row that is made of the old one
+    (photos / "good.jpg").rename(photos / "trip" / "moved.jpg")
+    (photos / "good.txt").rename(photos / "trip" / "moved.txt")
+    assert index_photos(photos, model_dir, out, num_workers=0, device="cpu").known == 1
+    searcher.reload()
+    assert found(taken={"contains": "2019"}, folder="trip", file="moved.jpg") == ["trip/moved.jpg"]
