@@ -15,18 +15,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from contrastive.export.timm import timm_net
+from contrastive.export.timm import affine, timm_net
 from contrastive.files.open_clip import OUR_RESIZING
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.open_clip_hf import OpenClipHFTextTower
 from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 HF_TYPES = ("bert", "roberta", "xlm-roberta")  # of which open_clip finds width and layers
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+QUICK = "QuickGELU"
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "GELU": {},
     "GELUTanh": {"act_kwargs": {"approximate": "tanh"}},
+    QUICK: {},  # of both towers, or of none
 }
 BLOCK = {
     "norm1": "ln_1",
@@ -64,6 +67,8 @@ def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) 
     if model.text.loss.kind == "sigmoid":
         weights["logit_bias"] = model.text.logit_bias[0]
         config["init_logit_bias"] = float(model.text.logit_bias)
+    if _is_quick(model):
+        config["quick_gelu"] = True
     config |= {"vision_cfg": vision, "text_cfg": text}
     preprocess = {
         "mean": model.vision.mean,
@@ -99,7 +104,7 @@ def read_open_clip(model: LitModel, folder: Path) -> tuple[Any, Any]:
 
 
 def _vision(model: LitModel, patch_size: int) -> Part:
-    net = timm_net(model.vision, patch_size)
+    net = timm_net(model.vision, patch_size, projected=True)
     reason = _why_not_native(net)
     if not reason:
         return _native(model, net, patch_size)
@@ -120,9 +125,24 @@ def _vision(model: LitModel, patch_size: int) -> Part:
         "image_size": model.image_size,
     }
     out = {f"visual.trunk.{k}": v for k, v in weights.items()}
-    out["visual.head.proj.weight"] = model.feature_whiten.T
-    out["visual.head.proj.bias"] = -model.feature_mean @ model.feature_whiten
+    mean, whiten = affine(model)
+    out["visual.head.proj.weight"] = whiten.T
+    out["visual.head.proj.bias"] = -mean @ whiten
     return config, out
+
+
+def _is_quick(model: LitModel) -> bool:
+    """Whether open_clip's own towers of this model have QuickGELU, which is said of both."""
+    blocks = getattr(model.vision.net, "blocks", None)
+    image = bool(blocks) and type(blocks[0].mlp.act).__name__ == QUICK
+    tower = model.text.encoder.tower
+    text = isinstance(tower, OpenClipTextTower) and bool(tower.model.get("quick_gelu"))
+    if image != text and isinstance(tower, OpenClipTextTower):
+        raise UsageError(
+            f"open_clip has QuickGELU in both towers or in none; here it is in the "
+            f"{'image' if image else 'text'} tower alone"
+        )
+    return image
 
 
 def _why_not_native(net: Any) -> str:
@@ -145,7 +165,7 @@ def _why_not_native(net: Any) -> str:
 
 
 def _native(model: LitModel, net: Any, patch_size: int) -> Part:
-    raw = net.state_dict()
+    raw, (mean, whiten) = net.state_dict(), affine(model)
     block = net.blocks[0]
     width = net.embed_dim
     last = net.fc_norm if isinstance(net.fc_norm, torch.nn.LayerNorm) else net.norm
@@ -176,8 +196,8 @@ def _native(model: LitModel, net: Any, patch_size: int) -> Part:
         "positional_embedding": table,
         "conv1.weight": raw["patch_embed.proj.weight"],
         "ln_post.weight": last.weight,
-        "ln_post.bias": last.bias - model.feature_mean,
-        "proj": model.feature_whiten,
+        "ln_post.bias": last.bias - mean,
+        "proj": whiten,
     }
     if not config["no_ln_pre"]:
         out |= {f"ln_pre.{end}": raw[f"norm_pre.{end}"] for end in ("weight", "bias")}
@@ -197,7 +217,7 @@ def _native(model: LitModel, net: Any, patch_size: int) -> Part:
 def _text(model: LitModel, home: Path) -> Part:
     tower, projection = model.text.encoder.tower, model.text.encoder.projection.weight
     if isinstance(tower, OpenClipTextTower):
-        return _own_text(tower, projection)
+        return _own_text(tower, projection, home)
     assert isinstance(tower, HFTextTower)
     kind = tower.net.config.model_type
     if kind not in HF_TYPES:
@@ -219,7 +239,15 @@ def _text(model: LitModel, home: Path) -> Part:
         "context_length": tower.tokenizer.context_length,
     }
     out = {f"text.transformer.{k}": v for k, v in tower.net.state_dict().items()}
-    return config, out | {"text.proj.weight": projection}
+    if not isinstance(tower, OpenClipHFTextTower):
+        return config, out | {"text.proj.weight": projection}
+    config["tokenizer_kwargs"] = {"clean": tower.tokenizer.clean}
+    if tower.layers is None:
+        return config, out | {"text.proj.weight": projection}
+    config["hf_proj_type"] = "mlp"
+    out |= {f"text.proj.{name}": value for name, value in tower.head.state_dict().items()}
+    out["text.proj.2.weight"] = projection @ out["text.proj.2.weight"]
+    return config, out
 
 
 def known_architecture(tower: OpenClipTextTower) -> str:
@@ -233,11 +261,12 @@ def known_architecture(tower: OpenClipTextTower) -> str:
     return name
 
 
-def _own_text(tower: OpenClipTextTower, projection: Tensor) -> Part:
+def _own_text(tower: OpenClipTextTower, projection: Tensor, home: Path) -> Part:
     """open_clip's text tower, its own projection and ours multiplied into one."""
-    facts: Any = open_clip.get_model_config(known_architecture(tower))
-    config = {**facts["text_cfg"], "context_length": tower.tokenizer.context_length}
+    config = {**tower.model["text_cfg"], "context_length": tower.tokenizer.context_length}
     config |= {"proj_type": "linear", "proj_bias": False}
+    if config.get("hf_tokenizer_name"):
+        config["hf_tokenizer_name"] = str(home.resolve())
     out = dict(tower.net.state_dict())
     own = out.pop("text_projection", None)
     if isinstance(tower.net.text_projection, torch.nn.Linear):

@@ -6,9 +6,12 @@ from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float
 from timm.models import save_for_hf
+from torch import Tensor, nn
 
 from contrastive.files.new_folder import new_folder
+from contrastive.model.lit import LitModel
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.resize import resample_patch_embed, resample_position_grid
 from contrastive.vision.tower import VisionTower
@@ -22,15 +25,16 @@ def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def timm_net(tower: VisionTower, patch_size: int) -> Any:
+def timm_net(tower: VisionTower, patch_size: int, projected: bool = False) -> Any:
     """A plain timm model that computes what the tower does at `patch_size` and its image size.
 
-    Raises `UsageError` where timm has no such model.
+    projected: what it does before its projection, where it has one (see `affine`). Raises
+    `UsageError` where timm has no such model.
     """
     tower.check_patch_size(patch_size)
     own, name = tower.net, tower.config.name
     of_timm = type(own).__module__.startswith("timm.")
-    alone = all(key.startswith("net.") for key in tower.state_dict())  # no projection
+    alone = projected or all(key.startswith("net.") for key in tower.state_dict())
     if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
         raise UsageError(
             f"{name} cannot be exported; allowed: timm's own models, of those with flexible "
@@ -55,6 +59,26 @@ def timm_net(tower: VisionTower, patch_size: int) -> Any:
         weights["pos_embed"] = torch.cat(parts, dim=1)
     net.load_state_dict(weights)
     return net.eval()
+
+
+@torch.no_grad()
+def affine(model: LitModel) -> tuple[Float[Tensor, " w"], Float[Tensor, "w d"]]:
+    """What follows `timm_net(..., projected=True)`: a mean to take off and a matrix, of the model's
+    own affine and of its tower's projection.
+
+    Raises `UsageError` where no mean before the projection gives the one after it.
+    """
+    mean, whiten, projection = model.feature_mean, model.feature_whiten, model.vision.projection
+    if not isinstance(projection, nn.Linear):
+        return mean, whiten
+    weight = projection.weight.float()
+    before = torch.linalg.pinv(weight) @ mean
+    if not torch.allclose(weight @ before, mean, atol=1e-4 * float(mean.abs().max() + 1e-9)):
+        raise UsageError(
+            f"{model.vision.config.name} widens its features by a projection, and then takes a "
+            "mean off, which no export expresses; allowed: a mean of zero (init_samples 0)"
+        )
+    return before, weight.T @ whiten
 
 
 def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:

@@ -25,7 +25,7 @@ from retrieval.server.api.answers import (
 from retrieval.server.api.classification import answer_classify
 from retrieval.server.api.route import ModelRoute, form_of
 from retrieval.server.config import Limits
-from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
+from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes, usable_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest
@@ -108,17 +108,24 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(index: ServedIndex) -> IndexAnswer:
-    snapshot, model, profile = index.searcher.snapshot, index.searcher.model, index.searcher.profile
-    ms = profile.ms(model.patch_sizes)
-    costs = [
-        PatchSizeCost(
-            patch_size=size,
-            in_index=size in snapshot.patch_sizes,
-            gflops=round(profile.gflops(size), 3),
-            ms=round(ms[size], 3),
+    searcher = index.searcher
+    snapshot, model, profile = searcher.snapshot, searcher.model, searcher.profile
+    sizes, agreement = usable_sizes(searcher), searcher.agreement
+    ms = profile.ms(sizes)
+    costs = []
+    for size in sizes:
+        found = agreement.sizes.get(size) if agreement else None
+        costs.append(
+            PatchSizeCost(
+                patch_size=size,
+                in_index=size in snapshot.patch_sizes,
+                neighbours=None if found is None else round(found.neighbours, 4),
+                candidates=None if found is None else round(found.candidates, 4),
+                warning=agreement.warning(size) if agreement else "",
+                gflops=round(profile.gflops(size), 3),
+                ms=round(ms[size], 3),
+            )
         )
-        for size in sorted(model.patch_sizes, reverse=True)
-    ]
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
     return IndexAnswer(
         name=index.name,
@@ -127,6 +134,7 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         width=snapshot.width,
         generation=snapshot.generation,
         image_size=model.image_size,
+        own_patch_size=agreement.own if agreement else model.vision.own_patch_size,
         patch_sizes=costs,
         columns=columns,
     )
@@ -153,6 +161,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
+        warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine),
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),
