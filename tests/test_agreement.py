@@ -201,7 +201,7 @@ def test_a_size_is_good_good_for_candidates_or_bad() -> None:
     found = Agreement(16, 256, 1000, 1000, 1000, "", (112, 56, 32, 16), sizes)
     assert found.warning(32) == found.warning(16) == ""
     assert "finds 25% of the nearest images that patch 16 finds, 95% among" in found.warning(56)
-    assert "ranking again at patch 16; a model that launch/flexify.py" in found.warning(56)
+    assert "ranking again at patch 16; launch/flexify.py --teacher.tower" in found.warning(56)
     assert found.warning(56, refined=True) == ""
     assert "too few even for candidates" in found.warning(112, refined=True)
 

@@ -133,8 +133,8 @@ def _vision(model: LitModel, patch_size: int) -> Part:
 
 def _is_quick(model: LitModel) -> bool:
     """Whether open_clip's own towers of this model have QuickGELU, which is said of both."""
-    blocks = getattr(model.vision.net, "blocks", None)
-    image = bool(blocks) and type(blocks[0].mlp.act).__name__ == QUICK
+    blocks: Any = getattr(model.vision.net, "blocks", ())
+    image = len(blocks) > 0 and type(blocks[0].mlp.act).__name__ == QUICK
     tower = model.text.encoder.tower
     text = isinstance(tower, OpenClipTextTower) and bool(tower.model.get("quick_gelu"))
     if image != text and isinstance(tower, OpenClipTextTower):

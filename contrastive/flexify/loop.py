@@ -27,7 +27,7 @@ from contrastive.flexify.step import (
 )
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
-from contrastive.flexify.whole_model import teachers_model, with_tower
+from contrastive.flexify.whole_model import teachers_model
 from contrastive.model.card import Card, TowerFacts, tower_card
 from contrastive.model.lit import LitModel
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
@@ -133,7 +133,8 @@ class _Run:
     identity: dict[str, Any]
     """Of the checkpoints: what a resume must bring again."""
     model: LitModel | None
-    """The whole model that the teacher is of, if it is; on the main rank."""
+    """The whole model that the teacher is a part of, with `exported` in its place; None where it is
+    none, and on other ranks."""
 
     def whole_tower(self, step: int) -> VisionTower:
         """`exported` as the student is after the step. Raises `DataError` where a weight is not
@@ -172,7 +173,7 @@ class _Run:
                 for name, value in row.items()
             }
             card = replace(card, teacher=cfg.teacher.tower, figures=closeness)
-            with_tower(self.model, tower).save_pretrained(cfg.folder / "model", card, facts)
+            self.model.save_pretrained(cfg.folder / "model", card, facts)
             return
         about = TowerFacts(
             tower=tower.config.name,
@@ -219,6 +220,8 @@ def _prepare(
     normaliser = fit_normaliser(cfg, pipeline, source) if cfg.loss.features else None
     validation = Validation(cfg, teacher, tower.transform, normaliser)
     exported = copy.deepcopy(tower).lock()
+    if model is not None:
+        model.vision = exported
     student = DistillationLoss(tower, cfg.loss, normaliser)
     engine, step = begin_or_resume(student, cfg.optim, ds_config, checkpoint)
     _register_stem(student.tower, cfg.zero.stage)

@@ -8,7 +8,6 @@ from contrastive.flexify.config import FlexifyConfig
 from contrastive.model.lit import LitModel
 from contrastive.vision.config import is_library_spec
 from contrastive.vision.feature_terms import OWN
-from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 
 
@@ -24,16 +23,6 @@ def teachers_model(cfg: FlexifyConfig) -> LitModel | None:
         except UsageError:  # an image tower alone
             return None
     return LitModel.from_pretrained(spec) if _has_texts(Path(spec)) else None
-
-
-def with_tower(model: LitModel, tower: VisionTower) -> LitModel:
-    """The model with another tower that gives the same features."""
-    other = LitModel(tower, model.text, model.embed_dim)
-    other.load_state_dict(
-        {name: value for name, value in model.state_dict().items() if name.startswith("feature_")},
-        strict=False,
-    )
-    return other.eval()
 
 
 def _has_texts(folder: Path) -> bool:

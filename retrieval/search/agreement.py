@@ -68,8 +68,8 @@ class Agreement:
         else:
             return ""
         return (
-            f"{self.line(patch_size)}: {too_few}; a model that launch/flexify.py has trained is "
-            "good at every patch size"
+            f"{self.line(patch_size)}: {too_few}; launch/flexify.py --teacher.tower, with this "
+            "model, makes one that is good at every patch size"
         )
 
     def as_json(self) -> dict[str, Any]:

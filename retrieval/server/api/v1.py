@@ -17,15 +17,15 @@ from retrieval.server.api.answers import (
     FoundImage,
     IndexAnswer,
     IndicesAnswer,
-    PatchSizeCost,
     SampleAnswer,
     SearchAnswer,
     SearchTimes,
 )
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
 from retrieval.server.api.route import ModelRoute, form_of
 from retrieval.server.config import Limits
-from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes, usable_sizes
+from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest
@@ -108,24 +108,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(index: ServedIndex) -> IndexAnswer:
-    searcher = index.searcher
-    snapshot, model, profile = searcher.snapshot, searcher.model, searcher.profile
-    sizes, agreement = usable_sizes(searcher), searcher.agreement
-    ms = profile.ms(sizes)
-    costs = []
-    for size in sizes:
-        found = agreement.sizes.get(size) if agreement else None
-        costs.append(
-            PatchSizeCost(
-                patch_size=size,
-                in_index=size in snapshot.patch_sizes,
-                neighbours=None if found is None else round(found.neighbours, 4),
-                candidates=None if found is None else round(found.candidates, 4),
-                warning=agreement.warning(size) if agreement else "",
-                gflops=round(profile.gflops(size), 3),
-                ms=round(ms[size], 3),
-            )
-        )
+    searcher, snapshot = index.searcher, index.searcher.snapshot
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
     return IndexAnswer(
         name=index.name,
@@ -133,9 +116,9 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         kind=snapshot.manifest.index_type,
         width=snapshot.width,
         generation=snapshot.generation,
-        image_size=model.image_size,
-        own_patch_size=agreement.own if agreement else model.vision.own_patch_size,
-        patch_sizes=costs,
+        image_size=searcher.model.image_size,
+        own_patch_size=own_patch_size(searcher),
+        patch_sizes=describe_sizes(searcher),
         columns=columns,
     )
 
