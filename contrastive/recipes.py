@@ -125,7 +125,31 @@ def imagenet() -> FlexifyConfig:
     )
 
 
+def clip() -> FlexifyConfig:
+    """A CLIP or SigLIP made flexible on any images; its own texts go on reading it, no caption is
+    needed. The result is a whole model.
+
+    deepspeed launch/flexify.py clip --data.shards 'photos/{000..099}.tar' \\
+        --teacher.tower open_clip:ViT-B-32@laion2b_s34b_b79k
+
+    mse, since cosines between images and texts see how long features are before they are centred.
+    """
+    return FlexifyConfig(
+        name="clip",
+        data=DataConfig(views=1000, crop=0.5, flip=True),
+        teacher=TeacherConfig(tower="open_clip:ViT-B-32@laion2b_s34b_b79k", dtype="fastest"),
+        loss=DistillationConfig(features=1.0, distance="mse"),
+        optim=OptimConfig(lr=3e-5, weight_decay=1e-5, warmup_steps=100),
+        zero=ZeroConfig(precision="fastest"),
+        global_batch_size=256,
+        steps=5000,
+        eval_every=1000,
+        checkpoint_every=1000,
+    )
+
+
 FLEXIFY_RECIPES: dict[str, Callable[[], FlexifyConfig]] = {
+    "clip": clip,
     "dinov2s": dinov2s,
     "imagenet": imagenet,
 }

@@ -79,6 +79,9 @@ def check_text(text: Any) -> None:
 
 def in_parts(items: list[Any], size: int, what: str) -> Iterator[list[Any]]:
     """The list in parts; a progress bar shows on a terminal after five seconds."""
+    if len(items) <= size:
+        yield from [items] if items else []
+        return
     starts = range(0, len(items), size)
     for start in Progress(starts, what, unit="batch", delay=5, leave=False):
         yield items[start : start + size]

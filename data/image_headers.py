@@ -1,9 +1,13 @@
 """What an image file says of itself before anything of it is decoded. Imports no Pillow."""
 
+import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+
+from data.errors import UsageError
 
 # Suffixes of the files that are taken for images, everywhere: in tars, in folders, as queries.
 IMAGE_EXTS = frozenset(
@@ -56,6 +60,20 @@ def has_image_suffix(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
     _, dot, suffix = name.rpartition(".")
     return bool(dot) and suffix.lower() in IMAGE_EXTS
+
+
+def names_image(text: str) -> bool:
+    """Whether a text is the path of an image file rather than words. Raises `UsageError` for what
+    looks like a file's name and is none, and for the path of a folder."""
+    if os.sep in text and Path(text).is_dir():
+        raise UsageError(f"{text} is a folder; name images in it, such as {Path(text)}/*.jpg")
+    if not has_image_suffix(text):
+        return False
+    if Path(text).is_file():
+        return True
+    if " " in text:
+        return False
+    raise UsageError(f"{text}: there is no such image")
 
 
 def format_of(data: bytes) -> str | None:

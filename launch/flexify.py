@@ -1,6 +1,6 @@
 """Make a fixed-patch ViT flexible, by distillation or with labels.
 
-deepspeed launch/flexify.py [RECIPE] [--flags]      # recipes: dinov2s (the default), imagenet
+deepspeed launch/flexify.py [RECIPE] [--flags]      # recipes: dinov2s (the default), clip, imagenet
 deepspeed launch/flexify.py --resume runs/NAME      # go on from the newest checkpoint
 """
 

@@ -115,6 +115,8 @@ def main() -> None:
             )  # fmt: skip
             count = read_index_manifest(Path(args.out)).count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
+        if args.images or args.embeddings:
+            _say_how_sizes_agree(args.out)
         if args.delete:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
@@ -139,6 +141,20 @@ def _index_photos(args: Args) -> None:
     for line in report.lines(args.images):
         print(f"{args.out}: {line}")
     print(f"{args.out}: {report.reason}")
+
+
+def _say_how_sizes_agree(out: str) -> None:
+    """What each coarse patch size finds, measured where it is not known; on stderr what is bad."""
+    from retrieval import measure_agreement
+
+    found = measure_agreement(out)
+    if found is None:
+        return
+    for size in found.sizes:
+        if warning := found.warning(size):
+            print(f"{out}: {warning}", file=sys.stderr)
+        else:
+            print(f"{out}: {found.line(size)}")
 
 
 if __name__ == "__main__":

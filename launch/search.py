@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from data.errors import UsageError, exit_on_usage_error
+from data.image_headers import names_image
+from data.progress import say_once
 from retrieval.index.config import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.model_folder import check_model_folder
 from retrieval.search.config import CANDIDATES, Budget, picture_format
-from retrieval.search.query_images import names_image, read_query_image
+from retrieval.search.query_images import read_query_image
 
 if TYPE_CHECKING:
     from contrastive import LitModel
@@ -130,6 +132,9 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
         )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
+        size = args.patch_size if by_image or budget is None else budget
+        if rows and (warning := searcher.warning(size, args.refine_patch_size)):
+            say_once(warning)
     return found
 
 

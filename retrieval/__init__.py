@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retrieval.photos.indexing import index_photos
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
+    from retrieval.search.neighbours import measure_agreement
     from retrieval.search.searcher import Hit, Searcher
 
 _MODULES = {
@@ -37,6 +38,7 @@ _MODULES = {
     "evaluate": "retrieval.evaluation.evaluate",
     "index_photos": "retrieval.photos.indexing",
     "load_dataset": "retrieval.evaluation.datasets",
+    "measure_agreement": "retrieval.search.neighbours",
     "measure_costs": "retrieval.evaluation.costs",
     "recall_at_k": "retrieval.evaluation.metrics",
     "topk_accuracy": "retrieval.evaluation.metrics",
@@ -58,6 +60,7 @@ __all__ = [
     "evaluate",
     "index_photos",
     "load_dataset",
+    "measure_agreement",
     "measure_costs",
     "recall_at_k",
     "topk_accuracy",

@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard
 from launcher import ROOT, deepspeed
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
+from test_towers import OWN_VIT, make_open_clip
 
-from contrastive import VisionTower, load_vision_tower
+from contrastive import LitModel, VisionTower, load_vision_tower
 from contrastive.flexify.config import (
     AugmentConfig,
     DistillationConfig,
@@ -561,3 +562,49 @@ def test_a_student_that_diverges_is_not_saved(pictures: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match=r"step \d: .*lower optim\.lr"):
         flexify(config(tmp_path, pictures, optim=optim))
     assert not (tmp_path / "run" / "model").exists()
+
+
+# ---- a whole model ---------------------------------------------------------------------------
+
+
+def test_a_clip_becomes_flexible_with_its_own_texts(pictures, tmp_path):
+    """One run: what it leaves is a model, from a checkpoint or from the model of an index."""
+    torch.manual_seed(0)
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    LitModel.from_pretrained(spec).save_pretrained(tmp_path / "saved")  # offers patch 16 alone
+    texts, images = ["a cat", "two dogs"], torch.randn(2, 3, 64, 64)
+    for name, teacher in (("spec", spec), ("folder", str(tmp_path / "saved"))):
+        start = LitModel.from_pretrained(teacher)
+        cfg = config(
+            tmp_path, pictures, name, steps=2,
+            teacher=TeacherConfig(tower=teacher), student=StudentConfig(),
+            loss=DistillationConfig(distance="mse", normaliser_samples=16),
+            augment=AugmentConfig(),
+        )  # fmt: skip
+        folder = flexify(cfg) / "model"
+        model = LitModel.from_pretrained(folder)
+        assert model.patch_sizes == (16, 8, 4)
+        torch.testing.assert_close(model.encode_text(texts), start.encode_text(texts))
+        torch.testing.assert_close(model.text.scale(), start.text.scale())
+        assert not torch.equal(model.encode_image(images, 8), start.encode_image(images, 8))
+        tower = load_vision_tower(str(folder))
+        torch.testing.assert_close(tower(images, 8), model.vision(images, 8))
+        saved = json.loads((folder / "config.json").read_text())
+        assert set(saved["validation"]["patch_sizes"]) == {"16", "8", "4"}
+        card = ModelCard.load(folder)
+        assert f"made flexible with {teacher} as its teacher" in card.text
+        assert "against the teacher: cosine, %" in card.text
+        assert card.data.pipeline_tag == "zero-shot-image-classification"
+
+
+def test_a_student_of_another_space_gets_no_texts(pictures, tmp_path):
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    loss = DistillationConfig(features=0.0, labels=1.0)
+    student = StudentConfig(tower=GAP_TOWER, num_classes=10, patch_sizes=(48,))
+    cfg = config(
+        tmp_path, pictures, steps=1, teacher=TeacherConfig(tower=spec), student=student, loss=loss
+    )
+    with pytest.raises(UsageError, match="does not describe a model"):
+        LitModel.from_pretrained(flexify(cfg) / "model")

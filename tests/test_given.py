@@ -166,3 +166,27 @@ def test_objects_print_in_a_line(emoji_index: Path, tiny_model: LitModel) -> Non
     for one in (printed, repr(tiny_model), repr(hit), repr(searcher.model)):
         assert len(one) < 200
         assert "\n" not in one
+
+
+def test_texts_and_images_are_encoded_in_one_call(
+    tiny_model: LitModel, turned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = turned["rgb"]
+    array = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    with Image.open(file) as opened:
+        mixed = ["a cat", str(file), opened, array, "two dogs", file]
+        rows = tiny_model.encode(mixed, 48, batch_size=2)
+    assert isinstance(rows, np.ndarray)
+    assert (rows.shape, rows.dtype) == ((6, tiny_model.embed_dim), np.float32)
+    texts = tiny_model.encode_text(["a cat", "two dogs"]).numpy()
+    images = tiny_model.encode_image([file, array], 48).numpy()
+    wanted = np.stack([texts[0], images[0], images[0], images[1], texts[1], images[0]])
+    np.testing.assert_allclose(rows, wanted, atol=1e-6)
+    for one, row in (("a cat", 0), (str(file), 1), (array, 3)):  # one, and no list of one
+        np.testing.assert_allclose(tiny_model.encode(one, 48), wanted[row], atol=1e-6)
+    tensor = tiny_model.encode(["a cat"], convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.shape == (1, tiny_model.embed_dim)
+    assert tiny_model.encode([]).shape == (0, tiny_model.embed_dim)
+    with pytest.raises(UsageError, match="there is no such image"):
+        tiny_model.encode(["nowhere.jpg"])

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from test_towers import OWN_VIT, PICTURES, SMALL, make_open_clip
 
 from contrastive import LitModel, load_vision_tower
+from contrastive.export.export_model import export_model
+from contrastive.files import open_clip as open_clip_files
 from data.errors import UsageError
 from retrieval import Searcher
 from retrieval.photos.indexing import index_photos
@@ -72,15 +74,33 @@ def biased(folder: Path, tiny_text: str) -> None:
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def with_encoder(folder: Path, tiny_text: str, projection: str) -> None:
+    """CLIP with a BERT of transformers, whose configuration lies in the folder."""
+    with_tokenizer(folder, tiny_text)
+    transformers.AutoConfig.from_pretrained(tiny_text.removeprefix("hf:")).save_pretrained(folder)
+    text = {
+        "hf_model_name": str(folder), "hf_tokenizer_name": "nobody/nothing", "context_length": 14,
+        "hf_pooler_type": "mean_pooler", "hf_proj_type": projection, "hf_model_pretrained": False,
+    }  # fmt: skip
+    config = {"embed_dim": 24, "vision_cfg": OWN_VIT, "text_cfg": text, "quick_gelu": True}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_hf=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "bert linear", "bert mlp", "odd side"])
 def test_a_model_of_open_clip_embeds_as_open_clip_does(kind, tiny_text, pictures, tmp_path):
     torch.manual_seed(0)
     folder = tmp_path / kind
     folder.mkdir()
     if kind == "clip":
         make_open_clip(folder, OWN_VIT)
-    else:
+    elif kind == "odd side":  # four patches a side, and 8 pixels that are not read
+        make_open_clip(folder, {**OWN_VIT, "image_size": 72})
+    elif kind == "siglip":
         biased(folder, tiny_text)
+    else:
+        with_encoder(folder, tiny_text, kind.removeprefix("bert "))
     spec = f"local-dir:{folder}"
     theirs, _, preprocess = open_clip.create_model_and_transforms(spec)
     theirs.eval()
@@ -92,12 +112,37 @@ def test_a_model_of_open_clip_embeds_as_open_clip_does(kind, tiny_text, pictures
         assert_same(ours.encode_image(files, 16), theirs.encode_image(images))
         assert_same(ours.encode_text(TEXTS), theirs.encode_text(tokenizer(TEXTS)))
     torch.testing.assert_close(ours.text.scale(), theirs.logit_scale.exp())
-    assert ours.text.loss.kind == ("softmax" if kind == "clip" else "sigmoid")
+    assert ours.text.loss.kind == ("sigmoid" if kind == "siglip" else "softmax")
+    assert ours.patch_sizes == (16,)
     ours.save_pretrained(tmp_path / "ours")
     again = LitModel.from_pretrained(tmp_path / "ours")
     assert again.image_fingerprint == ours.image_fingerprint
     torch.testing.assert_close(again.encode_text(TEXTS), ours.encode_text(TEXTS))
     torch.testing.assert_close(again.encode_image(files, 8), ours.encode_image(files, 8))
+
+    least = export_model(again, "open_clip", 16, tmp_path / "back")  # compares all embeddings
+    assert min(least) > MIN_COSINE
+
+
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):
+    make_open_clip(tmp_path, OWN_VIT)
+    read = []
+    whole = open_clip_files.read_weights
+    monkeypatch.setattr(
+        open_clip_files, "read_weights", lambda file: read.append(file) or whole(file)
+    )
+    LitModel.from_pretrained(f"open_clip:local-dir:{tmp_path}")
+    assert len(read) == 1
+
+
+def test_a_projected_tower_is_exported_with_an_affine_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    make_open_clip(tmp_path / "clip", {**OWN_VIT, "width": 48})
+    model = LitModel.from_pretrained(f"open_clip:local-dir:{tmp_path / 'clip'}")
+    model.feature_mean += torch.randn(24)
+    model.feature_whiten += 0.3 * torch.randn(24, 24)
+    for size in (16, 32):
+        assert min(export_model(model, "open_clip", size, tmp_path / f"{size}")) > MIN_COSINE
 
 
 # ---- transformers ----------------------------------------------------------------------------
@@ -154,6 +199,25 @@ def test_another_resizing_of_transformers_is_said(tmp_path, capsys):
     assert "resizes images by bilinear, here bicubic\n" in capsys.readouterr().err
 
 
+def test_an_odd_side_of_transformers_is_read_as_transformers_does(tmp_path):
+    torch.manual_seed(0)
+    pictures = {"image_size": 70, "patch_size": 16}
+    theirs = transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=SMALL, vision_config={**SMALL, **pictures})
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    tower = load_vision_tower(f"transformers:{tmp_path}")
+    assert tower.patch_sizes == (16, 14, 10, 7, 5)
+    assert tower.own_patch_size == 16
+    images = torch.randn(2, 3, 70, 70)
+    with torch.no_grad():
+        assert_same(tower(images, 16), theirs.get_image_features(images).pooler_output)
+        assert tower(images, 14).shape == tower(images, 16).shape
+        assert tower.to(torch.bfloat16)(images, 16).isfinite().all()  # patches cut by hand
+    with pytest.raises(UsageError, match="patch size 15 does not divide the image side of 70 px"):
+        tower(images, 15)
+
+
 # ---- use -------------------------------------------------------------------------------------
 
 
@@ -171,12 +235,6 @@ def test_a_folder_of_pictures_is_searched_with_a_checkpoint(pictures, tmp_path):
 
 
 # ---- what is refused -------------------------------------------------------------------------
-
-
-def test_a_side_that_its_own_patches_do_not_divide_is_refused(tmp_path):
-    make_open_clip(tmp_path, {**OWN_VIT, "image_size": 72})
-    with pytest.raises(UsageError, match="patch size 16 does not divide the image side of 72 px"):
-        LitModel.from_pretrained(f"open_clip:local-dir:{tmp_path}")
 
 
 def test_a_checkpoint_without_texts_is_no_model(tmp_path):

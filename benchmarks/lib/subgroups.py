@@ -26,7 +26,7 @@ def subgroup_shards(size: int) -> tuple[Path, int]:
         found: dict[str, list[tuple[str, bytes, str]]] = {}
         for tar in sorted(drawings.glob("*/*.tar")):
             part = "heldout_style" if tar.parent.name == "heldout_style" else "train"
-            found.setdefault(f"{part}/{tar.stem}", []).extend(_read(tar))
+            found.setdefault(f"{part}/{tar.stem}", []).extend(read_drawings(tar))
         drawn = {key for samples in found.values() for key, _, _ in samples}
         found["heldout_style/emojione-rest"] = _rest_of_emojione(drawn, size)
         classes = sorted({name for samples in found.values() for _, _, name in samples})
@@ -52,7 +52,7 @@ def _rest_of_emojione(drawn: set[str], size: int) -> list[tuple[str, bytes, str]
     ]
 
 
-def _read(file: Path) -> list[tuple[str, bytes, str]]:
+def read_drawings(file: Path) -> list[tuple[str, bytes, str]]:
     """(key, PNG, subgroup) of each sample."""
     with tarfile.open(file) as tar:
         members = {member.name: member for member in tar}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contrastive.export.projection import affine
 from contrastive.export.timm import timm_net
 from contrastive.files.transformers import first_line
 from contrastive.model.lit import LitModel
@@ -33,8 +34,9 @@ or both sides resized to it (squash); then (pixel / 255 - mean) / std.
 class _Image(nn.Module):
     def __init__(self, model: LitModel, patch_size: int) -> None:
         super().__init__()
-        self.net = timm_net(model.vision, patch_size)
-        self.mean, self.whiten, self.head = model.feature_mean, model.feature_whiten, model.head
+        self.net = timm_net(model.vision, patch_size, projected=True)
+        self.mean, self.whiten = affine(model)
+        self.head = model.head
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         features = self.net.forward_head(self.net.forward_features(pixel_values), pre_logits=True)

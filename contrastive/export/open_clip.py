@@ -21,14 +21,17 @@ from contrastive.export.timm import timm_net
 from contrastive.files.open_clip import OUR_RESIZING
 from contrastive.model.lit import LitModel
 from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.open_clip_hf import OpenClipHFTextTower
 from contrastive.text.transformers import HFTextTower
 from data.errors import UsageError
 
 HF_TYPES = ("bert", "roberta", "xlm-roberta")  # of which open_clip finds width and layers
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+QUICK = "QuickGELU"
 ACTIVATIONS: dict[str, dict[str, Any]] = {
     "GELU": {},
     "GELUTanh": {"act_kwargs": {"approximate": "tanh"}},
+    QUICK: {},  # of both towers, or of none
 }
 BLOCK = {
     "norm1": "ln_1",
@@ -66,6 +69,8 @@ def write_open_clip(model: LitModel, patch_size: int, folder: Path, home: Path) 
     if model.text.loss.kind == "sigmoid":
         weights["logit_bias"] = model.text.logit_bias[0]
         config["init_logit_bias"] = float(model.text.logit_bias)
+    if _is_quick(model):
+        config["quick_gelu"] = True
     config |= {"vision_cfg": vision, "text_cfg": text}
     preprocess = {
         "mean": model.vision.mean,
@@ -101,11 +106,11 @@ def read_open_clip(model: LitModel, folder: Path) -> tuple[Any, Any]:
 
 
 def _vision(model: LitModel, patch_size: int) -> Part:
-    projection = image_projection(model, "open_clip")
-    net = timm_net(model.vision, patch_size)
+    mean, projection = image_projection(model, "open_clip")
+    net = timm_net(model.vision, patch_size, projected=True)
     reason = _why_not_native(net)
     if not reason:
-        return _native(model, net, patch_size, projection)
+        return _native(model, net, patch_size, mean, projection)
     name = model.vision.config.name
     published: Any = timm.create_model(name, pretrained=False, num_classes=0)
     weights = {k: v for k, v in net.state_dict().items() if k in published.state_dict()}
@@ -124,8 +129,22 @@ def _vision(model: LitModel, patch_size: int) -> Part:
     }
     out = {f"visual.trunk.{k}": v for k, v in weights.items()}
     out["visual.head.proj.weight"] = projection.T
-    out["visual.head.proj.bias"] = -model.feature_mean @ projection
+    out["visual.head.proj.bias"] = -mean @ projection
     return config, out
+
+
+def _is_quick(model: LitModel) -> bool:
+    """Whether open_clip's own towers of this model have QuickGELU, which is said of both."""
+    blocks: Any = getattr(model.vision.net, "blocks", ())
+    image = len(blocks) > 0 and type(blocks[0].mlp.act).__name__ == QUICK
+    tower = model.text.encoder.tower
+    text = isinstance(tower, OpenClipTextTower) and bool(tower.model.get("quick_gelu"))
+    if image != text and isinstance(tower, OpenClipTextTower):
+        raise UsageError(
+            f"open_clip has QuickGELU in both towers or in none; here it is in the "
+            f"{'image' if image else 'text'} tower alone"
+        )
+    return image
 
 
 def _why_not_native(net: Any) -> str:
@@ -147,7 +166,13 @@ def _why_not_native(net: Any) -> str:
     return f"it has {unknown[0]}" if unknown else ""
 
 
-def _native(model: LitModel, net: Any, patch_size: int, projection: Float[Tensor, "f d"]) -> Part:
+def _native(
+    model: LitModel,
+    net: Any,
+    patch_size: int,
+    mean: Float[Tensor, " f"],
+    projection: Float[Tensor, "f d"],
+) -> Part:
     raw = net.state_dict()
     block = net.blocks[0]
     width = net.embed_dim
@@ -179,7 +204,7 @@ def _native(model: LitModel, net: Any, patch_size: int, projection: Float[Tensor
         "positional_embedding": table,
         "conv1.weight": raw["patch_embed.proj.weight"],
         "ln_post.weight": last.weight,
-        "ln_post.bias": last.bias - model.feature_mean,
+        "ln_post.bias": last.bias - mean,
         "proj": projection,
     }
     if not config["no_ln_pre"]:
@@ -200,7 +225,7 @@ def _native(model: LitModel, net: Any, patch_size: int, projection: Float[Tensor
 def _text(model: LitModel, home: Path) -> Part:
     tower, projection = model.text.encoder.tower, text_projection(model, "open_clip")
     if isinstance(tower, OpenClipTextTower):
-        return _own_text(tower, projection)
+        return _own_text(tower, projection, home)
     assert isinstance(tower, HFTextTower)
     kind = tower.net.config.model_type
     if kind not in HF_TYPES:
@@ -222,7 +247,15 @@ def _text(model: LitModel, home: Path) -> Part:
         "context_length": tower.tokenizer.context_length,
     }
     out = {f"text.transformer.{k}": v for k, v in tower.net.state_dict().items()}
-    return config, out | {"text.proj.weight": projection}
+    if not isinstance(tower, OpenClipHFTextTower):
+        return config, out | {"text.proj.weight": projection}
+    config["tokenizer_kwargs"] = {"clean": tower.tokenizer.clean}
+    if tower.layers is None:
+        return config, out | {"text.proj.weight": projection}
+    config["hf_proj_type"] = "mlp"
+    out |= {f"text.proj.{name}": value for name, value in tower.head.state_dict().items()}
+    out["text.proj.2.weight"] = projection @ out["text.proj.2.weight"]
+    return config, out
 
 
 def known_architecture(tower: OpenClipTextTower) -> str:
@@ -236,11 +269,12 @@ def known_architecture(tower: OpenClipTextTower) -> str:
     return name
 
 
-def _own_text(tower: OpenClipTextTower, projection: Tensor) -> Part:
+def _own_text(tower: OpenClipTextTower, projection: Tensor, home: Path) -> Part:
     """open_clip's text tower, its own projection and ours multiplied into one."""
-    facts: Any = open_clip.get_model_config(known_architecture(tower))
-    config = {**facts["text_cfg"], "context_length": tower.tokenizer.context_length}
+    config = {**tower.model["text_cfg"], "context_length": tower.tokenizer.context_length}
     config |= {"proj_type": "linear", "proj_bias": False}
+    if config.get("hf_tokenizer_name"):
+        config["hf_tokenizer_name"] = str(home.resolve())
     out = dict(tower.net.state_dict())
     own = out.pop("text_projection", None)
     if isinstance(tower.net.text_projection, torch.nn.Linear):

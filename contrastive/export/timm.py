@@ -22,15 +22,16 @@ def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def timm_net(tower: VisionTower, patch_size: int) -> Any:
+def timm_net(tower: VisionTower, patch_size: int, projected: bool = False) -> Any:
     """A plain timm model that computes what the tower does at `patch_size` and its image size.
 
-    Raises `UsageError` where timm has no such model.
+    projected: what it does before its projection, where it has one (see `affine`). Raises
+    `UsageError` where timm has no such model.
     """
     tower.check_patch_size(patch_size)
     own, name = tower.net, tower.config.name
     of_timm = type(own).__module__.startswith("timm.")
-    alone = all(key.startswith("net.") for key in tower.state_dict())  # no projection
+    alone = projected or all(key.startswith("net.") for key in tower.state_dict())
     if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
         raise UsageError(
             f"{name} cannot be exported; allowed: timm's own models, of those with flexible "

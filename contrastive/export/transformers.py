@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from contrastive.export.open_clip import known_architecture
-from contrastive.export.projection import image_projection, text_projection
+from contrastive.export.projection import affine, image_projection, text_projection
 from contrastive.export.timm import timm_args, timm_net
 from contrastive.files.transformers import no_progress_bars
 from contrastive.model.lit import LitModel
@@ -73,7 +73,7 @@ def write_transformers(model: LitModel, patch_size: int, folder: Path, home: Pat
         vision.config, text.config, projection_dim=model.embed_dim
     )
     net = VisionTextDualEncoderModel(config, vision, text)
-    net.visual_projection.weight.copy_(image_projection(model, "transformers").T)
+    net.visual_projection.weight.copy_(image_projection(model, "transformers")[1].T)
     net.text_projection.weight.copy_(projection)
     net.logit_scale.copy_(model.text.scale().log())
     net.save_pretrained(folder)
@@ -113,15 +113,16 @@ def read_transformers(model: LitModel, folder: Path) -> tuple[Any, Any]:
 
 def _vision(model: LitModel, patch_size: int) -> TimmWrapperModel:
     tower = model.vision
-    net = timm_net(tower, patch_size)
+    net = timm_net(tower, patch_size, projected=True)
+    mean, _ = affine(model)
     args = {k: v for k, v in timm_args(tower, patch_size).items() if k != "num_classes"}
-    more: Any = {"hidden_size": tower.embed_dim, "num_labels": 0}
+    more: Any = {"hidden_size": len(mean), "num_labels": 0}
     config = TimmWrapperConfig(architecture=tower.config.name, model_args=args, **more)
     wrapped = TimmWrapperModel(config)
     wanted = wrapped.timm_model.state_dict()
     wrapped.timm_model.load_state_dict({k: v for k, v in net.state_dict().items() if k in wanted})
-    if model.feature_mean.any():
-        _last_bias(wrapped.timm_model, tower.config.name).sub_(model.feature_mean)
+    if mean.any():
+        _last_bias(wrapped.timm_model, tower.config.name).sub_(mean)
     return wrapped
 
 

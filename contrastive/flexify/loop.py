@@ -27,7 +27,9 @@ from contrastive.flexify.step import (
 )
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
+from contrastive.flexify.whole_model import teachers_model
 from contrastive.model.card import Card, TowerFacts, tower_card
+from contrastive.model.lit import LitModel
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.lock import locked
@@ -54,7 +56,8 @@ def flexify(
 ) -> Path:
     """Train from start to end, or on from the newest checkpoint; returns the run folder.
 
-    Its `model/` is a tower that `load_vision_tower` reads. Raises `UsageError`, before training
+    Its `model/` is a tower that `load_vision_tower` reads, and a model that
+    `LitModel.from_pretrained` reads where the teacher is one. Raises `UsageError`, before training
     starts, when the configuration cannot work, or another program is writing the run; `Stopped`
     once SIGINT or SIGTERM has ended it with a checkpoint.
     """
@@ -129,6 +132,9 @@ class _Run:
     first_step: int
     identity: dict[str, Any]
     """Of the checkpoints: what a resume must bring again."""
+    model: LitModel | None
+    """The whole model that the teacher is a part of, with `exported` in its place; None where it is
+    none, and on other ranks."""
 
     def whole_tower(self, step: int) -> VisionTower:
         """`exported` as the student is after the step. Raises `DataError` where a weight is not
@@ -159,7 +165,17 @@ class _Run:
             command=run["command"],
             revision=run["revision"],
         )
-        facts = TowerFacts(
+        facts = {"validation": table and table.as_json()}
+        if self.model is not None:
+            closeness = {
+                f"against the teacher/p{size}/{name}": value
+                for size, row in (table.patch_sizes if table else {}).items()
+                for name, value in row.items()
+            }
+            card = replace(card, teacher=cfg.teacher.tower, figures=closeness)
+            self.model.save_pretrained(cfg.folder / "model", card, facts)
+            return
+        about = TowerFacts(
             tower=tower.config.name,
             image_size=tower.image_size,
             teacher=cfg.teacher.tower,
@@ -168,8 +184,8 @@ class _Run:
             figures_of=table.images if table else "",
         )
         with replaced_folder(cfg.folder / "model") as part:
-            save_vision_tower(tower, part, {"validation": table and table.as_json()})
-            (part / "README.md").write_text(tower_card(facts, card), encoding="utf-8")
+            save_vision_tower(tower, part, facts)
+            (part / "README.md").write_text(tower_card(about, card), encoding="utf-8")
 
     @cached_property
     def costs(self) -> dict[int, tuple[int, float]]:
@@ -184,6 +200,7 @@ def _prepare(
     """Build teacher and student, fill the cache, begin or resume. Raises `UsageError`."""
     checkpoint = find_checkpoint(cfg, resume)
     teacher = Teacher(cfg.teacher)
+    model = teachers_model(cfg) if distributed.is_main() else None
     tower = _build_student(cfg, teacher, ds_config)
     if checkpoint:
         keep_transform(teacher.tower, checkpoint[1]["teacher"], cfg.folder)
@@ -203,14 +220,17 @@ def _prepare(
     normaliser = fit_normaliser(cfg, pipeline, source) if cfg.loss.features else None
     validation = Validation(cfg, teacher, tower.transform, normaliser)
     exported = copy.deepcopy(tower).lock()
+    if model is not None:
+        model.vision = exported
     student = DistillationLoss(tower, cfg.loss, normaliser)
     engine, step = begin_or_resume(student, cfg.optim, ds_config, checkpoint)
     _register_stem(student.tower, cfg.zero.stage)
     patch_sizes = cfg.student.patch_sizes or tower.patch_sizes
     train_step = DistillationStep(cfg, engine, source, shape)
     return _Run(
-        student, engine, exported, patch_sizes, pipeline, train_step, validation, step, identity
-    )
+        student, engine, exported, patch_sizes, pipeline, train_step, validation, step, identity,
+        model,
+    )  # fmt: skip
 
 
 def _build_student(

@@ -33,7 +33,7 @@ class Teacher:
         dtype = distributed.resolve_dtype(cfg.dtype)
         self.tower = load_vision_tower(cfg.tower, dtype=dtype, features=cfg.features)
         self.tower.to(distributed.device())
-        self.patch_size = cfg.patch_size or own_patch_size(self.tower)
+        self.patch_size = cfg.patch_size or self.tower.own_patch_size
         self.tower.check_patch_size(self.patch_size)
         self.head = class_head(self.tower)
 
@@ -55,13 +55,6 @@ class Teacher:
     def logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         assert self.head is not None
         return self.head(features.to(self.head.weight.dtype)).float()
-
-
-def own_patch_size(tower: VisionTower) -> int:
-    """The stored kernel's size if it divides the image side, else the finest that is offered."""
-    own = tower.native_patch_size
-    fits = not tower.flexible or tower.image_size % own == 0
-    return own if fits else tower.patch_sizes[-1]
 
 
 def resize_images(images: Float[Tensor, "b 3 s s"], size: int) -> Float[Tensor, "b 3 t t"]:
@@ -109,7 +102,7 @@ def _offers(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
     """Image size and the patch sizes that the saved tower lists."""
     size = cfg.image_size or tower.image_size
     offered = tower.patch_sizes
-    if size != tower.image_size:
+    if size != tower.image_size or len(offered) == 1:  # a checkpoint offers its own alone
         offered = default_patch_sizes(size, tower.native_patch_size)
     if cfg.patch_sizes:
         offered = tuple(sorted(set(cfg.patch_sizes), reverse=True))

@@ -5,7 +5,7 @@ Front matter and sections follow Hugging Face's model cards (Mitchell et al., ar
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data.numbers import rounded
@@ -28,6 +28,13 @@ class Card:
     """Of this code."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Evaluations by `DATASET/pPATCH/METRIC`, as evaluators in training name them: shares."""
+    teacher: str = ""
+    """Whose image tower was made flexible, and whose texts the model has."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads; earlier versions too, where there is no teacher."""
+        values = asdict(self)
+        return values if self.teacher else {k: v for k, v in values.items() if k != "teacher"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Card":
@@ -83,6 +90,8 @@ def model_card(facts: ModelFacts, card: Card) -> str:
     heads = {"linear": " under a linear head", "mlp": " under a gated MLP", "none": ""}
     head, text_head = heads[facts.head], heads[facts.text_head]
     trained = f", trained to read it with the {facts.loss} loss" if made_here else ""
+    if card.teacher:
+        locked, trained = f", made flexible with {card.teacher} as its teacher", ", the teacher's"
     joined = "" if facts.features == "own" else f" (features {facts.features})"
     parts = [
         front_matter("flexilit", card.license),
@@ -97,7 +106,7 @@ def model_card(facts: ModelFacts, card: Card) -> str:
         'model.encode_text(["a red bicycle"])\n'
         "```",
         "## Patch sizes\n\n" + _table(facts.costs, _evaluations(card.figures)),
-        *_training(card, "pairs"),
+        *_training(card, "images" if card.teacher else "pairs"),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -28,6 +29,7 @@ from contrastive.files.weights import (
 from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
+from contrastive.model.mixed import encode_mixed, is_one
 from contrastive.text.encoder import TextEncoder, TextVectors
 from contrastive.text.load import build_text_tower
 from contrastive.text.packing import PackedTokens
@@ -144,6 +146,31 @@ class LitModel(nn.Module, ModelHubMixin):
     def whiten(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """The affine: what the head reads, or of unit norm is the embedding."""
         return (features.to(self.feature_mean.dtype) - self.feature_mean) @ self.feature_whiten
+
+    def encode(
+        self,
+        inputs: Images,
+        patch_size: int | None = None,
+        *,
+        batch_size: int = MAX_DECODED,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+    ) -> Float[np.ndarray, "*n d"] | Float[Tensor, "*n d"]:
+        """Unit-norm vectors of texts and images, mixed as you like: float32, one row each, in the
+        order given; of one text or image that is in no list, one vector.
+
+        inputs: texts, and images as `encode_image` takes them; a text that is the path of an image
+        file is that image. patch_size: of the images. batch_size: inputs of one forward, up to 64.
+        show_progress_bar: None shows one on a terminal after five seconds. convert_to_tensor:
+        tensors of torch on the model's device in place of numpy's arrays.
+        Raises `UsageError` for what is neither, and for a file that is missing or unreadable.
+        """
+        encode_image = partial(self.encode_image, patch_size=patch_size)
+        rows = encode_mixed(
+            inputs, self.embed_dim, self.encode_text, encode_image, batch_size, show_progress_bar
+        )
+        rows = rows[0] if is_one(inputs) else rows
+        return rows.to(self.device) if convert_to_tensor else rows.numpy()
 
     @torch.no_grad()
     def encode_image(
@@ -273,13 +300,17 @@ class LitModel(nn.Module, ModelHubMixin):
     # ---- files -----------------------------------------------------------------------------
 
     def save_pretrained(  # type: ignore[override]
-        self, folder: str | Path, card: Card | None = None, **_: Any
+        self,
+        folder: str | Path,
+        card: Card | None = None,
+        facts: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         """Write config.json, model.safetensors, the tokenizer's files and a model card; no pickles.
 
-        card: what is known of the training; as loaded when not given. The folder is replaced
-        whole: a reader never sees half of one. (What else the hub's mixin
-        passes is its own card's and configuration.)
+        card: what is known of the training; as loaded when not given. facts: more entries of
+        config.json. The folder is replaced whole: a reader never sees half of one. (What else the
+        hub's mixin passes is its own card's and configuration.)
         """
         folder = Path(folder)
         self.card = card or self.card
@@ -290,7 +321,8 @@ class LitModel(nn.Module, ModelHubMixin):
             "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
             "text": self.text.encoder.tower.config(),
             "loss": self.text.loss.as_json(),
-            "card": asdict(self.card),
+            "card": self.card.as_json(),
+            **(facts or {}),
         }
         if self.embed_dim != self.vision.embed_dim:
             config["embed_dim"] = self.embed_dim

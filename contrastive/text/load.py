@@ -4,9 +4,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from contrastive.files.open_clip import read_open_clip
+from contrastive.files.open_clip import OpenClipCheckpoint, read_open_clip
 from contrastive.text.config import TextConfig
 from contrastive.text.open_clip import OpenClipTextTower
+from contrastive.text.open_clip_hf import OpenClipHFTextTower
 from contrastive.text.tower import TextTower
 from contrastive.text.transformers import build_transformers_tower, load_transformers_tower
 from data.errors import UsageError
@@ -24,7 +25,7 @@ def _load(cfg: TextConfig) -> TextTower:
     kind, _, rest = cfg.tower.partition(":")
     if kind == "open_clip" and rest:
         if "@" in rest or rest.startswith("local-dir:"):
-            return OpenClipTextTower.of(read_open_clip(rest), cfg.context_length)
+            return open_clip_text_tower(read_open_clip(rest), cfg.context_length)
         return OpenClipTextTower(rest, cfg.context_length)
     if cfg.tower == "minilm":
         return load_transformers_tower(_minilm_folder(), cfg)
@@ -36,11 +37,20 @@ def _load(cfg: TextConfig) -> TextTower:
     )
 
 
+def open_clip_text_tower(checkpoint: OpenClipCheckpoint, context_length: int) -> TextTower:
+    """The text tower of an open_clip model: its own transformer, or one of transformers."""
+    if (checkpoint.model.get("text_cfg") or {}).get("hf_model_name"):
+        return OpenClipHFTextTower.of(checkpoint, context_length)
+    return OpenClipTextTower.of(checkpoint, context_length)
+
+
 def build_text_tower(config: dict[str, Any], folder: Path) -> TextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
     if config["kind"] == "open_clip":
         name, length = config["architecture"], config["context_length"]
         return OpenClipTextTower(name, length, config["model"], folder)
+    if config["kind"] == "open_clip_hf":
+        return OpenClipHFTextTower.build(config, folder)
     return build_transformers_tower(config, folder)
 
 

@@ -127,6 +127,15 @@ class ClipTextTower(HFTextTower):
 def load_transformers_tower(name: str, cfg: TextConfig) -> HFTextTower:
     """The encoder in a folder or of a hub name, with its weights. safetensors only: untrusted
     weights are never unpickled."""
+    net, tokenizer = load_network(name, cfg)
+    if net.config.model_type in ("clip", "siglip"):
+        return text_half(net, tokenizer, cfg.context_length)
+    limit = getattr(net.config, "max_position_embeddings", None) or cfg.context_length
+    return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
+
+
+def load_network(name: str, cfg: TextConfig) -> tuple[Any, Any]:
+    """transformers' network, which may hold more than texts, and its tokenizer."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     try:
@@ -147,18 +156,14 @@ def load_transformers_tower(name: str, cfg: TextConfig) -> HFTextTower:
                 dtype=torch.float32,
                 trust_remote_code=False,
             )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return net, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UsageError:
         raise
     except Exception as error:  # damaged files fail in many ways, some of them bare exceptions
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {first_line(error)}") from error
-    if config.model_type in ("clip", "siglip"):
-        return _text_half(net, tokenizer, cfg.context_length)
-    limit = getattr(config, "max_position_embeddings", None) or cfg.context_length
-    return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
 
 
-def _text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
+def text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
     """The text half of a CLIP or SigLIP model, and its projection."""
     limit = net.text_model.config.max_position_embeddings
     siglip = net.config.model_type == "siglip"

@@ -72,6 +72,13 @@ class VisionTower(nn.Module):
         """Whether the network is timm's VisionTransformer with nothing added to it."""
         return type(self.family) is PlainViT
 
+    @property
+    def own_patch_size(self) -> int:
+        """The stored kernel's, which a plain ViT was trained at; the finest where that is not
+        among `patch_sizes`."""
+        own = self.native_patch_size
+        return own if own in self.patch_sizes else self.patch_sizes[-1]
+
     # ---- lock ------------------------------------------------------------------------------
 
     def lock(self) -> "VisionTower":
@@ -85,12 +92,16 @@ class VisionTower(nn.Module):
         self.config = replace(self.config, transform=version, fit=fit or self.config.fit)
         return self
 
-    def offer_own_size(self) -> "VisionTower":
-        """List the patch size that the network was trained at, and no other; others that divide the
-        image side are still accepted. Returns self. Raises `UsageError` where it does not divide
-        the side."""
-        self.check_patch_size(self.native_patch_size)
-        self.patch_sizes = (self.native_patch_size,)
+    def offer_own_size(self, alone: bool = True) -> "VisionTower":
+        """List the patch size that the network was trained at, even where it does not divide the
+        image side: then a strip at the right and at the bottom is not read, as by the library that
+        trained it. Returns self.
+
+        alone: and no other; others that divide the image side are still accepted.
+        """
+        own = self.native_patch_size
+        sizes = {own} if alone else {own, *self.patch_sizes}
+        self.patch_sizes = tuple(sorted(sizes, reverse=True))
         self.config = replace(self.config, patch_sizes=self.patch_sizes)
         return self
 
@@ -109,6 +120,8 @@ class VisionTower(nn.Module):
                     f"patch size {patch_size}: {self.config.name} cannot change its patch "
                     f"size; allowed: {self.patch_sizes[0]}"
                 )
+        elif side == self.image_size and patch_size in self.config.patch_sizes:
+            pass  # divides it, or is the network's own (`offer_own_size`)
         elif patch_size < 1 or side % patch_size:
             own = [size for size in self.patch_sizes if size > 0 and side % size == 0]
             allowed = own or default_patch_sizes(side, self.native_patch_size)
@@ -179,7 +192,9 @@ class VisionTower(nn.Module):
         keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
-        kernel, prefix, positions = self._stem(patch_size, images.shape[-1] // patch_size)
+        side = images.shape[-1] // patch_size
+        kernel, prefix, positions = self._stem(patch_size, side)
+        images = images[..., : side * patch_size, : side * patch_size]
         tokens = self.family.patches(self.net, images, kernel) + positions
         if isinstance(keep, Tensor) or keep < 1:
             tokens = keep_patches(tokens, keep)

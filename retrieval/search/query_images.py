@@ -1,29 +1,12 @@
-"""Which queries are images: paths of image files, and what is no text."""
+"""Queries as they are passed: texts, and images read."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UsageError
-from data.image_headers import has_image_suffix
+from data.image_headers import names_image
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
-
-
-def names_image(query: str) -> bool:
-    """Whether a query is the file of an image rather than a text. Raises `UsageError` for what
-    looks like a file's name and is none, and for the path of a folder."""
-    if os.sep in query and Path(query).is_dir():
-        raise UsageError(f"{query} is a folder; name images in it, such as {Path(query)}/*.jpg")
-    if not has_image_suffix(query):
-        return False
-    if Path(query).is_file():
-        return True
-    if " " in query:
-        return False
-    raise UsageError(f"{query}: there is no such image")
 
 
 def read_query_image(file: str) -> "Image.Image":

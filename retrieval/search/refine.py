@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
@@ -40,6 +40,26 @@ def blend(fine: Any, coarse: Any) -> Any:
     ones are already computed.
     """
     return (1 - COARSE_SHARE) * fine + COARSE_SHARE * coarse
+
+
+def rank_again(
+    queries: Float[np.ndarray, "q d"],
+    similarities: Float[np.ndarray, "q c"],
+    ids: Int[np.ndarray, "q c"],
+    vectors: Mapping[int, Float[np.ndarray, " d"]],
+) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
+    """Candidates by both similarities (`blend`), best first. Those without a fine vector come last,
+    by their coarse similarity. queries: as the fine vectors see them."""
+    similarities, ids = similarities.copy(), ids.copy()
+    for query, line, found in zip(queries, similarities, ids, strict=True):
+        count = int((found >= 0).sum())
+        known = np.array([id in vectors for id in found[:count].tolist()], bool)
+        if known.any():
+            rows = np.stack([vectors[id] for id in found[:count][known].tolist()])
+            line[:count][known] = blend(rows @ query, line[:count][known])
+        order = np.lexsort((found[:count], -line[:count], ~known))
+        line[:count], found[:count] = line[:count][order], found[:count][order]
+    return similarities, ids
 
 
 class FineVectors:

@@ -22,10 +22,11 @@ from retrieval.index.gpu_check import num_gpus
 from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
+from retrieval.search.agreement import Agreement, read_agreement
 from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.query_images import read_queries
-from retrieval.search.refine import FineVectors, blend
+from retrieval.search.refine import FineVectors, rank_again
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
 
@@ -147,6 +148,22 @@ class Searcher:
         """Those of the index."""
         return self.snapshot.patch_sizes
 
+    @property
+    def agreement(self) -> Agreement | None:
+        """How far coarse patch sizes find what the model's own finds; None where nobody has
+        measured it (`measure_agreement`)."""
+        return read_agreement(self.folder)
+
+    def warning(
+        self, patch_size: PatchSizeOrBudget = None, refine_patch_size: PatchSizeOrBudget = None
+    ) -> str:
+        """One sentence where the index finds too little at a patch size, as `search` takes it, else
+        ""."""
+        if (found := self.agreement) is None:
+            return ""
+        size = self.profile.choose(patch_size, self.patch_sizes)
+        return found.warning(size, refined=refine_patch_size is not None)
+
     # ---- search ----------------------------------------------------------------------------
 
     def search(
@@ -258,8 +275,7 @@ class Searcher:
         patch_size: int,
         k: int,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """Candidates ranked by both similarities (`blend`). Those whose image cannot be read any
-        more come last, by their coarse similarity."""
+        """The k best of the candidates, ranked again."""
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
         if patch_size in snapshot.patch_sizes:
@@ -268,15 +284,7 @@ class Searcher:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
             locations = {hit.id: hit.location for hit in hits}
             vectors = self.fine.get(locations, patch_size)
-        similarities, ids = similarities.copy(), ids.copy()
-        for query, line, found in zip(queries, similarities, ids, strict=True):
-            count = int((found >= 0).sum())
-            known = np.array([id in vectors for id in found[:count].tolist()], bool)
-            if known.any():
-                rows = np.stack([vectors[id] for id in found[:count][known].tolist()])
-                line[:count][known] = blend(rows @ query, line[:count][known])
-            order = np.lexsort((found[:count], -line[:count], ~known))
-            line[:count], found[:count] = line[:count][order], found[:count][order]
+        similarities, ids = rank_again(queries, similarities, ids, vectors)
         return similarities[:, :k], ids[:, :k]
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:

@@ -8,6 +8,7 @@ from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
 from retrieval.server.config import ServeConfig
 from retrieval.server.monitoring import Metrics
+from retrieval.server.patch_sizes import usable_sizes
 from retrieval.server.service import Service
 
 
@@ -22,9 +23,9 @@ def load_service(cfg: ServeConfig) -> Service:
                 searcher = Searcher.load(folder, model, cfg.device)
         if searcher.model not in models:
             models.append(searcher.model)
-        for size in searcher.model.patch_sizes:  # measured now: the first request need not wait
+        for size in usable_sizes(searcher):  # measured now: the first request need not wait
             searcher.profile.gflops(size)
-        searcher.profile.ms(searcher.model.patch_sizes)
+        searcher.profile.ms(usable_sizes(searcher))
         searcher.model.encode_text(["warm"])
         searchers[name] = searcher
     class_sets = {Path(file).stem: _load_classes(Path(file), models[0]) for file in cfg.classes}

@@ -24,7 +24,7 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
     images = any(t.image is not None or t.image_url is not None for t in asked.terms())
     if asked.query_patch_size is not None and not images:
         raise RequestError(400, "query_patch_size: is for images; nothing else has patches")
-    own, held = searcher.model.patch_sizes, searcher.patch_sizes
+    usable, held = usable_sizes(searcher), searcher.patch_sizes
     budget = budget_of(asked)
     index = asked.index_patch_size or asked.patch_size
     if index is None:
@@ -33,12 +33,18 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
     check_size(field, index, held, f"index {name}")
     query = asked.query_patch_size or asked.patch_size or index
     if images and budget is not None:
-        query = afford(searcher, budget, own)
+        query = afford(searcher, budget, usable)
     if images and asked.query_patch_size is not None:
-        check_size("query_patch_size", query, own, "the model")
+        check_size("query_patch_size", query, usable, "the model")
     if asked.refine_patch_size is not None:
-        check_size("refine_patch_size", asked.refine_patch_size, own, "the model")
+        check_size("refine_patch_size", asked.refine_patch_size, usable, "the model")
     return PatchSizes(index, query, asked.refine_patch_size)
+
+
+def usable_sizes(searcher: Searcher) -> tuple[int, ...]:
+    """Those of the model and those of the index, coarsest first: a checkpoint offers its own alone,
+    and may be indexed at others."""
+    return tuple(sorted({*searcher.model.patch_sizes, *searcher.patch_sizes}, reverse=True))
 
 
 def budget_of(asked: PatchSizeFields) -> Budget | None:

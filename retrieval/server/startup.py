@@ -41,6 +41,9 @@ def serve(cfg: ServeConfig) -> None:
         for name, index in service.indexes.items():
             sizes = ", ".join(map(str, index.searcher.patch_sizes))
             print(f"{name}: {len(index.searcher):,} images at patch {sizes}", flush=True)
+            for size in index.searcher.patch_sizes:
+                if warning := index.searcher.warning(size):
+                    print(f"{name}: {warning}", file=sys.stderr, flush=True)
         if not token and not ipaddress.ip_address(host).is_loopback:
             print(f"anyone who reaches {host} may search; --token-file asks for a token",
                   file=sys.stderr, flush=True)  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from open_clip.model import CLIPVisionCfg
 
 from contrastive.distributed import is_main
-from contrastive.files.open_clip import OUR_RESIZING, read_open_clip
+from contrastive.files.open_clip import OUR_RESIZING, OpenClipCheckpoint, read_open_clip
 from contrastive.files.weights import load_weights
 from contrastive.vision.build import build_net
 from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
@@ -29,7 +29,11 @@ def load_open_clip(rest: str) -> VisionTower:
 
     Flexible: open_clip's own ViTs, and timm trunks that are so themselves.
     """
-    checkpoint = read_open_clip(rest)
+    return open_clip_tower(read_open_clip(rest), rest)
+
+
+def open_clip_tower(checkpoint: OpenClipCheckpoint, rest: str) -> VisionTower:
+    """The same of what `read_open_clip(rest)` read."""
     try:
         cfg = CLIPVisionCfg(**checkpoint.model["vision_cfg"])
         args = {
@@ -82,7 +86,8 @@ def _timm_trunk(visual: Any, cfg: CLIPVisionCfg, facts: dict[str, Any]) -> Visio
     tower = VisionTower(visual.trunk, config)
     if head:
         tower.projection.load_state_dict(head["proj"].state_dict())
-    return tower
+    divides = not tower.flexible or tower.image_size % tower.native_patch_size == 0
+    return tower if divides else tower.offer_own_size(alone=False)
 
 
 def _rebuilds(config: TowerConfig, net: Any) -> bool:

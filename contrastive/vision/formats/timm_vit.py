@@ -32,7 +32,7 @@ def timm_vit(
     load_weights(tower.net, weights, name)
     if projection is not None:
         tower.projection.load_state_dict({"weight": projection})
-    return tower
+    return tower.offer_own_size(alone=False) if tower.image_size % args["patch_size"] else tower
 
 
 def rename_keys(

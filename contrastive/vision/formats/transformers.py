@@ -52,12 +52,7 @@ def load_transformers(name: str) -> VisionTower:
     safetensors only. Without a preprocessor_config.json, pixels are normalised as is usual for the
     family.
     """
-    try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot load image tower transformers:{name}: {first_line(error)}"
-        ) from error
+    config = read_model_config(name)
     kind = config.model_type
     if kind == "segformer":
         return _segformer(name, config)
@@ -67,15 +62,33 @@ def load_transformers(name: str) -> VisionTower:
             "segformer"
         )
     vision = getattr(config, "vision_config", config)
-    clip, projected = kind.startswith("clip"), False
     cls: Any = SiglipVisionModel
-    if clip:
+    if kind.startswith("clip"):
         projected = "CLIPVisionModel" not in (config.architectures or ())
         cls = CLIPVisionModelWithProjection if projected else CLIPVisionModel
         vision.projection_dim = config.projection_dim
-    net = _pretrained(cls, name, vision)
+    weights = _pretrained(cls, name, vision).state_dict()
+    return image_half(name, weights, vision, kind.startswith("clip"))
+
+
+def read_model_config(name: str) -> Any:
+    """transformers' configuration in a folder or of a hub name. Raises `UsageError`."""
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load image tower transformers:{name}: {first_line(error)}"
+        ) from error
+
+
+def image_half(name: str, weights: dict[str, Tensor], vision: Any, clip: bool) -> VisionTower:
+    """The image part of a CLIP, or (clip false) of a SigLIP.
+
+    weights: of that part, with the projection. vision: its configuration.
+    """
     eps, activation = vision.layer_norm_eps, vision.hidden_act
-    if eps not in PLAIN_VIT or activation not in ACTIVATIONS or not getattr(net, "use_head", True):
+    pools = getattr(vision, "vision_use_head", True)
+    if eps not in PLAIN_VIT or activation not in ACTIVATIONS or not pools:
         raise UsageError(
             f"transformers:{name} has layer_norm_eps {eps}, hidden_act {activation}; allowed: "
             f"{', '.join(map(str, PLAIN_VIT))}; {', '.join(ACTIVATIONS)}; for SigLIP a pooling head"
@@ -94,7 +107,7 @@ def load_transformers(name: str) -> VisionTower:
         "act_layer": ACTIVATIONS[activation],
         "num_classes": 0,
     }
-    weights = rename_keys(net.state_dict(), TRANSFORMERS_NAMES)
+    weights = rename_keys(weights, TRANSFORMERS_NAMES)
     projection = weights.pop("visual_projection.weight", None)
     mean, std, _ = _pixels(name, OPENAI if clip else HALF)
     facts = {"image_size": vision.image_size, "mean": mean, "std": std}

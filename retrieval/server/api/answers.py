@@ -50,6 +50,7 @@ class SearchAnswer(Answer):
     text_cut: bool = Field(
         description="Whether a text is longer than the model reads: its end was not searched for."
     )
+    warning: str = Field(description='A sentence where the patch size finds too little, else "".')
     ms: SearchTimes
 
 
@@ -74,6 +75,14 @@ class ClassifyAnswer(Answer):
 class PatchSizeCost(Answer):
     patch_size: int
     in_index: bool
+    neighbours: float | None = Field(
+        description="Share of the nearest images at the own patch size that this one finds, "
+        "measured on the index's images; null where nothing was."
+    )
+    candidates: float | None = Field(
+        description="Share that is among its first 200, which a refinement ranks again."
+    )
+    warning: str = Field(description='A sentence where it finds too little by itself, else "".')
     gflops: float = Field(description="10^9 floating-point operations of one image.")
     ms: float = Field(description="Of one image alone, measured on this server.")
 
@@ -92,6 +101,7 @@ class IndexAnswer(Answer):
     width: int = Field(description="Numbers of a vector.")
     generation: int = Field(description="Grows with every change.")
     image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
+    own_patch_size: int = Field(description="With which the others are compared.")
     patch_sizes: list[PatchSizeCost]
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
     indexing: IndexingAnswer | None = Field(

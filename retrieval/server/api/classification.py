@@ -11,7 +11,7 @@ from data.class_names import DEFAULT_TEMPLATES
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
 from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
-from retrieval.server.patch_sizes import afford, budget_of, check_size
+from retrieval.server.patch_sizes import afford, budget_of, check_size, usable_sizes
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_LABELS, ClassifyRequest, check_text
 from retrieval.server.served_index import ServedIndex
@@ -24,12 +24,13 @@ async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyA
     start = time.perf_counter()
     index = service.index(asked.index)
     searcher, model = index.searcher, index.searcher.model
+    usable = usable_sizes(searcher)
     coarse = asked.patch_size or min(model.patch_sizes)
     if (budget := budget_of(asked)) is not None:
-        coarse = afford(searcher, budget, model.patch_sizes)
-    check_size("patch_size", coarse, model.patch_sizes, "the model")
+        coarse = afford(searcher, budget, usable)
+    check_size("patch_size", coarse, usable, "the model")
     if asked.refine_patch_size is not None:
-        check_size("refine_patch_size", asked.refine_patch_size, model.patch_sizes, "the model")
+        check_size("refine_patch_size", asked.refine_patch_size, usable, "the model")
     classes = await _classes_of(service, index, asked)
     pixels = await service.uploads.pixels(model, asked.image, asked.image_url)
     encoded = await service.encoder.image(model, pixels, coarse)

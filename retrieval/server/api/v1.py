@@ -19,12 +19,12 @@ from retrieval.server.api.answers import (
     IndexAnswer,
     IndexingAnswer,
     IndicesAnswer,
-    PatchSizeCost,
     SampleAnswer,
     SearchAnswer,
     SearchTimes,
 )
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
 from retrieval.server.api.route import ModelRoute, form_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
@@ -110,17 +110,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(index: ServedIndex) -> IndexAnswer:
-    snapshot, model, profile = index.searcher.snapshot, index.searcher.model, index.searcher.profile
-    ms = profile.ms(model.patch_sizes)
-    costs = [
-        PatchSizeCost(
-            patch_size=size,
-            in_index=size in snapshot.patch_sizes,
-            gflops=round(profile.gflops(size), 3),
-            ms=round(ms[size], 3),
-        )
-        for size in sorted(model.patch_sizes, reverse=True)
-    ]
+    searcher, snapshot = index.searcher, index.searcher.snapshot
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
     return IndexAnswer(
         name=index.name,
@@ -128,8 +118,9 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         kind=snapshot.manifest.index_type,
         width=snapshot.width,
         generation=snapshot.generation,
-        image_size=model.image_size,
-        patch_sizes=costs,
+        image_size=searcher.model.image_size,
+        own_patch_size=own_patch_size(searcher),
+        patch_sizes=describe_sizes(searcher),
         columns=columns,
         indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
     )
@@ -156,6 +147,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
+        warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine),
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),

@@ -1,0 +1,113 @@
+"""How far a coarse patch size finds what the model's own patch size finds, as an index keeps it.
+
+It is measured on the index's own images (`retrieval.search.neighbours`), kept as agreement.json
+beside the manifest, and read here, without torch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data.files import is_intact, sealed
+from retrieval.json_files import write_json
+
+NEAREST = 10  # neighbours of an image that are compared
+# Sizes above had 0.81 to 0.99 of the own size's precision@10, those below 0.50 to 0.67
+# (benchmarks/agreement.py).
+MIN_NEIGHBOURS = 0.3
+MIN_CANDIDATES = 0.9  # below, coarse to fine loses more than a tenth of what is to be found
+CHANGED = 0.2  # share of the images that was added or deleted, above which it is measured again
+
+
+@dataclass(frozen=True)
+class SizeAgreement:
+    """Of the nearest images at the own patch size, which share one patch size finds; 0 to 1."""
+
+    neighbours: float  # among as many of its own nearest
+    candidates: float  # among its first `CANDIDATES`, which coarse to fine ranks again
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was measured of an index."""
+
+    own: int  # the patch size that the others are compared with
+    queries: int  # images whose neighbours were looked for
+    images: int  # among which: all of the index, or those that were encoded at the own size
+    count: int  # images of the index then
+    next_id: int  # of the index then: images with higher ids were added since
+    image_fingerprint: str
+    indexed: tuple[int, ...]  # patch sizes of the index
+    sizes: Mapping[int, SizeAgreement] = field(default_factory=dict)  # by patch size; not the own
+
+    def line(self, patch_size: int) -> str:
+        """What was found at a patch size, "" where it was not compared."""
+        found = self.sizes.get(patch_size)
+        if found is None:
+            return ""
+        return (
+            f"patch {patch_size} finds {found.neighbours:.0%} of the nearest images that patch "
+            f"{self.own} finds, {found.candidates:.0%} among its first candidates"
+        )
+
+    def warning(self, patch_size: int, refined: bool = False) -> str:
+        """One sentence where a patch size finds too little, else "".
+
+        refined: its candidates are ranked again at the own patch size.
+        """
+        found = self.sizes.get(patch_size)
+        if found is None:
+            return ""
+        if found.candidates < MIN_CANDIDATES:
+            too_few = "too few even for candidates that are ranked again"
+        elif found.neighbours < MIN_NEIGHBOURS and not refined:
+            too_few = f"too few to do without ranking again at patch {self.own}"
+        else:
+            return ""
+        return (
+            f"{self.line(patch_size)}: {too_few}; launch/flexify.py --teacher.tower, with this "
+            "model, makes one that is good at every patch size"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        sizes = {str(size): asdict(found) for size, found in self.sizes.items()}
+        return sealed({"format": 1, **asdict(self), "indexed": list(self.indexed), "sizes": sizes})
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Agreement":
+        """Raises ValueError, KeyError, TypeError or AttributeError for what is none."""
+        if values["format"] != 1 or not is_intact(values):
+            raise ValueError("other values than were written")
+        given = {name: values[name] for name in cls.__dataclass_fields__}
+        sizes = {int(size): SizeAgreement(**found) for size, found in values["sizes"].items()}
+        return cls(**{**given, "indexed": tuple(values["indexed"]), "sizes": sizes})
+
+
+def agreement_file(folder: Path) -> Path:
+    """Where an index keeps it."""
+    return folder / "agreement.json"
+
+
+def read_agreement(folder: Path) -> Agreement | None:
+    """What was measured of an index; None where nothing was, or the file is damaged."""
+    file = agreement_file(folder)
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return _read(file, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _read(file: Path, modified: int, inode: int) -> Agreement | None:
+    try:
+        return Agreement.from_json(json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # measured anew by the next change
+
+
+def write_agreement(folder: Path, agreement: Agreement) -> None:
+    write_json(agreement_file(folder), agreement.as_json())
