@@ -29,8 +29,8 @@ async function request(path, options = {}) {
   }
 }
 
-export async function get(path) {
-  return read(await request(path));
+export async function get(path, signal) {
+  return read(await request(path, { signal }));
 }
 
 export async function post(path, body, signal) {
@@ -52,7 +52,22 @@ export async function imageURL(path) {
 }
 
 export async function imageBlob(path) {
-  return (await request(path)).blob();
+  const answer = await request(path);
+  if (!answer.ok) await read(answer);
+  return answer.blob();
+}
+
+// Makes a link to a file of the server work where a token is asked for, which links do not bring.
+export function followWithToken(link) {
+  link.addEventListener("click", async (event) => {
+    if (!token || link.protocol === "blob:") return;
+    event.preventDefault();
+    const path = link.href;
+    link.href = URL.createObjectURL(await imageBlob(path));
+    link.click();
+    URL.revokeObjectURL(link.href);
+    link.href = path;
+  });
 }
 
 const LARGE = 4 << 20; // bytes; a larger file is made smaller before it is sent
