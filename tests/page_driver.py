@@ -261,7 +261,29 @@ def check(page: Page, url: str, picture: str) -> Seen:
     return seen
 
 
-WAYS = {"ask": ask, "look": look, "check": check}
+def wait(page: Page, url: str, picture: str) -> Seen:
+    """An index that grows: as the server would tell it, answer by answer."""
+    states = [{"done": 12, "total": 1500}, {"done": 1234, "total": 1500}, None]
+
+    def answer(route: Any) -> None:
+        response = route.fetch()
+        body = response.json()
+        state = states.pop(0) if len(states) > 1 else states[0]
+        if state:
+            body["indices"][0]["indexing"] = state
+        route.fulfill(response=response, json=body)
+
+    page.route("**/v1/indices", answer)
+    page.goto(url)
+    seen: Seen = {"told": []}
+    for done in ("12 of", "1,234 of"):
+        page.wait_for_selector(f"#growing-words:text('{done}')")
+        seen["told"].append(page.inner_text("#growing-words"))
+    page.wait_for_selector("#growing", state="hidden")
+    return seen
+
+
+WAYS = {"ask": ask, "wait": wait, "look": look, "check": check}
 
 
 def main() -> None:

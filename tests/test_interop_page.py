@@ -154,3 +154,8 @@ def test_axe_finds_nothing_that_keeps_people_out(served: Served, width: int) -> 
     seen = drive(served, "check", width)
     for view in ("sample", "search", "choosing", "viewer", "naming"):
         assert seen[view] == [], view
+
+
+def test_an_index_that_grows_says_how_far_it_is(served: Served) -> None:
+    seen = drive(served, "wait", 390)
+    assert seen["told"] == [f"{done} of 1,500 photos indexed" for done in ("12", "1,234")]

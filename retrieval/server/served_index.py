@@ -144,7 +144,7 @@ def _stamp(searcher: Searcher) -> tuple[int, ...]:
 def _mean_vector(snapshot: Snapshot, patch_size: int) -> Float[np.ndarray, " d"]:
     ids = snapshot.ids()
     drawn = np.random.default_rng(0).permutation(len(ids))[:MEAN_OF]
-    vectors = snapshot.vectors(ids[drawn], patch_size)
+    vectors = snapshot.vectors(ids[drawn].tolist(), patch_size)
     norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return np.asarray((vectors / norms).sum(axis=0) / max(len(drawn), 1), np.float32)
 

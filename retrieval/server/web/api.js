@@ -63,9 +63,14 @@ export function followWithToken(link) {
     if (!token || link.protocol === "blob:") return;
     event.preventDefault();
     const path = link.href;
-    link.href = URL.createObjectURL(await imageBlob(path));
-    link.click();
-    URL.revokeObjectURL(link.href);
+    try {
+      const url = URL.createObjectURL(await imageBlob(path));
+      link.href = url;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    } catch (error) {
+      window.dispatchEvent(new CustomEvent("refused", { detail: error }));
+    }
     link.href = path;
   });
 }

@@ -28,6 +28,7 @@ async function run({ remember = true } = {}) {
   running = new AbortController();
   const { signal } = running;
   $("notice").hidden = true;
+  document.title = state.view === "search" && state.text ? `${state.text} – FlexiLiT` : "FlexiLiT";
   if (remember) writeAddress();
   drawControls(run);
   drawFilters();
@@ -246,6 +247,7 @@ function listen() {
   listenToChoice();
   listenToMore();
   listenToDetails();
+  window.addEventListener("refused", (event) => showNotice(event.detail));
   window.addEventListener("popstate", async () => {
     if (await openAddress()) await run({ remember: false });
     await showOpened();
