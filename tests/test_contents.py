@@ -15,7 +15,7 @@ from retrieval import build_index, delete_ids
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 from retrieval.server.api.answers import ColumnAnswer
-from retrieval.server.api.column_values import _describe
+from retrieval.server.api.column_values import describe
 from retrieval.server.api.similarity_scale import QUANTILE, WORDS
 
 
@@ -77,7 +77,7 @@ def test_columns_are_told_with_what_the_living_rows_hold(served: Served) -> None
 
 
 def described(values: list, type_: pa.DataType) -> ColumnAnswer | None:
-    return _describe("modified", pa.chunked_array([pa.array(values, type_)]).drop_null())
+    return describe("modified", pa.chunked_array([pa.array(values, type_)]).drop_null())
 
 
 def test_the_kind_of_a_column_is_by_its_type_and_values() -> None:
@@ -96,6 +96,9 @@ def test_the_kind_of_a_column_is_by_its_type_and_values() -> None:
     one = described(["a", "b"] * 9, pa.dictionary(pa.int8(), pa.string()))
     assert one is not None
     assert [pair.value for pair in one.values] == ["a", "b"]
+    one = described([day.isoformat() for day in days], pa.string())  # as photos have it
+    assert one is not None
+    assert (one.kind, one.least) == ("date", "2024-01-01T00:00:00")
     ns = [(1_704_110_400 + n) * 10**9 + 1 for n in range(300)]  # a photo's
     one = described(ns, pa.int64())
     assert one is not None

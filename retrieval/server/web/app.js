@@ -260,6 +260,8 @@ function grown() {
 }
 
 async function start() {
+  $("results").replaceChildren(blankList(PAGE));
+  $("status").textContent = "Opening the index …"; // the page may be here before the server is
   try {
     const found = await get("v1/indices");
     indices = found.indices;
@@ -277,6 +279,7 @@ async function start() {
   } catch (error) {
     $("notice").replaceChildren(error.message, button("Try again", () => location.reload()));
     $("notice").hidden = false;
+    fresh();
   }
 }
 

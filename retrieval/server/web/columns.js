@@ -1,6 +1,6 @@
 // How the columns of an index are called, and how their values read.
 
-const NAMES = { key: "File name", modified: "File changed" };
+const NAMES = { key: "Path", file: "File name", modified: "File changed" };
 const HIDDEN = new Set(["caption_modified"]);
 
 export function labelOf(name) {
@@ -8,14 +8,13 @@ export function labelOf(name) {
   return NAMES[name] ?? words[0].toUpperCase() + words.slice(1);
 }
 
-const isTime = (type) => /^(timestamp|date)/.test(type ?? "");
-const isMoment = (type) => /^timestamp/.test(type ?? "");
+const isDay = (text) => /^\d{4}-\d\d-\d\d(T|$)/.test(text);
 
-// A value as a text, "" for one that says nothing. type: of the column, as the server has it.
-export function describe(name, value, type) {
+// A value as a text, "" for one that says nothing.
+export function describe(name, value) {
   if (value === null || value === undefined || value === "" || HIDDEN.has(name)) return "";
   if (name === "modified") return moment(new Date(value / 1e6), true);
-  if (isTime(type)) return moment(new Date(isMoment(type) ? value : `${value}T00:00`), isMoment(type));
+  if (typeof value === "string" && isDay(value)) return moment(new Date(value.length > 10 ? value : `${value}T00:00`), value.length > 10);
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "number") return value.toLocaleString("en", { maximumFractionDigits: 6 });
   return typeof value === "object" ? JSON.stringify(value) : String(value);
@@ -36,9 +35,9 @@ export function dayValue(day, type, plus = 0) {
   return `${String(date.getFullYear()).padStart(4, "0")}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
 }
 
-// The day of a column's value, as <input type="date"> wants it.
+// The day of a column's value, as <input type="date"> wants it; "" for what is none.
 export function dayOf(value, type, plus = 0) {
-  if (value === undefined) return "";
+  if (value === undefined || !(isDay(value) || /^int/.test(type))) return "";
   const date = /^int/.test(type) ? new Date(value / 1e6) : new Date(`${value}T00:00`);
   const days = [date.getFullYear(), date.getMonth() + 1, date.getDate()].join("-");
   return dayValue(days, "", plus);

@@ -35,9 +35,9 @@ function inWords(name, tests) {
   const type = state.index.columns[name];
   if (tests.in) return tests.in.join(" or ");
   if (tests.contains) return `“${tests.contains}”`;
-  const isDay = /^(timestamp|date)/.test(type) || name === "modified";
-  const read = (value, plus) => (value === undefined ? "" : isDay ? dayOf(value, type, plus) : value);
-  const [from, to] = [read(tests[">="], 0), read(tests["<"], -1) || read(tests["<="], 0)];
+  const isDay = typeof (tests[">="] ?? tests["<"]) === "string" || name === "modified";
+  const read = (value, plus) => (isDay ? dayOf(value, type, plus) : value ?? "");
+  const [from, to] = isDay ? [read(tests[">="], 0), read(tests["<"], -1)] : [read(tests[">="]), read(tests["<="])];
   return from !== "" && to !== "" ? `${from} to ${to}` : from !== "" ? `from ${from}` : `to ${to}`;
 }
 

@@ -4,6 +4,8 @@ import { imageURL } from "./api.js";
 import { isChosen, toggle } from "./chosen.js";
 import { addressOf, idOf, nameOf } from "./state.js";
 
+export const THUMBNAIL = devicePixelRatio > 1 ? 512 : 320; // pixels
+
 export function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -45,7 +47,7 @@ function frame(hit) {
   const lost = () => made.replaceChildren(element("span", "lost", "no image"));
   image.addEventListener("error", lost);
   image.addEventListener("load", () => made.classList.add(fit(image)));
-  imageURL(`${hit.image}?size=400`).then((url) => (image.src = url), lost);
+  imageURL(`${hit.image}?size=${THUMBNAIL}`).then((url) => (image.src = url), lost);
   made.append(image);
   return made;
 }

@@ -9,16 +9,21 @@ const EVERY_MS = 3000;
 let timer = 0;
 
 export function drawProgress() {
-  const { done, total } = state.index.indexing ?? {};
+  const { done, total, patch_size: size, seconds_left: left } = state.index.indexing ?? {};
   const growing = total > 0 && done < total;
   $("growing").hidden = !growing;
   if (!growing) return false;
   const number = (count) => count.toLocaleString("en");
-  $("growing-words").textContent = `${number(done)} of ${number(total)} photos indexed`;
+  const finer = size && !state.index.patch_sizes.some((option) => option.patch_size === size && option.in_index);
+  const what = finer && state.index.count ? "looked at more closely" : "indexed";
+  $("growing-words").textContent = `${number(done)} of ${number(total)} photos ${what}${left > 0 ? `, ${time(left)} left` : ""}`;
   $("growing-bar").max = total;
   $("growing-bar").value = done;
   return true;
 }
+
+const time = (seconds) =>
+  seconds < 90 ? `${Math.ceil(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 
 // Asks again while an index grows. onChange(): the index at hand holds more now.
 export function watchProgress(indices, onChange) {

@@ -3,12 +3,13 @@
 import { followWithToken, get, imageURL } from "./api.js";
 import { isChosen, toggle } from "./chosen.js";
 import { describe, labelOf } from "./columns.js";
-import { element } from "./hits.js";
+import { element, THUMBNAIL } from "./hits.js";
 import { grow } from "./results.js";
 import { addressOf, idOf, imagePath, nameOf, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const THUMBNAIL = 1024; // pixels, the largest of the server's
+const LARGE = 1024; // pixels, the server's largest thumbnail
+const SWIPE = 50; // pixels of a finger's way
 
 let here = null; // {hit, item}: what is shown, and its place in a list if it has one
 let entered = false; // whether opening it added a step to the history
@@ -22,7 +23,7 @@ export function openViewer(hit, item = null, { remember = true } = {}) {
     else history.pushState(null, "", addressOf());
     entered ||= !was;
   }
-  here = { hit, item };
+  here = { hit, item, known: hit, pixels: "" };
   draw();
   if (was) return;
   $("viewer").showModal();
@@ -80,9 +81,11 @@ function draw() {
   $("viewer-original").href = file;
   $("viewer-download").href = `${file}?download=true`;
   drawChoice();
-  drawFacts(hit, {});
+  drawFacts(hit);
   get(`${imagePath(idOf(hit))}/about`).then((about) => {
-    if (here?.hit === hit) drawFacts({ ...hit, ...about, similarity: hit.similarity }, about);
+    if (here?.hit !== hit) return;
+    here.known = { ...hit, ...about, similarity: hit.similarity };
+    drawFacts(here.known);
   }, () => {});
   $("viewer-back").disabled = !item?.previousElementSibling;
   $("viewer-on").disabled = !item?.nextElementSibling && $("more").hidden;
@@ -96,17 +99,19 @@ async function drawImage(hit) {
   const place = (url) => { if (still()) image.src = url; };
   $("viewer-stage").classList.remove("lost");
   image.alt = nameOf(hit);
-  place(await imageURL(`${hit.image}?size=400`).catch(() => ""));
+  place(await imageURL(`${hit.image}?size=${THUMBNAIL}`).catch(() => ""));
   try {
-    await load(await imageURL(`${hit.image}?size=${THUMBNAIL}`), place);
+    await load(await imageURL(`${hit.image}?size=${LARGE}`), place);
   } catch {
     if (still()) $("viewer-stage").classList.add("lost");
     return;
   }
   const needed = Math.max(image.clientWidth, image.clientHeight) * devicePixelRatio;
-  if (!still() || needed <= THUMBNAIL) return;
+  if (!still() || needed <= LARGE) return;
   const original = await load(await imageURL(`${imagePath(idOf(hit))}/file`), place).catch(() => null);
-  if (original && still()) $("viewer-pixels").textContent = `${original.naturalWidth} × ${original.naturalHeight}`;
+  if (!original || !still()) return;
+  here.pixels = `${original.naturalWidth.toLocaleString("en")} × ${original.naturalHeight.toLocaleString("en")}`;
+  drawFacts(here.known);
 }
 
 async function load(url, place) {
@@ -121,25 +126,19 @@ function drawChoice() {
   $("viewer-choose").checked = isChosen(here.hit);
 }
 
-function drawFacts(hit, about) {
+function drawFacts(hit) {
+  const { latitude, longitude, ...others } = hit.columns ?? {};
   const rows = [["Path", hit.key]];
-  for (const [name, value] of Object.entries(hit.columns ?? {})) {
-    const text = describe(name, value, state.index.columns[name]);
+  for (const [name, value] of Object.entries(others)) {
+    const known = (name === "folder" || name === "file") && hit.key.includes(value);
+    const text = known ? "" : describe(name, value);
     if (text) rows.push([labelOf(name), text]);
   }
-  if (about.bytes) rows.push(["File", size(about.bytes)]);
-  if (hit.similarity) rows.push(["Similarity", hit.similarity.toFixed(3)]);
-  $("viewer-facts").replaceChildren(...rows.flatMap(([name, text]) => {
-    const value = element("dd", "", text);
-    if (name === "File") {
-      const pixels = element("span");
-      pixels.id = "viewer-pixels";
-      value.append(" ", pixels);
-    }
-    const term = element("dt", "", name);
-    if (name === "Similarity") [term, value].forEach((one) => one.classList.add("detail"));
-    return [term, value];
-  }));
+  if (latitude && longitude) rows.push(["Place", `${latitude.toFixed(5)}, ${longitude.toFixed(5)}`]);
+  if (hit.bytes) rows.push(["File", [size(hit.bytes), here.pixels].filter(Boolean).join(", ")]);
+  const facts = rows.flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]);
+  if (hit.similarity) facts.push(element("dt", "detail", "Similarity"), element("dd", "detail", hit.similarity.toFixed(3)));
+  $("viewer-facts").replaceChildren(...facts);
 }
 
 const size = (bytes) =>
@@ -155,6 +154,14 @@ export function listenToViewer(onSimilar) {
       event.preventDefault();
       move(event.key === "ArrowLeft" ? -1 : 1);
     }
+  });
+  let began = null; // where a finger came down
+  $("viewer-stage").addEventListener("touchstart", (event) => {
+    began = event.touches.length === 1 ? event.touches[0] : null; // two fingers zoom
+  }, { passive: true });
+  $("viewer-stage").addEventListener("touchend", (event) => {
+    const way = began ? event.changedTouches[0].clientX - began.clientX : 0;
+    if (Math.abs(way) > SWIPE) move(way > 0 ? -1 : 1);
   });
   $("viewer-close").addEventListener("click", () => dialog.close());
   $("viewer-back").addEventListener("click", () => move(-1));
