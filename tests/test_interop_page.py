@@ -159,3 +159,12 @@ def test_axe_finds_nothing_that_keeps_people_out(served: Served, width: int) -> 
 def test_an_index_that_grows_says_how_far_it_is(served: Served) -> None:
     seen = drive(served, "wait", 390)
     assert seen["told"] == [f"{done} of 1,500 photos indexed" for done in ("12", "1,234")]
+
+
+def test_a_token_opens_images_and_downloads_too(searcher: Searcher) -> None:
+    with serving({"drawings": searcher}, token="sesame") as guarded:
+        seen = drive(guarded, "enter", 390)
+    assert seen["words"] == captions(searcher, "rain")
+    assert seen["pictures"] > 5
+    hit = searcher.search(["rain"], k=2)[0][1]
+    assert seen["file"] == [hit.key.split("/")[-1] + ".png", hit.size]

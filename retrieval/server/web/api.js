@@ -51,10 +51,14 @@ export async function imageURL(path) {
   return URL.createObjectURL(await answer.blob());
 }
 
-export async function imageBlob(path) {
+async function whole(path) {
   const answer = await request(path);
-  if (!answer.ok) await read(answer);
-  return answer.blob();
+  if (!answer.ok) await read(answer); // says why
+  return answer;
+}
+
+export async function imageBlob(path) {
+  return (await whole(path)).blob();
 }
 
 // Makes a link to a file of the server work where a token is asked for, which links do not bring.
@@ -62,16 +66,20 @@ export function followWithToken(link) {
   link.addEventListener("click", async (event) => {
     if (!token || link.protocol === "blob:") return;
     event.preventDefault();
-    const path = link.href;
+    const before = { href: link.href, download: link.download };
     try {
-      const url = URL.createObjectURL(await imageBlob(path));
+      const answer = await whole(link.href);
+      const [, name] = answer.headers.get("Content-Disposition")?.match(/filename\*=UTF-8''(\S+)/) ?? [];
+      const url = URL.createObjectURL(await answer.blob());
       link.href = url;
+      if (link.hasAttribute("download") && name) link.download = decodeURIComponent(name);
       link.click();
       setTimeout(() => URL.revokeObjectURL(url), 60_000);
     } catch (error) {
       window.dispatchEvent(new CustomEvent("refused", { detail: error }));
     }
-    link.href = path;
+    link.href = before.href;
+    if (link.hasAttribute("download")) link.download = before.download;
   });
 }
 
