@@ -1,26 +1,40 @@
 """Drives the page in headless Chromium, prints what was seen as JSON.
 
-Run by tests/test_interop_page.py in Playwright's environment: page_driver.py URL PICTURE WIDTH
+Run by tests/test_interop_page.py in Playwright's environment: page_driver.py WAY URL PICTURE WIDTH
 """
 
 import json
 import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Request, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+HEIGHT = 844
+
+Seen = dict[str, Any]
+
+
+def after(page: Page, act: Callable[[], object], path: str = "/v1/search") -> list[str]:
+    """Captions of the images, once those are there that an action brings."""
+    with page.expect_response(lambda answer: path in answer.url):
+        act()
+    return found(page)
 
 
 def found(page: Page, list_: str = "#results") -> list[str]:
-    """Captions of the pictures, once there are new ones."""
-    page.wait_for_selector(f"{list_} .hits:not(.stale) .hit .score")
+    """Captions of the images, once there are new ones."""
+    page.wait_for_selector("#results .stale", state="detached")
+    page.wait_for_selector(f"{list_} .hits > .hit:not(.blank)")
     page.wait_for_load_state("networkidle")
     return page.locator(f"{list_} .hit .caption").all_inner_texts()
 
 
-def pictures_shown(page: Page) -> int:
-    """Pictures whose pixels have arrived."""
+def images_shown(page: Page) -> int:
+    """Images whose pixels have arrived."""
     script = "[...document.querySelectorAll('.hit img')].filter(i => i.naturalWidth > 0).length"
     for _ in range(100):
         if page.evaluate(script) > 5:
@@ -29,35 +43,62 @@ def pictures_shown(page: Page) -> int:
     return page.evaluate(script)
 
 
-def drive(page: Page, url: str, picture: str) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
+def top_of_images(page: Page) -> float:
+    return page.evaluate("document.querySelector('.hit .frame').getBoundingClientRect().top")
+
+
+def focused(page: Page, part: str = "") -> str:
+    return page.evaluate(f"document.activeElement{part}") or ""
+
+
+def query(page: Page, words: str) -> Seen:
+    """The body of the request that some words lead to."""
+    with page.expect_request("**/v1/search") as request:
+        page.fill("#text", words)
+    found(page)
+    return request.value.post_data_json
+
+
+def ask(page: Page, url: str, picture: str) -> Seen:
+    """Words, words to leave out, an image dropped, patch sizes, names."""
+    seen: Seen = {}
     page.goto(url)
     page.wait_for_selector("#results .hit img")
     seen["sample"] = page.locator("#results .hit").count()
+    seen["pictures"] = images_shown(page)
+    seen["hint"] = page.inner_text("#hint")
+    seen["details_at_first"] = page.is_visible("#controls")
 
-    page.fill("#text", "a happy cat")  # typing alone searches
-    seen["words"] = found(page)
-    seen["pictures"] = pictures_shown(page)
+    seen["words"] = after(page, lambda: page.fill("#text", "a happy cat"))  # typing searches
+    page.click("#filter")
+    seen["alike"] = after(page, lambda: page.uncheck("#distinct"))
+    page.keyboard.press("Escape")
+    seen["filter_closed"] = [page.is_hidden("#filters"), focused(page, ".id")]
+    seen["top"] = top_of_images(page)
+    seen["less"] = query(page, "cat - fence")
+    seen["less_hint"] = page.inner_text("#hint")
+    seen["hyphen"] = query(page, "t-shirt")
+    after(page, lambda: page.fill("#text", "a happy cat"))
+
+    page.click("#details")
+    seen["top_with_details"] = top_of_images(page)
     seen["cost_of_words"] = page.inner_text("#cost")
-    page.locator("#sizes label", has_text="48").click()
-    page.wait_for_selector("#sizes [value='48']:checked", state="attached")
-    seen["words_at_48"] = found(page)
+    seen["sizes_in_sight"] = page.evaluate(
+        """[...document.querySelectorAll('#sizes label')].every(label => {
+        const {left, right, width} = label.getBoundingClientRect();
+        return width > 0 && left >= 0 && right <= innerWidth; })"""
+    )
+    seen["words_at_48"] = after(page, lambda: page.locator("#sizes label", has_text="48").click())
     page.check("#compare")
     page.wait_for_selector(".columns section:nth-child(2) .hit")
     seen["beside"] = [found(page, f".columns section:nth-child({n})") for n in (1, 2)]
     page.go_back()
     page.wait_for_selector(".columns", state="detached")
+    found(page)
     seen["address"] = page.url.partition("?")[2]
-
-    page.focus("#text")  # by keyboard: to the second picture, and search with it
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
-    seen["chosen"] = page.evaluate("document.activeElement.querySelector('.caption').textContent")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#chip:not([hidden])")
-    page.wait_for_selector("#results .stale", state="detached")
-    seen["like_it"] = found(page)
-    page.click("#chip-remove")
+    page.reload()
+    page.wait_for_selector("#results .hit")
+    seen["details_remembered"] = page.is_visible("#controls")
 
     # A file dropped on the page.
     data = page.evaluate_handle(
@@ -69,9 +110,7 @@ def drive(page: Page, url: str, picture: str) -> dict[str, Any]:
     page.wait_for_selector("#cost:has-text('read in')")
     seen["dropped"] = found(page)
     seen["cost_of_picture"] = page.inner_text("#cost")
-    page.locator("#sizes label", has_text="20").first.click()  # no index has it
-    page.wait_for_selector("#sizes [value='20']:checked", state="attached")
-    found(page)
+    after(page, page.locator("#sizes label", has_text="20").first.click)  # no index has it
 
     page.click("#tab-classify")
     page.fill("#labels", "a cat, rain, the sun")
@@ -88,21 +127,202 @@ def drive(page: Page, url: str, picture: str) -> dict[str, Any]:
     return seen
 
 
+def look(page: Page, url: str, picture: str) -> Seen:
+    """An image large, by keyboard; similar ones; tabs; filters; scrolling; downloads."""
+    seen: Seen = {}
+    page.goto(f"{url}/?q=rain&alike=all")
+    seen["words"] = found(page)
+    page.focus("#text")  # to the second image
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#viewer[open]")
+    page.wait_for_selector("#viewer-facts dt:text-is('File')")
+    seen["large"] = [page.inner_text("#viewer-name")]
+    seen["facts"] = page.locator("#viewer-facts dt:visible").all_inner_texts()
+    page.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    seen["opened"] = page.url
+    for _ in range(12):  # the focus stays within, or leaves the page for the browser's own
+        page.keyboard.press("Tab")
+        inside = "document.activeElement.closest('#viewer') !== null"
+        seen["trapped"] = page.evaluate(f"{inside} || document.activeElement === document.body")
+        if not seen["trapped"]:
+            break
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"location.href !== {json.dumps(seen['opened'])}")
+    seen["large"].append(page.inner_text("#viewer-name"))
+    page.keyboard.press("Escape")
+    page.wait_for_url(lambda address: "open=" not in address)
+    seen["focus"] = focused(page, ".querySelector('.caption').textContent")
+
+    other = page.context.new_page()  # a link to an image, in another tab
+    other.goto(page.locator(".hit > a").nth(3).evaluate("link => link.href"))
+    other.wait_for_selector("#viewer[open]")
+    seen["in_a_tab"] = other.inner_text("#viewer-name")
+    with other.expect_download() as file:
+        other.click("#viewer-download")
+    seen["file"] = [file.value.suggested_filename, Path(file.value.path()).stat().st_size]
+    seen["like_it"] = after(other, lambda: other.click("#viewer-similar"))
+    seen["like_address"] = other.url.partition("?")[2]
+    other.go_back()
+    other.wait_for_selector("#viewer[open]")
+    other.close()
+
+    seen["long"] = page.locator("#results .hit").count()
+    for _ in range(20):
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_load_state("networkidle")
+        if page.is_hidden("#more"):
+            break
+    page.wait_for_selector(".blank", state="detached")
+    seen["longer"] = page.locator("#results .hit").count()
+    page.evaluate("window.scrollTo(0, 0)")
+
+    page.click("#filter")
+    style = page.locator(".by-choice", has_text="Style").locator("label").first
+    seen["style"] = style.locator("span").inner_text()
+    seen["in_style"] = after(page, style.click)
+    day = page.locator(".by-date input")
+    after(page, lambda: fill_day(day.nth(0), "2024-03-01"))
+    seen["in_march"] = after(page, lambda: fill_day(day.nth(1), "2024-03-31"))
+    seen["chips"] = page.locator("#filter-chips button").all_inner_texts()
+    seen["where"] = page.url.partition("?")[2]
+    seen["browsed"] = after(page, lambda: page.fill("#text", ""), "/images?where=")
+    seen["status"] = page.inner_text("#status")
+    page.reload()
+    seen["again"] = found(page)
+    page.click("#filter")
+    page.click("#filter-clear")
+    page.wait_for_selector(".try")
+    page.click("#filter")
+
+    page.click("#choose")
+    for number in (0, 1, 2):
+        page.locator(".hit > a").nth(number).click()
+    page.locator(".hit > a").nth(1).click()  # not that one after all
+    seen["chosen"] = page.inner_text("#chosen-count")
+    with page.expect_download() as download:
+        page.click("#chosen-download")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        seen["zip"] = [
+            download.value.suggested_filename,
+            archive.testzip(),
+            len(archive.namelist()),
+        ]
+    page.click("#chosen-clear")
+    seen["bar_gone"] = page.is_hidden("#chosen")
+    return seen
+
+
+def fill_day(input_: Any, day: str) -> None:
+    input_.fill(day)
+    input_.dispatch_event("change")
+
+
+def check(page: Page, url: str, picture: str) -> Seen:
+    """What axe finds, view by view."""
+    import axe_playwright_python
+
+    axe = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+    seen: Seen = {}
+
+    def look_at(view: str) -> None:
+        page.evaluate(axe)
+        result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        seen[view] = [
+            [one["id"], one["nodes"][0]["html"][:200]] for one in result["violations"]
+        ]  # fmt: skip
+
+    page.goto(f"{url}/?alike=all")
+    page.wait_for_selector("#results .hit img")
+    look_at("sample")
+    after(page, lambda: page.fill("#text", "rain - sun"))
+    page.click("#details")
+    page.check("#compare")
+    page.wait_for_selector(".columns")
+    page.click("#filter")
+    page.wait_for_selector(".by-choice")
+    found(page)
+    look_at("search")
+    page.click("#filter")
+    page.click("#choose")
+    page.locator(".hit > a").nth(0).click()
+    look_at("choosing")
+    page.click("#chosen-clear")
+    page.locator(".hit > a").nth(1).click()
+    page.wait_for_selector("#viewer-facts dt:text-is('File')")
+    look_at("viewer")
+    page.keyboard.press("Escape")
+    page.wait_for_url(lambda address: "open=" not in address)
+    page.click("#tab-classify")
+    page.locator(".hit > a").nth(1).click()
+    page.wait_for_selector("#bars li")
+    look_at("naming")
+    return seen
+
+
+def wait(page: Page, url: str, picture: str) -> Seen:
+    """An index that grows: as the server would tell it, answer by answer."""
+    states = [{"done": 12, "total": 1500}, {"done": 1234, "total": 1500}, None]
+
+    def answer(route: Any) -> None:
+        response = route.fetch()
+        body = response.json()
+        state = states.pop(0) if len(states) > 1 else states[0]
+        if state:
+            body["indices"][0]["indexing"] = state
+        route.fulfill(response=response, json=body)
+
+    page.route("**/v1/indices", answer)
+    page.goto(url)
+    seen: Seen = {"told": []}
+    for done in ("12 of", "1,234 of"):
+        page.wait_for_selector(f"#growing-words:text('{done}')")
+        seen["told"].append(page.inner_text("#growing-words"))
+    page.wait_for_selector("#growing", state="hidden")
+    return seen
+
+
+def enter(page: Page, url: str, picture: str) -> Seen:
+    """A server that asks for a token, which no link and no <img> can bring."""
+    seen: Seen = {}
+    page.goto(f"{url}/?q=rain&alike=all")
+    page.fill("#token-text", "sesame")
+    page.keyboard.press("Enter")
+    seen["words"] = found(page)
+    seen["pictures"] = images_shown(page)
+    page.locator(".hit > a").nth(1).click()
+    page.wait_for_selector("#viewer[open]")
+    with page.expect_download() as file:
+        page.click("#viewer-download")
+    seen["file"] = [file.value.suggested_filename, Path(file.value.path()).stat().st_size]
+    return seen
+
+
+WAYS = {"ask": ask, "enter": enter, "wait": wait, "look": look, "check": check}
+
+
 def main() -> None:
-    url, picture, width = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    way, url, picture, width = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    dark = "dark" if way == "check" and width < 600 else "light"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = browser.new_page(viewport={"width": width, "height": 800})
+        context = browser.new_context(
+            viewport={"width": width, "height": HEIGHT},
+            bypass_csp=way == "check",  # axe runs within the page
+            reduced_motion="reduce",
+            color_scheme=dark,
+        )
         errors: list[str] = []
         outside: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith((url, "blob:")) else outside.append(request.url)
-            ),
-        )
-        seen = drive(page, url, picture)
+
+        def note(request: Request) -> None:
+            if not request.url.startswith((url, "blob:")):
+                outside.append(request.url)
+
+        context.on("request", note)
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        seen = WAYS[way](context.new_page(), url, picture)
         browser.close()
     print(json.dumps({**seen, "errors": errors, "outside": outside}))
 

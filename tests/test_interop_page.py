@@ -1,14 +1,22 @@
-"""The page in headless Chromium: type, see pictures, change the patch size, drop one, classify."""
+"""The page in headless Chromium: ask, look closer, filter, choose, compare, drop, name."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from server_thread import Served, serving
 
 from contrastive.model.lit import LitModel
+from data.files import file_digest
+from retrieval import build_index
 from retrieval.search.searcher import Searcher
 from retrieval.server import Limits
 
@@ -16,12 +24,32 @@ pytestmark = pytest.mark.interop
 
 PYTHON = Path(__file__).parents[1] / ".venv-interop/page/bin/python"
 DRIVER = Path(__file__).with_name("page_driver.py")
-PAGE = 24  # pictures of one page
+PAGE = 24  # images of one page
+HEIGHT = 844
 
 
 @pytest.fixture(scope="module")
-def searcher(emoji_index: Path, tiny_model: LitModel) -> Searcher:
-    return Searcher.load(emoji_index, tiny_model, device="cpu")
+def searcher(
+    emoji_index: Path, tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory
+) -> Searcher:
+    """The drawings, with a style and a day each."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(emoji_index.parent / "emb", folder / "emb")
+    manifest = json.loads((folder / "emb" / "manifest.json").read_text())
+    files = sorted((folder / "emb" / "metadata").glob("*.parquet"))
+    for file, partition in zip(files, manifest["partitions"], strict=True):
+        table = pq.read_table(file)
+        facts = table.schema.metadata
+        rows = range(len(table))
+        days = [datetime(2024, 1, 1) + timedelta(days=7 * row % 366) for row in rows]
+        styles = pa.array([("flat", "round", "old")[row % 3] for row in rows])
+        table = table.append_column("style", styles)
+        table = table.append_column("drawn_on", pa.array(days, pa.timestamp("s")))
+        pq.write_table(table.replace_schema_metadata(facts), file)
+        partition["blake2b"]["metadata"] = file_digest(file)
+    (folder / "emb" / "manifest.json").write_text(json.dumps(manifest))
+    build_index(folder / "emb", folder / "drawings", kind="flat", device="cpu")
+    return Searcher.load(folder / "drawings", tiny_model, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,35 +58,54 @@ def served(searcher: Searcher) -> Iterator[Served]:
         yield one
 
 
-def captions(searcher: Searcher, query: object, **sizes: int) -> list[str]:
-    (hits,) = searcher.search([query], k=PAGE, **sizes)  # type: ignore[list-item, arg-type]
-    return [hit.caption or hit.key for hit in hits]
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_visitor_finds_compares_drops_and_names(
-    served: Served, searcher: Searcher, width: int
-) -> None:
+def drive(served: Served, way: str, width: int, id: int = 0) -> dict[str, Any]:
+    """What the driver saw; no error, and nothing of another site, is among it."""
     if not PYTHON.is_file():
         pytest.fail(f"{PYTHON} is missing; `make interop` installs it")
-    hit = searcher.search(["rain"], k=4)[0][3]
     url = f"http://127.0.0.1:{served.port}"
-    command = [PYTHON, DRIVER, url, f"/v1/images/drawings/{hit.id}?size=640", str(width)]
+    command = [PYTHON, DRIVER, way, url, f"/v1/images/drawings/{id}?size=640", str(width)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr[-3000:]
     seen = json.loads(run.stdout)
     assert seen["errors"] == seen["outside"] == []
+    return seen
+
+
+def captions(searcher: Searcher, query: object, **asked: Any) -> list[str]:
+    (hits,) = searcher.search([query], k=PAGE, **asked)  # type: ignore[list-item, arg-type]
+    return [hit.caption or hit.key for hit in hits]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_visitor_asks_compares_drops_and_names(
+    served: Served, searcher: Searcher, width: int
+) -> None:
+    hit = searcher.search(["rain"], k=4)[0][3]
+    seen = drive(served, "ask", width, hit.id)
     assert seen["sample"] > 5
     assert seen["pictures"] > 5
+    assert "cat - fence" in seen["hint"]
     finest = min(searcher.patch_sizes)
-    assert seen["words"] == captions(searcher, "a happy cat", patch_size=finest)
+    asked = {"text": "a happy cat", "k": PAGE, "deduplicate": True}
+    distinct = served.post("/v1/search", asked).json["hits"]
+    assert seen["words"] == [hit["caption"] for hit in distinct]
+    assert seen["alike"] == captions(searcher, "a happy cat", patch_size=finest)
+    assert seen["filter_closed"] == [True, "filter"]
+    wanted, less = seen["less"]["mix"]
+    assert wanted == {"text": "cat"}
+    assert (less["text"], less["weight"] < 0) == ("fence", True)
+    assert "away from “fence”" in seen["less_hint"]
+    assert seen["hyphen"]["text"] == "t-shirt"
+    assert not seen["details_at_first"]
+    assert seen["details_remembered"]
+    if width < 600:
+        assert max(seen["top"], seen["top_with_details"]) < HEIGHT / 3
+    assert seen["sizes_in_sight"]
     assert seen["words_at_48"] == captions(searcher, "a happy cat", patch_size=48)
     assert seen["beside"] == [
         captions(searcher, "a happy cat", patch_size=size) for size in (48, finest)
     ]
-    assert seen["address"] == "q=a+happy+cat&patch=48"
-    assert seen["chosen"] == seen["words_at_48"][1]
-    assert seen["like_it"][0] == seen["chosen"]
+    assert seen["address"] == "q=a+happy+cat&alike=all&patch=48"
     assert seen["dropped"][0] == (hit.caption or hit.key)
     assert "Indexing 1,000" in seen["cost_of_words"]
     assert "read in" in seen["cost_of_picture"]
@@ -66,3 +113,58 @@ def test_a_visitor_finds_compares_drops_and_names(
     assert all(share.endswith("%") for share in seen["shares"])
     assert "at most 500" in seen["notice"]
     assert seen["width"] == width  # nothing sticks out
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_visitor_looks_closer_filters_and_downloads(
+    served: Served, searcher: Searcher, width: int
+) -> None:
+    seen = drive(served, "look", width)
+    words = captions(searcher, "rain")
+    assert seen["words"] == words
+    assert seen["large"] == words[1:3]
+    assert seen["focus"] == words[2]  # where the arrow keys led
+    assert {"Path", "Style", "Drawn on", "File"} == set(seen["facts"])
+    assert seen["trapped"]
+    assert seen["in_a_tab"] == words[3]
+    hit = searcher.search(["rain"], k=4)[0][3]
+    name = hit.key.split("/")[-1] + ".png"
+    assert seen["file"] == [name, hit.size]
+    assert seen["like_it"][0] == words[3]
+    assert seen["like_address"] == f"like={hit.id}&alike=all"
+    assert seen["long"] == PAGE
+    assert seen["longer"] == len(searcher)
+    style = {"style": {"in": [seen["style"]]}}
+    assert seen["in_style"] == captions(searcher, "rain", where=style)
+    march = {"drawn_on": {">=": "2024-03-01", "<": "2024-04-01"}}
+    where = {**style, **march}
+    assert seen["in_march"] == captions(searcher, "rain", where=where)
+    assert seen["chips"] == [f"Style: {seen['style']}", "Drawn on: 2024-03-01 to 2024-03-31"]
+    assert json.loads(parse_qs(seen["where"])["where"][0]) == where
+    listed = searcher.rows(searcher.snapshot.ids(where)[:PAGE].tolist())
+    assert seen["browsed"] == seen["again"] == [row["caption"] for row in listed]
+    assert seen["status"] == f"{len(listed)} of {len(searcher):,} images"
+    assert seen["chosen"] == "2 chosen"
+    assert seen["zip"] == ["drawings.zip", None, 2]
+    assert seen["bar_gone"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_that_keeps_people_out(served: Served, width: int) -> None:
+    seen = drive(served, "check", width)
+    for view in ("sample", "search", "choosing", "viewer", "naming"):
+        assert seen[view] == [], view
+
+
+def test_an_index_that_grows_says_how_far_it_is(served: Served) -> None:
+    seen = drive(served, "wait", 390)
+    assert seen["told"] == [f"{done} of 1,500 photos indexed" for done in ("12", "1,234")]
+
+
+def test_a_token_opens_images_and_downloads_too(searcher: Searcher) -> None:
+    with serving({"drawings": searcher}, token="sesame") as guarded:
+        seen = drive(guarded, "enter", 390)
+    assert seen["words"] == captions(searcher, "rain")
+    assert seen["pictures"] > 5
+    hit = searcher.search(["rain"], k=2)[0][1]
+    assert seen["file"] == [hit.key.split("/")[-1] + ".png", hit.size]

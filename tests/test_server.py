@@ -25,6 +25,7 @@ from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.duplicates import distinct
+from retrieval.server.page import PAGE
 
 TEMPLATES = ["a drawing of {c}", "{c}"]
 LABELS = ["a cat", "a dog", "the sun", "rain"]
@@ -349,6 +350,12 @@ def test_the_page_and_all_that_it_loads_come_from_the_server(served: Served) -> 
         names = re.findall(r'(?:from "\./|src="|href=")([\w.]+)"', text)
         todo += [f"/{name}" for name in names if f"/{name}" not in seen]
     assert {"/app.js", "/style.css", "/icon.svg", "/api.js"} <= seen
+
+
+def test_the_page_is_small_and_so_are_its_files() -> None:
+    scripts = {path: text for path, (_, text) in PAGE.items() if path.endswith((".js", ".css"))}
+    assert sum(map(len, scripts.values())) < 150_000
+    assert max(text.count(b"\n") for _, text in PAGE.values()) <= 300
 
 
 def test_every_reference_of_the_openapi_document_leads_somewhere(served: Served) -> None:

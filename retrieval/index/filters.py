@@ -4,6 +4,8 @@
     {"shard": "photos/0001.tar"}                                equal
     {"any": [{"key": {"in": ["a", "b"]}}, {"not": {"caption": {"=": ""}}}]}
 
+    {"taken": {">=": "2024-05-01", "<": "2024-06-01"}}          dates and times as texts
+
 `any` and `all` hold a list of filters, `not` one. `contains` compares what a reader takes for the
 same (see `folded`), `=` and `in` compare texts as they are stored. A row without a value (null)
 matches no comparison.
@@ -166,6 +168,10 @@ def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
     """A number stays what it is (a column of whole numbers may be compared with 0.5)."""
     if isinstance(value, float) and pa.types.is_integer(type_):
         return pa.scalar(value)
+    if isinstance(value, str) and pa.types.is_temporal(type_):
+        zone = getattr(type_, "tz", None)
+        naive = pa.scalar(value).cast(pa.timestamp(type_.unit) if zone else type_)
+        return pc.assume_timezone(naive, zone) if zone else naive
     return pa.scalar(value, type_)
 
 

@@ -119,10 +119,11 @@ class Snapshot:
                 out[at] = segment.reconstruct(patch_size, places)
         return out
 
-    def ids(self) -> Int[np.ndarray, " n"]:
-        """All ids, ascending."""
-        alive = [segment.ids[segment.alive] for segment in self.segments]
-        return np.concatenate([np.zeros(0, np.int64), *alive])
+    def ids(self, where: Where | None = None) -> Int[np.ndarray, " n"]:
+        """The ids that a filter lets through, ascending; all without one."""
+        chosen = [(segment, self._select(segment, where)) for segment in self.segments]
+        ids = [segment.ids if one is None else segment.ids[one.mask] for segment, one in chosen]
+        return np.concatenate([np.zeros(0, np.int64), *ids])
 
     # ---- search ----------------------------------------------------------------------------
 

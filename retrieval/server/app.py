@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from data.errors import UsageError
-from retrieval.server.api import clip_retrieval, v1
+from retrieval.server.api import clip_retrieval, contents, stored_images, v1
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.guard import Guard
 from retrieval.server.page import PAGE, PAGE_HEADERS
@@ -42,7 +42,8 @@ def build_app(service: Service, token: str = "", cors: Sequence[str] = ()) -> Fa
     )  # fmt: skip
     _add_refusals(app)
     app.include_router(clip_retrieval.routes(service))
-    app.include_router(v1.routes(service))
+    for api in (v1, contents, stored_images):
+        app.include_router(api.routes(service))
     app.include_router(_health(service))
     _add_page(app)
     app.add_middleware(Guard, service=service, token=token)

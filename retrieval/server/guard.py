@@ -3,6 +3,7 @@
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import anyio
@@ -51,7 +52,8 @@ class Guard:
     async def _answer(self, request: "_Request") -> None:
         sentence = f"the request took longer than the {self._limits.timeout_s:g} s that are allowed"
         try:
-            with anyio.fail_after(self._limits.timeout_s):
+            with anyio.fail_after(self._limits.timeout_s) as limit:
+                request.on_part = partial(self._on_part, request, limit)
                 try:
                     self._check(request)
                     await self._read(request)
@@ -90,11 +92,18 @@ class Guard:
         full = self._service.num_in_flight >= self._limits.max_queue
         if full and request.scope["path"] not in OPEN_PATHS:
             raise RequestError(429, "too many requests are waiting; try again in a second")
-        self._service.num_in_flight += 1
+        request.places = 1
+        self._service.num_in_flight += request.places
         try:
             await self.app(request.scope, request.replay, request.send)
         finally:
-            self._service.num_in_flight -= 1
+            self._service.num_in_flight -= request.places
+
+    def _on_part(self, request: "_Request", limit: anyio.CancelScope) -> None:
+        """An answer in parts, a download, has the whole time for each, and takes nobody's place."""
+        limit.deadline = anyio.current_time() + self._limits.timeout_s
+        self._service.num_in_flight -= request.places
+        request.places = 0
 
     def _too_large(self) -> RequestError:
         allowed = f"{self._limits.max_body_mib:g} MiB"
@@ -124,6 +133,8 @@ class _Request:
         self.status = 0  # of the answer, 0 before it begins
         self.body = bytearray()
         self.ended = False  # the body
+        self.places = 0  # of those in flight
+        self.on_part: Callable[[], None] = lambda: None  # before a part of an answer that goes on
         self._receive, self._send = receive, send
         self._replayed = False
 
@@ -145,6 +156,8 @@ class _Request:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        elif message.get("more_body"):
+            self.on_part()
         await self._send(message)
 
     async def drain(self, max_bytes: int) -> None:

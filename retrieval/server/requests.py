@@ -108,6 +108,7 @@ class SearchRequest(Query, PatchSizeFields):
         default=None, description='Filter on metadata: {"caption": {"contains": "cat"}}.'
     )
     deduplicate: bool = Field(default=False, description="Leave out hits much like better ones.")
+    background: bool = Field(default=False, description="Say how similar images at random are.")
     nprobe: int | None = Field(
         default=None, ge=1, le=1 << 20, description="Inverted lists that an ivf looks into."
     )

@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from data.errors import UsageError
-from data.shards.location import ImageChangedError, ImageLocation, read_image
+from data.shards.location import ImageLocation, read_image
+from retrieval.index.filters import Where
 from retrieval.index.integrity import check_index
+from retrieval.index.snapshot import Snapshot
 from retrieval.indexing_progress import IndexingProgress
 from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
@@ -21,6 +24,9 @@ from retrieval.server.refusals import RequestError
 from retrieval.server.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
+
+MEAN_OF = 1000  # vectors
+Read = TypeVar("Read")
 
 
 class ServedIndex:
@@ -34,6 +40,7 @@ class ServedIndex:
         self._stamp = _stamp(searcher)
         self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
+        self._means: dict[tuple[int, int], np.ndarray] = {}  # by generation and patch size
         self._intact: set[str] = set()  # digests of files that were read
         self._checking = threading.Lock()
 
@@ -69,19 +76,28 @@ class ServedIndex:
             found[number] = jpeg
         return found
 
-    async def has_changed(self, location: ImageLocation) -> bool:
-        """Whether another image lies in the place of a stored one."""
+    async def file(self, location: ImageLocation) -> bytes:
+        """The file of a stored image. Raises as `read_image`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, read_image, location)
 
-        def read() -> bool:
-            try:
-                read_image(location)
-            except ImageChangedError:
-                return True
-            except (OSError, ValueError):
-                pass
-            return False
+    async def ids(self, where: Where | None) -> Int[np.ndarray, " n"]:
+        """The ids that a filter lets through, ascending."""
+        return await self.of_snapshot(lambda snapshot: snapshot.ids(where))
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, read)
+    async def of_snapshot(self, read: Callable[[Snapshot], Read]) -> Read:
+        """What `read` finds in the index's present state, in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, read, self.searcher.snapshot)
+
+    async def mean_vector(self, patch_size: int) -> Float[np.ndarray, " d"]:
+        """Of a sample of the unit-norm vectors: its inner product with a query is how similar the
+        query is to images at random. Zeros for an empty index."""
+        snapshot = self.searcher.snapshot
+        key = snapshot.generation, patch_size
+        if key not in self._means:
+            mean = await self.of_snapshot(partial(_mean_vector, patch_size=patch_size))
+            self._means = {k: v for k, v in self._means.items() if k[0] == key[0]} | {key: mean}
+        return self._means[key]
 
     def check_files(self, metrics: Metrics) -> None:
         """Start to read the index's files whole, in a thread that nothing waits for."""
@@ -127,7 +143,15 @@ def _stamp(searcher: Searcher) -> tuple[int, ...]:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _row(snapshot: Any, id: int) -> list[tuple[int, dict[str, Any]]]:
+def _mean_vector(snapshot: Snapshot, patch_size: int) -> Float[np.ndarray, " d"]:
+    ids = snapshot.ids()
+    drawn = np.random.default_rng(0).permutation(len(ids))[:MEAN_OF]
+    vectors = snapshot.vectors(ids[drawn].tolist(), patch_size)
+    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.asarray((vectors / norms).sum(axis=0) / max(len(drawn), 1), np.float32)
+
+
+def _row(snapshot: Snapshot, id: int) -> list[tuple[int, dict[str, Any]]]:
     try:
         return [(id, snapshot.rows([id])[0])]
     except KeyError:

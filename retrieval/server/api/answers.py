@@ -1,6 +1,6 @@
 """The answers of the endpoints: what they hold, and what /openapi.json says of it."""
 
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +46,9 @@ class SearchAnswer(Answer):
     query_patch_size: int | None = Field(description="At which a query image was encoded.")
     refine_patch_size: int | None
     hits: list[FoundImage]
+    background: float | None = Field(
+        description="Mean similarity of the query to images at random, where asked for."
+    )
     next_offset: int | None = Field(description="Of the next page, null after the last.")
     text_cut: bool = Field(
         description="Whether a text is longer than the model reads: its end was not searched for."
@@ -123,6 +126,46 @@ class IndicesAnswer(Answer):
 class SampleAnswer(Answer):
     index: str
     hits: list[FoundImage]
+
+
+class ListAnswer(SampleAnswer):
+    count: int = Field(description="Images that the filter lets through.")
+    next_offset: int | None = Field(description="Of the next page, null after the last.")
+
+
+class AboutAnswer(FoundImage):
+    bytes: int = Field(description="Size of the image's file.")
+
+
+class ValueCount(Answer):
+    value: str | bool | int
+    count: int
+
+
+class ColumnAnswer(Answer):
+    name: str
+    type: str
+    kind: Literal["choice", "text", "number", "date"] = Field(
+        description="What may be asked of it: one of `values`, `contains`, or from `least` to "
+        "`greatest`. Dates are ISO 8601."
+    )
+    values: list[ValueCount] = Field(description="Of a choice, the most frequent first.")
+    least: float | str | None
+    greatest: float | str | None
+
+
+class ColumnsAnswer(Answer):
+    index: str
+    columns: list[ColumnAnswer] = Field(description="Those by which images can be told apart.")
+
+
+class ScaleAnswer(Answer):
+    index: str
+    patch_size: int
+    words: float | None = Field(
+        description="How far above their background the best hits of ordinary words lie here; null "
+        "for an empty index."
+    )
 
 
 class KnnEntry(Answer):

@@ -1,44 +1,30 @@
-"""The service's own endpoints: search, classify, what indexes there are, and their images."""
+"""The service's own endpoints for queries: search and classify."""
 
-import hashlib
 import json
-import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
-from starlette.responses import Response
+from fastapi import APIRouter
 
-from retrieval.search.searcher import Hit
 from retrieval.server.api.answers import (
     ClassifyAnswer,
-    ClassSetAnswer,
     FoundImage,
-    IndexAnswer,
-    IndexingAnswer,
-    IndicesAnswer,
-    SampleAnswer,
     SearchAnswer,
     SearchTimes,
 )
 from retrieval.server.api.classification import answer_classify
-from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
 from retrieval.server.api.route import ModelRoute, form_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import MAX_ID, ClassifyRequest, SearchRequest
+from retrieval.server.requests import ClassifyRequest, SearchRequest
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
-from retrieval.server.thumbnails import MAX_SIDE
 
 MAX_WHERE = 20_000  # characters of a filter as JSON
 MAX_TESTS = 64  # comparisons of a filter
-MAX_SAMPLE = 100
-MIN_SIDE = 16
 
 
 def routes(service: Service) -> APIRouter:
@@ -57,73 +43,7 @@ def routes(service: Service) -> APIRouter:
     async def classify(asked: ClassifyRequest) -> ClassifyAnswer:
         return await answer_classify(service, asked)
 
-    @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
-    async def indices() -> IndicesAnswer:
-        return IndicesAnswer(
-            indices=[_describe(index) for index in service.indexes.values() if not index.damage],
-            class_sets=[
-                ClassSetAnswer(name=name, count=len(classes.class_names))
-                for name, classes in service.class_sets.items()
-            ],
-            limits=service.limits,
-        )
-
-    @router.get("/indices/{index}/sample", summary="Images at random")
-    async def sample(index: str, n: int = 24) -> SampleAnswer:
-        found = service.index(index)
-        if not 1 <= n <= MAX_SAMPLE:
-            raise RequestError(400, f"n: {n}; allowed: 1 to {MAX_SAMPLE}")
-        ids = found.searcher.snapshot.ids()
-        chosen = random.sample(range(len(ids)), min(n, len(ids)))
-        rows = await found.rows([int(ids[row]) for row in chosen])
-        hits = [FoundImage.of(found.name, Hit.of(0.0, row)) for _, row in rows]
-        return SampleAnswer(index=found.name, hits=hits)
-
-    @router.get(
-        "/images/{index}/{id}",
-        summary="A thumbnail, JPEG",
-        response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}},
-    )
-    async def image(request: Request, index: str, id: int, size: int = 224) -> Response:
-        found = service.index(index)
-        if not 0 <= id <= MAX_ID:
-            raise RequestError(400, f"id: {id}; allowed: 0 to {MAX_ID}")
-        if not MIN_SIDE <= size <= MAX_SIDE:
-            raise RequestError(400, f"size: {size}; allowed: {MIN_SIDE} to {MAX_SIDE} pixels")
-        rows = await found.rows([id])
-        if not rows:
-            raise RequestError(404, f"id: {id} is not in index {found.name}")
-        location = Hit.of(0.0, rows[0][1]).location
-        mark = hashlib.blake2b(f"{location}{size}".encode(), digest_size=12).hexdigest()
-        headers = {"ETag": f'"{mark}"', "Cache-Control": "private, max-age=300"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        (jpeg,) = await found.small_jpegs([location], size)
-        if jpeg is None:
-            changed = await found.has_changed(location)
-            why = "has changed since it was indexed" if changed else "cannot be read any more"
-            raise RequestError(404, f"id: the file of image {id} {why}")
-        return Response(jpeg, headers=headers, media_type="image/jpeg")
-
     return router
-
-
-def _describe(index: ServedIndex) -> IndexAnswer:
-    searcher, snapshot = index.searcher, index.searcher.snapshot
-    columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
-    return IndexAnswer(
-        name=index.name,
-        count=len(snapshot),
-        kind=snapshot.manifest.index_type,
-        width=snapshot.width,
-        generation=snapshot.generation,
-        image_size=searcher.model.image_size,
-        own_patch_size=own_patch_size(searcher),
-        patch_sizes=describe_sizes(searcher),
-        columns=columns,
-        indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
-    )
 
 
 # ---- search --------------------------------------------------------------------------------
@@ -135,6 +55,9 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     index = service.index(asked.index)
     key, patch_sizes = _plan(index, asked, service.limits)
     query = await service.encoder.query(index, asked.terms(), patch_sizes)
+    background = None
+    if asked.background:
+        background = float(await index.mean_vector(patch_sizes.index) @ query.vector)
     encoded = time.perf_counter()
     with service.metrics.timed("full_knn_request_time"):
         hits = await service.search_queue.search(key, query.vector, query.fine)
@@ -145,6 +68,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         query_patch_size=patch_sizes.query if query.image_ms > 0 else None,
         refine_patch_size=patch_sizes.refine,
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
+        background=background,
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
         warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine),

@@ -29,8 +29,8 @@ async function request(path, options = {}) {
   }
 }
 
-export async function get(path) {
-  return read(await request(path));
+export async function get(path, signal) {
+  return read(await request(path, { signal }));
 }
 
 export async function post(path, body, signal) {
@@ -51,8 +51,36 @@ export async function imageURL(path) {
   return URL.createObjectURL(await answer.blob());
 }
 
+async function whole(path) {
+  const answer = await request(path);
+  if (!answer.ok) await read(answer); // says why
+  return answer;
+}
+
 export async function imageBlob(path) {
-  return (await request(path)).blob();
+  return (await whole(path)).blob();
+}
+
+// Makes a link to a file of the server work where a token is asked for, which links do not bring.
+export function followWithToken(link) {
+  link.addEventListener("click", async (event) => {
+    if (!token || link.protocol === "blob:") return;
+    event.preventDefault();
+    const before = { href: link.href, download: link.download };
+    try {
+      const answer = await whole(link.href);
+      const [, name] = answer.headers.get("Content-Disposition")?.match(/filename\*=UTF-8''(\S+)/) ?? [];
+      const url = URL.createObjectURL(await answer.blob());
+      link.href = url;
+      if (link.hasAttribute("download") && name) link.download = decodeURIComponent(name);
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    } catch (error) {
+      window.dispatchEvent(new CustomEvent("refused", { detail: error }));
+    }
+    link.href = before.href;
+    if (link.hasAttribute("download")) link.download = before.download;
+  });
 }
 
 const LARGE = 4 << 20; // bytes; a larger file is made smaller before it is sent

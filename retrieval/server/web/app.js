@@ -1,195 +1,132 @@
 // The page: what is looked for, at which patch sizes, and what came of it.
 
-import { get, imageBlob, imageURL, post, Refused, toBase64 } from "./api.js";
+import { get, imageBlob, imageURL, Refused } from "./api.js";
+import { forgetChosen, listenToChoice } from "./chosen.js";
 import { classify, drawBars } from "./classify.js";
+import { drawFilters, listenToFilters } from "./filters.js";
 import { listenToDrops, listenToKeys } from "./gestures.js";
-import { blanks, drawHits } from "./hits.js";
-import { button, drawControls, empty, stale } from "./look.js";
+import { blankList } from "./hits.js";
+import { button, drawControls, listenToDetails } from "./look.js";
+import { drawProgress, watchProgress } from "./progress.js";
+import { browse, PAGE, sample, search } from "./query.js";
+import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
 import { format } from "./sizes.js";
-import { another, asked, byImage, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
+import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
+import { leave, listenToViewer, openById, openViewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const PAGE = 24;
 const IDEAS = ["a happy cat", "something to eat", "a red vehicle", "bad weather", "making music", "time to celebrate"];
 const LABELS = "animal\nfood\nvehicle\nbuilding\nplant\nperson\nsport\nclothing\nweather";
 
 let indices = [];
 let running = new AbortController();
 
-// ---- what is asked --------------------------------------------------------------------------
-
-async function query(size, offset) {
-  const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;
-  const body = { index: state.index.name, k: PAGE, offset };
-  const terms = [];
-  if (state.image?.blob) {
-    terms.push({ image: await toBase64(state.image.blob) });
-    body.query_patch_size = size;
-    if (held) body.index_patch_size = size;
-  } else {
-    body.index_patch_size = size;
-    if (state.image) terms.push({ id: state.image.hit.image.split("/").pop() });
-  }
-  if (state.text) terms.push({ text: state.text });
-  return terms.length === 1 ? { ...body, ...terms[0] } : { ...body, mix: terms };
-}
-
-async function ask(offset, signal) {
-  const bodies = await Promise.all(sizes().map((size) => query(size, offset)));
-  return Promise.all(bodies.map((body) => post("v1/search", body, signal)));
-}
-
-// ---- search ---------------------------------------------------------------------------------
+// ---- what is shown --------------------------------------------------------------------------
 
 async function run({ remember = true } = {}) {
   running.abort();
   running = new AbortController();
   const { signal } = running;
-  hideNotice();
-  if (remember) writeAddress(indices[0]);
+  $("notice").hidden = true;
+  document.title = state.view === "search" && state.text ? `${state.text} – FlexiLiT` : "FlexiLiT";
+  if (remember) writeAddress();
   drawControls(run);
+  drawFilters();
+  drawProgress();
   try {
     if (state.view === "classify") await runClassify(signal);
     else if (asked()) await runSearch(signal);
-    else await showSample(signal);
+    else if (filtered()) await runBrowse(signal);
+    else await runSample(signal);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (!(error instanceof Refused)) console.error(error);
-    showNotice(error instanceof Refused ? error.message : "Something went wrong on this page.");
+    if (error.name !== "AbortError") showNotice(error);
   }
 }
 
 async function runSearch(signal) {
   stale();
-  const answers = await ask(0, signal);
+  const answers = await search(0, signal);
   if (signal.aborted) return;
-  note(answers);
-  $("results").replaceChildren(...(answers.length === 2 ? [columns(answers)] : [list(answers[0])]));
-  if (!answers[0].hits.length) empty("Nothing found. The index may be empty.");
-  setMore(answers);
-  say(answers);
+  if (byImage()) answers.forEach((answer) => { state.measured[answer.query_patch_size] = answer.ms.image; });
+  show(answers, { load: (offset) => search(offset, signal), onOpen: openViewer, onError: showNotice });
+  if (!answers[0].hits.length) empty(filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
+  say(answers[0]);
   drawControls(run);
 }
 
-function list(answer, elsewhere = null) {
-  const made = document.createElement("ol");
-  made.className = "hits";
-  drawHits(made, answer.hits, { best: fullMeter(made, answer), elsewhere, onPick: pick });
-  return made;
-}
-
-// The first page's best similarity fills the meter, on later pages too.
-function fullMeter(made, answer) {
-  made.dataset.best ??= answer.hits[0]?.similarity > 0 ? answer.hits[0].similarity : 1;
-  return Number(made.dataset.best);
-}
-
-function columns(answers) {
-  const box = document.createElement("div");
-  box.className = "columns";
-  const ids = answers.map((answer) => new Set(answer.hits.map((hit) => hit.image)));
-  const shared = [...ids[0]].filter((id) => ids[1].has(id)).length;
-  answers.forEach((answer, n) => {
-    const column = document.createElement("section");
-    const title = document.createElement("h2");
-    const size = answer.query_patch_size ?? answer.patch_size;
-    title.textContent = `Patch ${size}`;
-    const detail = document.createElement("small");
-    const read = answer.ms.image ? `read in ${format(answer.ms.image)}, ` : "";
-    detail.textContent = `${read}${shared} of ${answer.hits.length} in both`;
-    const legend = document.createElement("small");
-    const dot = document.createElement("span");
-    dot.className = "only";
-    dot.textContent = "●";
-    legend.append(dot, " only here");
-    title.append(detail, legend);
-    column.append(title, list(answer, ids[1 - n]));
-    box.append(column);
-  });
-  return box;
-}
-
-function setMore(answers) {
-  const offset = answers.map((answer) => answer.next_offset).find((next) => next !== null);
-  $("more").hidden = offset === undefined || $("results").querySelector(".empty") !== null;
-  $("more").onclick = async () => {
-    $("more").disabled = true;
-    try {
-      const { signal } = running;
-      const next = await ask(offset, signal);
-      const lists = [...$("results").querySelectorAll(".hits")];
-      const from = lists[0].children.length;
-      next.forEach((answer, n) => {
-        drawHits(lists[n], answer.hits, { best: fullMeter(lists[n], answer), onPick: pick });
-      });
-      setMore(next);
-      lists[0].children[from]?.querySelector("button").focus({ preventScroll: true });
-    } catch (error) {
-      if (error.name !== "AbortError") showNotice(error.message);
-    }
-    $("more").disabled = false;
-  };
-}
-
-function note(answers) {
-  if (!byImage()) return;
-  answers.forEach((answer) => {
-    state.measured[answer.query_patch_size] = answer.ms.image;
-  });
-}
-
-function say(answers) {
-  const steps = ["text", "image", "search"].filter((step) => answers[0].ms[step] > 0);
+function say({ ms }) {
   const names = { text: "words", image: "image", search: "search" };
-  const detail = steps.map((step) => `${names[step]} ${format(answers[0].ms[step])}`).join(" · ");
-  $("status").textContent = `Best of ${state.index.count.toLocaleString("en")} images in ${format(answers[0].ms.total)} (${detail})`;
+  const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
+  const times = document.createElement("span");
+  times.className = "detail";
+  times.textContent = `${format(ms.total)}: ${steps.join(", ")}`;
+  $("status").replaceChildren(filtered() ? "Best within the filter" : `Best of ${counted()}`, times);
 }
 
-async function showSample(signal) {
-  $("more").hidden = true;
-  if (!$("results").children.length) $("results").replaceChildren(blanks(12));
-  const { hits } = await get(`v1/indices/${encodeURIComponent(state.index.name)}/sample?n=18`);
+const counted = () => `${state.index.count.toLocaleString("en")} images`;
+
+async function runBrowse(signal) {
+  stale();
+  const answers = await browse(0, signal);
   if (signal.aborted) return;
-  const again = button("Others", () => run({ remember: false }));
-  $("status").replaceChildren(`Some of ${state.index.count.toLocaleString("en")} images. Pick one to find more like it.`, again);
-  const ideas = document.createElement("ul");
-  ideas.className = "try";
+  show(answers, { load: (offset) => browse(offset, signal), onOpen: openViewer, onError: showNotice, scored: false });
+  if (!answers[0].hits.length) empty("No image passes the filter.");
+  $("status").textContent = `${answers[0].count.toLocaleString("en")} of ${counted()}`;
+}
+
+async function runSample(signal) {
+  nothingMore();
+  if (!$("results").children.length) $("results").replaceChildren(blankList(PAGE));
+  const { hits } = await sample(signal);
+  if (signal.aborted) return;
+  if (!hits.length) {
+    empty(state.index.indexing ? "The first photos will be here in a moment." : "This index holds no images yet.");
+    $("status").textContent = "";
+    return;
+  }
+  const naming = state.view === "classify";
+  const others = button("Others", () => run({ remember: false }));
+  $("status").replaceChildren(naming ? "No image at hand? Take one of these." : `Some of ${counted()}`, others);
+  $("results").replaceChildren(...(naming ? [] : [ideas()]));
+  showOnce(hits, naming ? nameIt : openViewer);
+}
+
+function ideas() {
+  const list = document.createElement("ul");
+  list.className = "try";
   for (const idea of IDEAS) {
     const item = document.createElement("li");
-    item.append(button(idea, () => { $("text").value = idea; state.text = idea; run(); }));
-    ideas.append(item);
+    item.append(button(idea, () => { $("text").value = state.text = idea; run(); }));
+    list.append(item);
   }
-  const images = document.createElement("ol");
-  images.className = "hits";
-  drawHits(images, hits, { onPick: pick });
-  $("results").replaceChildren(ideas, images);
-  if (!hits.length) empty("This index holds no images yet.");
+  return list;
 }
 
-async function pick(hit) {
-  if (state.view === "classify") {
-    const blob = await imageBlob(`${hit.image}?size=640`);
-    setNamed(blob);
-    window.scrollTo({ top: 0, behavior: "smooth" });
-    return run();
-  }
+async function searchLike(hit) {
   forget();
   state.text = $("text").value = "";
   state.image = { hit, url: await imageURL(`${hit.image}?size=96`) };
+  state.view = "search";
+  window.scrollTo({ top: 0 });
   await run();
-  window.scrollTo({ top: 0, behavior: "smooth" });
+  $("text").focus({ preventScroll: true });
 }
 
-// ---- the playground -------------------------------------------------------------------------
+async function nameIt(hit) {
+  try {
+    setNamed(await imageBlob(`${hit.image}?size=640`));
+  } catch (error) {
+    return showNotice(error);
+  }
+  window.scrollTo({ top: 0, behavior: "smooth" });
+  return run();
+}
 
 async function runClassify(signal) {
-  $("more").hidden = true;
+  nothingMore();
   if (!state.named) {
     $("bars").replaceChildren();
-    await showSample(signal);
-    $("results").querySelector(".try")?.remove();
-    $("status").firstChild.textContent = "No image at hand? Take one of these. ";
-    return;
+    return runSample(signal);
   }
   const answers = await classify(state.index.name, state.named.blob, sizes(), signal);
   if (signal.aborted) return;
@@ -202,22 +139,20 @@ async function runClassify(signal) {
   answers.forEach((answer) => { state.measured[answer.patch_size] = answer.ms.image; });
   drawBars(answers);
   const [{ ms, patch_size: size }, other] = answers;
-  $("status").textContent = `Patch ${size}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
+  const times = document.createElement("span");
+  times.className = "detail";
+  times.textContent = `Patch ${size}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
     + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
+  $("status").replaceChildren(times);
   drawControls(run);
 }
 
-// ---- drawing --------------------------------------------------------------------------------
-
-function showNotice(text) {
+function showNotice(error) {
+  if (!(error instanceof Refused)) console.error(error);
+  const text = error instanceof Refused ? error.message : "Something went wrong on this page.";
   $("notice").replaceChildren(text, button("Try again", () => run({ remember: false })));
   $("notice").hidden = false;
-  $("results").querySelectorAll(".stale").forEach((old) => old.classList.remove("stale"));
-  if ($("results").querySelector(".blank")) $("results").replaceChildren();
-}
-
-function hideNotice() {
-  $("notice").hidden = true;
+  fresh();
 }
 
 // ---- what the visitor does ------------------------------------------------------------------
@@ -225,7 +160,7 @@ function hideNotice() {
 function take(file) {
   if (!file) return;
   if (!file.type.startsWith("image/")) {
-    showNotice("This file is no image. Allowed: JPEG, PNG, WebP, GIF, BMP and TIFF.");
+    showNotice(new Refused("This file is no image. Allowed: JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF."));
     return;
   }
   if (state.view === "classify") setNamed(file);
@@ -241,64 +176,92 @@ function setView(view) {
   if (view === "classify" && !state.named && state.image?.blob) setNamed(state.image.blob);
   state.view = view;
   state.measured = {};
+  forgetChosen();
   $("results").replaceChildren();
   run();
 }
 
+// Takes up the address; whether it asks for something else than before.
 async function openAddress() {
+  const before = state.index && addressOf({ open: "" });
   await readAddress(indices);
   $("index").value = state.index.name;
   $("text").value = state.text;
+  const changed = addressOf({ open: "" }) !== before;
+  if (changed && state.image?.blob) forget();
+  return changed;
+}
+
+async function showOpened() {
+  if (!state.open) return leave();
+  try {
+    await openById(state.open);
+  } catch (error) {
+    leave();
+    showNotice(error);
+  }
 }
 
 let typing = 0;
-function onType() {
+function soon(action, ms) {
   clearTimeout(typing);
-  typing = setTimeout(() => {
-    if (state.text === $("text").value.trim()) return;
-    state.text = $("text").value.trim();
-    run();
-  }, 220);
+  typing = setTimeout(action, ms);
 }
 
 function listen() {
+  const takeWords = () => { state.text = $("text").value.trim(); run(); };
+  const takeFile = (event) => { take(event.target.files[0]); event.target.value = ""; };
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     clearTimeout(typing);
-    state.text = $("text").value.trim();
-    run();
+    takeWords();
   });
-  $("text").addEventListener("input", onType);
-  $("labels").addEventListener("input", () => {
-    clearTimeout(typing);
-    $("set").value = "";
-    typing = setTimeout(run, 350);
-  });
+  $("text").addEventListener("input", () => soon(() => { if (state.text !== $("text").value.trim()) takeWords(); }, 220));
+  $("labels").addEventListener("input", () => { $("set").value = ""; soon(run, 350); });
   $("set").addEventListener("change", () => run());
-  $("file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
-  $("classify-file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
+  for (const id of ["file", "classify-file"]) $(id).addEventListener("change", takeFile);
   $("chip-remove").addEventListener("click", () => { forget(); run(); $("text").focus(); });
   $("compare").addEventListener("change", (event) => { state.other = event.target.checked ? another() : 0; run(); });
   $("index").addEventListener("change", (event) => {
     state.index = indices.find((index) => index.name === event.target.value);
+    state.where = {};
     forget();
+    forgetChosen();
     $("results").replaceChildren();
     run();
+    watchProgress(indices, grown);
   });
   $("home").addEventListener("click", (event) => {
     event.preventDefault();
     forget();
     state.text = $("text").value = "";
+    state.where = {};
     state.other = 0;
     setView("search");
   });
   for (const view of ["search", "classify"]) $(`tab-${view}`).addEventListener("click", () => setView(view));
   listenToKeys(setView);
   listenToDrops(take);
-  window.addEventListener("popstate", async () => { await openAddress(); run({ remember: false }); });
+  listenToViewer(searchLike);
+  listenToFilters(run);
+  listenToChoice();
+  listenToMore();
+  listenToDetails();
+  window.addEventListener("refused", (event) => showNotice(event.detail));
+  window.addEventListener("popstate", async () => {
+    if (await openAddress()) await run({ remember: false });
+    await showOpened();
+  });
+}
+
+function grown() {
+  drawControls(run);
+  if (state.view === "search" && !asked() && !filtered() && $("results").querySelectorAll(".hit").length < PAGE) run({ remember: false });
 }
 
 async function start() {
+  $("results").replaceChildren(blankList(PAGE));
+  $("status").textContent = "Opening the index …"; // the page may be here before the server is
   try {
     const found = await get("v1/indices");
     indices = found.indices;
@@ -310,10 +273,13 @@ async function start() {
     $("labels").value = LABELS;
     await openAddress();
     listen();
+    watchProgress(indices, grown);
     await run({ remember: false });
+    await showOpened();
   } catch (error) {
     $("notice").replaceChildren(error.message, button("Try again", () => location.reload()));
     $("notice").hidden = false;
+    fresh();
   }
 }
 

@@ -13,11 +13,12 @@ export function listenToKeys(setView) {
     $(`tab-${state.view}`).focus();
   });
   document.addEventListener("keydown", (event) => {
+    if (document.querySelector("dialog[open]")) return;
     const writing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName);
     if (event.key === "/" && !writing && state.view === "search") { event.preventDefault(); $("text").focus(); }
     if (event.key === "ArrowDown" && document.activeElement === $("text")) {
       event.preventDefault();
-      document.querySelector("button.hit")?.focus();
+      document.querySelector(".hit > a")?.focus();
       return;
     }
     walk(event);

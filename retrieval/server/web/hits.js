@@ -1,55 +1,99 @@
 // Draws images that were found, and lets the arrow keys walk among them.
 
 import { imageURL } from "./api.js";
+import { isChosen, toggle } from "./chosen.js";
+import { addressOf, idOf, nameOf } from "./state.js";
 
-function element(tag, className, text) {
+export const THUMBNAIL = devicePixelRatio > 1 ? 512 : 320; // pixels
+
+export function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
   if (text !== undefined) made.textContent = text;
   return made;
 }
 
-// hits: as /v1/search gives them. best: similarity of a full meter, null draws none.
-// elsewhere: ids of the other list, null without one. onPick(hit): an image was chosen.
-export function drawHits(list, hits, { best = null, elsewhere = null, onPick }) {
-  for (const hit of hits) {
-    const item = element("li");
-    const button = element("button", "hit");
-    button.type = "button";
-    button.dataset.id = hit.image;
-    const caption = hit.caption || hit.key;
-    const frame = element("span", "frame");
-    const image = element("img");
-    image.alt = caption;
-    image.loading = "lazy";
-    image.decoding = "async";
-    const lost = () => frame.replaceChildren(element("span", "lost", "no image"));
-    image.addEventListener("error", lost);
-    imageURL(`${hit.image}?size=320`).then((url) => (image.src = url), lost);
-    frame.append(image);
-    button.append(frame, element("span", "caption", caption));
-    if (best !== null) {
-      const score = element("span", "score");
-      const meter = element("span", "meter");
-      const part = element("i");
-      part.style.setProperty("--part", Math.max(0, Math.min(1, hit.similarity / best)));
-      meter.append(part);
-      score.append(meter, element("span", "", hit.similarity.toFixed(3)));
-      if (elsewhere && !elsewhere.has(hit.image)) {
-        const only = element("span", "only", "●");
-        only.title = "only in this list";
-        score.append(only);
-      }
-      button.append(score);
+// hits: as the server gives them. meter: a promise of similarity -> 0 to 1; null draws none.
+// elsewhere: images of the other list, null without one. onOpen(hit, item): one was clicked.
+export function drawHits(list, hits, { meter = null, elsewhere = null, onOpen }) {
+  list.append(...hits.map((hit) => {
+    const item = element("li", "hit");
+    item.hit = hit;
+    item.dataset.id = idOf(hit);
+    const link = element("a");
+    link.href = addressOf({ open: idOf(hit) });
+    link.append(frame(hit), element("span", "caption", nameOf(hit)));
+    if (meter) link.append(score(hit, meter, elsewhere && !elsewhere.has(hit.image)));
+    link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // a new tab
+      event.preventDefault();
+      if (document.body.classList.contains("choosing")) toggle(hit);
+      else onOpen(hit, item);
+    });
+    for (const event of ["mouseenter", "focusin", "mouseleave", "focusout"]) {
+      item.addEventListener(event, () => showTwins(item.dataset.id, event === "mouseenter" || event === "focusin"));
     }
-    button.title = `${caption} – search with this image`;
-    button.addEventListener("click", () => onPick(hit));
-    for (const event of ["mouseenter", "focus", "mouseleave", "blur"]) {
-      button.addEventListener(event, () => showTwins(hit.image, event === "mouseenter" || event === "focus"));
-    }
-    item.append(button);
-    list.append(item);
+    item.append(link, choice(hit));
+    return item;
+  }));
+}
+
+function frame(hit) {
+  const made = element("span", "frame");
+  const image = element("img");
+  image.alt = ""; // the link's text names it
+  image.loading = "lazy";
+  image.decoding = "async";
+  const lost = () => made.replaceChildren(element("span", "lost", "no image"));
+  image.addEventListener("error", lost);
+  image.addEventListener("load", () => made.classList.add(fit(image)));
+  imageURL(`${hit.image}?size=${THUMBNAIL}`).then((url) => (image.src = url), lost);
+  made.append(image);
+  return made;
+}
+
+// How an image fills its square: a photo covers it; one that is very long, or stands on white as
+// drawings do, is shown whole.
+function fit(image) {
+  const side = 12;
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = side;
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(image, 0, 0, side, side);
+  const { data } = pen.getImageData(0, 0, side, side);
+  const isWhite = (n) => Math.min(data[4 * n], data[4 * n + 1], data[4 * n + 2]) > 240;
+  const white = [...Array(side * side).keys()].filter(isWhite);
+  const corners = [0, side - 1, side * (side - 1), side * side - 1].filter(isWhite);
+  if (4 * white.length > side * side || corners.length > 2) return "drawing";
+  const shape = image.naturalWidth / image.naturalHeight;
+  return shape > 0.55 && shape < 1.9 ? "photo" : "long";
+}
+
+function score(hit, meter, only) {
+  const made = element("span", "score");
+  const bar = element("span", "meter");
+  const part = element("i");
+  bar.append(part);
+  made.append(bar, element("span", "detail", hit.similarity.toFixed(3)));
+  meter.then((scale) => {
+    if (scale) part.style.setProperty("--part", scale(hit.similarity));
+    else bar.remove();
+  }, () => bar.remove());
+  if (only) {
+    const dot = element("span", "only", "●");
+    dot.title = "only in this list";
+    made.append(dot);
   }
+  return made;
+}
+
+function choice(hit) {
+  const box = element("input", "choice");
+  box.type = "checkbox";
+  box.checked = isChosen(hit);
+  box.setAttribute("aria-label", `Choose ${nameOf(hit)}`);
+  box.addEventListener("change", () => toggle(hit));
+  return box;
 }
 
 function showTwins(id, shown) {
@@ -58,15 +102,19 @@ function showTwins(id, shown) {
   }
 }
 
+// What stands where images will be.
 export function blanks(count) {
+  return Array.from({ length: count }, () => {
+    const item = element("li", "hit blank");
+    item.setAttribute("aria-hidden", "true");
+    item.append(element("span", "frame"), element("span", "caption", "\u00a0"));
+    return item;
+  });
+}
+
+export function blankList(count) {
   const list = element("ol", "hits");
-  for (let n = 0; n < count; n++) {
-    const item = element("li");
-    const card = element("div", "hit blank");
-    card.append(element("span", "frame"), element("span", "caption", "\u00a0"));
-    item.append(card);
-    list.append(item);
-  }
+  list.append(...blanks(count));
   return list;
 }
 
@@ -74,8 +122,8 @@ export function blanks(count) {
 export function walk(event) {
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 0, ArrowDown: 0 };
   const here = document.activeElement;
-  if (!(event.key in steps) || !here?.classList.contains("hit")) return;
-  const cards = [...here.closest(".hits").querySelectorAll("button.hit")];
+  if (!(event.key in steps) || !here?.matches(".hit > a")) return;
+  const cards = [...here.closest(".hits").querySelectorAll(".hit > a")];
   const top = cards[0].getBoundingClientRect().top;
   const columns = cards.filter((card) => card.getBoundingClientRect().top === top).length;
   const step = steps[event.key] || (event.key === "ArrowUp" ? -columns : columns);

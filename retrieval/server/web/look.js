@@ -1,6 +1,6 @@
-// Draws what is around the images: the controls, and what stands where there are none.
+// Draws what is around the images: the controls, the words under the box, the sizes' costs.
 
-import { blanks } from "./hits.js";
+import { parseWords } from "./query.js";
 import { drawSizes, explain, finest } from "./sizes.js";
 import { another, byImage, state } from "./state.js";
 
@@ -34,11 +34,22 @@ export function drawControls(run) {
   $("drop").classList.toggle("filled", Boolean(named));
   show($("classify-image"), named?.url, grid);
   $("text").placeholder = image ? "Add words: like this, but …" : "Describe an image, or drop one here";
+  drawHint();
   for (const view of ["search", "classify"]) {
     $(`view-${view}`).hidden = view !== state.view;
     $(`tab-${view}`).setAttribute("aria-selected", view === state.view);
     $(`tab-${view}`).tabIndex = view === state.view ? 0 : -1;
   }
+  document.body.classList.toggle("naming", state.view === "classify");
+}
+
+// What a minus does, or has done.
+function drawHint() {
+  const { wanted, unwanted } = parseWords(state.text);
+  const quoted = (text) => `“${text}”`;
+  $("hint").textContent = unwanted.length
+    ? `Looking for ${wanted ? quoted(wanted) : "anything"}${state.image ? " like the image" : ""}, away from ${unwanted.map(quoted).join(" and ")}.`
+    : "A minus leaves something out: cat - fence";
 }
 
 function show(frame, url, grid) {
@@ -46,12 +57,6 @@ function show(frame, url, grid) {
   if (!url) image.removeAttribute("src");
   else if (image.src !== new URL(url, location).href) image.src = url;
   frame.style.setProperty("--n", grid);
-}
-
-export function stale() {
-  const lists = $("results").querySelectorAll(".hits");
-  if ($("results").querySelector(".try") || !lists.length) $("results").replaceChildren(blanks(12));
-  else lists.forEach((old) => old.classList.add("stale"));
 }
 
 export function button(text, onClick) {
@@ -62,9 +67,18 @@ export function button(text, onClick) {
   return made;
 }
 
-export function empty(text) {
-  const made = document.createElement("p");
-  made.className = "empty";
-  made.textContent = text;
-  $("results").replaceChildren(made);
+// ---- patch sizes, costs and similarities: for those who ask, who are remembered -------------
+
+function setDetails(on) {
+  document.body.classList.toggle("details", on);
+  $("details").setAttribute("aria-pressed", on);
+}
+
+export function listenToDetails() {
+  setDetails(localStorage.getItem("details") === "yes" || state.other > 0 || state.size !== finest(state.index));
+  $("details").addEventListener("click", () => {
+    const on = $("details").getAttribute("aria-pressed") !== "true";
+    localStorage.setItem("details", on ? "yes" : "no");
+    setDetails(on);
+  });
 }

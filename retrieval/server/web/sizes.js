@@ -7,6 +7,7 @@ export const format = (ms) =>
 // of indexing 1,000 images. measured: {patch_size: ms} of the image at hand.
 export function drawSizes(fieldset, index, { chosen, byImage, measured, onChange }) {
   const box = fieldset.querySelector(".options");
+  fieldset.querySelector("legend small").textContent = byImage ? "time to read the image" : "time to index 1,000 images";
   const had = box.contains(document.activeElement);
   box.replaceChildren();
   for (const option of index.patch_sizes.filter((one) => byImage || one.in_index)) {
@@ -24,7 +25,7 @@ export function drawSizes(fieldset, index, { chosen, byImage, measured, onChange
     name.textContent = option.patch_size;
     const time = document.createElement("small");
     const one = measured[option.patch_size] ?? option.ms;
-    time.textContent = byImage ? format(one) : `${format(1000 * option.ms)} / 1,000`;
+    time.textContent = format(byImage ? one : 1000 * option.ms);
     label.title = byImage
       ? `${option.gflops} GFLOPs to encode the image`
       : `${format(1000 * option.ms)} to index 1,000 images`;
@@ -39,13 +40,9 @@ export function explain(index, size, byImage, measured) {
   if (!option) return "";
   const tokens = (index.image_size / size) ** 2;
   const pieces = `${tokens.toLocaleString("en")} patches, ${option.gflops.toPrecision(3)} GFLOPs`;
-  if (!byImage) {
-    return `Each image was cut into ${pieces}. Indexing 1,000 at this size takes this machine ${format(1000 * option.ms)}.`;
-  }
-  if (measured[size] !== undefined) {
-    return `Your image was cut into ${pieces}, and read in ${format(measured[size])}.`;
-  }
-  return `Your image is cut into ${pieces}: about ${format(option.ms)}.`;
+  if (!byImage) return `${pieces} an image. Indexing 1,000: ${format(1000 * option.ms)}.`;
+  if (measured[size] !== undefined) return `${pieces}, read in ${format(measured[size])}.`;
+  return `${pieces}, about ${format(option.ms)}.`;
 }
 
 // The size to begin with: the finest of the index.

@@ -8,15 +8,22 @@ export const state = {
   index: null, // as /v1/indices describes it
   text: "",
   image: null, // {blob, url} of a file, or {hit, url} of the index
+  where: {}, // a filter as the API takes it: column -> comparisons
+  distinct: true, // near-duplicates are left out
+  open: "", // id of the image that is shown large
   named: null, // {blob, url}: the image of the playground
   size: 0,
   other: 0, // 0: not compared
   measured: {}, // ms by patch size, of the image at hand
 };
 
+export const idOf = (hit) => hit.image.split("/").pop(); // 64 bits are too many for a number
+export const nameOf = (hit) => hit.caption || hit.key.split("/").pop() || "untitled";
 export const byImage = () => (state.view === "classify" ? true : Boolean(state.image?.blob));
 export const asked = () => Boolean(state.text || state.image);
+export const filtered = () => Object.keys(state.where).length > 0;
 export const sizes = () => (state.other ? [state.size, state.other] : [state.size]);
+export const imagePath = (id) => `/v1/images/${encodeURIComponent(state.index.name)}/${id}`;
 
 // The next coarser size, or the next finer one where there is none.
 export function another() {
@@ -39,31 +46,64 @@ export function setNamed(blob) {
   state.measured = {};
 }
 
-export function writeAddress(first) {
+// ---- the address ----------------------------------------------------------------------------
+
+let first = null; // the index that needs no name
+
+// The address of what is looked for, with some of it replaced: {open: id}, {like: id}, ...
+export function addressOf(changes = {}) {
   const words = new URLSearchParams();
-  if (state.view !== "search") words.set("view", state.view);
-  if (state.index !== first) words.set("index", state.index.name);
-  if (state.text) words.set("q", state.text);
-  if (state.image?.hit) words.set("like", state.image.hit.image.split("/").pop());
-  if (state.size !== finest(state.index)) words.set("patch", state.size);
-  if (state.other) words.set("beside", state.other);
-  const address = `${location.pathname}${words.size ? "?" : ""}${words}`;
+  const set = (name, value) => {
+    if (name in changes) value = changes[name];
+    if (value) words.set(name, value);
+  };
+  set("view", state.view === "search" ? "" : state.view);
+  set("index", state.index === first ? "" : state.index.name);
+  set("q", state.text);
+  set("like", state.image?.hit ? idOf(state.image.hit) : "");
+  set("where", filtered() ? JSON.stringify(state.where) : "");
+  set("alike", state.distinct ? "" : "all");
+  set("patch", state.size === finest(state.index) ? "" : state.size);
+  set("beside", state.other);
+  set("open", state.open);
+  return `${location.pathname}${words.size ? "?" : ""}${words}`;
+}
+
+export function writeAddress() {
+  const address = addressOf();
   if (address !== location.pathname + location.search) history.pushState(null, "", address);
 }
 
 export async function readAddress(indices) {
   const words = new URLSearchParams(location.search);
+  first = indices[0];
   state.view = words.get("view") === "classify" ? "classify" : "search";
-  state.index = indices.find((index) => index.name === words.get("index")) ?? indices[0];
+  state.index = indices.find((index) => index.name === words.get("index")) ?? first;
   state.text = words.get("q") ?? "";
+  state.where = readWhere(words.get("where"));
+  state.distinct = words.get("alike") !== "all";
+  state.open = readId(words.get("open"));
   const known = (size) => state.index.patch_sizes.some((option) => option.patch_size === size);
   const size = Number(words.get("patch"));
   state.size = known(size) ? size : finest(state.index);
   state.other = known(Number(words.get("beside"))) ? Number(words.get("beside")) : 0;
-  forget();
-  const like = words.get("like");
-  if (like && /^\d+$/.test(like)) {
-    const image = `/v1/images/${encodeURIComponent(state.index.name)}/${like}`;
+  const like = readId(words.get("like"));
+  const keep = !like && state.image?.blob; // a file has no address
+  if (!keep) forget();
+  if (like) {
+    const image = imagePath(like);
     state.image = { hit: { image }, url: await imageURL(`${image}?size=96`) };
+  }
+}
+
+const readId = (text) => (/^\d+$/.test(text ?? "") ? text : "");
+
+function readWhere(text) {
+  try {
+    const where = JSON.parse(text ?? "{}");
+    const known = ([name, tests]) => name in state.index.columns && tests && typeof tests === "object";
+    return Object.fromEntries(Object.entries(where ?? {}).filter(known));
+  } catch {
+    return {};
   }
 }

@@ -1,0 +1,120 @@
+"""What indexes hold: their sizes and costs, their images, the values of their columns."""
+
+import random
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+
+from retrieval.index.filters import parse_where
+from retrieval.search.searcher import Hit
+from retrieval.server.api.answers import (
+    ClassSetAnswer,
+    ColumnsAnswer,
+    FoundImage,
+    IndexAnswer,
+    IndexingAnswer,
+    IndicesAnswer,
+    ListAnswer,
+    SampleAnswer,
+    ScaleAnswer,
+)
+from retrieval.server.api.column_values import describe_columns
+from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
+from retrieval.server.api.route import ModelRoute
+from retrieval.server.api.similarity_scale import words_scale
+from retrieval.server.api.v1 import where_of
+from retrieval.server.refusals import RequestError
+from retrieval.server.served_index import ServedIndex
+from retrieval.server.service import Service
+
+MAX_LISTED = 100
+
+
+def routes(service: Service) -> APIRouter:
+    """The endpoints of whole indexes."""
+    router = APIRouter(prefix="/v1", route_class=ModelRoute)
+    columns_of: dict[str, tuple[int, ColumnsAnswer]] = {}  # by index, of a generation
+
+    @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
+    async def indices() -> IndicesAnswer:
+        return IndicesAnswer(
+            indices=[_describe(index) for index in service.indexes.values() if not index.damage],
+            class_sets=[
+                ClassSetAnswer(name=name, count=len(classes.class_names))
+                for name, classes in service.class_sets.items()
+            ],
+            limits=service.limits,
+        )
+
+    @router.get("/indices/{index}/sample", summary="Images at random")
+    async def sample(index: str, n: int = 24) -> SampleAnswer:
+        found = service.index(index)
+        _check_listed("n", n)
+        ids = found.searcher.snapshot.ids()
+        chosen = random.sample(range(len(ids)), min(n, len(ids)))
+        rows = await found.rows([int(ids[row]) for row in chosen])
+        return SampleAnswer(index=found.name, hits=_images(found, rows))
+
+    @router.get("/indices/{index}/images", summary="Images that a filter lets through, by id")
+    async def images(index: str, where: str = "", k: int = 24, offset: int = 0) -> ListAnswer:
+        """where: a filter as JSON."""
+        found = service.index(index)
+        _check_listed("k", k)
+        if offset < 0:
+            raise RequestError(400, f"offset: {offset}; allowed: 0 and more")
+        wanted = parse_where(where) if where else None
+        where_of(wanted)
+        ids = await found.ids(wanted or None)
+        rows = await found.rows(ids[offset : offset + k].tolist())
+        return ListAnswer(
+            index=found.name,
+            hits=_images(found, rows),
+            count=len(ids),
+            next_offset=offset + k if len(ids) > offset + k else None,
+        )
+
+    @router.get("/indices/{index}/columns", summary="Columns to filter by, and their values")
+    async def columns(index: str) -> ColumnsAnswer:
+        found = service.index(index)
+        generation = found.searcher.snapshot.generation
+        kept = columns_of.get(found.name)
+        if kept is None or kept[0] != generation:
+            described = await found.of_snapshot(describe_columns)
+            kept = generation, ColumnsAnswer(index=found.name, columns=described)
+            columns_of[found.name] = kept
+        return kept[1]
+
+    @router.get("/indices/{index}/scale", summary="What a similarity means here")
+    async def scale(index: str, patch_size: int | None = None) -> ScaleAnswer:
+        found = service.index(index)
+        size, words = await words_scale(service, found, patch_size)
+        return ScaleAnswer(index=found.name, patch_size=size, words=words)
+
+    return router
+
+
+def _check_listed(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_LISTED:
+        raise RequestError(400, f"{field}: {count}; allowed: 1 to {MAX_LISTED}")
+
+
+def _images(index: ServedIndex, rows: list[tuple[int, dict[str, Any]]]) -> list[FoundImage]:
+    return [FoundImage.of(index.name, Hit.of(0.0, row)) for _, row in rows]
+
+
+def _describe(index: ServedIndex) -> IndexAnswer:
+    searcher, snapshot = index.searcher, index.searcher.snapshot
+    columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
+    return IndexAnswer(
+        name=index.name,
+        count=len(snapshot),
+        kind=snapshot.manifest.index_type,
+        width=snapshot.width,
+        generation=snapshot.generation,
+        image_size=searcher.model.image_size,
+        own_patch_size=own_patch_size(searcher),
+        patch_sizes=describe_sizes(searcher),
+        columns=columns,
+        indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
+    )

@@ -1,0 +1,80 @@
+// From what the visitor looks for to the bodies of requests.
+
+import { get, post, toBase64 } from "./api.js";
+import { filtered, idOf, sizes, state } from "./state.js";
+
+export const PAGE = 24; // images of one page
+const LESS = -0.5; // weight of what is left out
+
+// "cat - fence": what to look for, and what to stay away from. A minus within a word is none.
+export function parseWords(text) {
+  const parts = ` ${text} `.split(/\s[-\u2212]+\s*/).map((part) => part.trim());
+  return { wanted: parts[0], unwanted: parts.slice(1).filter(Boolean) };
+}
+
+async function terms() {
+  const { wanted, unwanted } = parseWords(state.text);
+  const found = [];
+  if (state.image?.blob) found.push({ image: await toBase64(state.image.blob) });
+  else if (state.image) found.push({ id: idOf(state.image.hit) });
+  if (wanted) found.push({ text: wanted });
+  return [...found, ...unwanted.map((text) => ({ text, weight: LESS }))];
+}
+
+async function body(size, offset) {
+  const asked = { index: state.index.name, k: PAGE, offset, deduplicate: state.distinct, background: true };
+  if (filtered()) asked.where = state.where;
+  if (state.image?.blob) {
+    asked.query_patch_size = size;
+    const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;
+    if (held) asked.index_patch_size = size;
+  } else {
+    asked.index_patch_size = size;
+  }
+  const parts = await terms();
+  return parts.length === 1 && !parts[0].weight ? { ...asked, ...parts[0] } : { ...asked, mix: parts };
+}
+
+// One answer per chosen patch size.
+export async function search(offset, signal) {
+  const bodies = await Promise.all(sizes().map((size) => body(size, offset)));
+  return Promise.all(bodies.map((one) => post("v1/search", one, signal)));
+}
+
+const ofIndex = (what) => `v1/indices/${encodeURIComponent(state.index.name)}/${what}`;
+
+// What the filter alone lets through.
+export async function browse(offset, signal) {
+  const where = encodeURIComponent(JSON.stringify(state.where));
+  return [await get(`${ofIndex("images")}?where=${where}&k=${PAGE}&offset=${offset}`, signal)];
+}
+
+export const sample = (signal) => get(`${ofIndex("sample")}?n=${PAGE}`, signal);
+export const columns = () => get(ofIndex("columns"));
+
+// ---- the meter ------------------------------------------------------------------------------
+
+const scales = new Map();
+
+function wordsScale(patchSize) {
+  const path = `${ofIndex("scale")}?patch_size=${patchSize}`;
+  const key = `${path} ${state.index.generation}`;
+  if (!scales.has(key)) {
+    const found = get(path).then((answer) => answer.words);
+    found.catch(() => scales.delete(key));
+    scales.set(key, found);
+  }
+  return scales.get(key);
+}
+
+// A promise of similarity -> 0 to 1: from what images at random have to what is a good hit, which
+// for an image is the image itself, for words what ordinary words find here.
+export async function meterOf(answer) {
+  const { wanted, unwanted } = parseWords(state.text);
+  const image = state.image ? 1 : 0;
+  const words = (wanted ? 1 : 0) - LESS * unwanted.length;
+  const good = words ? await wordsScale(answer.patch_size) : 0;
+  if (good === null || answer.background === null) return null;
+  const full = (image * (1 - answer.background) + words * good) / (image + words);
+  return (similarity) => Math.max(0, Math.min(1, (similarity - answer.background) / full));
+}
