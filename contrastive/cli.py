@@ -23,7 +23,9 @@ RARE = {
     "optim.min_lr", "optim.cooldown_steps", "optim.head_weight_decay", "optim.beta1",
     "optim.beta2", "optim.eps", "optim.clip_norm", "zero.offload",
     "vision.patch_weights", "student.patch_weights",
-    "loss.temperature_init", "loss.bias_init", "text.trainable", "text.decay_to_start",
+    "loss.temperature_init", "loss.bias_init",
+    "data.captions_per_image", "vision.head",
+    "text.frozen", "text.head", "text.trainable", "text.decay_to_start",
     "loss.temperature", "loss.label_loss", "loss.normaliser_samples",
     "patch_dropout.keep_rate_end", "patch_dropout.schedule", "patch_dropout.cycle_steps",
 }  # fmt: skip
