@@ -172,7 +172,8 @@ def bytes_digest(*parts: bytes) -> str:
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is to become JSON, with a digest of itself by which `is_intact` tells damage."""
-    return {**values, "blake2b": _json_digest(values)}
+    as_read = json.loads(json.dumps(values))  # numbers that are keys become texts, sorted as such
+    return {**values, "blake2b": _json_digest(as_read)}
 
 
 def is_intact(values: Mapping[str, Any]) -> bool:

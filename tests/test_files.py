@@ -1,5 +1,6 @@
 """Files of the program's own: whole or not at all, and one root for what is cached."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import cache_folder, file_digest, write_atomically
+from data.files import cache_folder, file_digest, is_intact, sealed, write_atomically
 
 
 def test_one_root_holds_all_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +69,11 @@ def test_digests_tell_contents_apart(tmp_path: Path) -> None:
     two.write_bytes(one.read_bytes())
     three.write_bytes(b"x" * (1 << 20) + b"b")
     assert file_digest(one) == file_digest(two) != file_digest(three)
+
+
+def test_what_was_sealed_is_intact_when_it_is_read() -> None:
+    by_size = {16: 1.0, 8: (0.5, 0.25), 112: None}  # as texts in another order than as numbers
+    read = json.loads(json.dumps(sealed({"sizes": by_size, "format": 1})))
+    assert is_intact(read)
+    read["sizes"]["8"] = [0.5, 0.26]
+    assert not is_intact(read)
