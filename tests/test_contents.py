@@ -1,6 +1,6 @@
 """What the server tells of its indexes: images by a filter, columns with values, a scale."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 from retrieval.server.api.answers import ColumnAnswer
 from retrieval.server.api.column_values import describe
-from retrieval.server.api.similarity_scale import QUANTILE, WORDS
+from retrieval.server.api.similarity_scale import NONSENSE, QUANTILE, WORDS
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +135,16 @@ def test_the_background_of_a_query_is_its_mean_similarity(
     assert served.post("/v1/search", {"id": ids[5]}).json["background"] is None
 
 
-def test_the_scale_is_what_ordinary_words_reach(served: Served, searcher: Searcher) -> None:
+def test_the_scale_is_what_words_and_nonsense_reach(served: Served, searcher: Searcher) -> None:
     scale = served.get(f"/v1/indices/index/scale?patch_size={PATCH}").json
     vectors = searcher.vectors(searcher.snapshot.ids().tolist(), PATCH)
-    similarities = searcher.model.encode_text(list(WORDS)).numpy() @ vectors.T
-    above = similarities.max(axis=1) - similarities.mean(axis=1)
-    assert scale["words"] == pytest.approx(float(np.quantile(above, QUANTILE)), abs=1e-4)
+
+    def above(texts: Sequence[str]) -> np.ndarray:
+        similarities = searcher.model.encode_text(list(texts)).numpy() @ vectors.T
+        return similarities.max(axis=1) - similarities.mean(axis=1)
+
+    assert scale["words"] == pytest.approx(float(np.quantile(above(WORDS), QUANTILE)), abs=1e-4)
+    assert scale["luck"] == pytest.approx(float(np.median(above(NONSENSE))), abs=1e-4)
     assert served.get("/v1/indices/index/scale?patch_size=9").status == 400
 
 

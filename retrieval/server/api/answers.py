@@ -163,9 +163,10 @@ class ScaleAnswer(Answer):
     index: str
     patch_size: int
     words: float | None = Field(
-        description="How far above their background the best hits of ordinary words lie here; null "
-        "for an empty index."
+        description="How far above their background the best hits of ordinary words lie; null for "
+        "an empty index."
     )
+    luck: float | None = Field(description="The same of texts that no image answers.")
 
 
 class KnnEntry(Answer):

@@ -22,7 +22,7 @@ from retrieval.server.api.answers import (
 from retrieval.server.api.column_values import describe_columns
 from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
 from retrieval.server.api.route import ModelRoute
-from retrieval.server.api.similarity_scale import words_scale
+from retrieval.server.api.similarity_scale import similarity_scale
 from retrieval.server.api.v1 import where_of
 from retrieval.server.refusals import RequestError
 from retrieval.server.served_index import ServedIndex
@@ -87,9 +87,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/indices/{index}/scale", summary="What a similarity means here")
     async def scale(index: str, patch_size: int | None = None) -> ScaleAnswer:
-        found = service.index(index)
-        size, words = await words_scale(service, found, patch_size)
-        return ScaleAnswer(index=found.name, patch_size=size, words=words)
+        return await similarity_scale(service, service.index(index), patch_size)
 
     return router
 

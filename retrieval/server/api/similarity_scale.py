@@ -1,15 +1,18 @@
-"""What a similarity means in an index: how similar the best hits of ordinary words are.
+"""What a similarity means in an index: what good hits of words reach there, and what luck does.
 
 A cosine says little by itself: towers differ in the range that they use, and every query has a
-background, its mean similarity to images at random (`SearchAnswer.background`). What the best hits
-of words that most albums answer reach above their background is what a good hit is; nonsense, whose
-best hit is the luckiest of many, stays well below.
+background, its mean similarity to images at random (`SearchAnswer.background`). How far a best hit
+lies above it is compared with the best hits of words that albums answer, and of texts that no image
+answers: theirs are the luckiest of all images.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
+from retrieval.server.api.answers import ScaleAnswer
 from retrieval.server.patch_sizes import check_size
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.served_index import ServedIndex
@@ -21,24 +24,34 @@ WORDS = (
     "mountain", "night", "people", "portrait", "river", "road", "sea", "sky", "snow", "street",
     "sun", "toy", "train", "tree", "a drawing", "text on paper",
 )  # fmt: skip
+NONSENSE = (
+    "xqzt", "asdf ghjk", "the of and to", "lorem ipsum dolor sit", "blorf wug", "null pointer",
+    "12 % 7 == 5", "vrk tlo mni", "per annum ad hoc", "aaa bbb ccc", "whereas hereby", "qwertz",
+)  # fmt: skip
 # No album answers all of the words: the best tenth are those that it answers well.
 QUANTILE = 0.9
 
 
-async def words_scale(
+async def similarity_scale(
     service: Service, index: ServedIndex, patch_size: int | None
-) -> tuple[int, float | None]:
-    """The patch size that is meant, and how far above their background the best hits of ordinary
-    words lie there; None for an empty index. Raises `RequestError`."""
+) -> ScaleAnswer:
+    """Measured anew for each state of the index. Raises `RequestError`."""
     sizes = index.searcher.patch_sizes
     size = patch_size or min(sizes)
     check_size("patch_size", size, sizes, f"index {index.name}")
-    if not len(index.searcher):
-        return size, None
-    vectors = await service.labels.vectors(index.searcher.model, WORDS, ["{c}"])
-    backgrounds = vectors @ await index.mean_vector(size)
-    key = SearchKey(index.name, size, 1)
+    words = luck = None
+    if len(index.searcher):
+        words = float(np.quantile(await _above_background(service, index, size, WORDS), QUANTILE))
+        luck = float(np.median(await _above_background(service, index, size, NONSENSE)))
+    return ScaleAnswer(index=index.name, patch_size=size, words=words, luck=luck)
+
+
+async def _above_background(
+    service: Service, index: ServedIndex, patch_size: int, texts: Sequence[str]
+) -> Float[np.ndarray, " t"]:
+    """How far the best hit of each text lies above the text's background."""
+    vectors = await service.labels.vectors(index.searcher.model, texts, ["{c}"])
+    key = SearchKey(index.name, patch_size, 1)
     found = await asyncio.gather(*(service.search_queue.search(key, row) for row in vectors))
     best = np.array([hits[0].similarity if hits else 0.0 for hits in found])
-    above = float(np.quantile(best - backgrounds, QUANTILE))
-    return size, max(above, 1e-6)
+    return best - vectors @ await index.mean_vector(patch_size)

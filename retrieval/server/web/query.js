@@ -56,25 +56,28 @@ export const columns = () => get(ofIndex("columns"));
 
 const scales = new Map();
 
-function wordsScale(patchSize) {
+function scaleAt(patchSize) {
   const path = `${ofIndex("scale")}?patch_size=${patchSize}`;
   const key = `${path} ${state.index.generation}`;
   if (!scales.has(key)) {
-    const found = get(path).then((answer) => answer.words);
+    const found = get(path);
     found.catch(() => scales.delete(key));
     scales.set(key, found);
   }
   return scales.get(key);
 }
 
-// A promise of similarity -> 0 to 1: from what images at random have to what is a good hit, which
-// for an image is the image itself, for words what ordinary words find here.
+// A promise of similarity -> 0 to 1; of null where nothing can be said. Words: from the best hits
+// of nonsense to those of ordinary words. An image: from images at random to the image itself.
 export async function meterOf(answer) {
   const { wanted, unwanted } = parseWords(state.text);
   const image = state.image ? 1 : 0;
   const words = (wanted ? 1 : 0) - LESS * unwanted.length;
-  const good = words ? await wordsScale(answer.patch_size) : 0;
-  if (good === null || answer.background === null) return null;
-  const full = (image * (1 - answer.background) + words * good) / (image + words);
-  return (similarity) => Math.max(0, Math.min(1, (similarity - answer.background) / full));
+  const { background } = answer;
+  const scale = words ? await scaleAt(answer.patch_size) : { words: 0, luck: 0 };
+  if (background === null || scale.words === null) return null;
+  const none = (words * scale.luck) / (image + words);
+  const full = (image * (1 - background) + words * scale.words) / (image + words);
+  if (full <= none) return null;
+  return (similarity) => Math.max(0, Math.min(1, (similarity - background - none) / (full - none)));
 }
