@@ -5,10 +5,9 @@
 
 The album holds the pictures, then JPEGs made of them: rotated, in other sizes and shapes. The model
 is open_clip's ViT-B-32 with random weights from a file. `launch/photos.py` is a process of its own
-with a cache folder of its own; a client asks for its page and searches until there are hits.
-`--parts` first, rest and second are the first start (observed for `--observed-s`), the rest of the
-album, which is not timed, and later starts. Each keeps its figures in `--folder`; the last writes
-the result.
+with a cache folder of its own; a client asks for its page and searches until there are hits. The
+first start is observed for `--observed-s`, then ended; later starts go on with the rest of the
+album behind their searches.
 """
 
 import argparse
@@ -16,6 +15,8 @@ import http.client
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from lib.harness import Target, finish
+from retrieval.machine_load import OthersLoad
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = "ViT-B-32"
@@ -119,67 +121,68 @@ class Program:
 
 def first(folder: Path, count: int, observed_s: float) -> dict[str, Any]:
     """A folder that was never seen: until the page, until a search finds something."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     program = Program(folder)
     page_s = program.until(program.page)
     results_s = program.until(program.hits)
-    before = program.index["count"]
-    start = program.seconds
+    before, start = program.index["count"], program.seconds
+    print(f"page after {page_s:.1f} s, results after {results_s:.1f} s", flush=True)
     program.until(lambda: program.index["count"] == count, observed_s)
-    seen = program.index["count"]
-    rate = (seen - before) / (program.seconds - start)
+    found, seconds = program.index["count"], program.seconds
     program.end()
-    return {"page_s": page_s, "first_results_s": results_s, "observed_s": program.seconds,
-            "photos_found_then": seen, "photos_per_s": rate}  # fmt: skip
+    return {
+        "page_s": page_s, "first_results_s": results_s, "observed_s": seconds,
+        "photos_found_then": found, "photos_per_s": (found - before) / (seconds - start),
+    }  # fmt: skip
 
 
-def rest(folder: Path, count: int) -> dict[str, Any]:
-    """The album whole."""
-    program = Program(folder)
-    program.until(lambda: program.index["count"] == count and not program.index["indexing"])
-    program.end()
-    return {"photos": count}
-
-
-def second(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+def later(folder: Path, rounds: int) -> dict[str, Any]:
     """An album that is known: until the page, until a search finds something."""
-    page_s, search_s = [], []
+    page_s, search_s, found = [], [], []
     for _ in range(rounds):
         program = Program(folder)
         page_s.append(program.until(program.page))
         search_s.append(program.until(program.hits))
-        if program.index["count"] != count:
-            raise SystemExit(f"{program.index['count']} of {count} photos are indexed; part rest")
+        found.append(program.index["count"])
         program.end()
-    return {"page_s": page_s, "first_search_s": search_s}
+        print(f"page after {page_s[-1]:.1f} s, search after {search_s[-1]:.1f} s", flush=True)
+    return {"page_s": page_s, "first_search_s": search_s, "photos_found": found}
+
+
+def beside_others(run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """What `run` gives, and the share of the processors that neither it nor its programs took."""
+    load, start, own_s = OthersLoad(), time.perf_counter(), children_s()
+    found = run()
+    share = load.share()
+    taken = (children_s() - own_s) / (time.perf_counter() - start) / (os.cpu_count() or 1)
+    return found, round(max(0.0, share - taken), 3)
+
+
+def children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="kept for another run")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--observed-s", type=float, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="*", default=["first", "rest", "second"])
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.gettempdir()) / f"flexilit-photos-{args.count}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model.safetensors").exists():
         make_album(args.pictures, folder / "album", args.count)
         make_model(folder / "model.safetensors")
-    run: dict[str, Callable[[], dict[str, Any]]] = {
-        "first": lambda: first(folder, args.count, args.observed_s),
-        "rest": lambda: rest(folder, args.count),
-        "second": lambda: second(folder, args.count, args.rounds),
+    started, first_share = beside_others(lambda: first(folder, args.count, args.observed_s))
+    known, later_share = beside_others(lambda: later(folder, args.rounds))
+    figures = {
+        "photos": args.count,
+        "first": {**started, "processors_taken_by_others": first_share},
+        "later": {**known, "processors_taken_by_others": later_share},
     }
-    for part in args.parts:
-        found = run[part]()
-        (folder / f"{part}.json").write_text(json.dumps(found))
-        print(part, found, flush=True)
-    if args.parts[-1:] != ["second"]:
-        return
-    figures = {part: json.loads((folder / f"{part}.json").read_text()) for part in run}
-    started, known = figures["first"], figures["second"]
     page_s, search_s = (float(np.median(known[name])) for name in ("page_s", "first_search_s"))
     targets = [
         Target("seconds, first start, until results", f"<= {FIRST_S}", started["first_results_s"]),
