@@ -116,7 +116,7 @@ def main() -> None:
             count = read_index_manifest(Path(args.out)).count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
         if args.images or args.embeddings:
-            _say_how_sizes_agree(args.out)
+            _say_how_sizes_agree(args)
         if args.delete:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
@@ -143,11 +143,11 @@ def _index_photos(args: Args) -> None:
     print(f"{args.out}: {report.reason}")
 
 
-def _say_how_sizes_agree(out: str) -> None:
+def _say_how_sizes_agree(args: Args) -> None:
     """What each coarse patch size finds, measured where it is not known; on stderr what is bad."""
     from retrieval import measure_agreement
 
-    found = measure_agreement(out)
+    found, out = measure_agreement(args.out, device=args.device), args.out
     if found is None:
         return
     for size in found.sizes:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from data.progress import Progress
+from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.agreement import (
     CHANGED,
@@ -35,12 +36,17 @@ EXACTLY = 200_000  # images that are scanned; of more, what the index itself fin
 
 
 def measure_agreement(
-    folder: str | Path, model: LitModel | None = None, *, seconds: float = SECONDS
+    folder: str | Path,
+    model: LitModel | None = None,
+    device: Device = "auto",
+    *,
+    seconds: float = SECONDS,
 ) -> Agreement | None:
     """Measure an index and keep it in its folder; what was measured before an index changed by a
     fifth is kept.
 
-    model: of the index; read from the folder when not given. seconds: after which fewer images are
+    model: of the index; when not given, read from the folder, on a GPU where `device` allows it and
+    there is one. seconds: after which fewer images are
     queries. Returns None for an index that is too small, and where its images cannot be read.
     Raises `UsageError` for a folder that is no index.
     """
@@ -52,8 +58,8 @@ def measure_agreement(
     if known is not None and not _has_changed(snapshot, known):
         return known
     if model is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = LitModel.from_pretrained(folder / "model", device=device)
+        encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        model = LitModel.from_pretrained(folder / "model", device=encode_on)
     ids = snapshot.ids()
     queries = np.random.default_rng(0).permutation(ids)[:QUERIES]
     own, held = _reference(model, snapshot.patch_sizes), snapshot.patch_sizes
