@@ -37,10 +37,6 @@ export async function openById(id) {
   openViewer(hit, item ?? null, { remember: false });
 }
 
-export function closeViewer() {
-  if ($("viewer").open) $("viewer").close();
-}
-
 function closed() {
   const item = here?.item;
   here = null;
@@ -57,7 +53,7 @@ function closed() {
 export function leave() {
   state.open = "";
   entered = false;
-  closeViewer();
+  if ($("viewer").open) $("viewer").close();
 }
 
 async function move(step) {
