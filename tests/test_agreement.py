@@ -59,8 +59,8 @@ def rows(first: int, vectors: dict[int, np.ndarray]) -> list[RowsInMemory]:
 
 @pytest.fixture
 def index(tiny_model: LitModel, tmp_path: Path) -> Path:
-    """300 images at four patch sizes."""
-    vectors = vectors_by_size(300, tiny_model.embed_dim)
+    """500 images at four patch sizes."""
+    vectors = vectors_by_size(500, tiny_model.embed_dim)
     manifest = new_manifest(
         tiny_model.image_fingerprint, "", tiny_model.embed_dim, sorted(vectors, reverse=True)
     )
@@ -84,15 +84,29 @@ def shares(own: np.ndarray, coarse: np.ndarray, depth: int) -> list[float]:
 def test_neighbours_are_those_that_both_sizes_find(index: Path, tiny_model: LitModel) -> None:
     found = measure_agreement(index, tiny_model)
     assert found is not None
-    assert (found.own, found.queries, found.images) == (OWN, 256, 300)
+    assert (found.own, found.queries, found.images) == (OWN, 256, 500)
     assert found.sizes[ALIKE] == SizeAgreement(1.0, 1.0)
-    assert found.sizes[NOISE].neighbours == pytest.approx(10 / 299, abs=0.02)
-    assert found.sizes[NOISE].candidates == pytest.approx(200 / 299, abs=0.03)
-    vectors = vectors_by_size(300, tiny_model.embed_dim)
+    assert found.sizes[NOISE].neighbours == pytest.approx(10 / 499, abs=0.02)
+    assert found.sizes[NOISE].candidates == pytest.approx(200 / 499, abs=0.03)
+    vectors = vectors_by_size(500, tiny_model.embed_dim)
     near = found.sizes[NEAR]
-    wanted = shares(vectors[OWN], vectors[NEAR], 10)  # 256 of these 300 were asked
+    wanted = shares(vectors[OWN], vectors[NEAR], 10)  # 256 of these 500 were asked
     assert near.neighbours == pytest.approx(np.mean(wanted), abs=0.03)
+    assert near.candidates is not None
     assert 0.3 < near.neighbours < 0.9 < near.candidates
+
+
+def test_candidates_that_are_most_of_the_images_tell_nothing() -> None:
+    """Nor do a few images of very many, of which each stands for more than the ten nearest."""
+    rng = np.random.default_rng(0)
+    own, coarse = (unit(rng.standard_normal((120, 16))) for _ in range(2))
+    found = compare_vectors(own, coarse, 120)
+    assert found.candidates is None
+    assert compare_vectors(own, coarse, 100_000).candidates is None
+    nothing = Agreement(14, 120, 120, 120, 120, "", (56, 14), {56: found})
+    assert nothing.line(56).endswith("that patch 14 finds")
+    assert "too few to do without ranking again" in nothing.warning(56)
+    assert not nothing.warning(56, refined=True)
 
 
 def test_a_sample_says_what_the_whole_says() -> None:

@@ -27,7 +27,9 @@ class SizeAgreement:
     """Of the nearest images at the own patch size, which share one patch size finds; 0 to 1."""
 
     neighbours: float  # among as many of its own nearest
-    candidates: float  # among its first `CANDIDATES`, which coarse to fine ranks again
+    candidates: float | None
+    """Among its first `CANDIDATES`, which coarse to fine ranks again; None where the images that
+    were compared are too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Agreement:
         found = self.sizes.get(patch_size)
         if found is None:
             return ""
+        among = (
+            ""
+            if found.candidates is None
+            else f", {found.candidates:.0%} among its first candidates"
+        )
         return (
             f"patch {patch_size} finds {found.neighbours:.0%} of the nearest images that patch "
-            f"{self.own} finds, {found.candidates:.0%} among its first candidates"
+            f"{self.own} finds{among}"
         )
 
     def warning(self, patch_size: int, refined: bool = False) -> str:
@@ -61,7 +68,7 @@ class Agreement:
         found = self.sizes.get(patch_size)
         if found is None:
             return ""
-        if found.candidates < MIN_CANDIDATES:
+        if found.candidates is not None and found.candidates < MIN_CANDIDATES:
             too_few = "too few even for candidates that are ranked again"
         elif found.neighbours < MIN_NEIGHBOURS and not refined:
             too_few = f"too few to do without ranking again at patch {self.own}"

@@ -46,8 +46,8 @@ def measure_agreement(
     fifth is kept.
 
     model: of the index; when not given, read from the folder, on a GPU where `device` allows it and
-    there is one. seconds: after which fewer images are
-    queries. Returns None for an index that is too small, and where its images cannot be read.
+    there is one. seconds: after which fewer images are queries. Returns None for an index that is
+    too small, and where its images cannot be read.
     Raises `UsageError` for a folder that is no index.
     """
     folder = Path(folder)
@@ -97,12 +97,20 @@ def compare_vectors(
 
     total: images that these were drawn from at random. They lie further apart than all would, so
     fewer neighbours are compared: the nearest of one in n images stands for the n nearest. The
-    candidates keep their ratio to them.
+    candidates keep their ratio to them, and are not told where less than one image stands for the
+    nearest.
     """
     k = max(1, round(NEAREST * len(own) / total))
     depth = min(len(own) - 1, CANDIDATES // NEAREST * k)
     nearest, found = _nearest(own, k), _nearest(coarse, depth)
-    return SizeAgreement(overlap(found[:, :k], nearest), overlap(found, nearest))
+    told = NEAREST * len(own) >= total and _few(depth, len(own))
+    return SizeAgreement(overlap(found[:, :k], nearest), overlap(found, nearest) if told else None)
+
+
+def _few(candidates: int, images: int) -> bool:
+    """Whether so many candidates are few enough of the images that finding neighbours among them
+    says something."""
+    return 2 * candidates <= images
 
 
 def overlap(found: Int[np.ndarray, "q c"], nearest: Int[np.ndarray, "q k"]) -> float:
@@ -164,9 +172,8 @@ def _compare_all(
     nearest = np.concatenate(found[own])
     for size in coarse:
         rows_at = np.concatenate(found[size])
-        sizes[size] = SizeAgreement(
-            overlap(rows_at[:, :NEAREST], nearest), overlap(rows_at, nearest)
-        )
+        told = overlap(rows_at, nearest) if _few(depth, len(snapshot)) else None
+        sizes[size] = SizeAgreement(overlap(rows_at[:, :NEAREST], nearest), told)
     return queries
 
 

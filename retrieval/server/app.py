@@ -46,7 +46,7 @@ def build_app(service: Service, token: str = "", cors: Sequence[str] = ()) -> Fa
         app.include_router(api.routes(service))
     app.include_router(_health(service))
     _add_page(app)
-    app.add_middleware(Guard, service=service, token=token)
+    app.add_middleware(Guard, service=service, token=token, cors=cors)
     if cors:
         methods, headers = ["GET", "POST"], ["authorization", "content-type"]
         app.add_middleware(

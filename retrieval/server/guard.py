@@ -1,10 +1,12 @@
 """What every request passes first: token, size of the body, time limit."""
 
 import hmac
+import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -30,8 +32,11 @@ class Guard:
     """ASGI middleware around the whole service. Bodies are read here, whole: no endpoint waits for
     a slow client."""
 
-    def __init__(self, app: Any, service: Service, token: str = "") -> None:
+    def __init__(
+        self, app: Any, service: Service, token: str = "", cors: Sequence[str] = ()
+    ) -> None:
         self.app, self._service, self._limits = app, service, service.limits
+        self._names = {urlsplit(origin).hostname for origin in cors}
         self._token = token.encode()
         self._held_bytes = 0
 
@@ -82,9 +87,27 @@ class Guard:
         known = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
         if self._token and not known:
             raise RequestError(401, "authorization: a bearer token is needed, and this is not it")
+        if not self._token:
+            self._check_host(request.scope, headers.get(b"host", b"").decode("latin-1"))
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.max_body_bytes:
             raise self._too_large()
+
+    def _check_host(self, scope: Scope, host: str) -> None:
+        """Raises `RequestError` where a page of another site has its name point to this machine, to
+        read what only this machine's own user may (DNS rebinding)."""
+        server = scope.get("server")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not server or not _is_loopback(server[0]) or name == "localhost" or name in self._names:
+            return
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            raise RequestError(
+                403,
+                f"host: {name[:80]!r}; allowed without --token-file are localhost, addresses, and "
+                "the hosts of --cors",
+            ) from None
 
     async def _pass_on(self, request: "_Request") -> None:
         """Raises `RequestError` where too many are under way; a request that is still being sent
@@ -119,6 +142,13 @@ class Guard:
                 raise self._too_large()
             if self._held_bytes > HELD_BODIES * self._limits.max_body_bytes:
                 raise RequestError(429, "too many large requests at once; try again in a second")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 class _Gone(Exception):  # noqa: N818

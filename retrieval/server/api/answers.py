@@ -83,7 +83,8 @@ class PatchSizeCost(Answer):
         "measured on the index's images; null where nothing was."
     )
     candidates: float | None = Field(
-        description="Share that is among its first 200, which a refinement ranks again."
+        description="Share that is among its first 200, which a refinement ranks again; "
+        "null where too few images were compared to tell."
     )
     warning: str = Field(description='A sentence where it finds too little by itself, else "".')
     gflops: float = Field(description="10^9 floating-point operations of one image.")

@@ -23,7 +23,9 @@ def describe_sizes(searcher: Searcher) -> list[PatchSizeCost]:
                 patch_size=size,
                 in_index=size in searcher.patch_sizes,
                 neighbours=None if found is None else round(found.neighbours, 4),
-                candidates=None if found is None else round(found.candidates, 4),
+                candidates=None
+                if found is None or found.candidates is None
+                else round(found.candidates, 4),
                 warning=agreement.warning(size) if agreement else "",
                 gflops=round(searcher.profile.gflops(size), 3),
                 ms=round(ms[size], 3),
