@@ -167,15 +167,15 @@ def test_it_is_measured_again_when_a_fifth_has_changed(index: Path, tiny_model: 
     few = vectors_by_size(20, tiny_model.embed_dim, seed=1)
     change_index(index, list(range(10)), lambda first_id: rows(first_id, few))
     assert measure_agreement(index) == first  # of the folder alone: no model is loaded
-    many = vectors_by_size(60, tiny_model.embed_dim, seed=2)
+    many = vectors_by_size(100, tiny_model.embed_dim, seed=2)
     change_index(index, [], lambda first_id: rows(first_id, many))
     again = measure_agreement(index, tiny_model)
     assert again is not None
-    assert (again.count, again.images) == (370, 370)
-    delete_ids(index, list(range(10, 110)))
+    assert (again.count, again.images) == (610, 610)
+    delete_ids(index, list(range(10, 160)))
     third = measure_agreement(index, tiny_model)
     assert third is not None
-    assert third.count == 270
+    assert third.count == 460
 
 
 def test_what_is_damaged_or_of_another_tower_is_measured_again(

@@ -67,7 +67,7 @@ class Earlier:
     @property
     def tolerance(self) -> float:
         """Of similarities and features."""
-        return 1e-6 if self.same_machine else 2e-5
+        return 5e-6 if self.same_machine else 2e-5
 
     @property
     def queries(self) -> list[str]:

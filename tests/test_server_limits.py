@@ -416,6 +416,23 @@ def test_no_mangled_request_is_a_server_error(served: Served) -> None:
 # ---- who may ask ---------------------------------------------------------------------------
 
 
+def test_a_name_of_another_site_that_points_here_is_refused(
+    served: Served, searcher: Searcher
+) -> None:
+    """DNS rebinding: a browser sends the name that it looked up."""
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1", "a b", ""):
+        assert_refused(served.get("/v1/indices", {"Host": host}), 403, "host", "localhost")
+    for host in ("localhost", f"localhost:{served.port}", "127.0.0.1", "[::1]:80", "192.168.0.7"):
+        assert served.get("/v1/indices", {"Host": host}).status == 200
+    assert served.get("/healthz", {"Host": "probe.example"}).status == 200
+    with serving({"drawings": searcher}, cors=["https://friend.example"]) as one:
+        assert one.get("/v1/indices", {"Host": "friend.example"}).status == 200
+        assert_refused(one.get("/v1/indices", {"Host": "evil.example"}), 403, "host")
+    with serving({"drawings": searcher}, token="x") as one:
+        token = {"Authorization": "Bearer x", "Host": "photos.example"}
+        assert one.get("/v1/indices", token).status == 200
+
+
 def test_without_the_token_only_the_page_and_health_are_shown(searcher: Searcher) -> None:
     with serving({"drawings": searcher}, token="secret") as served:
         for headers in (

@@ -97,15 +97,17 @@ class Guard:
         """Raises `RequestError` where a page of another site has its name point to this machine, to
         read what only this machine's own user may (DNS rebinding)."""
         server = scope.get("server")
-        name = urlsplit(f"//{host}").hostname or ""
-        if not server or not _is_loopback(server[0]) or name == "localhost" or name in self._names:
+        if not server or not _is_loopback(server[0]):
             return
         try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name == "localhost" or name in self._names:
+                return
             ipaddress.ip_address(name)
         except ValueError:
             raise RequestError(
                 403,
-                f"host: {name[:80]!r}; allowed without --token-file are localhost, addresses, and "
+                f"host: {host[:80]!r}; allowed without --token-file are localhost, addresses, and "
                 "the hosts of --cors",
             ) from None
 
