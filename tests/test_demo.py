@@ -2,12 +2,16 @@
 tiny model and few drawings, by the demo's own commands."""
 
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +25,12 @@ from server_thread import serving
 
 from contrastive import LitModel, load_vision_tower
 from contrastive.cli import parse_run
-from contrastive.recipes import RECIPES
+from contrastive.recipes import FLEXIFY_RECIPES, RECIPES
 from retrieval import Searcher
 from retrieval.server.config import ServeConfig
 from retrieval.server.startup import check_folders
+
+RECIPES_OF = {"launch/lit.py": (RECIPES, "demo"), "launch/flexify.py": (FLEXIFY_RECIPES, "dinov2s")}
 
 
 def launch(program: str, *arguments: str) -> None:
@@ -102,13 +108,43 @@ def test_what_a_page_says_to_type_works(page: str, demo: Path) -> None:
             assert arguments == [".venv/bin/activate"]
             assert "VENV   := .venv\n" in makefile
         elif program == "deepspeed":  # of shards that only a user has
-            assert arguments.pop(0) == "launch/lit.py"
-            parse_run(arguments, RECIPES, "demo", "launch/lit.py", "")
+            recipes, first = RECIPES_OF[arguments[0]]
+            parse_run(arguments[1:], recipes, first, arguments[0], "")
+        elif arguments[0] == "launch/photos.py":
+            find_photos([with_a_model_at_hand(word) for word in arguments], demo)
         elif arguments[0] == "launch/serve.py":
             check_folders(tyro.cli(ServeConfig, args=arguments[1:]))
         else:
             assert program == "python"
             launch(*(with_a_model_at_hand(word) for word in arguments))
+
+
+def find_photos(arguments: list[str], demo: Path) -> None:
+    """Type it, wait until its page finds something, and end it with Ctrl-C."""
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:], "--port", "0"]
+    env = {**os.environ, "FLEXILIT_CACHE": str(demo / "cache")}
+    process = subprocess.Popen(
+        [*command, "--no-browser"], stdout=subprocess.PIPE, text=True, env=env
+    )
+    try:
+        assert process.stdout is not None
+        page = re.search(r"http://\S+", process.stdout.readline())
+        assert page is not None
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            with urllib.request.urlopen(f"{page[0]}/v1/indices", timeout=120) as answer:
+                if json.load(answer)["indices"][0]["count"]:
+                    break
+            time.sleep(0.1)
+        else:
+            pytest.fail("nothing was indexed in two minutes")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def with_a_model_at_hand(word: str) -> str:
