@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from data.images import Augment
 
 OnError = Literal["skip", "raise"]
+MAX_PIXELS = 100_000_000  # of an image that is decoded
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class DataConfig:
     """Let `pipe:COMMAND` shards run their command."""
     block_shards: int = 16
     """Shards shuffled together; each loader worker keeps the indices of twice as many."""
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are not decoded."""
     index_dir: str = ""
     """Folder for shard indices. Empty: beside each shard, or in the user's cache."""

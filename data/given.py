@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.config import MAX_PIXELS
 from data.errors import UsageError
 from data.images import decode_image, upright_rgb
 from data.problems import BadSample
@@ -19,7 +20,6 @@ from data.progress import Progress
 OneImage: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Images: TypeAlias = OneImage | Sequence[OneImage]
 
-MAX_PIXELS = 100_000_000
 ALLOWED = (
     "paths, PIL images, uint8 arrays (h, w), (h, w, 3) or (h, w, 4), uint8 tensors (3, h, w), "
     "or float tensors (3, s, s) of normalised pixels"

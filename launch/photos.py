@@ -1,10 +1,10 @@
-"""Search a folder of photos: one command makes its index, opens a page, and keeps up with it.
+"""Search a folder of photos: one command makes or updates its index, and opens a page.
 
     python launch/photos.py ~/Pictures --model open_clip:ViT-B-32@laion2b_s34b_b79k
     python launch/photos.py ~/Pictures          # from then on
 
 The page opens at once and finds what is indexed so far. Ended and started again, it goes on where
-it stopped. Your photos are only read.
+it stopped; with --watch it keeps up with the folder. Your photos are only read.
 """
 
 from dataclasses import dataclass

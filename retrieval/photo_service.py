@@ -59,6 +59,8 @@ def prepare(
     if is_new:
         if not holds_photo(images):
             raise UsageError(no_photo(images, list_photos(images, album)))
+        if album.is_file() or (album.is_dir() and any(album.iterdir())):
+            raise UsageError(f"{album} holds something else than an index; choose another folder")
         model = model or usual_model()
         check_model_folder(model)
         make_folder(album.parent)
@@ -95,7 +97,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
         follower = None
         try:
             if service.model:
-                _make_album(service)
+                make_album(service)
             if open_browser and _has_display():
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             from retrieval.server.loading import load_service
@@ -115,19 +117,23 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
                 follower.end()
 
 
-def _make_album(service: PhotoService) -> None:
-    """An index without photos, and with the coarsest patch size alone."""
+def make_album(service: PhotoService) -> None:
+    """An index without photos, and with the coarsest patch size alone; the one that another program
+    has made since `prepare` is taken. Raises `UsageError` where that is of another model."""
     from retrieval.photos.finer import usual_patch_sizes
     from retrieval.photos.indexing import load_model, new_album
 
     job, album = service.job, Path(service.job.album)
     with only_writer(album):
+        if (album / "manifest.json").is_file():
+            _check_given(album, Path(job.images), service.model)
+            return
         model = load_model(service.model, "auto")
         for size in job.patch_sizes:
             model.vision.check_patch_size(size)
         sizes = job.patch_sizes or usual_patch_sizes(model)
-        new_album(album, Path(job.images), service.model, model, (max(sizes),))
-        AlbumFacts(service.model, sizes).write(album)
+        facts = AlbumFacts(service.model, sizes)
+        new_album(album, Path(job.images), service.model, model, (max(sizes),), facts=facts)
 
 
 def _listen(port: int | None) -> socket.socket:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,15 +25,21 @@ from shard_maker import png
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.locks import only_writer
+from retrieval import indexing_progress
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import add_patch_size
-from retrieval.photo_service import prepare, serve_photos
+from retrieval.indexing_progress import IndexingProgress, TimeLeft
+from retrieval.photo_service import make_album, prepare, serve_photos
 from retrieval.photos import finer
 from retrieval.photos.albums import GOOD_MODEL, AlbumFacts, find_album
 from retrieval.photos.finer import add_finer, usual_patch_sizes
-from retrieval.photos.follow import Job
+from retrieval.photos.follow import AlbumKeeper, Job
+from retrieval.photos.follower import Follower
 from retrieval.photos.indexing import index_photos
+from retrieval.search import neighbours
+from retrieval.search.agreement import read_agreement
 from retrieval.search.searcher import Searcher
 
 PATIENCE_S = 120
@@ -156,6 +164,7 @@ def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
         status, page = program.ask("/")  # while torch is still being imported
         assert status == 200
         assert b"<html" in page
+        assert program.index["indexing"] is not None  # before the other process has said anything
         found = program.wait_for(lambda index: index["count"] > 0)
         assert (found["name"], found["count"], sizes(found)) == ("Holiday", 63, [48])
         assert (found["indexing"]["total"], found["indexing"]["patch_size"]) == (91, 48)
@@ -167,8 +176,8 @@ def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
     assert album == cache / "photos" / "Holiday"
     assert len(Snapshot.open(album)) == 63
     with running(photos) as program:
-        found = program.wait_for(lambda index: sizes(index) == [48, 24])
-        assert (found["count"], found["indexing"]) == (90, None)
+        found = program.wait_for(lambda index: index["indexing"] is None)
+        assert (found["count"], sizes(found)) == (90, [48, 24])
         hits = program.search(where={"folder": "trip"}, patch_size=24)
         assert {hit["columns"]["file"] for hit in hits} == {f"{n:03d}.png" for n in range(90)}
         said = program.end()
@@ -202,6 +211,36 @@ def test_new_and_removed_photos_are_seen_until_the_server_is_gone(
     process.stdin.close()
     assert process.wait(PATIENCE_S) == 0
     process.stdout.close()
+
+
+@pytest.mark.slow
+def test_what_stopped_indexing_is_told(
+    tmp_path: Path, model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photos, album = make_photos(tmp_path / "photos", 3), tmp_path / "album"
+    index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+    job = Job(str(photos), str(album), num_workers=0)
+
+    def told_by(disturb: Callable[[Follower], object]) -> list[IndexingProgress | None]:
+        told: list[IndexingProgress | None] = []
+        follower = Follower(job, told.append)
+        disturb(follower)
+        for thread in follower._threads:
+            thread.join(PATIENCE_S)
+        follower.end()
+        return told
+
+    first, last = told_by(lambda follower: follower._process.kill())
+    assert first == IndexingProgress(48, 0, 0)
+    assert last is not None
+    assert (last.total, last.problem.partition(",")[0]) == (0, "its process was killed (signal 9)")
+    with only_writer(album):
+        last = told_by(lambda follower: None)[-1]
+    assert last is not None
+    assert "is being written by process" in last.problem
+    assert told_by(lambda follower: None)[-1] is None
+    said = capfd.readouterr().out
+    assert said.count("indexing stopped: ") == 2
 
 
 # ---- what it finds before torch is imported ----------------------------------------------------
@@ -238,6 +277,7 @@ def test_what_cannot_work_is_one_sentence(
     refused(f"no model is given; --model {GOOD_MODEL} is a good one", photos)
     refused("no model at 'nothing'", photos, model="nothing")
     refused("made from shards", photos, index=str(emoji_index))
+    refused("something else than an index", photos, index=photos, model=str(model_dir))
     assert not cache.exists() or not any(cache.rglob("*.json"))
     album = tmp_path / "album"
     index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
@@ -254,6 +294,21 @@ def test_a_model_that_cannot_be_had_ends_with_one_sentence(tmp_path: Path, cache
     with pytest.raises(UsageError, match=r"cannot download open_clip:ViT-B-32@.*say open_clip:"):
         serve_photos(prepare(str(photos), model=GOOD_MODEL), port=0, open_browser=False)
     assert not any(cache.rglob("manifest.json"))
+
+
+def test_an_album_is_there_with_its_facts_or_not_at_all(
+    tmp_path: Path, cache: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    first, second = (prepare(str(photos), model=str(model_dir)) for _ in range(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(AlbumFacts, "write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make_album(first)
+    assert not any(cache.rglob("photos/manifest.json"))
+    make_album(first)
+    assert AlbumFacts.read(find_album(photos)).model == str(model_dir)
+    make_album(second)  # the other program was faster
 
 
 def test_weights_that_are_on_the_machine_are_the_default(tmp_path: Path) -> None:
@@ -289,7 +344,8 @@ def test_a_finer_patch_size_is_added_behind(
     hidden.rename(tmp_path / "away.png")
     monkeypatch.setattr(finer, "READ_TOGETHER", 4)
     told: list[tuple[int, int]] = []
-    assert add_finer(album, model, 24, "cpu", lambda *counts: told.append(counts)) == 1
+    unread = add_finer(album, model, 24, "cpu", lambda *counts: told.append(counts))
+    assert unread == [str(hidden)]
     assert told == [(3, 9), (7, 9), (8, 9)]
     assert read_index_manifest(album).patch_sizes == (48,)  # it waits for the photo
     (tmp_path / "away.png").rename(hidden)
@@ -298,7 +354,7 @@ def test_a_finer_patch_size_is_added_behind(
     monkeypatch.setattr(
         LitModel, "encode_image", lambda *a, **k: encoded.append(len(a[1])) or encode(*a, **k)
     )
-    assert add_finer(album, model, 24, "cpu") == 0
+    assert add_finer(album, model, 24, "cpu") == []
     assert encoded == [1]  # the others were kept
     index_photos(photos, model_dir, tmp_path / "both", (48, 24), **options)
     one, both = (Searcher.load(folder, device="cpu") for folder in (album, tmp_path / "both"))
@@ -310,6 +366,91 @@ def test_a_finer_patch_size_is_added_behind(
         assert found == pytest.approx(wanted, abs=1e-5)
     with pytest.raises(UsageError, match="has it already"):
         add_patch_size(album, 24, lambda ids: np.zeros((len(ids), one.model.embed_dim)))
+
+
+@pytest.fixture
+def keep(tmp_path: Path, model_dir: Path) -> Callable[[Path], list[str]]:
+    """Bring the album of a folder up to date, in this process; returns its notes."""
+    keepers: dict[Path, AlbumKeeper] = {}
+    notes: list[str] = []
+
+    def say(**event: Any) -> None:
+        assert "problem" not in event
+        notes.extend([event["note"]] if "note" in event else [])
+
+    def update(photos: Path) -> list[str]:
+        if photos not in keepers:
+            album = tmp_path / "album"
+            index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+            job = Job(str(photos), str(album), (48, 24), num_workers=0)
+            keepers[photos] = AlbumKeeper(job, say)
+        notes.clear()
+        keepers[photos].update()
+        return list(notes)
+
+    return update
+
+
+def test_a_finer_patch_size_waits_quietly_for_a_photo(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, away = make_photos(tmp_path / "photos", 3), tmp_path / "away"
+    (photos / "drive").mkdir()
+    photo = photos / "drive" / "1.png"
+    photo.write_bytes(png(99))
+    add = finer._locations
+
+    def locations(*arguments: Any) -> Any:
+        """The drive is unplugged once the album holds its photo."""
+        if photo.exists() and not away.exists():
+            photo.parent.rename(away)
+        return add(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finer, "_locations", locations)
+        (note,) = keep(photos)
+    assert note == f"patch size 24 waits: 1 photos cannot be read now ({photo})"
+    with monkeypatch.context() as patched:
+        patched.setattr(LitModel, "from_pretrained", None)  # no model is loaded
+        assert keep(photos) == []
+    away.rename(photo.parent)
+    assert keep(photos) == []
+    assert read_index_manifest(tmp_path / "album").patch_sizes == (48, 24)
+
+
+def test_patch_sizes_are_compared_behind(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: list[int] = []
+    write = neighbours.write_agreement
+    monkeypatch.setattr(neighbours, "write_agreement", lambda *a: own.append(a[1].own) or write(*a))
+    keep(make_photos(tmp_path / "photos", 60))
+    assert own == [8, 24]  # the model's own; then the finest, among all photos
+    found = read_agreement(tmp_path / "album")
+    assert found is not None
+    assert (found.indexed, [*found.sizes]) == ((48, 24), [48])
+
+
+def test_patch_sizes_that_cannot_be_compared_cost_a_sentence(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Mock(side_effect=RuntimeError("no\nroom"))
+    monkeypatch.setattr(neighbours, "measure_agreement", failing)
+    notes = keep(make_photos(tmp_path / "photos", 3))
+    assert notes == ["patch sizes could not be compared: RuntimeError: no room"] * 2
+    assert read_index_manifest(tmp_path / "album").patch_sizes == (48, 24)
+
+
+def test_the_time_left_forgets_what_was_known_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, left = 0.0, TimeLeft()
+    monkeypatch.setattr(indexing_progress, "time", SimpleNamespace(monotonic=lambda: now))
+    assert left(0, 20_000) is None
+    for done in (10_000, 10_010, 10_020, 10_030, 10_040):
+        now += 10
+        estimate = left(done, 20_000)
+    assert estimate == pytest.approx((20_000 - 10_040) / 1.0)
+    now += 100  # one report in a long time is a rate, too
+    assert left(10_140, 20_000) == pytest.approx((20_000 - 10_140) / 1.0)
 
 
 def test_the_usual_patch_sizes_are_a_coarse_and_an_affordable_one(tiny_model: LitModel) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch
 from data.captions import read_captions, read_label
-from data.config import OnError, check_loading
+from data.config import MAX_PIXELS, OnError, check_loading
 from data.errors import DataError, UsageError
 from data.pipeline.workers import outlive_signals
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
@@ -56,7 +56,7 @@ class ShardReader:
         share: tuple[int, int] = (0, 1),
         augment: Callable[[AnyImage, str], AnyImage] | None = None,
         on_error: OnError = "skip",
-        max_pixels: int = 100_000_000,
+        max_pixels: int = MAX_PIXELS,
         allow_pipe: bool = False,
         index_dir: str = "",
         digests: bool = False,

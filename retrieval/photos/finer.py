@@ -37,21 +37,24 @@ def add_finer(
     patch_size: int,
     device: Device = "auto",
     on_progress: Callable[[int, int], object] = lambda done, total: None,
-) -> int:
-    """Give an index of photos a further patch size. Returns how many photos cannot be read, which
-    keep it from that; 0 where it has the patch size now.
+) -> list[str]:
+    """Give an index of photos a further patch size. Returns the photos that cannot be read, which
+    keep it from that; none where it has the patch size now.
 
     on_progress: is told how many photos of how many have a vector.
     """
     snapshot = Snapshot.open(out)
     ids = snapshot.ids()
     fine = FineVectors(model, out / "fine.sqlite", max(MAX_KEPT, 2 * len(ids)))
-    done = 0
+    done, unread = 0, []
     for part in _parts(ids, READ_TOGETHER):
-        done += len(fine.get(_locations(snapshot, part), patch_size))
+        locations = _locations(snapshot, part)
+        found = fine.get(locations, patch_size)
+        unread += [where.shard for id, where in locations.items() if id not in found]
+        done += len(found)
         on_progress(done, len(ids))
-    if done < len(ids):
-        return len(ids) - done
+    if unread:
+        return unread
 
     def vectors_of(wanted: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         rows = np.empty((len(wanted), model.embed_dim), np.float32)
@@ -66,7 +69,7 @@ def add_finer(
 
     add_patch_size(out, patch_size, vectors_of, device)
     fine.forget(patch_size)
-    return 0
+    return []
 
 
 def _parts(ids: Int[np.ndarray, " n"], size: int) -> Iterator[list[int]]:

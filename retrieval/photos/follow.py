@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError, UsageError, refusal_of_disk
 from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.albums import AlbumFacts
+
+if TYPE_CHECKING:
+    from contrastive.model.lit import LitModel
 
 NICENESS = 10  # searches come first
 SHARE = 0.05  # of the time, at most, that looking may take: a network's folder is slow to list
@@ -63,10 +66,10 @@ def _end_with_stdin() -> None:
 
 def follow(job: Job, say: Callable[..., None]) -> None:
     """Index, again and again if asked."""
-    num_rounds, looked = 0, 0.0
+    keeper = AlbumKeeper(job, say)
     while True:
         try:
-            looked = _round(job, say, is_first=num_rounds == 0)
+            keeper.update()
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -75,39 +78,93 @@ def follow(job: Job, say: Callable[..., None]) -> None:
             if sentence is None:
                 raise
             say(problem=sentence)
-        num_rounds += 1
         if not job.watch_s:
             return
-        time.sleep(max(job.watch_s, looked / SHARE))
+        say(waits=True)
+        time.sleep(max(job.watch_s, keeper.looked_s / SHARE))
 
 
-def _round(job: Job, say: Callable[..., None], is_first: bool) -> float:
-    """Take in what has changed. Returns the seconds that it took to see that."""
-    from retrieval.photos.finer import add_finer
-    from retrieval.photos.indexing import index_photos, load_model
+class AlbumKeeper:
+    """Brings an album up to date, and knows from one time to the next what kept it from that."""
 
-    album = Path(job.album)
-    held = read_index_manifest(album).patch_sizes
-    tell, start, seen = _Teller(say, min(held)), time.monotonic(), []
+    def __init__(self, job: Job, say: Callable[..., None]) -> None:
+        self._job, self._say, self._album = job, say, Path(job.album)
+        self._is_first = True
+        self._waits: dict[int, _State] = {}  # by patch size
+        self.looked_s = 0.0  # that it took to see what had changed
 
-    def progress(done: int, total: int, before: int) -> None:
-        seen.append(time.monotonic() - start)
-        tell(done, total, before)
+    def update(self) -> None:
+        """Take in what has changed."""
+        from retrieval.photos.finer import add_finer
+        from retrieval.photos.indexing import index_photos, load_model
 
-    report = index_photos(
-        job.images, album / "model", album, num_workers=job.num_workers, on_progress=progress
-    )
-    if is_first or report.num_taken or report.gone or report.moved_from:
-        say(report=asdict(report))
-    wanted = job.patch_sizes or AlbumFacts.read(album).patch_sizes
-    missing = sorted(set(wanted) - set(held), reverse=True)
-    model = load_model(album / "model", "auto") if missing else None
-    for size in missing:
-        assert model is not None
-        unread = add_finer(album, model, size, on_progress=_Teller(say, size))
-        if unread:
-            say(problem=f"patch size {size} waits: {unread:,} photos cannot be read now")
-    return seen[0]
+        album, is_first = self._album, self._is_first
+        self._is_first = False
+        held = read_index_manifest(album).patch_sizes
+        tell, start, seen = _Teller(self._say, min(held)), time.monotonic(), []
+
+        def progress(done: int, total: int, before: int) -> None:
+            seen.append(time.monotonic() - start)
+            tell(done, total, before)
+
+        report = index_photos(
+            self._job.images, album / "model", album, num_workers=self._job.num_workers,
+            on_progress=progress,
+        )  # fmt: skip
+        self.looked_s = seen[0]
+        has_changed = is_first or report.num_taken or report.gone or report.moved_from
+        if has_changed:
+            self._say(report=asdict(report))
+        wanted = self._job.patch_sizes or AlbumFacts.read(album).patch_sizes
+        missing = sorted(set(wanted) - set(held), reverse=True)
+        missing = [size for size in missing if not self._is_as_before(size)]
+        model = load_model(album / "model", "auto") if missing else None
+        if has_changed:
+            self._compare_sizes(model)
+        for size in missing:
+            assert model is not None
+            unread = add_finer(album, model, size, on_progress=_Teller(self._say, size))
+            if unread:
+                self._waits[size] = _State.of(album, unread)
+                some = unread[0] + (", ..." if len(unread) > 1 else "")
+                self._say(
+                    note=f"patch size {size} waits: {len(unread):,} photos cannot be read now "
+                    f"({some})"
+                )
+            else:
+                self._compare_sizes(model)
+
+    def _is_as_before(self, size: int) -> bool:
+        """Whether a patch size would wait again, for the same photos."""
+        before = self._waits.get(size)
+        return before is not None and before == _State.of(self._album, before.unread)
+
+    def _compare_sizes(self, model: "LitModel | None") -> None:
+        """Say which patch size finds too little; measured where that is not known. It may fail."""
+        from retrieval.search.neighbours import measure_agreement
+
+        try:
+            found = measure_agreement(self._album, model)
+        except Exception as error:  # whatever it is, the index and its searches do without
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._say(note=f"patch sizes could not be compared: {reason}")
+            return
+        bad = [found.warning(size) for size in found.sizes] if found else []
+        for warning in filter(None, bad):
+            self._say(note=warning)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Of an index, and of photos that could not be read."""
+
+    generation: int
+    unread: dict[str, bool]  # path -> whether it may be opened
+
+    @classmethod
+    def of(cls, album: Path, unread: Iterable[str]) -> "_State":
+        generation = read_index_manifest(album).generation
+        return cls(generation, {path: os.access(path, os.R_OK) for path in unread})
 
 
 class _Teller:

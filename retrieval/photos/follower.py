@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from data.progress import Progress
-from retrieval.indexing_progress import IndexingProgress
+from retrieval.index.manifest import read_index_manifest
+from retrieval.indexing_progress import IndexingProgress, TimeLeft
 from retrieval.photos.follow import Job
 from retrieval.photos.summary import PhotosReport
 
@@ -24,12 +25,15 @@ class Follower:
     """The process and its voice on the terminal: a bar, and lines above it."""
 
     def __init__(self, job: Job, on_progress: Callable[[IndexingProgress | None], object]) -> None:
-        """Starts the process. on_progress: is told how far it is, from a thread; None where nothing
-        is to be done."""
+        """Starts the process. on_progress: is told how far it is, at once and from a thread; None
+        where it has ended well, or waits to look again."""
         self._job, self._on_progress = job, on_progress
         self._bar: Progress | None = None
-        self._bar_size = 0
-        self._started, self._first = 0.0, 0
+        self._bar_size, self._time_left = 0, TimeLeft()
+        self._is_ending = False
+        sizes = read_index_manifest(Path(job.album)).patch_sizes
+        self._last = IndexingProgress(min(sizes), 0, 0)
+        on_progress(self._last)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "retrieval.photos.follow", json.dumps(asdict(job))],
             stdin=subprocess.PIPE,
@@ -49,6 +53,7 @@ class Follower:
 
     def end(self) -> None:
         """End it: what it has written stays, and the next one goes on from there."""
+        self._is_ending = True
         self._process.terminate()
         try:
             self._process.wait(END_S)
@@ -69,13 +74,21 @@ class Follower:
             event = json.loads(line)
             if "done" in event:
                 self._show(**event)
-            elif "report" in event:
-                self._done()
+                continue
+            self._close_bar()
+            if "report" in event:
                 self._report(PhotosReport(**event["report"]))
+            elif "note" in event:
+                self._print(event["note"])
+            elif "problem" in event:
+                self._stopped(event["problem"])
             else:
-                self._done()
-                self._print(f"indexing stopped: {event['problem']}")
-        self._done()
+                self._rests()
+        self._close_bar()
+        status = self._process.wait()
+        if status and not self._is_ending:
+            self._stopped(_why(status))
+        self._rests()
 
     def _pass_on(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -83,24 +96,34 @@ class Follower:
 
     def _show(self, patch_size: int, done: int, total: int, before: int) -> None:
         if self._bar is None or self._bar_size != patch_size:
-            self._done()
-            self._started, self._first, self._bar_size = time.monotonic(), done, patch_size
-            if not total:
+            self._close_bar()
+            self._bar_size, self._time_left = patch_size, TimeLeft()
+            if not total:  # nothing is new; what was wrong is over
+                self._last = replace(self._last, problem="")
                 return
             self._bar = Progress(total=total, desc=f"patch {patch_size}", unit=" photos")
         self._bar.update(done - self._bar.n)
-        made, seconds = done - self._first, time.monotonic() - self._started
-        left = round(seconds / made * (total - done), 1) if made else None
-        if done < total:
-            self._on_progress(IndexingProgress(patch_size, before + done, before + total, left))
-        else:
-            self._done()
+        left = self._time_left(done, total)
+        self._tell(IndexingProgress(patch_size, before + done, before + total, left))
+        if done == total:
+            self._close_bar()
 
-    def _done(self) -> None:
+    def _tell(self, progress: IndexingProgress) -> None:
+        self._last = progress
+        self._on_progress(progress)
+
+    def _stopped(self, problem: str) -> None:
+        self._print(f"indexing stopped: {problem}")
+        self._tell(replace(self._last, seconds_left=None, problem=problem))
+
+    def _rests(self) -> None:
+        if not self._last.problem:
+            self._on_progress(None)
+
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        self._on_progress(None)
 
     def _report(self, report: PhotosReport) -> None:
         for line in report.lines(self._job.images):
@@ -109,3 +132,13 @@ class Follower:
     def _print(self, line: str) -> None:
         Progress.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+def _why(status: int) -> str:
+    """A sentence for a process that ended with another status than 0."""
+    if status < 0:
+        return (
+            f"its process was killed (signal {-status}), perhaps because memory ran out; start "
+            "again to go on"
+        )
+    return f"its process ended with status {status}, the terminal shows why; start again to go on"

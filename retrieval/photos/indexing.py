@@ -24,11 +24,12 @@ from data.problems import skip_or_raise
 from data.progress import Progress
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
-from retrieval.index.build import change_index, compact_index, index_rows, new_manifest
+from retrieval.index.build import change_index, compact_index, new_manifest, write_base
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
-from retrieval.index.folder import commit, locked
+from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.snapshot import Snapshot
 from retrieval.model_folder import to_copy
+from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.changes import (
     SCHEMA_0_1,
     Changes,
@@ -145,15 +146,20 @@ def new_album(
     device: Device = "auto",
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
+    facts: AlbumFacts | None = None,
 ) -> None:
     """An index of a folder of photos that holds none of them yet. model_dir: what `model` was
-    loaded by."""
+    loaded by. facts: to be kept in it."""
     manifest = new_manifest(
         model.image_fingerprint, model.text_fingerprint, model.embed_dim,
         check_patch_sizes(model, patch_sizes), str(images), index_type, device, latency_ms,
         memory_gib,
     )  # fmt: skip
-    index_rows(out, to_copy(model_dir, model), manifest, [], device)
+    with new_folder(out, to_copy(model_dir, model)) as partial:
+        manifest, segments = write_base(partial, manifest, [], device)
+        commit(partial, manifest, segments)
+        if facts is not None:
+            facts.write(partial)
 
 
 def _check_same(

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.captions import read_captions
+from data.config import MAX_PIXELS
 from data.problems import BadSample, Problem, attempt
 from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from data.transform import ImageTransform
 from retrieval.photos.exif import UNKNOWN, Exif, read_exif
 from retrieval.photos.listing import Photo
-
-MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)

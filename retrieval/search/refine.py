@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from data.config import MAX_PIXELS
 from data.errors import UsageError
 from data.problems import BadSample
 from data.shards.location import ImageLocation, read_images
 
 MAX_KEPT = 1_000_000  # vectors, of all patch sizes: 1.5 GB at width 384
 BATCH = 32  # images per forward
-MAX_PIXELS = 100_000_000
 _READERS = 4  # threads that read and decode
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from contrastive.model.lit import LitModel
+from data.config import MAX_PIXELS
 from data.errors import UsageError
 from data.given import Images
 from data.images import decode_image
@@ -66,7 +67,7 @@ class Hit(NamedTuple):
         its place by now. Indexes by 0.1.0 cannot tell."""
         return read_image(self.location)
 
-    def image(self, max_pixels: int = 100_000_000) -> Image.Image:
+    def image(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The image, RGB."""
         return decode_image(self.image_bytes(), max_pixels)
 

@@ -94,8 +94,9 @@ class PatchSizeCost(Answer):
 class IndexingAnswer(Answer):
     patch_size: int = Field(description="At which images are embedded now.")
     done: int = Field(description="Images that are embedded at it.")
-    total: int
+    total: int = Field(description="0: not known yet.")
     seconds_left: float | None = Field(description="null: not known yet.")
+    problem: str = Field(default="", description="A sentence where it goes on no more.")
 
 
 class IndexAnswer(Answer):
@@ -109,7 +110,7 @@ class IndexAnswer(Answer):
     patch_sizes: list[PatchSizeCost]
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
     indexing: IndexingAnswer | None = Field(
-        description="Of an album that is being indexed while it is served."
+        description="Of an album that is being indexed while it is served; null once that is done."
     )
 
 
