@@ -58,7 +58,7 @@ def config(out: Path, shards: Path, text: str, **changes) -> TrainConfig:
         out=str(out),
         data=DataConfig((f"{shards}/train/*.tar",), num_workers=0),
         vision=VisionConfig(tower=TINY_TOWER, patch_sizes=(48,)),
-        text=TextConfig(text, context_length=12, dropout=0.5, frozen=True, head="mlp"),
+        text=TextConfig(text, context_length=12, frozen=True, head="mlp"),
         loss=LossConfig(kind="softmax"),
         optim=OptimConfig(name="sgd", lr=0.1, clip_norm=0.0),
         zero=ZeroConfig(micro_batch_size=8),
@@ -117,3 +117,5 @@ def noting_reads(call, read: list[int]):
 def test_a_frozen_tower_takes_no_flag_that_trains_it():
     with pytest.raises(UsageError, match=r"text\.frozen keeps the whole tower"):
         TextConfig(frozen=True, decay_to_start=1.0)
+    with pytest.raises(UsageError, match=r"text\.dropout to 0"):
+        TextConfig(frozen=True, dropout=0.1)
