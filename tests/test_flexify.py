@@ -633,6 +633,7 @@ def test_a_student_of_another_space_gets_no_texts(pictures, tmp_path):
 
 
 def test_it_is_said_why_a_student_gets_no_texts(pictures, tmp_path, capsys):
+    say_once.cache_clear()
     make_open_clip(tmp_path / "clip", OWN_VIT)
     file = tmp_path / "clip/open_clip_config.json"
     facts = json.loads(file.read_text())
@@ -641,4 +642,4 @@ def test_it_is_said_why_a_student_gets_no_texts(pictures, tmp_path, capsys):
     spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
     assert teachers_model(config(tmp_path, pictures, teacher=TeacherConfig(spec))) is None
     said = capsys.readouterr().err
-    assert f"the result is an image tower alone: {spec} cannot be used as text tower" in said
+    assert "the result is an image tower alone: open_clip:local-dir:clip cannot be used" in said
