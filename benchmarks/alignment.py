@@ -51,7 +51,7 @@ OUT = Path("runs/alignment")
 TOWER = "dinov2s-flexi"
 TERMS = ("cls@9", "cls@10", "cls@11", "cls", "mean@10", "mean@11", "mean")
 TESTS = ("validation", "heldout_captions", "heldout_style", "photographs")
-FROZEN = {"text.frozen": True, "text.head": "mlp", "optim.lr": 1e-3}
+FROZEN = {"text.frozen": True, "text.dropout": 0.0, "text.head": "mlp", "optim.lr": 1e-3}
 BLOCKS = "cls@9+cls@10+cls@11"
 
 # Row -> changes of the demo's recipe. `frozen` ones train in a minute or two, on cached text

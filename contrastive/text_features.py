@@ -24,12 +24,12 @@ def open_text_vectors(cfg: DataConfig, tower: TextTower) -> TextVectorCache:
     return TextVectorCache(cfg.features, shards, fingerprint)
 
 
-def fill_text_vectors(cfg: DataConfig, tower: TextTower) -> None:
-    """Compute what the cache lacks, by all ranks; the captions are cached already."""
-    shards, cache = expand_shards(cfg.shards, cfg.allow_pipe), open_text_vectors(cfg, tower)
+def fill_text_vectors(cfg: DataConfig, tower: TextTower, cache: TextVectorCache) -> None:
+    """Compute what `open_text_vectors`' cache lacks, by all ranks; captions are cached already."""
+    shards = expand_shards(cfg.shards, cfg.allow_pipe)
     captions = CaptionCache(cfg.features, shards, tower.tokenizer, cfg.index_dir)
     own = range(distributed.rank(), len(shards), distributed.world_size())
-    missing = [shard for shard in own if cache.missing(shard)]
+    missing = [s for s in own if cache.missing(s, len(captions.columns(s).tokens))]
     quiet = not distributed.is_main()
     for shard in Progress(missing, "text vectors", unit="shard", delay=2, disable=quiet):
         cache.write(shard, text_vectors(tower, captions.columns(shard).tokens))

@@ -65,11 +65,11 @@ def has_image_suffix(name: str) -> bool:
 def names_image(text: str) -> bool:
     """Whether a text is the path of an image file rather than words. Raises `UsageError` for what
     looks like a file's name and is none, and for the path of a folder."""
-    if os.sep in text and Path(text).is_dir():
+    if os.sep in text and os.path.isdir(text):  # of pathlib, a long text would be an OSError
         raise UsageError(f"{text} is a folder; name images in it, such as {Path(text)}/*.jpg")
     if not has_image_suffix(text):
         return False
-    if Path(text).is_file():
+    if os.path.isfile(text):
         return True
     if " " in text:
         return False

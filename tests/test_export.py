@@ -26,6 +26,7 @@ from contrastive.model.lit import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
+from contrastive.text.open_clip import OpenClipTextTower
 from contrastive.text.padding import pad_tokens
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower import VisionTower
@@ -163,6 +164,17 @@ def test_a_tower_that_is_no_vit_goes_to_open_clip_as_a_timm_trunk(tiny_text, tmp
     model = with_text(tower, tiny_text, "cls")
     for to in ("open_clip", "transformers"):
         assert min(export_model(model, to, tower.patch_sizes[0], tmp_path / to)) >= MIN_COSINE
+
+
+def test_a_quick_gelu_stays_one_in_transformers(tmp_path):
+    torch.manual_seed(0)
+    facts = {"context_length": 16, "width": 32, "heads": 2, "layers": 2}
+    facts = {"embed_dim": 24, "text_cfg": facts, "quick_gelu": True}
+    encoder = TextEncoder(OpenClipTextTower("ViT-B-32-quickgelu", 16, facts), 24)
+    model = LitModel(tiny_vit(), TextSide(encoder, LossConfig())).eval()
+    export_model(model, "transformers", 28, tmp_path / "out")
+    text = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    assert text["hidden_act"] == "quick_gelu"
 
 
 class Foreign(timm.models.ConvNeXt):

@@ -26,12 +26,14 @@ from contrastive.flexify.config import (
 )
 from contrastive.flexify.loop import flexify
 from contrastive.flexify.student import build_student
+from contrastive.flexify.whole_model import teachers_model
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import PatchDropoutConfig
 from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig
 from data.errors import DataError, UsageError
+from data.progress import say_once
 
 PROGRAM = Path(__file__).parent / "flexify_program.py"
 GAP_TOWER = f"bigvision:{PARITY / 'bigvision_flexi_gap_p16_g15.npz'}"  # patch 16 divides 240 px
@@ -182,6 +184,19 @@ def test_pooling_and_a_new_head(pooling):
     else:
         assert got.shape == (2, 32)
         assert not torch.allclose(got, tokens[:, 0])
+
+
+def test_a_student_keeps_the_one_patch_size_that_its_tower_was_saved_with(tmp_path):
+    """Unless that is the kernel's own: a checkpoint lists no other."""
+    from contrastive.vision.own_format import save_vision_tower
+
+    args = {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    for listed, offered in (((8,), (8,)), ((16,), (16, 8, 4))):
+        config_ = TowerConfig("vit_tiny_patch16_224", args, 64, listed)
+        folder = tmp_path / f"{listed[0]}"
+        save_vision_tower(build_vision_tower(config_), folder)
+        student = build_student(StudentConfig(), TeacherConfig(tower=str(folder)), 16)
+        assert student.patch_sizes == offered
 
 
 def test_a_mean_pooled_timm_vit_can_pool_by_attention(tmp_path):
@@ -450,7 +465,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
     call("--resume", str(tmp_path / "x"))
     for wrong, sentence in (
         (["--resume", str(tmp_path / "x"), "--student.pooling", "map"], "cannot change on resume"),
-        (["imagenet21k"], "unknown recipe 'imagenet21k'; allowed: dinov2s, imagenet"),
+        (["imagenet21k"], "unknown recipe 'imagenet21k'; allowed: clip, dinov2s, imagenet"),
         ([*flags, "--name", "y", "--student.patch-sizes", "37"], "patch size 37 does not divide"),
         ([*flags, "--name", "y", "--student.patch-sizes"], "--student.patch-sizes is empty"),
     ):
@@ -487,6 +502,8 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
             "leaves nothing that these losses could train",
         ),
         ({"teacher": {"patch_size": 37}}, "patch size 37 does not divide"),
+        ({"student": {"patch_sizes": (48, 0)}}, "patch size 0 does not divide"),
+        ({"student": {"patch_sizes": (48, -3)}}, "patch size -3 does not divide"),
         ({"loss": {"kl": 0.0, "features": 0.0, "labels": 0.0}}, "are all 0: weigh one"),
         (
             {"patch_dropout": {"keep_rate": 0.0}},
@@ -567,8 +584,9 @@ def test_a_student_that_diverges_is_not_saved(pictures: Path, tmp_path: Path) ->
 # ---- a whole model ---------------------------------------------------------------------------
 
 
-def test_a_clip_becomes_flexible_with_its_own_texts(pictures, tmp_path):
+def test_a_clip_becomes_flexible_with_its_own_texts(pictures, tmp_path, capsys):
     """One run: what it leaves is a model, from a checkpoint or from the model of an index."""
+    say_once.cache_clear()
     torch.manual_seed(0)
     make_open_clip(tmp_path / "clip", OWN_VIT)
     spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
@@ -583,6 +601,7 @@ def test_a_clip_becomes_flexible_with_its_own_texts(pictures, tmp_path):
             augment=AugmentConfig(),
         )  # fmt: skip
         folder = flexify(cfg) / "model"
+        assert "loss.distance" not in capsys.readouterr().err
         model = LitModel.from_pretrained(folder)
         assert model.patch_sizes == (16, 8, 4)
         torch.testing.assert_close(model.encode_text(texts), start.encode_text(texts))
@@ -596,6 +615,9 @@ def test_a_clip_becomes_flexible_with_its_own_texts(pictures, tmp_path):
         assert f"made flexible with {teacher} as its teacher" in card.text
         assert "against the teacher: cosine, %" in card.text
         assert card.data.pipeline_tag == "zero-shot-image-classification"
+    loss = dataclasses.replace(cfg.loss, distance="cosine")
+    flexify(dataclasses.replace(cfg, name="cosine", steps=1, loss=loss))
+    assert "loss.distance cosine leaves open how long features are" in capsys.readouterr().err
 
 
 def test_a_student_of_another_space_gets_no_texts(pictures, tmp_path):
@@ -608,3 +630,16 @@ def test_a_student_of_another_space_gets_no_texts(pictures, tmp_path):
     )
     with pytest.raises(UsageError, match="does not describe a model"):
         LitModel.from_pretrained(flexify(cfg) / "model")
+
+
+def test_it_is_said_why_a_student_gets_no_texts(pictures, tmp_path, capsys):
+    say_once.cache_clear()
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    file = tmp_path / "clip/open_clip_config.json"
+    facts = json.loads(file.read_text())
+    facts["model_cfg"]["text_cfg"] |= {"hf_model_name": "any", "hf_pooler_type": "max_pooler"}
+    file.write_text(json.dumps(facts))
+    spec = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    assert teachers_model(config(tmp_path, pictures, teacher=TeacherConfig(spec))) is None
+    said = capsys.readouterr().err
+    assert "the result is an image tower alone: open_clip:local-dir:clip cannot be used" in said

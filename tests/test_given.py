@@ -190,3 +190,6 @@ def test_texts_and_images_are_encoded_in_one_call(
     assert tiny_model.encode([]).shape == (0, tiny_model.embed_dim)
     with pytest.raises(UsageError, match="there is no such image"):
         tiny_model.encode(["nowhere.jpg"])
+    for wrong in (-1, 0, 65):
+        with pytest.raises(UsageError, match=f"batch_size {wrong}: allowed are 1 to 64"):
+            tiny_model.encode(["a cat"], batch_size=wrong)

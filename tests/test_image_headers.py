@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data import decode_apart
-from data.image_headers import format_of, has_image_suffix, is_ordinary, what_it_is
+from data.image_headers import format_of, has_image_suffix, is_ordinary, names_image, what_it_is
 from data.images import decode_image
 from data.problems import BadSample
 
@@ -156,3 +156,9 @@ def test_suffixes_of_images() -> None:
         assert has_image_suffix(name)
     for name in ("jpg", "a.txt", "a.jpg.txt", "a.", "photos.d/x"):
         assert not has_image_suffix(name)
+
+
+def test_a_long_text_is_no_file() -> None:
+    """Names of files have at most 255 bytes, paths 4,096."""
+    for words in ("one cat and " * 30 + "w/o flash", "a cat in a tree " * 300 + "beside a.jpg"):
+        assert not names_image(words)

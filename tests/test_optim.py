@@ -7,6 +7,9 @@ import torch
 
 from contrastive.run.config import OptimConfig
 from contrastive.run.optim import build_optimizer, learning_rate
+from contrastive.text.config import TextConfig
+from contrastive.text.encoder import TextEncoder
+from contrastive.text.load import load_text_tower
 from contrastive.vision.build import build_vision_tower
 from data.errors import UsageError
 
@@ -84,3 +87,11 @@ def test_adafactor_trains_with_rows_and_columns_for_a_matrix():
     assert losses[-1] < 0.9 * losses[0]
     kept = sum(v.numel() for v in optimizer.state[layer.weight].values() if v.ndim)
     assert kept == 64 + 32
+
+
+def test_a_pretrained_layer_called_head_is_not_the_head(tiny_text):
+    encoder = TextEncoder(load_text_tower(TextConfig(tiny_text)), 8)
+    encoder.tower.head = torch.nn.Linear(4, 4)
+    groups = build_optimizer(OptimConfig(head_weight_decay=3.0), encoder).param_groups
+    (decayed,) = (g["params"] for g in groups if g["weight_decay"] == 3.0)
+    assert [p is encoder.projection.weight for p in decayed] == [True]

@@ -16,6 +16,8 @@ from test_towers import OWN_VIT, PICTURES, SMALL, make_open_clip
 from contrastive import LitModel, load_vision_tower
 from contrastive.export.export_model import export_model
 from contrastive.files import open_clip as open_clip_files
+from contrastive.text.config import TextConfig
+from contrastive.text.load import load_text_tower
 from data.errors import UsageError
 from retrieval import Searcher
 from retrieval.photos.indexing import index_photos
@@ -122,6 +124,19 @@ def test_a_model_of_open_clip_embeds_as_open_clip_does(kind, tiny_text, pictures
 
     least = export_model(again, "open_clip", 16, tmp_path / "back")  # compares all embeddings
     assert min(least) > MIN_COSINE
+
+
+def test_an_encoder_of_transformers_has_the_dropout_that_is_asked_for(tiny_text, tmp_path):
+    with_encoder(tmp_path, tiny_text, "linear")
+    file = tmp_path / "config.json"
+    facts = json.loads(file.read_text()) | {"hidden_dropout_prob": 0.1}
+    file.write_text(json.dumps(facts | {"attention_probs_dropout_prob": 0.1}))
+    for asked in (0.0, 0.3):
+        cfg = TextConfig(f"open_clip:local-dir:{tmp_path}", dropout=asked)
+        tower = load_text_tower(cfg)
+        found = {m.p for m in tower.modules() if isinstance(m, torch.nn.Dropout)}
+        assert found == {asked}
+        assert tower.can_pack == (asked == 0)
 
 
 def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_TOWER
+from shard_maker import write_tar
 from test_head import exportable
 
 from contrastive import LitModel
@@ -20,6 +22,7 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.train.step import TrainStep
 from contrastive.vision.config import VisionConfig
+from data.cache.text_vectors import TextVectorCache
 from data.config import DataConfig
 from data.errors import UsageError
 
@@ -58,7 +61,7 @@ def config(out: Path, shards: Path, text: str, **changes) -> TrainConfig:
         out=str(out),
         data=DataConfig((f"{shards}/train/*.tar",), num_workers=0),
         vision=VisionConfig(tower=TINY_TOWER, patch_sizes=(48,)),
-        text=TextConfig(text, context_length=12, dropout=0.5, frozen=True, head="mlp"),
+        text=TextConfig(text, context_length=12, frozen=True, head="mlp"),
         loss=LossConfig(kind="softmax"),
         optim=OptimConfig(name="sgd", lr=0.1, clip_norm=0.0),
         zero=ZeroConfig(micro_batch_size=8),
@@ -117,3 +120,16 @@ def noting_reads(call, read: list[int]):
 def test_a_frozen_tower_takes_no_flag_that_trains_it():
     with pytest.raises(UsageError, match=r"text\.frozen keeps the whole tower"):
         TextConfig(frozen=True, decay_to_start=1.0)
+    with pytest.raises(UsageError, match=r"text\.dropout to 0"):
+        TextConfig(frozen=True, dropout=0.1)
+
+
+def test_vectors_of_another_number_of_captions_are_made_again(tmp_path):
+    shard = tmp_path / "0.tar"
+    write_tar(shard, [("a.txt", b"a cat")])
+    cache = TextVectorCache(tmp_path / "cache", [str(shard)], "tower")
+    assert cache.missing(0, 3)
+    (tmp_path / "cache").mkdir()
+    cache.write(0, np.zeros((3, 4), dtype=np.float32))
+    assert not cache.missing(0, 3)
+    assert cache.missing(0, 4)

@@ -20,7 +20,7 @@ from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from contrastive import LitModel, VisionTower, load_vision_tower
-from contrastive.export.timm import export_timm
+from contrastive.export.timm import export_timm, timm_net
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.student import build_student
 from contrastive.model.config import LossConfig
@@ -503,6 +503,8 @@ def test_only_a_plain_vit_is_a_student_or_handed_on(tmp_path):
     spec = SMALL_ONES["CaiT"](tmp_path / "cait").spec
     with pytest.raises(UsageError, match="cannot be made flexible by training"):
         build_student(StudentConfig(tower=spec), TeacherConfig(), 16)
+    with pytest.raises(UsageError, match=r"exported; allowed: .* plain ViTs$"):
+        timm_net(load_vision_tower(spec), 32, projected=True)
     with pytest.raises(UsageError, match="cait_xxs24_224 cannot be exported"):
         export_timm(load_vision_tower(spec), 32, tmp_path / "exported")
 

@@ -412,6 +412,13 @@ def test_patch_sizes_that_are_refused_are_not_offered():
         build_vision_tower(replace(config, patch_sizes=(7,))).check_patch_size(60, 30)
 
 
+def test_a_towers_own_patch_size_need_not_be_listed():
+    config = TowerConfig("vit_tiny_patch16_224", {"img_size": 64}, 64, (32, 8))
+    assert build_vision_tower(config).own_patch_size == 16
+    odd = TowerConfig("vit_tiny_patch16_224", {"img_size": 72}, 72, (36, 12))
+    assert build_vision_tower(odd).own_patch_size == 12  # 16 does not divide 72
+
+
 def test_a_damaged_folder_is_one_sentence(small_vit, tmp_path):
     save_vision_tower(build_vision_tower(small_vit), tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -33,9 +33,10 @@ def timm_net(tower: VisionTower, patch_size: int, projected: bool = False) -> An
     of_timm = type(own).__module__.startswith("timm.")
     alone = projected or all(key.startswith("net.") for key in tower.state_dict())
     if not of_timm or not alone or (tower.flexible and not tower.is_plain_vit):
+        ending = "" if projected else ", without a projection after them"
         raise UsageError(
             f"{name} cannot be exported; allowed: timm's own models, of those with flexible "
-            "patch sizes the plain ViTs, without a projection after them"
+            f"patch sizes the plain ViTs{ending}"
         )
     if tower.config.features != OWN:
         raise UsageError(

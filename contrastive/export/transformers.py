@@ -200,7 +200,7 @@ def _clip_text(
         num_hidden_layers=len(net.transformer.resblocks),
         num_attention_heads=net.heads,
         max_position_embeddings=net.context_length,
-        hidden_act="gelu",
+        hidden_act="quick_gelu" if tower.model.get("quick_gelu") else "gelu",
         layer_norm_eps=net.ln_final.eps,
         eos_token_id=2,  # by which CLIP means the highest token id
     )

@@ -38,6 +38,19 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
     return config
 
 
+def hash_weights(digest: Any, weights: Mapping[str, Tensor]) -> None:
+    """Feed the names, dtypes and bytes of tensors, in the order of their names, to one of
+    hashlib's digests."""
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}{tensor.dtype}".encode())
+        digest.update(tensor_bytes(tensor))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Of any dtype and device, without gradient; bfloat16 too, which numpy lacks."""
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     """A safetensors file. Raises `UsageError` where the disk does not take it."""
     try:

@@ -38,7 +38,8 @@ class StudentConfig:
     image_size: int = 0
     """Side in pixels; 0: the tower's own."""
     patch_sizes: tuple[int, ...] | None = None
-    """One is drawn per step, for all ranks. Not given: all that the tower offers."""
+    """One is drawn per step, for all ranks. Not given: all that the tower offers; where that is
+    its own alone, all that divide the image side to grids of 4 to 30."""
     patch_weights: tuple[float, ...] = ()
     """How often each patch size is drawn, relative to the others. Empty: equally often."""
     kernel_size: int = 0

@@ -45,6 +45,7 @@ from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.files import replaced_folder
 from data.pipeline.labelled import LabelledPipeline
+from data.progress import say_once
 from data.shards.names import expand_shards
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
@@ -201,6 +202,11 @@ def _prepare(
     checkpoint = find_checkpoint(cfg, resume)
     teacher = Teacher(cfg.teacher)
     model = teachers_model(cfg) if distributed.is_main() else None
+    if model is not None and cfg.loss.distance == "cosine":
+        say_once(
+            "loss.distance cosine leaves open how long features are, which the cosine between an "
+            "image and a text sees; mse keeps them near the texts"
+        )
     tower = _build_student(cfg, teacher, ds_config)
     if checkpoint:
         keep_transform(teacher.tower, checkpoint[1]["teacher"], cfg.folder)

@@ -99,10 +99,11 @@ def build_student(cfg: StudentConfig, teacher: TeacherConfig, patch_size: int) -
 
 
 def _offers(cfg: StudentConfig, tower: VisionTower) -> dict[str, Any]:
-    """Image size and the patch sizes that the saved tower lists."""
+    """Image size and the patch sizes that the saved tower lists. A start tower that offers its own
+    alone, as a checkpoint does, would leave nothing to learn."""
     size = cfg.image_size or tower.image_size
     offered = tower.patch_sizes
-    if size != tower.image_size or len(offered) == 1:  # a checkpoint offers its own alone
+    if size != tower.image_size or offered == (tower.native_patch_size,):
         offered = default_patch_sizes(size, tower.native_patch_size)
     if cfg.patch_sizes:
         offered = tuple(sorted(set(cfg.patch_sizes), reverse=True))

@@ -9,6 +9,7 @@ from contrastive.model.lit import LitModel
 from contrastive.vision.config import is_library_spec
 from contrastive.vision.feature_terms import OWN
 from data.errors import UsageError
+from data.progress import say_once
 
 
 def teachers_model(cfg: FlexifyConfig) -> LitModel | None:
@@ -20,7 +21,8 @@ def teachers_model(cfg: FlexifyConfig) -> LitModel | None:
     if is_library_spec(spec):
         try:
             return LitModel.from_pretrained(spec)
-        except UsageError:  # an image tower alone
+        except UsageError as error:
+            say_once(f"the result is an image tower alone: {error}")
             return None
     return LitModel.from_pretrained(spec) if _has_texts(Path(spec)) else None
 

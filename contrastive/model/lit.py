@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive.files.weights import (
+    hash_weights,
     load_weights,
     read_config,
     read_weights,
@@ -165,6 +166,8 @@ class LitModel(nn.Module, ModelHubMixin):
         tensors of torch on the model's device in place of numpy's arrays.
         Raises `UsageError` for what is neither, and for a file that is missing or unreadable.
         """
+        if not 1 <= batch_size <= MAX_DECODED:
+            raise UsageError(f"batch_size {batch_size}: allowed are 1 to {MAX_DECODED}")
         encode_image = partial(self.encode_image, patch_size=patch_size)
         rows = encode_mixed(
             inputs, self.embed_dim, self.encode_text, encode_image, batch_size, show_progress_bar
@@ -261,8 +264,7 @@ class LitModel(nn.Module, ModelHubMixin):
         digest.update(self.feature_mean.cpu().numpy().tobytes())
         digest.update(self.feature_whiten.cpu().numpy().tobytes())
         if self.head is not None:
-            for name, tensor in sorted(self.head.state_dict().items()):
-                digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+            hash_weights(digest, self.head.state_dict())
         return digest.hexdigest()
 
     def keep_transform(self, image_fingerprint: str, made: str | Path) -> bool:
@@ -273,8 +275,7 @@ class LitModel(nn.Module, ModelHubMixin):
     def text_fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps(self.text.encoder.tower.config(), sort_keys=True).encode())
-        for name, tensor in sorted(self.text.state_dict().items()):
-            digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+        hash_weights(digest, self.text.state_dict())
         return digest.hexdigest()
 
     def facts(self) -> ModelFacts:

@@ -16,7 +16,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def in_head(name: str) -> bool:
     """Whether a parameter belongs to the last layer: a class head, or a text projection."""
-    return not {"head", "projection"}.isdisjoint(name.split("."))
+    return not in_tower(name) and not {"head", "projection"}.isdisjoint(name.split("."))
 
 
 def in_tower(name: str) -> bool:
@@ -69,7 +69,8 @@ class DecayToStart:
         # in stage 3 the optimiser has parameters only while it steps
         weights = getattr(optimizer, "fp32_partitioned_groups_flat", None)
         if weights is None:
-            weights = [p for group in inner.param_groups for p in group["params"]]
+            held = [g for g in inner.param_groups if g.get("decay_to_start")]
+            weights = [p for group in held for p in group["params"]]
         self._start = {weight: weight.detach().clone() for weight in weights}
         inner.register_step_pre_hook(self)
 

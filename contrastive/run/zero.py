@@ -38,9 +38,10 @@ def batch_shape(
     per_rank = global_batch_size // world_size * captions_per_image
     size = micro_batch_size or per_rank
     if size < 1 or per_rank % size:
+        allowed = ", ".join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)
         raise UsageError(
-            f"zero.micro_batch_size {micro_batch_size} does not divide a rank's {per_rank} pairs; "
-            f"allowed: {', '.join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)}"
+            f"zero.micro_batch_size {micro_batch_size} does not divide a rank's {per_rank} texts "
+            f"or images; allowed: {allowed}"
         )
     return BatchShape(per_rank, size, per_rank // size)
 

@@ -41,9 +41,10 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.context_length < 3:
             raise UsageError(f"text.context_length {self.context_length}: at least 3 tokens")
-        if self.frozen and (self.trainable or self.decay_to_start):
+        if self.frozen and (self.trainable or self.decay_to_start or self.dropout):
             raise UsageError(
-                "text.frozen keeps the whole tower; leave out text.trainable and decay_to_start"
+                "text.frozen keeps the whole tower; leave out text.trainable and decay_to_start, "
+                "and set text.dropout to 0"
             )
         if not self.decay_to_start >= 0:
             raise UsageError(f"text.decay_to_start {self.decay_to_start}: must be at least 0")

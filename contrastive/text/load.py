@@ -25,7 +25,7 @@ def _load(cfg: TextConfig) -> TextTower:
     kind, _, rest = cfg.tower.partition(":")
     if kind == "open_clip" and rest:
         if "@" in rest or rest.startswith("local-dir:"):
-            return open_clip_text_tower(read_open_clip(rest), cfg.context_length)
+            return open_clip_text_tower(read_open_clip(rest), cfg.context_length, cfg.dropout)
         return OpenClipTextTower(rest, cfg.context_length)
     if cfg.tower == "minilm":
         return load_transformers_tower(_minilm_folder(), cfg)
@@ -37,10 +37,13 @@ def _load(cfg: TextConfig) -> TextTower:
     )
 
 
-def open_clip_text_tower(checkpoint: OpenClipCheckpoint, context_length: int) -> TextTower:
-    """The text tower of an open_clip model: its own transformer, or one of transformers."""
+def open_clip_text_tower(
+    checkpoint: OpenClipCheckpoint, context_length: int, dropout: float = 0.0
+) -> TextTower:
+    """The text tower of an open_clip model: its own transformer, or one of transformers, which
+    alone has dropout."""
     if (checkpoint.model.get("text_cfg") or {}).get("hf_model_name"):
-        return OpenClipHFTextTower.of(checkpoint, context_length)
+        return OpenClipHFTextTower.of(checkpoint, context_length, dropout)
     return OpenClipTextTower.of(checkpoint, context_length)
 
 

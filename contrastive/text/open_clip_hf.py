@@ -15,7 +15,7 @@ from contrastive.text.config import Pooling
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens
 from contrastive.text.tokenizers import OpenClipHFTokenizer, load_hf_tokenizer
-from contrastive.text.transformers import HFTextTower
+from contrastive.text.transformers import HFTextTower, set_dropout
 from data.errors import UsageError
 
 POOLINGS: dict[str, Pooling] = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "cls"}
@@ -51,7 +51,9 @@ class OpenClipHFTextTower(HFTextTower):
             self.width = out
 
     @classmethod
-    def of(cls, checkpoint: OpenClipCheckpoint, context_length: int) -> "OpenClipHFTextTower":
+    def of(
+        cls, checkpoint: OpenClipCheckpoint, context_length: int, dropout: float = 0.0
+    ) -> "OpenClipHFTextTower":
         """The text tower of an open_clip model, with its weights; the encoder's configuration and
         tokenizer are in the checkpoint's folder, or found by their names."""
         what = f"open_clip:{checkpoint.name}"
@@ -68,7 +70,8 @@ class OpenClipHFTextTower(HFTextTower):
                 f"{', '.join(POOLINGS)}, with a tokenizer of transformers that needs no option but "
                 "clean"
             )
-        net = _network(_source(checkpoint.folder, "config.json", facts["hf_model_name"]), what)
+        source = _source(checkpoint.folder, "config.json", facts["hf_model_name"])
+        net = _network(source, what, dropout)
         named = facts.get("hf_tokenizer_name") or facts["hf_model_name"]
         source = _source(checkpoint.folder, "tokenizer_config.json", named)
         limit = getattr(net.config, "max_position_embeddings", None) or context_length
@@ -119,8 +122,8 @@ def _source(folder: Path | None, file: str, name: str) -> str:
     return str(folder) if folder is not None and (folder / file).is_file() else name
 
 
-def _network(source: str, what: str) -> Any:
-    """An untrained encoder by its configuration."""
+def _network(source: str, what: str, dropout: float) -> Any:
+    """An untrained encoder by its configuration, with this dropout."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -130,6 +133,7 @@ def _network(source: str, what: str) -> Any:
             f"the configuration {source} of {what}'s text tower cannot be loaded: "
             f"{first_line(error)}"
         ) from error
+    set_dropout(config, dropout)
     if config.is_encoder_decoder:
         raise UsageError(f"{what} reads texts by an encoder-decoder; an encoder is needed")
     return AutoModel.from_config(config)

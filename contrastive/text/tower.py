@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.files.weights import hash_weights
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens
 from contrastive.text.tokenizers import HFTokenizer, OpenClipTokenizer
@@ -50,8 +51,7 @@ class TextTower(nn.Module):
     def fingerprint(self) -> str:
         """Changes when the weights or the configuration change."""
         digest = hashlib.blake2b(json.dumps(self.config(), sort_keys=True).encode(), digest_size=8)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+        hash_weights(digest, self.state_dict())
         return digest.hexdigest()
 
     def embedding_parameters(self) -> list[nn.Parameter]:

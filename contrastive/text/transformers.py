@@ -140,9 +140,7 @@ def load_network(name: str, cfg: TextConfig) -> tuple[Any, Any]:
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        for key, value in config.to_dict().items():
-            if "dropout" in key and isinstance(value, float | int):
-                setattr(config, key, cfg.dropout)
+        set_dropout(config, cfg.dropout)
         if config.is_encoder_decoder:
             raise UsageError(
                 f"text tower {cfg.tower!r} is an encoder-decoder; an encoder is needed"
@@ -161,6 +159,13 @@ def load_network(name: str, cfg: TextConfig) -> tuple[Any, Any]:
         raise
     except Exception as error:  # damaged files fail in many ways, some of them bare exceptions
         raise UsageError(f"cannot load text tower {cfg.tower!r}: {first_line(error)}") from error
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Every kind of dropout of a configuration of transformers becomes `dropout`, in place."""
+    for key, value in config.to_dict().items():
+        if "dropout" in key and isinstance(value, float | int):
+            setattr(config, key, dropout)
 
 
 def text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:

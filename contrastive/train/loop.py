@@ -39,6 +39,7 @@ from contrastive.train.step import TrainStep
 from contrastive.vision.earlier import keep_cached_transform, keep_transform
 from contrastive.vision.load import load_vision_tower
 from contrastive.vision.tower import VisionTower
+from data.cache.text_vectors import TextVectorCache
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 from data.shards.names import expand_shards
@@ -124,7 +125,10 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     checkpoint = find_checkpoint(cfg, resume)
     model = _build_model(cfg, checkpoint and checkpoint[1]["image_tower"])
     patch_sizes = cfg.vision.patch_sizes or model.patch_sizes
-    pipeline = _build_pipeline(cfg, model)
+    vectors = None
+    if cfg.text.frozen and cfg.data.features:
+        vectors = open_text_vectors(cfg.data, model.text.encoder.tower)
+    pipeline = _build_pipeline(cfg, model, vectors)
     identity = {
         "zero_stage": cfg.zero.stage,
         "image_tower": model.vision.fingerprint,
@@ -134,15 +138,15 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
     source = FeatureSource(model.vision, cfg.data, patch_sizes)
     if cfg.data.features:
         fill_texts(cfg.data, model.text.encoder.tower.tokenizer)
-        if cfg.text.frozen:
-            fill_text_vectors(cfg.data, model.text.encoder.tower)
+        if vectors is not None:
+            fill_text_vectors(cfg.data, model.text.encoder.tower, vectors)
     if cfg.init_samples:
         closed_form_init(cfg, model, pipeline, source, patch_sizes)
     world_size = distributed.world_size()
     dtype = distributed.resolve_dtype(cfg.zero.precision)
     if not cfg.zero.micro_batch_size:
-        captions = cfg.data.captions_per_image
-        texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions)
+        captions, cached = cfg.data.captions_per_image, vectors is not None
+        texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions, cached)
         shape = _shape(cfg, texts)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     hold = cfg.text.decay_to_start
@@ -212,14 +216,15 @@ def _embed_dim(cfg: TrainConfig, tower: VisionTower) -> int:
     return cfg.embed_dim or (min(tower.width, tower.embed_dim) if joined else tower.embed_dim)
 
 
-def _build_pipeline(cfg: TrainConfig, model: LitModel) -> CaptionedPipeline:
+def _build_pipeline(
+    cfg: TrainConfig, model: LitModel, vectors: TextVectorCache | None
+) -> CaptionedPipeline:
     """This rank's batches; without images where their features are cached."""
-    tower, cached = model.text.encoder.tower, cfg.text.frozen and cfg.data.features
     return CaptionedPipeline(
         cfg.data,
         None if cfg.data.features else model.transform,
-        tokenizer=tower.tokenizer,
-        vectors=open_text_vectors(cfg.data, tower) if cached else None,
+        tokenizer=model.text.encoder.tower.tokenizer,
+        vectors=vectors,
         seed=cfg.seed,
         global_batch_size=cfg.global_batch_size,
         rank=distributed.rank(),

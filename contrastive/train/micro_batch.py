@@ -6,6 +6,7 @@ from contrastive import distributed
 from contrastive.model.lit import LitModel
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.zero import largest_divisor
+from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.train.step import packs_texts
@@ -17,17 +18,22 @@ OPTIMIZER_BYTES = 16  # per parameter: gradient, two moments, DeepSpeed's buffer
 
 
 def find_micro_batch_size(
-    model: LitModel, global_batch_size: int, dtype: torch.dtype, captions_per_image: int = 1
+    model: LitModel,
+    global_batch_size: int,
+    dtype: torch.dtype,
+    captions_per_image: int = 1,
+    cached_texts: bool = False,
 ) -> int:
     """The most texts per forward that fit on every rank; divides a rank's share of the batch.
 
-    dtype: of the linear layers. On a GPU the memory of two small micro-batches of longest texts is
-    measured and extrapolated.
+    dtype: of the linear layers. cached_texts: no step runs the text tower. On a GPU the memory of
+    two small micro-batches of longest texts is measured and extrapolated.
     """
     per_rank = global_batch_size // distributed.world_size() * captions_per_image
     if distributed.device().type == "cpu":
         return largest_divisor(per_rank, CPU_TEXTS)
-    small, large = (_peak_bytes(model, m, global_batch_size, dtype) for m in (32, 96))
+    texts = (_longest(model, number, dtype, cached_texts) for number in (32, 96))
+    small, large = (_peak_bytes(model, some, global_batch_size, dtype) for some in texts)
     per_text = max(1.0, (large - small) / 64)
     free, _ = torch.cuda.mem_get_info()
     parameters = sum(p.numel() for p in model.trained.parameters() if p.requires_grad)
@@ -36,26 +42,39 @@ def find_micro_batch_size(
     return largest_divisor(per_rank, max(1, int(distributed.all_gather(fits).min())))
 
 
-def _peak_bytes(model: LitModel, num_texts: int, num_images: int, dtype: torch.dtype) -> int:
-    """Peak memory of a forward and backward over this many texts of full length, and with a head
-    over a rank's share of the images."""
-    device = distributed.device()
-    side, head = model.text, model.head
-    tower = side.encoder.tower
+def _longest(
+    model: LitModel, num_texts: int, dtype: torch.dtype, cached: bool
+) -> TokenBatch | PackedTokens | TextVectors:
+    """Texts of full length as a step reads them, on this rank's device. cached: as vectors."""
+    tower, device = model.text.encoder.tower, distributed.device()
+    if cached:
+        return TextVectors(torch.ones(num_texts, tower.width)).to(device)
     ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
     texts = TokenIds.of([ids] * num_texts)
     packed = packs_texts(tower, device, dtype)
-    tokens = (PackedTokens.of(texts) if packed else TokenBatch.of(tower, texts)).to(device)
+    return (PackedTokens.of(texts) if packed else TokenBatch.of(tower, texts)).to(device)
+
+
+def _peak_bytes(
+    model: LitModel,
+    tokens: TokenBatch | PackedTokens | TextVectors,
+    num_images: int,
+    dtype: torch.dtype,
+) -> int:
+    """Peak memory of a forward and backward over these texts, and with a head over a rank's share
+    of the images."""
+    device = distributed.device()
+    side, head = model.text, model.head
     width = side.encoder.projection.out_features
     images = torch.zeros(num_images, width, device=device, dtype=dtype)
     labels = torch.arange(num_images, device=device)
-    positives = Positives(labels, torch.arange(num_texts, device=device) % num_images)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     slopes = torch.zeros_like(images, dtype=torch.float32) if head else None
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         embeds, scale, bias = side(tokens)
         own = head(images[:: distributed.world_size()].float()).sum() if head else 0
+    positives = Positives(labels, torch.arange(len(embeds), device=device) % num_images)
     share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
     (share + own).backward()
     peak = torch.cuda.max_memory_allocated() - before

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from contrastive.files.weights import hash_weights, tensor_bytes
 from contrastive.vision.config import check_keep_rate
 from contrastive.vision.families import family_of
 from contrastive.vision.feature_terms import OWN, Term, resolve_features
@@ -74,10 +75,11 @@ class VisionTower(nn.Module):
 
     @property
     def own_patch_size(self) -> int:
-        """The stored kernel's, which a plain ViT was trained at; the finest where that is not
-        among `patch_sizes`."""
+        """The stored kernel's, which a plain ViT was trained at; the finest listed where that is
+        neither listed nor divides the image side."""
         own = self.native_patch_size
-        return own if own in self.patch_sizes else self.patch_sizes[-1]
+        fits = own in self.patch_sizes or self.image_size % own == 0
+        return own if fits or not self.flexible else self.patch_sizes[-1]
 
     # ---- lock ------------------------------------------------------------------------------
 
@@ -120,8 +122,8 @@ class VisionTower(nn.Module):
                     f"patch size {patch_size}: {self.config.name} cannot change its patch "
                     f"size; allowed: {self.patch_sizes[0]}"
                 )
-        elif side == self.image_size and patch_size in self.config.patch_sizes:
-            pass  # divides it, or is the network's own (`offer_own_size`)
+        elif self._is_own_size(patch_size, side):
+            pass  # need not divide it
         elif patch_size < 1 or side % patch_size:
             own = [size for size in self.patch_sizes if size > 0 and side % size == 0]
             allowed = own or default_patch_sizes(side, self.native_patch_size)
@@ -129,6 +131,11 @@ class VisionTower(nn.Module):
                 f"patch size {patch_size} does not divide the image side of {side} px; "
                 f"allowed at {side} px: {', '.join(map(str, allowed)) or 'none'}"
             )
+
+    def _is_own_size(self, patch_size: int, side: int) -> bool:
+        """Whether `offer_own_size` may have listed it."""
+        listed = patch_size in self.config.patch_sizes
+        return listed and patch_size == self.native_patch_size and side == self.image_size
 
     def forward(
         self,
@@ -138,7 +145,8 @@ class VisionTower(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Pooled features, float32, not unit-normed; `patch_size` defaults to the finest listed.
 
-        images: already normalised by `mean` and `std`, square, side divisible by `patch_size`.
+        images: already normalised by `mean` and `std`, square, side divisible by `patch_size`
+        (of an own size that does not divide `image_size`, see `offer_own_size`).
         keep: the keep rate, a share of the patches, or the numbers of those to keep per image
         (`patch_dropout`).
         """
@@ -294,7 +302,7 @@ class VisionTower(nn.Module):
         last."""
         digest = hashlib.blake2b(digest_size=8)
         for _, tensor in sorted(self.state_dict().items()):
-            digest.update(_bytes(tensor))
+            digest.update(tensor_bytes(tensor))
         transform, positions = self.transform, self.config.positions
         return {
             "tower": self.config.name,
@@ -315,11 +323,5 @@ class VisionTower(nn.Module):
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps(self.config.hashed(), sort_keys=True).encode())
         digest.update(self.transform.fingerprint().encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name}{tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+        hash_weights(digest, self.state_dict())
         return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data

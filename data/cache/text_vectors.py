@@ -22,12 +22,12 @@ class TextVectorCache:
         self._folder, self._shards, self._fingerprint = Path(folder), shards, fingerprint
         self.vectors = lru_cache(keep)(self._map_vectors)
 
-    def missing(self, shard: int) -> bool:
-        """Whether a shard's file is absent or damaged. Raises `UsageError` where the shard has
-        changed since its captions were read."""
+    def missing(self, shard: int, captions: int) -> bool:
+        """Whether a shard's file is absent, damaged, or of another number of captions than the
+        shard has. Raises `UsageError` where the shard has changed since its captions were read."""
         files = IntactFiles(self._folder, self._shards[shard])
         files.check_shard()
-        return not files.intact(self._name(shard))
+        return not files.intact(self._name(shard)) or len(self._map_vectors(shard)) != captions
 
     def write(self, shard: int, vectors: Float[np.ndarray, "c w"]) -> None:
         """The vectors of all captions of a shard; raises `UsageError` as `IntactFiles.write`."""
