@@ -102,7 +102,7 @@ def odd(page: Page, url: str, picture: str) -> Seen:
     page.wait_for_selector("#notice button")  # the server has no such column
     seen["kept"] = page.locator("#filter-chips button").all_inner_texts()
     dropped: Seen = {"style": {"in": 5}, "drawn_on": {"=": "2024-01-01"}, "modified": {"<": "x"}}
-    page.goto(f"{url}/?where={json.dumps({**dropped, 'constructor': {'in': [1]}})}")
+    page.goto(f"{url}/?alike=all&where={json.dumps({**dropped, 'constructor': {'in': [1]}})}")
     found(page)
     seen["dropped"] = page.locator("#filter-chips button").all_inner_texts()
     after(page, lambda: page.fill("#text", "rain"))
