@@ -6,7 +6,7 @@ Run by tests/test_interop_page.py in Playwright's environment: page_driver.py WA
 import json
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ CHROMIUM = "/usr/bin/chromium"
 HEIGHT = 844
 
 Seen = dict[str, Any]
+Way = Callable[[Page, str, str], Seen]
 
 
 def after(page: Page, act: Callable[[], object], path: str = "/v1/search") -> list[str]:
@@ -261,36 +262,28 @@ def check(page: Page, url: str, picture: str) -> Seen:
     return seen
 
 
-def wait(page: Page, url: str, picture: str) -> Seen:
-    """An index that grows: as the server would tell it, answer by answer."""
-    states = [{"done": 12, "total": 1500}, {"done": 1234, "total": 1500}, None]
-
-    def answer(route: Any) -> None:
-        response = route.fetch()
-        body = response.json()
-        state = states.pop(0) if len(states) > 1 else states[0]
-        if state:
-            body["indices"][0]["indexing"] = state
-        route.fulfill(response=response, json=body)
-
-    page.route("**/v1/indices", answer)
-    page.goto(url)
-    seen: Seen = {"told": []}
-    for done in ("12 of", "1,234 of"):
-        page.wait_for_selector(f"#growing-words:text('{done}')")
-        seen["told"].append(page.inner_text("#growing-words"))
-    page.wait_for_selector("#growing", state="hidden")
-    return seen
-
-
 def enter(page: Page, url: str, picture: str) -> Seen:
     """A server that asks for a token, which no link and no <img> can bring."""
     seen: Seen = {}
+    page.add_init_script(
+        """window.held = new Set(); const {createObjectURL, revokeObjectURL} = URL;
+        const keep = (url) => { held.add(url); return url; };
+        URL.createObjectURL = (blob) => keep(createObjectURL(blob));
+        URL.revokeObjectURL = (url) => { held.delete(url); revokeObjectURL(url); };"""
+    )
     page.goto(f"{url}/?q=rain&alike=all")
     page.fill("#token-text", "sesame")
     page.keyboard.press("Enter")
     seen["words"] = found(page)
     seen["pictures"] = images_shown(page)
+    page.locator(".hit > a").nth(0).click()
+    page.wait_for_selector("#viewer-facts dt:text-is('File')")
+    page.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_load_state("networkidle")
+    seen["held_at_most"] = page.evaluate("held.size")
+    page.keyboard.press("Escape")
+    page.wait_for_function("held.size === 0")  # images in memory that nobody looks at
     page.locator(".hit > a").nth(1).click()
     page.wait_for_selector("#viewer[open]")
     with page.expect_download() as file:
@@ -299,10 +292,10 @@ def enter(page: Page, url: str, picture: str) -> Seen:
     return seen
 
 
-WAYS = {"ask": ask, "enter": enter, "wait": wait, "look": look, "check": check}
+WAYS = {"ask": ask, "enter": enter, "look": look, "check": check}
 
 
-def main() -> None:
+def main(ways: Mapping[str, Way]) -> None:
     way, url, picture, width = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     dark = "dark" if way == "check" and width < 600 else "light"
     with sync_playwright() as playwright:
@@ -312,6 +305,7 @@ def main() -> None:
             bypass_csp=way == "check",  # axe runs within the page
             reduced_motion="reduce",
             color_scheme=dark,
+            timezone_id="Pacific/Auckland",  # far east of UTC
         )
         errors: list[str] = []
         outside: list[str] = []
@@ -322,10 +316,10 @@ def main() -> None:
 
         context.on("request", note)
         context.on("weberror", lambda error: errors.append(str(error.error)))
-        seen = WAYS[way](context.new_page(), url, picture)
+        seen = ways[way](context.new_page(), url, picture)
         browser.close()
     print(json.dumps({**seen, "errors": errors, "outside": outside}))
 
 
 if __name__ == "__main__":
-    main()
+    main(WAYS)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from retrieval.search.searcher import Searcher
 from retrieval.server.api.answers import ColumnAnswer
 from retrieval.server.api.column_values import describe
 from retrieval.server.api.similarity_scale import NONSENSE, QUANTILE, WORDS
+from retrieval.server.queues.searching import SearchQueue
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,30 @@ def test_the_scale_is_what_words_and_nonsense_reach(served: Served, searcher: Se
     assert scale["words"] == pytest.approx(float(np.quantile(above(WORDS), QUANTILE)), abs=1e-4)
     assert scale["luck"] == pytest.approx(float(np.median(above(NONSENSE))), abs=1e-4)
     assert served.get("/v1/indices/index/scale?patch_size=9").status == 400
+
+
+def test_a_scale_is_measured_once_for_each_state_of_an_index(
+    tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [9])
+    build_index(tmp_path / "emb", tmp_path / "index", kind="flat", device="cpu")
+    searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
+    searches, search = [], SearchQueue.search
+
+    async def count(queue: SearchQueue, *args: Any) -> Any:
+        searches.append(args)
+        return await search(queue, *args)
+
+    monkeypatch.setattr(SearchQueue, "search", count)
+    with serving({"index": searcher}) as served:
+        first = served.get("/v1/indices/index/scale").json
+        again = served.get(f"/v1/indices/index/scale?patch_size={PATCH}").json
+        assert first == again
+        assert len(searches) == len(WORDS) + len(NONSENSE)
+        delete_ids(tmp_path / "index", searcher.snapshot.ids().tolist()[1:])
+        searcher.reload()
+        assert served.get("/v1/indices/index/scale").json != first
 
 
 def test_an_empty_index_has_no_scale(

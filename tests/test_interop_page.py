@@ -24,6 +24,7 @@ pytestmark = pytest.mark.interop
 
 PYTHON = Path(__file__).parents[1] / ".venv-interop/page/bin/python"
 DRIVER = Path(__file__).with_name("page_driver.py")
+STATES = Path(__file__).with_name("page_states_driver.py")
 PAGE = 24  # images of one page
 HEIGHT = 844
 
@@ -58,12 +59,14 @@ def served(searcher: Searcher) -> Iterator[Served]:
         yield one
 
 
-def drive(served: Served, way: str, width: int, id: int = 0) -> dict[str, Any]:
+def drive(
+    served: Served, way: str, width: int, id: int = 0, driver: Path = DRIVER
+) -> dict[str, Any]:
     """What the driver saw; no error, and nothing of another site, is among it."""
     if not PYTHON.is_file():
         pytest.fail(f"{PYTHON} is missing; `make interop` installs it")
     url = f"http://127.0.0.1:{served.port}"
-    command = [PYTHON, DRIVER, way, url, f"/v1/images/drawings/{id}?size=640", str(width)]
+    command = [PYTHON, driver, way, url, f"/v1/images/drawings/{id}?size=640", str(width)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr[-3000:]
     seen = json.loads(run.stdout)
@@ -157,8 +160,32 @@ def test_axe_finds_nothing_that_keeps_people_out(served: Served, width: int) -> 
 
 
 def test_an_index_that_grows_says_how_far_it_is(served: Served) -> None:
-    seen = drive(served, "wait", 390)
-    assert seen["told"] == [f"{done} of 1,500 photos indexed" for done in ("12", "1,234")]
+    seen = drive(served, "wait", 390, driver=STATES)
+    assert seen["empty"] == "The first photos will be here in a moment."
+    first, *others = seen["told"]
+    assert first == "Indexing begins …"
+    problem = "the program that indexes has ended"
+    counts = [f"{done} of 1,500 photos indexed" for done in ("12", "1,500", "1,234")]
+    assert others == [*counts[:2], problem, counts[2]]
+    assert seen["bar"] == [True, True, True, False, True]
+
+
+def test_an_open_page_takes_up_a_finer_patch_size(served: Served, searcher: Searcher) -> None:
+    seen = drive(served, "wait", 1280, driver=STATES)
+    assert seen["patch_size"] == min(searcher.patch_sizes)
+    assert seen["address"] == "q=rain+and+wind"
+
+
+def test_odd_addresses_and_columns_do_no_harm(served: Served) -> None:
+    seen = drive(served, "odd", 1280, driver=STATES)
+    assert seen["kept"] == ["Style: flat", "File changed: from 1970-01-02"]
+    assert seen["dropped"] == []
+    text, equator = seen["places"]
+    assert "59.9 N" in text
+    assert "0.00000, 10.50000" in equator
+    assert seen["last_days"][-2:] == ["", ""]  # by UTC it would be a day too early
+    assert all(seen["last_days"][:2])
+    assert seen["chosen"] == "2 chosen, which is the most"
 
 
 def test_a_token_opens_images_and_downloads_too(searcher: Searcher) -> None:
@@ -166,5 +193,6 @@ def test_a_token_opens_images_and_downloads_too(searcher: Searcher) -> None:
         seen = drive(guarded, "enter", 390)
     assert seen["words"] == captions(searcher, "rain")
     assert seen["pictures"] > 5
+    assert 0 < seen["held_at_most"] < 4  # images in memory: those of the one that is looked at
     hit = searcher.search(["rain"], k=2)[0][1]
     assert seen["file"] == [hit.key.split("/")[-1] + ".png", hit.size]

@@ -3,9 +3,11 @@
 import asyncio
 import io
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,13 +100,19 @@ def test_a_zip_holds_the_files_under_names_of_their_own(served: Served, album: P
 
 @pytest.mark.parametrize(
     ("ids", "status"),
-    [("", 400), ("1;2", 400), ("-1", 400), (str(10**30), 400), (str(NO_ID), 404),
+    [("", 400), ("1;2", 400), ("-1", 400), (str(10**30), 400), ("9" * 5000, 400), (str(NO_ID), 404),
      (",".join(map(str, range(501))), 400)],
 )  # fmt: skip
 def test_a_zip_of_nothing_or_too_much_is_refused(served: Served, ids: str, status: int) -> None:
     answer = served.get(f"/v1/indices/album/zip?ids={ids}")
     assert answer.status == status
     assert answer.json["error"].startswith("ids: ")
+
+
+def test_how_many_images_a_zip_takes_is_told_with_the_other_limits(served: Served) -> None:
+    limits = served.get("/v1/indices").json["limits"]
+    assert limits["max_chosen"] == stored_images.MAX_CHOSEN
+    assert limits["max_k"] == served.service.limits.max_k
 
 
 def test_a_zip_has_a_size(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +126,65 @@ def test_downloads_at_once_are_few(served: Served, monkeypatch: pytest.MonkeyPat
     id = next(iter(ids_of(served).values()))
     for path in (f"/v1/images/album/{id}/file", f"/v1/indices/album/zip?ids={id}"):
         assert served.get(path).status == 429
+
+
+def test_a_file_that_is_still_read_has_a_place_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = next(iter(ids_of(served).values()))
+    file, read = f"/v1/images/album/{id}/file", stored_images._read
+    all_places, go_on = threading.Barrier(3, timeout=20), threading.Event()
+
+    async def read_slowly(*args: object) -> bytes:
+        await asyncio.to_thread(all_places.wait)
+        await asyncio.to_thread(go_on.wait, 20)
+        return await read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stored_images, "MAX_DOWNLOADS", 2)
+    monkeypatch.setattr(stored_images, "_read", read_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(served.get, path) for path in (file, f"/v1/indices/album/zip?ids={id}")]
+        try:
+            all_places.wait()
+            assert served.get(file).status == 429
+        finally:
+            go_on.set()
+        assert [one.result().status for one in slow] == [200, 200]
+
+
+def test_a_download_that_fails_or_is_left_gives_its_place_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = next(iter(ids_of(served).values()))
+    path = f"/v1/images/album/{id}/file"
+    monkeypatch.setattr(stored_images, "MAX_DOWNLOADS", 1)
+    with monkeypatch.context() as broken:
+        broken.setattr("retrieval.server.served_index.read_image", lambda location: SECRET)
+        assert served.get(path).status == 404
+    assert served.get(path).status == 200
+
+    async def never_begins(*args: object) -> None:
+        raise OSError("the client has left")
+
+    with monkeypatch.context() as left:
+        left.setattr(stored_images.StreamingResponse, "__call__", never_begins)
+        assert served.get(path).status == 500
+    assert served.get(path).status == 200
+
+
+def test_a_zip_is_made_beside_the_event_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, add = set(), ZipStream.add
+
+    def note(stream: ZipStream, name: str, data: bytes) -> None:
+        threads.add(threading.current_thread().name)
+        add(stream, name, data)
+
+    monkeypatch.setattr(ZipStream, "add", note)
+    ids = ",".join(map(str, ids_of(served).values()))
+    assert served.get(f"/v1/indices/album/zip?ids={ids}").status == 200
+    assert all(name.startswith("images") for name in threads), threads
 
 
 def test_a_file_in_an_images_place_is_not_sent(

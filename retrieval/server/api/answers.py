@@ -1,5 +1,6 @@
 """The answers of the endpoints: what they hold, and what /openapi.json says of it."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -119,10 +120,16 @@ class ClassSetAnswer(Answer):
     count: int = Field(description="Classes.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LimitsAnswer(Limits):
+    max_chosen: int
+    """Images of a ZIP."""
+
+
 class IndicesAnswer(Answer):
     indices: list[IndexAnswer]
     class_sets: list[ClassSetAnswer]
-    limits: Limits
+    limits: LimitsAnswer
 
 
 class SampleAnswer(Answer):

@@ -15,6 +15,7 @@ from retrieval.server.api.answers import (
     IndexAnswer,
     IndexingAnswer,
     IndicesAnswer,
+    LimitsAnswer,
     ListAnswer,
     SampleAnswer,
     ScaleAnswer,
@@ -23,7 +24,9 @@ from retrieval.server.api.column_values import describe_columns
 from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.similarity_scale import similarity_scale
+from retrieval.server.api.stored_images import MAX_CHOSEN
 from retrieval.server.api.v1 import where_of
+from retrieval.server.patch_sizes import check_size
 from retrieval.server.refusals import RequestError
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
@@ -35,6 +38,7 @@ def routes(service: Service) -> APIRouter:
     """The endpoints of whole indexes."""
     router = APIRouter(prefix="/v1", route_class=ModelRoute)
     columns_of: dict[str, tuple[int, ColumnsAnswer]] = {}  # by index, of a generation
+    scale_of: dict[tuple[str, int], tuple[int, ScaleAnswer]] = {}  # by index and patch size
 
     @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
     async def indices() -> IndicesAnswer:
@@ -44,7 +48,7 @@ def routes(service: Service) -> APIRouter:
                 ClassSetAnswer(name=name, count=len(classes.class_names))
                 for name, classes in service.class_sets.items()
             ],
-            limits=service.limits,
+            limits=LimitsAnswer(**asdict(service.limits), max_chosen=MAX_CHOSEN),
         )
 
     @router.get("/indices/{index}/sample", summary="Images at random")
@@ -87,7 +91,15 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/indices/{index}/scale", summary="What a similarity means here")
     async def scale(index: str, patch_size: int | None = None) -> ScaleAnswer:
-        return await similarity_scale(service, service.index(index), patch_size)
+        found = service.index(index)
+        sizes, generation = found.searcher.patch_sizes, found.searcher.snapshot.generation
+        size = patch_size or min(sizes)
+        check_size("patch_size", size, sizes, f"index {found.name}")
+        kept = scale_of.get((found.name, size))
+        if kept is None or kept[0] != generation:
+            kept = generation, await similarity_scale(service, found, size)
+            scale_of[found.name, size] = kept
+        return kept[1]
 
     return router
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from retrieval.server.api.answers import ScaleAnswer
-from retrieval.server.patch_sizes import check_size
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
@@ -32,18 +31,15 @@ NONSENSE = (
 QUANTILE = 0.9
 
 
-async def similarity_scale(
-    service: Service, index: ServedIndex, patch_size: int | None
-) -> ScaleAnswer:
-    """Measured anew for each state of the index. Raises `RequestError`."""
-    sizes = index.searcher.patch_sizes
-    size = patch_size or min(sizes)
-    check_size("patch_size", size, sizes, f"index {index.name}")
+async def similarity_scale(service: Service, index: ServedIndex, patch_size: int) -> ScaleAnswer:
+    """Of the index's present state, by a search per text. Raises `RequestError`."""
     words = luck = None
     if len(index.searcher):
-        words = float(np.quantile(await _above_background(service, index, size, WORDS), QUANTILE))
-        luck = float(np.median(await _above_background(service, index, size, NONSENSE)))
-    return ScaleAnswer(index=index.name, patch_size=size, words=words, luck=luck)
+        words = float(
+            np.quantile(await _above_background(service, index, patch_size, WORDS), QUANTILE)
+        )
+        luck = float(np.median(await _above_background(service, index, patch_size, NONSENSE)))
+    return ScaleAnswer(index=index.name, patch_size=patch_size, words=words, luck=luck)
 
 
 async def _above_background(

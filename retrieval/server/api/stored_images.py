@@ -1,13 +1,15 @@
 """The images of an index: thumbnails, their own files, what is known of one, several as a ZIP."""
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from data.image_headers import format_of, has_image_suffix
 from data.shards.location import ImageChangedError
@@ -76,12 +78,13 @@ def routes(service: Service) -> APIRouter:
         headers = _kept(f"{hit.location}") | FILE_HEADERS
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        downloads.check()
-        data = await _read(found, hit)
-        media_type, _ = FORMATS[format_of(data) or ""]
-        headers["Content-Disposition"] = _disposition(download, file_name(hit.key, data))
-        headers["Content-Length"] = str(len(data))
-        return StreamingResponse(_parts(data, downloads), headers=headers, media_type=media_type)
+        with ExitStack() as place:
+            place.enter_context(downloads.one())
+            data = await _read(found, hit)
+            media_type, _ = FORMATS[format_of(data) or ""]
+            headers["Content-Disposition"] = _disposition(download, file_name(hit.key, data))
+            headers["Content-Length"] = str(len(data))
+            return _Download(_parts(data), headers, media_type, place.pop_all())
 
     @router.get("/images/{index}/{id}/about", summary="What is known of an image")
     async def about(index: str, id: int) -> AboutAnswer:
@@ -104,33 +107,49 @@ def routes(service: Service) -> APIRouter:
         if sum(hit.size for hit in hits) > MAX_ZIP_BYTES:
             sentence = f"ids: these files have more than {MAX_ZIP_BYTES >> 30} GiB; choose fewer"
             raise RequestError(400, sentence)
-        downloads.check()
         headers = {"Content-Disposition": _disposition(True, f"{found.name}.zip")}
-        return StreamingResponse(
-            _zip(found, hits, downloads), headers=headers, media_type="application/zip"
-        )
+        parts = _zip(service, found, hits)
+        with ExitStack() as place:
+            place.enter_context(downloads.one())
+            return _Download(parts, headers, "application/zip", place.pop_all())
 
     return router
 
 
 class _Downloads:
-    """How many files are being sent."""
+    """How many files are held to be sent."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def check(self) -> None:
-        """Raises `RequestError` where there are too many."""
-        if self._count >= MAX_DOWNLOADS:
-            raise RequestError(429, "too many downloads at once; try again in a second")
-
     @contextmanager
     def one(self) -> Iterator[None]:
+        """A place, from before the file is read. Raises `RequestError` where all are taken."""
+        if self._count >= MAX_DOWNLOADS:
+            raise RequestError(429, "too many downloads at once; try again in a second")
         self._count += 1
         try:
             yield
         finally:
             self._count -= 1
+
+
+class _Download(StreamingResponse):
+    """Gives its place back at its end, also where the client left before its first part."""
+
+    def __init__(
+        self,
+        parts: AsyncIterator[bytes],
+        headers: dict[str, str],
+        media_type: str,
+        place: ExitStack,
+    ) -> None:
+        super().__init__(parts, headers=headers, media_type=media_type)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 async def _stored(found: ServedIndex, id: int) -> Hit:
@@ -180,32 +199,33 @@ def _disposition(download: bool, name: str) -> str:
     return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def _slices(data: bytes) -> Iterator[bytes]:
-    return (data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES))
+async def _parts(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), PART_BYTES):
+        yield data[start : start + PART_BYTES]
 
 
-async def _parts(data: bytes, downloads: _Downloads) -> AsyncIterator[bytes]:
-    with downloads.one():
-        for part in _slices(data):
-            yield part
-
-
-async def _zip(found: ServedIndex, hits: list[Hit], downloads: _Downloads) -> AsyncIterator[bytes]:
+async def _zip(service: Service, found: ServedIndex, hits: list[Hit]) -> AsyncIterator[bytes]:
     """The files that can be read, and a list of those that cannot."""
     stream, lost = ZipStream(), []
-    with downloads.one():
-        for hit in hits:
-            try:
-                data = await _read(found, hit)
-            except RequestError as error:
-                lost.append(f"{hit.key}: {error.sentence}\n")
-                continue
-            stream.add(file_name(hit.key, data), data)
-            for part in _slices(stream.take()):
-                yield part
-        if lost:
-            stream.add("left out.txt", "".join(lost).encode())
-        yield stream.end()
+
+    def add(name: str, data: bytes) -> bytes:
+        stream.add(name, data)
+        return stream.take()
+
+    for hit in hits:
+        try:
+            data = await _read(found, hit)
+        except RequestError as error:
+            lost.append(f"{hit.key}: {error.sentence}\n")
+            continue
+        # Checksum and copies of a large file take longer than other requests should wait.
+        loop, name = asyncio.get_running_loop(), file_name(hit.key, data)
+        data = await loop.run_in_executor(service.pool, add, name, data)
+        async for part in _parts(data):
+            yield part
+    if lost:
+        stream.add("left out.txt", "".join(lost).encode())
+    yield stream.end()
 
 
 def _parse_ids(text: str) -> list[int]:
@@ -213,6 +233,11 @@ def _parse_ids(text: str) -> list[int]:
     parts = text.split(",")
     if len(parts) > MAX_CHOSEN:
         raise RequestError(400, f"ids: {len(parts)} are given; at most {MAX_CHOSEN}")
-    if not all(part.isascii() and part.isdigit() and int(part) <= MAX_ID for part in parts):
+    if not all(map(_is_id, parts)):
         raise RequestError(400, f"ids: {text[:80]!r}; allowed: numbers with commas between them")
     return list(dict.fromkeys(map(int, parts)))
+
+
+def _is_id(text: str) -> bool:
+    # Longer ones are not converted: Python refuses to from 4,300 digits on.
+    return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_ID

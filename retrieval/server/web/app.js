@@ -10,7 +10,7 @@ import { button, drawControls, listenToDetails } from "./look.js";
 import { drawProgress, watchProgress } from "./progress.js";
 import { browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
-import { format } from "./sizes.js";
+import { finest, format } from "./sizes.js";
 import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
 import { leave, listenToViewer, openById, openViewer } from "./viewer.js";
 
@@ -45,10 +45,11 @@ async function run({ remember = true } = {}) {
 
 async function runSearch(signal) {
   stale();
-  const answers = await search(0, signal);
+  const chosen = sizes(); // for all pages, though a finer one may come meanwhile
+  const answers = await search(chosen, 0, signal);
   if (signal.aborted) return;
   if (byImage()) answers.forEach((answer) => { state.measured[answer.query_patch_size] = answer.ms.image; });
-  show(answers, { load: (offset) => search(offset, signal), onOpen: openViewer, onError: showNotice });
+  show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
   if (!answers[0].hits.length) empty(filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
   say(answers[0]);
   drawControls(run);
@@ -80,7 +81,7 @@ async function runSample(signal) {
   const { hits } = await sample(signal);
   if (signal.aborted) return;
   if (!hits.length) {
-    empty(state.index.indexing ? "The first photos will be here in a moment." : "This index holds no images yet.");
+    empty(state.index.indexing && !state.index.indexing.problem ? "The first photos will be here in a moment." : "This index holds no images yet.");
     $("status").textContent = "";
     return;
   }
@@ -208,7 +209,7 @@ function soon(action, ms) {
   typing = setTimeout(action, ms);
 }
 
-function listen() {
+function listen(limits) {
   const takeWords = () => { state.text = $("text").value.trim(); run(); };
   const takeFile = (event) => { take(event.target.files[0]); event.target.value = ""; };
   $("search").addEventListener("submit", (event) => {
@@ -244,7 +245,7 @@ function listen() {
   listenToDrops(take);
   listenToViewer(searchLike);
   listenToFilters(run);
-  listenToChoice();
+  listenToChoice(limits);
   listenToMore();
   listenToDetails();
   window.addEventListener("refused", (event) => showNotice(event.detail));
@@ -254,7 +255,8 @@ function listen() {
   });
 }
 
-function grown() {
+function grown(before) {
+  if (state.size === before) state.size = finest(state.index);
   drawControls(run);
   if (state.view === "search" && !asked() && !filtered() && $("results").querySelectorAll(".hit").length < PAGE) run({ remember: false });
 }
@@ -272,7 +274,7 @@ async function start() {
     $("sets").hidden = !found.class_sets.length;
     $("labels").value = LABELS;
     await openAddress();
-    listen();
+    listen(found.limits);
     watchProgress(indices, grown);
     await run({ remember: false });
     await showOpened();

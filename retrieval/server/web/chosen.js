@@ -4,14 +4,14 @@ import { followWithToken } from "./api.js";
 import { idOf, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const MOST = 500; // images that the server puts into one ZIP
 
 let chosen = new Map(); // id -> hit
+let most = 0; // images that the server puts into one ZIP
 
 export const isChosen = (hit) => chosen.has(idOf(hit));
 
 export function toggle(hit) {
-  if (!chosen.delete(idOf(hit)) && chosen.size < MOST) chosen.set(idOf(hit), hit);
+  if (!chosen.delete(idOf(hit)) && chosen.size < most) chosen.set(idOf(hit), hit);
   draw();
 }
 
@@ -31,8 +31,8 @@ function draw() {
   document.body.classList.toggle("choosing", choosing);
   $("choose").setAttribute("aria-pressed", choosing);
   $("chosen").hidden = !choosing;
-  const most = chosen.size === MOST ? ", which is the most" : "";
-  $("chosen-count").textContent = chosen.size ? `${chosen.size} chosen${most}` : "Choose images";
+  const full = chosen.size === most ? ", which is the most" : "";
+  $("chosen-count").textContent = chosen.size ? `${chosen.size} chosen${full}` : "Choose images";
   $("chosen-download").hidden = !chosen.size;
   if (chosen.size) {
     const ids = [...chosen.keys()];
@@ -49,7 +49,8 @@ function draw() {
   }
 }
 
-export function listenToChoice() {
+export function listenToChoice(limits) {
+  most = limits.max_chosen;
   followWithToken($("chosen-download"));
   $("choose").addEventListener("click", () => choose($("choose").getAttribute("aria-pressed") !== "true"));
   $("chosen-clear").addEventListener("click", () => { choose(false); $("choose").focus(); });

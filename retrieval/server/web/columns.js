@@ -26,6 +26,26 @@ function moment(date, clock) {
   return date.toLocaleString("en-GB", clock ? { ...day, hour: "2-digit", minute: "2-digit" } : day);
 }
 
+const isNumber = (type) => /^(u?int|float|double|halffloat)/.test(type);
+
+// Whether a column is asked by days.
+export const asksDays = (name, type) => name === "modified" || !isNumber(type);
+
+// Whether what is asked of a column is something that its field on the page can show.
+export function isShowable(name, type, tests) {
+  if (typeof tests !== "object" || !tests) return false;
+  const isEnd = (value) => (isNumber(type) ? typeof value === "number" : /^\d{4}-\d\d-\d\d$/.test(value));
+  const shown = {
+    in: (values) => Array.isArray(values) && values.length > 0 && values.every((value) => ["string", "number", "boolean"].includes(typeof value)),
+    contains: (text) => typeof text === "string" && text !== "",
+    ">=": isEnd,
+    [asksDays(name, type) ? "<" : "<="]: isEnd,
+  };
+  const asked = Object.keys(tests);
+  const alone = asked.length === 1 || !("in" in tests || "contains" in tests);
+  return asked.length > 0 && alone && asked.every((one) => Object.hasOwn(shown, one) && shown[one](tests[one]));
+}
+
 // A day, as <input type="date"> gives it, as a column's value; plus: days later.
 export function dayValue(day, type, plus = 0) {
   const [year, month, number] = day.split("-").map(Number);

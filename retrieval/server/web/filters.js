@@ -1,6 +1,6 @@
 // Which images are looked at: by their columns, and without near-duplicates.
 
-import { dayOf, dayValue, labelOf } from "./columns.js";
+import { asksDays, dayOf, dayValue, labelOf } from "./columns.js";
 import { element } from "./hits.js";
 import { button } from "./look.js";
 import { columns } from "./query.js";
@@ -35,7 +35,7 @@ function inWords(name, tests) {
   const type = state.index.columns[name];
   if (tests.in) return tests.in.join(" or ");
   if (tests.contains) return `“${tests.contains}”`;
-  const isDay = typeof (tests[">="] ?? tests["<"]) === "string" || name === "modified";
+  const isDay = asksDays(name, type);
   const read = (value, plus) => (isDay ? dayOf(value, type, plus) : value ?? "");
   const [from, to] = isDay ? [read(tests[">="], 0), read(tests["<"], -1)] : [read(tests[">="]), read(tests["<="])];
   return from !== "" && to !== "" ? `${from} to ${to}` : from !== "" ? `from ${from}` : `to ${to}`;
@@ -120,8 +120,8 @@ function range(made, { name, type, kind, least, greatest }) {
     const input = element("input");
     input.type = kind;
     input.setAttribute("aria-label", `${labelOf(name)} ${end}`);
-    if (isDate) [input.min, input.max] = [least.slice(0, 10), greatest.slice(0, 10)];
-    else [input.placeholder, input.step] = [end === "from" ? least : greatest, "any"];
+    if (isDate && !/^int/.test(type)) [input.min, input.max] = [least.slice(0, 10), greatest.slice(0, 10)]; // an integer's are days of UTC
+    if (!isDate) [input.placeholder, input.step] = [end === "from" ? least : greatest, "any"];
     input.addEventListener("change", () => set(name, tests()));
     return input;
   });

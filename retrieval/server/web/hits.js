@@ -44,10 +44,15 @@ function frame(hit) {
   image.alt = ""; // the link's text names it
   image.loading = "lazy";
   image.decoding = "async";
-  const lost = () => made.replaceChildren(element("span", "lost", "no image"));
+  const path = `${hit.image}?size=${THUMBNAIL}`;
+  const release = () => URL.revokeObjectURL(image.src); // of one fetched with a token
+  const lost = () => { release(); made.replaceChildren(element("span", "lost", "no image")); };
   image.addEventListener("error", lost);
-  image.addEventListener("load", () => made.classList.add(fit(image)));
-  imageURL(`${hit.image}?size=${THUMBNAIL}`).then((url) => (image.src = url), lost);
+  image.addEventListener("load", () => { release(); made.classList.add(fit(image)); });
+  imageURL(path).then((url) => {
+    if (url !== path) image.loading = "eager"; // it is here already
+    image.src = url;
+  }, lost);
   made.append(image);
   return made;
 }

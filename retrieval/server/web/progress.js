@@ -1,6 +1,7 @@
 // How far an index is that is still growing.
 
 import { get } from "./api.js";
+import { finest } from "./sizes.js";
 import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,35 +10,44 @@ const EVERY_MS = 3000;
 let timer = 0;
 
 export function drawProgress() {
-  const { done, total, patch_size: size, seconds_left: left } = state.index.indexing ?? {};
-  const growing = total > 0 && done < total;
-  $("growing").hidden = !growing;
-  if (!growing) return false;
+  const { indexing } = state.index;
+  $("growing").hidden = !indexing;
+  if (!indexing) return;
+  $("growing-bar").hidden = Boolean(indexing.problem);
+  $("growing-words").textContent = indexing.problem || inWords(indexing);
+  $("growing-bar").max = indexing.total || 1;
+  $("growing-bar").value = indexing.done;
+}
+
+function inWords({ done, total, patch_size: size, seconds_left: left }) {
+  if (!total) return "Indexing begins …";
   const number = (count) => count.toLocaleString("en");
   const finer = size && !state.index.patch_sizes.some((option) => option.patch_size === size && option.in_index);
   const what = finer && state.index.count ? "looked at more closely" : "indexed";
-  $("growing-words").textContent = `${number(done)} of ${number(total)} photos ${what}${left > 0 ? `, ${time(left)} left` : ""}`;
-  $("growing-bar").max = total;
-  $("growing-bar").value = done;
-  return true;
+  return `${number(done)} of ${number(total)} photos ${what}${left > 0 ? `, ${time(left)} left` : ""}`;
 }
 
 const time = (seconds) =>
   seconds < 90 ? `${Math.ceil(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 
-// Asks again while an index grows. onChange(): the index at hand holds more now.
+// Of an index that grows, what changes more than the bar.
+const news = ({ generation, indexing }) => `${generation} ${indexing?.problem ?? !indexing}`;
+
+// Asks again while an index grows. onChange(before): the index at hand holds more now, or will not
+// grow any more; before: its finest patch size until now.
 export function watchProgress(indices, onChange) {
   clearTimeout(timer);
-  if (!drawProgress()) return;
+  drawProgress();
+  if (!state.index.indexing) return;
   timer = setTimeout(async () => {
     try {
       const found = await get("v1/indices");
-      const before = state.index.generation;
+      const before = { news: news(state.index), finest: finest(state.index) };
       for (const index of found.indices) {
         const known = indices.find((one) => one.name === index.name);
         if (known) Object.assign(known, { indexing: undefined }, index);
       }
-      if (state.index.generation !== before) onChange();
+      if (news(state.index) !== before.news) onChange(before.finest);
     } catch {
       // the next time, perhaps
     }

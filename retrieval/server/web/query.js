@@ -1,7 +1,7 @@
 // From what the visitor looks for to the bodies of requests.
 
 import { get, post, toBase64 } from "./api.js";
-import { filtered, idOf, sizes, state } from "./state.js";
+import { filtered, idOf, state } from "./state.js";
 
 export const PAGE = 24; // images of one page
 const LESS = -0.5; // weight of what is left out
@@ -35,9 +35,9 @@ async function body(size, offset) {
   return parts.length === 1 && !parts[0].weight ? { ...asked, ...parts[0] } : { ...asked, mix: parts };
 }
 
-// One answer per chosen patch size.
-export async function search(offset, signal) {
-  const bodies = await Promise.all(sizes().map((size) => body(size, offset)));
+// One answer per patch size.
+export async function search(sizes, offset, signal) {
+  const bodies = await Promise.all(sizes.map((size) => body(size, offset)));
   return Promise.all(bodies.map((one) => post("v1/search", one, signal)));
 }
 

@@ -1,6 +1,7 @@
 // What the visitor looks for, and the address that says so.
 
 import { imageURL } from "./api.js";
+import { isShowable } from "./columns.js";
 import { finest } from "./sizes.js";
 
 export const state = {
@@ -35,7 +36,7 @@ export function another() {
 }
 
 export function forget() {
-  if (state.image?.blob) URL.revokeObjectURL(state.image.url);
+  if (state.image) URL.revokeObjectURL(state.image.url);
   state.image = null;
   state.measured = {};
 }
@@ -101,7 +102,8 @@ const readId = (text) => (/^\d+$/.test(text ?? "") ? text : "");
 function readWhere(text) {
   try {
     const where = JSON.parse(text ?? "{}");
-    const known = ([name, tests]) => name in state.index.columns && tests && typeof tests === "object";
+    const { columns } = state.index;
+    const known = ([name, tests]) => Object.hasOwn(columns, name) && isShowable(name, columns[name], tests);
     return Object.fromEntries(Object.entries(where ?? {}).filter(known));
   } catch {
     return {};

@@ -11,7 +11,7 @@ const $ = (id) => document.getElementById(id);
 const LARGE = 1024; // pixels, the server's largest thumbnail
 const SWIPE = 50; // pixels of a finger's way
 
-let here = null; // {hit, item}: what is shown, and its place in a list if it has one
+let here = null; // {hit, item, urls}: what is shown, its place in a list if it has one, its images
 let entered = false; // whether opening it added a step to the history
 
 // hit: as a search gives it. item: its place in a list; arrow keys go on from there.
@@ -23,7 +23,8 @@ export function openViewer(hit, item = null, { remember = true } = {}) {
     else history.pushState(null, "", addressOf());
     entered ||= !was;
   }
-  here = { hit, item, known: hit, pixels: "" };
+  release();
+  here = { hit, item, known: hit, pixels: "", urls: [] };
   draw();
   if (was) return;
   $("viewer").showModal();
@@ -39,6 +40,7 @@ export async function openById(id) {
 
 function closed() {
   const item = here?.item;
+  release();
   here = null;
   $("viewer-image").removeAttribute("src");
   if (item?.isConnected) item.querySelector("a").focus();
@@ -47,6 +49,11 @@ function closed() {
   if (entered) history.back();
   else history.replaceState(null, "", addressOf());
   entered = false;
+}
+
+// Images that were fetched with a token stay in memory until their addresses are given back.
+function release() {
+  here?.urls.forEach((url) => URL.revokeObjectURL(url));
 }
 
 // Called where the address has lost its image.
@@ -91,20 +98,27 @@ function draw() {
 // A thumbnail first, which is here at once; the image's own file where it shows more.
 async function drawImage(hit) {
   const image = $("viewer-image");
-  const still = () => here?.hit === hit;
+  const shown = here;
+  const still = () => here === shown;
+  const fetched = async (path) => {
+    const url = await imageURL(path);
+    if (still()) shown.urls.push(url);
+    else URL.revokeObjectURL(url);
+    return url;
+  };
   const place = (url) => { if (still()) image.src = url; };
   $("viewer-stage").classList.remove("lost");
   image.alt = nameOf(hit);
-  place(await imageURL(`${hit.image}?size=${THUMBNAIL}`).catch(() => ""));
+  place(await fetched(`${hit.image}?size=${THUMBNAIL}`).catch(() => ""));
   try {
-    await load(await imageURL(`${hit.image}?size=${LARGE}`), place);
+    await load(await fetched(`${hit.image}?size=${LARGE}`), place);
   } catch {
     if (still()) $("viewer-stage").classList.add("lost");
     return;
   }
   const needed = Math.max(image.clientWidth, image.clientHeight) * devicePixelRatio;
   if (!still() || needed <= LARGE) return;
-  const original = await load(await imageURL(`${imagePath(idOf(hit))}/file`), place).catch(() => null);
+  const original = await fetched(`${imagePath(idOf(hit))}/file`).then((url) => load(url, place)).catch(() => null);
   if (!original || !still()) return;
   here.pixels = `${original.naturalWidth.toLocaleString("en")} × ${original.naturalHeight.toLocaleString("en")}`;
   drawFacts(here.known);
@@ -124,13 +138,14 @@ function drawChoice() {
 
 function drawFacts(hit) {
   const { latitude, longitude, ...others } = hit.columns ?? {};
+  const isPlace = typeof latitude === "number" && typeof longitude === "number";
   const rows = [["Path", hit.key]];
-  for (const [name, value] of Object.entries(others)) {
+  for (const [name, value] of Object.entries(isPlace ? others : hit.columns ?? {})) {
     const known = (name === "folder" || name === "file") && hit.key.includes(value);
     const text = known ? "" : describe(name, value);
     if (text) rows.push([labelOf(name), text]);
   }
-  if (latitude && longitude) rows.push(["Place", `${latitude.toFixed(5)}, ${longitude.toFixed(5)}`]);
+  if (isPlace) rows.push(["Place", `${latitude.toFixed(5)}, ${longitude.toFixed(5)}`]);
   if (hit.bytes) rows.push(["File", [size(hit.bytes), here.pixels].filter(Boolean).join(", ")]);
   const facts = rows.flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]);
   if (hit.similarity) facts.push(element("dt", "detail", "Similarity"), element("dd", "detail", hit.similarity.toFixed(3)));
