@@ -143,7 +143,6 @@ class Drawings:
         self._share_texts(name, folder)
         return str(folder)
 
-    @torch.no_grad()
     def _class_embeds(
         self, name: str, model: LitModel, names: Sequence[str], templates: Sequence[str]
     ) -> np.ndarray:
@@ -170,6 +169,7 @@ class Drawings:
                     if not (folder / made.name).exists():
                         files.write(made.name, partial(_write_bytes, made))
 
+    @torch.no_grad()
     def hits(self, name: str, expression: str, model: LitModel) -> dict[int, np.ndarray]:
         """Patch size -> (n, 2): whether each image's class is the first, and among five."""
         dataset = load_dataset("shards", str(self.folders[name]))
