@@ -57,7 +57,7 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--text.tower", "bert"], "unknown text tower 'bert'; allowed: minilm"),
         (
             ["--zero.micro-batch-size", "100"],
-            "does not divide a rank's 128 pairs; allowed: 1, 2, 4",
+            "does not divide a rank's 128 texts or images; allowed: 1, 2, 4",
         ),
         (["--global-batch-size", "0"], "--global-batch-size 0: at least 1"),
         (["--optim.lr", "-1"], "--optim.lr -1.0: must be above 0"),
