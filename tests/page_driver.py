@@ -37,11 +37,18 @@ def found(page: Page, list_: str = "#results") -> list[str]:
 def images_shown(page: Page) -> int:
     """Images whose pixels have arrived."""
     script = "[...document.querySelectorAll('.hit img')].filter(i => i.naturalWidth > 0).length"
-    for _ in range(100):
-        if page.evaluate(script) > 5:
-            break
-        page.wait_for_timeout(50)
+    until(page, f"{script} > 5")
     return page.evaluate(script)
+
+
+def until(page: Page, condition: str) -> bool:
+    """Whether it came true within five seconds. Playwright's own waiting evaluates within the page,
+    which its content security policy forbids."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return True
+        page.wait_for_timeout(50)
+    return False
 
 
 def top_of_images(page: Page) -> float:
@@ -141,7 +148,7 @@ def look(page: Page, url: str, picture: str) -> Seen:
     page.wait_for_selector("#viewer-facts dt:text-is('File')")
     seen["large"] = [page.inner_text("#viewer-name")]
     seen["facts"] = page.locator("#viewer-facts dt:visible").all_inner_texts()
-    page.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    until(page, "document.getElementById('viewer-image').naturalWidth > 0")
     seen["opened"] = page.url
     for _ in range(12):  # the focus stays within, or leaves the page for the browser's own
         page.keyboard.press("Tab")
@@ -150,7 +157,7 @@ def look(page: Page, url: str, picture: str) -> Seen:
         if not seen["trapped"]:
             break
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"location.href !== {json.dumps(seen['opened'])}")
+    until(page, f"location.href !== {json.dumps(seen['opened'])}")
     seen["large"].append(page.inner_text("#viewer-name"))
     page.keyboard.press("Escape")
     page.wait_for_url(lambda address: "open=" not in address)
@@ -170,9 +177,9 @@ def look(page: Page, url: str, picture: str) -> Seen:
     other.close()
 
     seen["long"] = page.locator("#results .hit").count()
-    for _ in range(20):
+    for _ in range(100):
         page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(50)
         if page.is_hidden("#more"):
             break
     page.wait_for_selector(".blank", state="detached")
@@ -278,12 +285,11 @@ def enter(page: Page, url: str, picture: str) -> Seen:
     seen["pictures"] = images_shown(page)
     page.locator(".hit > a").nth(0).click()
     page.wait_for_selector("#viewer-facts dt:text-is('File')")
-    page.wait_for_function("document.getElementById('viewer-image').naturalWidth > 0")
+    until(page, "document.getElementById('viewer-image').naturalWidth > 0")
     page.keyboard.press("ArrowRight")
-    page.wait_for_load_state("networkidle")
-    seen["held_at_most"] = page.evaluate("held.size")
+    seen["held"] = [until(page, "held.size > 0 && held.size < 4")]  # of one image
     page.keyboard.press("Escape")
-    page.wait_for_function("held.size === 0")  # images in memory that nobody looks at
+    seen["held"].append(until(page, "held.size === 0"))
     page.locator(".hit > a").nth(1).click()
     page.wait_for_selector("#viewer[open]")
     with page.expect_download() as file:
