@@ -50,7 +50,7 @@ def tiny_model(tiny_text: str) -> "LitModel":
     """An untrained `LitModel` at 240 px with patch sizes 48 to 8."""
     from contrastive import LitModel, load_vision_tower
     from contrastive.model.config import LossConfig
-    from contrastive.model.lit import TextSide
+    from contrastive.model.text_side import TextSide
     from contrastive.text.config import TextConfig
     from contrastive.text.encoder import TextEncoder
     from contrastive.text.load import load_text_tower

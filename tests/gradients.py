@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from contrastive import distributed
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import LitModel, TextSide
+from contrastive.model.lit import LitModel
+from contrastive.model.text_side import TextSide
 from contrastive.run.config import ZeroConfig
 from contrastive.run.config_file import from_dict
 from contrastive.run.zero import whole_parameters

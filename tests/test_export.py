@@ -22,7 +22,7 @@ from contrastive import LitModel, load_vision_tower
 from contrastive.export.export_model import MIN_COSINE, export_model
 from contrastive.export.timm import export_timm
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower

@@ -15,7 +15,7 @@ from contrastive import LitModel, load_vision_tower
 from contrastive.distributed import ensure_group
 from contrastive.export.export_model import MIN_COSINE, export_model
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contrastive import LitModel, VisionTower
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower

@@ -13,7 +13,7 @@ from test_towers import OWN_VIT, make_open_clip
 
 from contrastive import LitModel
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower

@@ -24,8 +24,8 @@ from contrastive.export.timm import export_timm, timm_net
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.student import build_student
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
 from contrastive.model.loss import Positives, loss_share
+from contrastive.model.text_side import TextSide
 from contrastive.run.config import OptimConfig
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from contrastive import LitModel, load_vision_tower
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.run.checkpoint import newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig

@@ -17,7 +17,7 @@ import transformers
 
 from contrastive import LitModel, VisionTower, distributed
 from contrastive.model.config import LossConfig
-from contrastive.model.lit import TextSide
+from contrastive.model.text_side import TextSide
 from contrastive.recipes import default_data
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import build_optimizer

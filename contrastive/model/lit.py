@@ -5,8 +5,6 @@ LiT: Zero-Shot Transfer with Locked-image text Tuning (Zhai et al., arXiv:2111.0
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.files.hub import local_folder
 from contrastive.files.weights import (
     hash_weights,
     load_weights,
@@ -31,9 +30,9 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
-from contrastive.text.encoder import TextEncoder, TextVectors
+from contrastive.model.text_side import TextSide
+from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
-from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import Head, is_library_spec
@@ -48,41 +47,6 @@ from data.transform import ImageTransform
 
 MAX_FORWARD = 256  # images or texts of one forward
 MAX_DECODED = 64  # of one forward, where the images are files or pictures
-
-
-class TextSide(nn.Module):
-    """What trains: the text encoder, the logit scale and, for sigmoid, the logit bias."""
-
-    def __init__(self, encoder: TextEncoder, loss: LossConfig) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.loss = loss
-        # Shape (1,): ZeRO on gloo cannot hold a 0-dimensional parameter.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(loss.temperature_init)]))
-        if loss.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([loss.bias_init]))
-
-    def scale(self) -> Float[Tensor, ""]:
-        """The logit scale t, at most 100.
-
-        Clamped here, because ZeRO's master copy would undo a clamp of the parameter. The gradient
-        passes through, so that a scale that overshot can come back.
-        """
-        log_scale = self.logit_scale[0]
-        return (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
-
-    def forward(
-        self, tokens: TokenBatch | PackedTokens | TextVectors
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
-        """Text embeddings, the logit scale, and the bias of the sigmoid loss.
-
-        Every parameter is read here and nowhere else in a step, because ZeRO-3 gathers them around
-        this call.
-        """
-        text_embeds = self.encoder(tokens)
-        with torch.autocast(text_embeds.device.type, enabled=False):
-            bias = self.logit_bias[0] if self.loss.kind == "sigmoid" else None
-            return text_embeds, self.scale(), bias
 
 
 class LitModel(nn.Module, ModelHubMixin):
@@ -353,7 +317,7 @@ class LitModel(nn.Module, ModelHubMixin):
 
             vision, encoder, loss = load_pretrained(str(folder))
             return cls(vision, TextSide(encoder, loss)).to(device).eval()
-        folder = _local(folder, hub)
+        folder = local_folder(folder, hub)
         config = read_config(folder, "text")
         try:
             vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
@@ -368,17 +332,3 @@ class LitModel(nn.Module, ModelHubMixin):
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error
         load_weights(model, read_weights(folder / "model.safetensors"), folder)
         return model.to(device).eval()
-
-
-def _local(folder: str | Path, hub: dict[str, Any]) -> Path:
-    """The folder, or a copy of what the hub has under this name."""
-    if Path(folder).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder)):
-        return Path(folder)
-    try:
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(str(folder), allow_patterns=wanted, **hub))
-    except Exception as error:  # the hub's client raises many kinds
-        raise UsageError(
-            f"{folder} is not a model folder, nor does the hub give a model of that name "
-            f"({type(error).__name__})"
-        ) from error

@@ -12,7 +12,8 @@ import torch
 from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
-from contrastive.model.lit import LitModel, TextSide
+from contrastive.model.lit import LitModel
+from contrastive.model.text_side import TextSide
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.lock import locked
