@@ -10,12 +10,16 @@ EVERY_S = 60  # in a log; what takes less says nothing
 
 
 class _Lines:
-    """Takes what tqdm draws and writes it as lines."""
+    """Takes what tqdm draws and writes it as lines; tqdm's monitor draws some of it again."""
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
-        if text:
+        if text and text != self._last:
             sys.stderr.write(f"{text}\n")
+            self._last = text
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import pytest
 from launcher import ROOT
@@ -34,6 +35,16 @@ def test_a_log_gets_a_plain_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> No
     said = counted(io.StringIO(), monkeypatch).splitlines()
     assert any(line.startswith("counting: 1 of 3 images, ") for line in said)
     assert not counted(io.StringIO(), monkeypatch, disable=True)
+
+
+def test_what_tqdm_draws_twice_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.progress.EVERY_S", 0)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with Progress(total=3, desc="counting", unit="images") as bar:
+        bar.update(2)
+        said = sys.stderr.getvalue()  # type: ignore[attr-defined]
+        bar.display(said.splitlines()[-1])  # as the monitor does
+        assert sys.stderr.getvalue() == said != ""  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("top", ["data", "contrastive", "retrieval", "launch", "benchmarks"])
