@@ -244,7 +244,7 @@ def count(step: Callable[[], object]) -> dict[str, Any]:
 def kind_of(call: Collective) -> str:
     """What a collective carries, by who called it."""
     for file, function in call.places:
-        if file.endswith("contrastive/train/step.py"):
+        if file.endswith(("contrastive/train/step.py", "contrastive/train/global_batch.py")):
             if call.in_backward:
                 return "feature gradients"
             return "features" if function == "__init__" and call.floating else "scalars"
