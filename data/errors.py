@@ -62,6 +62,25 @@ def refusal_of_disk(error: BaseException) -> str | None:
     )
 
 
+def refusal_of_gpu(error: BaseException) -> str | None:
+    """One sentence where an error says that a GPU's memory is full, else None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    asked = re.search(r"Tried to allocate [\d.]+ \w+", str(error))
+    return (
+        f"the GPU is out of memory ({asked[0] if asked else 'no more was given'}); smaller "
+        "batches take less, and so does a GPU that no other program uses; what is complete stays"
+    )
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What a user can do about an error, in one sentence; None for a defect of ours."""
+    if isinstance(error, UsageError | DataError):
+        return str(error)
+    return refusal_of_disk(error) or refusal_of_gpu(error)
+
+
 def check_utf8(*names: str) -> None:
     """Raises `UsageError` for an argument or a file's name that is not UTF-8: it can be written
     neither into metadata nor into JSON, and is no text."""
@@ -76,8 +95,8 @@ def check_utf8(*names: str) -> None:
 
 @contextmanager
 def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
-    """Turn a `UsageError`, a `DataError` or a disk's refusal into one line on stderr and exit
-    status 2, and Ctrl-C into one line and status 130.
+    """Turn a `UsageError`, a `DataError`, a disk's refusal or a full GPU into one line on stderr
+    and exit status 2, and Ctrl-C into one line and status 130.
 
     flags: the dataclasses that the program's flags fill (nested ones are found), and names of
     flags besides. These names become flags in the message: `data.num_workers -1` is printed
@@ -97,8 +116,7 @@ def exit_on_usage_error(*flags: type | str) -> Iterator[None]:
             print(message, file=sys.stderr, flush=True)
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     except Exception as error:
-        told = isinstance(error, UsageError | DataError)
-        sentence = str(error) if told else refusal_of_disk(error)
+        sentence = sentence_of(error)
         if sentence is None:
             raise
         rank = os.environ.get("RANK", "0")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from launcher import ROOT
 
 from data.errors import Stopped, UsageError, exit_on_usage_error, parameters, with_flags
@@ -131,3 +132,12 @@ def test_what_a_disk_refuses_is_one_line(error, file, capsys):
         raise error
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {file} cannot be written or read (")
+
+
+def test_a_gpu_without_room_is_one_line(capsys):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+    with pytest.raises(SystemExit) as stop, exit_on_usage_error(Args):
+        raise error
+    assert stop.value.code == 2
+    said = "error: the GPU is out of memory (Tried to allocate 2.00 GiB); smaller batches"
+    assert capsys.readouterr().err.startswith(said)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hostile_images import many_scans
 from PIL import Image
 from server_thread import Answer, Served, serving
@@ -224,7 +225,9 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(served: Served) ->
     large = json.dumps({"text": "a" * (1 << 20)}).encode()
     assert_refused(served.post("/v1/search", large), 413, "0.25 MiB")
     with socket.create_connection(("127.0.0.1", served.port)) as sock:  # chunked: no length
-        sock.sendall(b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sock.sendall(
+            b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for _ in range(10):
             sock.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
         sock.sendall(b"0\r\n\r\n")
@@ -256,6 +259,22 @@ def test_a_request_that_takes_too_long_is_ended(
         assert_refused(served.post("/v1/search", {"text": "slow"}), 408, "1 s")
         held.set()
         assert served.post("/v1/search", {"text": "quick"}).status == 200
+
+
+def test_a_request_that_finds_the_gpu_full_is_told_so_and_the_next_is_answered(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = searcher.model.encode_text
+
+    def full(texts: Any) -> Any:
+        if "large" in texts:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(texts)
+
+    monkeypatch.setattr(searcher.model, "encode_text", full)
+    with serving({"drawings": searcher}) as served:
+        assert_refused(served.post("/v1/search", {"text": "large"}), 503, "out of memory")
+        assert served.post("/v1/search", {"text": "small"}).status == 200
 
 
 def test_above_the_queue_requests_are_told_to_come_back(

@@ -37,7 +37,13 @@ from contrastive.run.log import RunLog
 from contrastive.run.optim import set_learning_rate
 from contrastive.run.patch_size import draw_patch_size
 from contrastive.run.stop import StopSignal, stopped
-from contrastive.run.zero import BatchShape, batch_shape, deepspeed_config, whole_parameters
+from contrastive.run.zero import (
+    BatchShape,
+    batch_shape,
+    deepspeed_config,
+    enough_memory,
+    whole_parameters,
+)
 from contrastive.vision.earlier import keep_cached_transform, keep_transform
 from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.patch_dropout import keep_rate_at
@@ -88,7 +94,7 @@ def _flexify(
     run = _prepare(cfg, resume, shape, ds_config)
     step = run.first_step
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, run.pipeline.problems, unit="images")
-    with StopSignal() as stop:
+    with StopSignal() as stop, enough_memory(shape):
         for batch in run.pipeline.batches(step, cfg.steps - step):
             weights = cfg.student.patch_weights
             patch_size = draw_patch_size(run.patch_sizes, weights, cfg.seed, step)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, UsageError, refusal_of_disk
+from data.errors import sentence_of
 from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.albums import AlbumFacts
 
@@ -73,8 +73,7 @@ def follow(job: Job, say: Callable[..., None]) -> None:
         except BrokenPipeError:
             raise
         except Exception as error:
-            told = isinstance(error, UsageError | DataError)
-            sentence = str(error) if told else refusal_of_disk(error)
+            sentence = sentence_of(error)
             if sentence is None:
                 raise
             say(problem=sentence)

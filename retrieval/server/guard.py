@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from data.errors import refusal_of_gpu
 from retrieval.server.page import PAGE
 from retrieval.server.refusals import RequestError, refusal
 from retrieval.server.service import Service
@@ -72,9 +73,10 @@ class Guard:
             response = refusal(408, sentence)
         except _Gone:
             raise
-        except Exception:
+        except Exception as error:
+            full = refusal_of_gpu(error)  # the next request may find room
             log.exception("%s %s failed", request.scope["method"], request.scope["path"])
-            response = refusal(500, "the server failed; its log says why")
+            response = refusal(503 if full else 500, full or "the server failed; its log says why")
         if not request.status:
             await response(request.scope, request.replay, request.send)
 
