@@ -224,7 +224,9 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(served: Served) ->
     large = json.dumps({"text": "a" * (1 << 20)}).encode()
     assert_refused(served.post("/v1/search", large), 413, "0.25 MiB")
     with socket.create_connection(("127.0.0.1", served.port)) as sock:  # chunked: no length
-        sock.sendall(b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sock.sendall(
+            b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         for _ in range(10):
             sock.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
         sock.sendall(b"0\r\n\r\n")
