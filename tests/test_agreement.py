@@ -3,14 +3,13 @@ the index, said where it is little."""
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from forked import run
 from launcher import ROOT
 from server_thread import serving
 
@@ -236,7 +235,7 @@ def test_programs_and_the_service_say_which_size_is_bad(index: Path, tiny_model:
         for size, wanted in ((NOISE, found.warning(NOISE)), (OWN, "")):
             asked = {"vector": [1.0] * tiny_model.embed_dim, "patch_size": size}
             assert served.post("/v1/search", asked).json["warning"] == wanted
-    command = [sys.executable, ROOT / "launch/search.py", "--index", index, "a cat"]
     options = ["--device", "cpu", "--patch-size", f"{NOISE}"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    done = run(ROOT / "launch/search.py", "--index", index, "a cat", *options)
+    assert done.returncode == 0, done.stderr
     assert found.warning(NOISE) in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run
 from launcher import ROOT
 
 BENCHMARK = """
@@ -134,13 +135,8 @@ def test_result_file_has_the_documented_fields(folder):
 def gpu_benchmark(folder: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
     env = os.environ | {"PYTHONPATH": path, "BENCHMARK_RESULTS": str(folder / "results")}
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "gpu.py"),
-        "--folder",
-        str(folder / "data"),
-    ]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, env=env)
+    program = ROOT / "benchmarks" / "gpu.py"
+    return run(program, "--folder", folder / "data", *flags, env=env)
 
 
 def test_parts_for_a_gpu_run_in_small_and_add_up_in_one_file(tmp_path):

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import TINY_TOWER
+from forked import Process
+from forked import start as start_forked
 from full_disk import small_files
 from launcher import deepspeed_command
 
@@ -178,13 +179,13 @@ def test_without_a_good_checkpoint_one_sentence_names_all(trained: Path, tmp_pat
 PROGRAM = Path(__file__).parent / "stop_program.py"
 
 
-def start(cfg: TrainConfig, ranks: int, resume: bool = False) -> subprocess.Popen[str]:
+def start(cfg: TrainConfig, ranks: int, resume: bool = False) -> Process | subprocess.Popen[str]:
     """A training with steps of half a second, in a process of its own or under the launcher."""
     job = Path(cfg.out) / "job.json"
     job.write_text(json.dumps({"config": dataclasses.asdict(cfg), "resume": resume}))
-    command = [sys.executable, str(PROGRAM), str(job)]
-    if ranks > 1:
-        command = deepspeed_command(ranks, PROGRAM, str(job))
+    if ranks == 1:
+        return start_forked(PROGRAM, job, start_new_session=True)
+    command = deepspeed_command(ranks, PROGRAM, str(job))
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
@@ -251,13 +252,27 @@ def test_a_run_is_locked_and_stopped_by_a_signal_with_a_checkpoint(
     assert weights(whole.folder) == weights(cfg.folder)
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+Launched = tuple[TrainConfig, Process | subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def launched(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[signal.Signals, Launched]:
+    """A long run under the launcher for each signal, side by side."""
+    configs = {
+        number: long_run(trained, tmp_path_factory.mktemp(number.name)) for number in SIGNALS
+    }
+    return {number: (cfg, start(cfg, 2)) for number, cfg in configs.items()}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_ranks_end_with_the_launcher_and_leave_a_checkpoint(
-    number: signal.Signals, trained: Path, tmp_path: Path
+    number: signal.Signals, launched: dict[signal.Signals, Launched]
 ) -> None:
-    cfg = long_run(trained, tmp_path)
-    running = start(cfg, 2)
+    cfg, running = launched[number]
     wait_for(lambda: lines(cfg.folder) >= 2)
     running.send_signal(number)  # `deepspeed` alone, whose death its children are not told of
     wait_for(lambda: newest_checkpoint(cfg.folder / "checkpoints"), 60)

@@ -4,10 +4,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Process
+from forked import start as start_forked
 
 from contrastive import distributed
 from data.errors import DataError
@@ -15,15 +16,12 @@ from data.errors import DataError
 PROGRAM = Path(__file__).parent / "silent_program.py"
 
 
-def start(rank: int, of: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+def start(rank: int, of: int, port: int, *arguments: str) -> Process | subprocess.Popen[str]:
     """A rank, without the launcher around it that would end the others with the first."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     ranks = {"RANK": str(rank), "WORLD_SIZE": str(of), "LOCAL_SIZE": str(of)}
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *arguments],
-        env={**os.environ, **where, **ranks, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    env = {**os.environ, **where, **ranks, "CUDA_VISIBLE_DEVICES": ""}
+    return start_forked(PROGRAM, *arguments, env=env)
 
 
 def free_port() -> int:
@@ -32,7 +30,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def last_words(rank: subprocess.Popen[str]) -> str:
+def last_words(rank: Process | subprocess.Popen[str]) -> str:
     """Its error, on exit status 2."""
     _, said = rank.communicate(timeout=240)
     assert rank.returncode == 2, said

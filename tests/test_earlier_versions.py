@@ -7,9 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import ranks
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
@@ -130,22 +128,9 @@ def state(folder: Path) -> dict[str, tuple[bytes, int, int]]:
     }
 
 
-def deepspeed(folder: Path, program: str, *arguments: str) -> str:
-    """`deepspeed PROGRAM ARGUMENTS` in a folder, one rank; returns what it said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "1"]
-    command += ["--master_port", str(port), str(ROOT / "launch" / program), *arguments]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+def resume_run(folder: Path, program: str, run: str) -> str:
+    """`deepspeed PROGRAM --resume RUN` in a folder, one rank; returns what it said."""
+    done = ranks(1, ROOT / "launch" / program, "--resume", run, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -251,7 +236,7 @@ def resume(tmp_path_factory: pytest.TempPathFactory) -> Resume:
         if (version, name) not in done:
             earlier = copied(version, tmp_path_factory.mktemp("run") / "earlier", keep_times)
             before = state(earlier.folder / cache)
-            said = deepspeed(earlier.folder, f"{name}.py", "--resume", f"runs/{name}")
+            said = resume_run(earlier.folder, f"{name}.py", f"runs/{name}")
             run, after = earlier.folder / "runs" / name, state(earlier.folder / cache)
             done[version, name] = Resumed(earlier, run, said, before, after)
         return done[version, name]

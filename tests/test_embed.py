@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import socket
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import ranks
 from PIL import Image
 
 from contrastive.model.lit import LitModel
@@ -337,30 +336,14 @@ def test_two_ranks_give_what_one_process_gives(
     sizes = tiny_model.patch_sizes[:2]
     data = str(emoji_shards / "heldout_captions")
     arguments = [str(tmp_path / "model"), data, str(tmp_path), *map(str, sizes)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, "-c", DRIVER, f"--local_rank={rank}", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    program = tmp_path / "program.py"
+    program.write_text(DRIVER)
+    done = ranks(2, program, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
     alone = tmp_path / "alone"
     embed_shards(tiny_model, expand_shards([data + "/*.tar"]), sizes, alone, num_workers=0)
     dataset = load_dataset("shards", data)
     result = evaluate(tiny_model, dataset, sizes, recall=True, num_workers=0)
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
     for size in sizes:
         vectors, rows = read_all(alone, size)
         other_vectors, other_rows = read_all(tmp_path / "embeddings", size)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_TOWER
-from launcher import ROOT, deepspeed
+from forked import ranks
+from launcher import ROOT
 
 from contrastive.model.config import LossConfig
 from contrastive.run.config import OptimConfig, ZeroConfig
@@ -39,13 +40,13 @@ def rows(tmp_path_factory, tiny_text) -> dict[int, dict[str, dict]]:
         "cases": CASES,
     }
     found = {}
-    for ranks in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+    for count in (1, 2):
+        folder = tmp_path_factory.mktemp(f"ranks{count}")
         (folder / "job.json").write_text(json.dumps(job))
         program = ROOT / "tests" / "gradients_program.py"
-        done = deepspeed(ranks, program, str(folder / "job.json"), timeout_s=900)
+        done = ranks(count, program, str(folder / "job.json"), timeout_s=900)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        found[ranks] = json.loads((folder / "rows.json").read_text())
+        found[count] = json.loads((folder / "rows.json").read_text())
     return found
 
 

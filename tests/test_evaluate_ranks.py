@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from evaluate_program import results
-from launcher import ROOT, deepspeed
+from forked import ranks
+from launcher import ROOT
 from shard_maker import png
 from test_retrieval_sets import captions_of, write_images
 from tree_maker import write_karpathy
@@ -39,7 +40,7 @@ def test_two_ranks_match_one_process(
         },
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    done = deepspeed(2, ROOT / "tests/evaluate_program.py", str(tmp_path / "job.json"))
+    done = ranks(2, ROOT / "tests/evaluate_program.py", str(tmp_path / "job.json"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     of_two = json.loads((tmp_path / "out.json").read_text())
     of_one = json.loads(json.dumps(results(tiny_model, job)))

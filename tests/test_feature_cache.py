@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run
 from shard_maker import TRANSFORM, png, sample, write_shards, write_tar
 
 from data.cache.features import FeatureCache
@@ -274,10 +273,8 @@ except UsageError as error:
     print(error)
 print(cache.missing())
 """
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
-    )
+    done = run("-c", program)
+    assert done.returncode == 0, done.stderr
     sentence, missing = done.stdout.splitlines()
     assert "0000.p8.npy' cannot be written (" in sentence
     assert "what is complete stays" in sentence

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pytest
 import timm
 import torch
 from conftest import PARITY, TINY_TOWER
+from forked import ranks, run
 from huggingface_hub import ModelCard
-from launcher import ROOT, deepspeed
+from launcher import ROOT
 from safetensors.torch import load_file
 from shard_maker import png, write_tar
 from test_towers import OWN_VIT, make_open_clip
@@ -132,7 +132,7 @@ def two(tmp_path_factory, pictures) -> Path:
     """Two ranks, one launch, at every ZeRO stage."""
     folder = tmp_path_factory.mktemp("two")
     runs = [staged(folder, pictures, stage) for stage in (0, 1, 2, 3)]
-    done = deepspeed(2, PROGRAM, str(job(folder, runs)))
+    done = ranks(2, PROGRAM, str(job(folder, runs)))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
@@ -325,7 +325,7 @@ def test_killed_and_resumed_is_bit_identical_to_never_killed(pictures, tmp_path)
 
     flexify(cfg("whole"))
     file = job(tmp_path, [cfg("killed")], kill_at=KILLED)
-    done = subprocess.run([sys.executable, str(PROGRAM), str(file)], cwd=ROOT, capture_output=True)
+    done = run(PROGRAM, file)
     assert done.returncode == -9, done.stderr[-3000:]
     assert not (tmp_path / "killed/checkpoints/step_00000006").exists()
     flexify(cfg("killed"), resume=True)

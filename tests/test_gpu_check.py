@@ -1,12 +1,11 @@
 """A GPU that torch or FAISS cannot use is told in one sentence, and the CPU does the work."""
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from forked import run
 
 from data.errors import UsageError
 from retrieval.index import gpu_check
@@ -77,9 +76,8 @@ def test_a_trial_that_went_well_is_not_made_again() -> None:
 
 
 def test_the_trial_itself_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", gpu_check.TRIAL], capture_output=True, text=True, check=True
-    )
+    done = run("-c", gpu_check.TRIAL)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("GPUs: ")
 
 

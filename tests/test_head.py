@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY_TOWER
-from launcher import ROOT, deepspeed
+from forked import ranks
+from launcher import ROOT
 from rank_program import global_batch, gradient_case
 from safetensors.torch import load_file
 
@@ -118,7 +119,7 @@ def two_ranks(tmp_path_factory, tiny_text):
     cases = {name: case | {"tower": TINY_TOWER} for name, case in CASES.items()}
     job = {"text": tiny_text, "gradients": cases, "trainings": []}
     (folder / "job.json").write_text(json.dumps(job))
-    done = deepspeed(2, ROOT / "tests/rank_program.py", str(folder / "job.json"))
+    done = ranks(2, ROOT / "tests/rank_program.py", str(folder / "job.json"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 

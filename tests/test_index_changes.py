@@ -1,6 +1,5 @@
 """Deletions, additions and merges of an index, while others read it, and when they are killed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import run
 from full_disk import small_files
 from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
 
@@ -445,9 +445,8 @@ def test_killed_in_the_middle_leaves_the_old_index_or_the_new(
     build_index(first, index, index_type="ivf", device="cpu")
     _, ids = all_vectors(first)
     delete_ids(index, ids[:10].tolist())
-    command = [sys.executable, "-c", KILLED, str(index), str(second), step, str(after)]
-    code = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
-    assert code == -signal.SIGKILL
+    killed = run("-c", KILLED, index, second, step, after)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = after == 2  # killed after the manifest, before old files went
     snapshot = Snapshot.open(index)
     assert len(snapshot) == 1490 + (300 if done and step == "add" else 0)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, run
 from launcher import ROOT
 
 PACKAGES = ("data", "contrastive", "retrieval")
@@ -95,8 +96,7 @@ def test_a_program_answers_before_it_loads_what_is_heavy(
     program: str, arguments: list[str]
 ) -> None:
     file = str(ROOT / "launch" / f"{program}.py")
-    command = [sys.executable, "-c", LOADED, file, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run("-c", LOADED, file, *arguments, imported=LIGHT)
     code, loaded = json.loads(done.stderr.splitlines()[-1])
     assert code == (0 if arguments == ["--help"] else 2), done.stderr
     assert not set(HEAVY) & set(loaded)

@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -21,8 +21,9 @@ finally:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     program, *rest = arguments
-    command = [sys.executable, "-c", PROGRAM, str(LAUNCH / program), *rest]
-    return subprocess.run(command, capture_output=True, text=True, cwd=LAUNCH.parent, timeout=120)
+    return forked.run(
+        "-c", PROGRAM, LAUNCH / program, *rest, cwd=LAUNCH.parent, imported=forked.LIGHT
+    )
 
 
 @pytest.mark.parametrize(

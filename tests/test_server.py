@@ -24,11 +24,18 @@ from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Hit, Searcher
+from retrieval.server import service
 from retrieval.server.duplicates import distinct
 from retrieval.server.page import PAGE
 
 TEMPLATES = ["a drawing of {c}", "{c}"]
 LABELS = ["a cat", "a dog", "the sun", "rain"]
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes of an index are looked for often, as tests wait for them."""
+    monkeypatch.setattr(service, "WATCH_S", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +482,7 @@ def test_an_index_changes_under_requests_and_none_fails(
             # what comes next is damaged: the server stays with what it has
             manifest = tmp_path / "changing" / "manifest.json"
             manifest.write_text("{")
-            stop.wait(1.5)
+            stop.wait(10 * service.WATCH_S)
             assert [hit["id"] for hit in search(served, text="a cat", k=5)["hits"]] == ids
         finally:
             stop.set()

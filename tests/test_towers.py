@@ -1,7 +1,6 @@
 """Image towers of every family: as their library computes them, trained against, saved, used."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pytest
 import timm
 import torch
 import transformers
+from forked import run
 from launcher import ROOT
 from PIL import Image
 from safetensors.torch import save_file
@@ -280,8 +280,8 @@ def test_enlarged_pictures_and_patches_look_alike(name, tmp_path):
 
 
 def test_the_documentation_says_which_families_are_flexible():
-    program = [sys.executable, str(ROOT / "benchmarks" / "tower_families.py"), "--table"]
-    table = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    program = [str(ROOT / "benchmarks" / "tower_families.py"), "--table"]
+    table = run(*program).stdout
     families = {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]}
     assert families <= set(SMALL_ONES)
     page = ROOT / "docs" / "towers.md"

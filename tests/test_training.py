@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
-from launcher import deepspeed
+from forked import ranks
 from open_clip.loss import ClipLoss, SigLipLoss
 from rank_program import GLOBAL_BATCH, global_batch
 from safetensors.torch import load_file
@@ -67,13 +67,13 @@ def config(out: Path, name: str, text: str, shards: Path, stage: int, **changes)
     return dataclasses.replace(cfg, **changes)
 
 
-def run(folder: Path, ranks: int, text: str, gradients: dict, trainings: list) -> Path:
+def run(folder: Path, count: int, text: str, gradients: dict, trainings: list) -> Path:
     """One launch; returns the folder with what it wrote."""
     folder.mkdir()
     cases = {name: case | {"tower": TINY_TOWER} for name, case in gradients.items()}
     job = {"text": text, "gradients": cases, "trainings": trainings}
     (folder / "job.json").write_text(json.dumps(job))
-    done = deepspeed(ranks, PROGRAM, str(folder / "job.json"))
+    done = ranks(count, PROGRAM, str(folder / "job.json"))
     killed = any("kill_at" in training for training in trainings)
     assert killed or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
@@ -370,7 +370,7 @@ def test_a_rank_without_memory_says_so_and_ends_all(tiny_text, emoji_shards, tmp
     cfg = config(tmp_path, "spent", tiny_text, emoji_shards, 1)
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
     program = PROGRAM.with_name("memory_program.py")
-    done = deepspeed(2, program, str(tmp_path / "config.json"))
+    done = ranks(2, program, str(tmp_path / "config.json"))
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("error (rank 1)")]
