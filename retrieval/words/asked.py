@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from data.errors import UsageError
 from retrieval.words.folding import folded_text
-from retrieval.words.text_file import DENSE, GRAM, WORD_TOKENIZER, Pattern, lacking
+from retrieval.words.text_file import A_RUN, DENSE, GRAM, WORD_TOKENIZER, Pattern, lacking, spaced
 
 WordQuery: TypeAlias = Sequence[tuple[str, float]]
 """Texts with weights; below 0: less of these words."""
@@ -73,12 +73,13 @@ def _patterns(text: str, whole: bool) -> Iterator[Pattern]:
     """whole: as phrases."""
     text = folded_text(text)
     prefix = text.rstrip().endswith("*")
-    words = _tokens(DENSE.sub(" ", text))
-    if words and whole:
-        yield Pattern("word", words, prefix)
-    else:
+    words = _tokens(spaced(text))
+    if whole and {*words} - {A_RUN}:
+        yield Pattern("word", words, prefix and words[-1] != A_RUN)
+    elif not whole:
         for number, word in enumerate(words, 1):
-            yield Pattern("word", (word,), prefix and number == len(words))
+            if word != A_RUN:
+                yield Pattern("word", (word,), prefix and number == len(words))
     for run in DENSE.findall(text):
         if len(run) >= GRAM and whole:
             grams = tuple(run[at : at + GRAM] for at in range(len(run) - GRAM + 1))

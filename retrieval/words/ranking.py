@@ -111,15 +111,15 @@ class TextIndex:
         """A word's rows in every segment; of one that no text holds, those of its nearest."""
         found = self._rows((word.pattern,))
         weight = word.weight
-        if not found.count and word.may_be_misspelt:
+        if not found.total and word.may_be_misspelt:
             for near in self.vocabulary.near(word.pattern.tokens[0]).values():
-                counts = {other: self._rows((Pattern("word", (other,)),)).count for other in near}
+                counts = {other: self._rows((Pattern("word", (other,)),)).total for other in near}
                 held = sorted((-count, other) for other, count in counts.items() if count)
                 if held:
                     usual = [Pattern("word", (other,)) for _, other in islice(held, MAX_SPELLINGS)]
                     found, weight = self._rows(tuple(usual)), MISSPELT * weight
                     break
-        idf = math.log(1 + (self.count - found.count + 0.5) / (found.count + 0.5))
+        idf = math.log(1 + (self.count - found.total + 0.5) / (found.total + 0.5))
         return _Found(found.postings, idf, weight, word.required)
 
     def _rows(self, patterns: Sequence[Pattern]) -> "_Rows":
@@ -170,7 +170,7 @@ class TextIndex:
 
 class _Rows(NamedTuple):
     postings: list[Postings]  # of each segment
-    count: int  # rows in all
+    total: int  # rows in all
 
 
 class _Found(NamedTuple):

@@ -37,6 +37,7 @@ _DENSE = (
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
 DENSE = re.compile(f"[{_DENSE}]+")
+A_RUN = "\ue000"  # stands among the words for a run, so that those beside it are no neighbours
 GRAM = 3  # characters
 _PADDING = " " * (GRAM - 1)  # behind a run, so that a gram begins at each of its characters
 WORD_TOKENIZER = "unicode61 remove_diacritics 0 categories 'L* N* Co M*'"
@@ -133,11 +134,11 @@ def _fill(database: sqlite3.Connection, table: pa.Table) -> None:
     start = 0
     for batch in table.select(names).to_batches():
         texts = [_searched(column) for column in batch.columns]
-        spaced, dense = (list(part) for part in zip(*texts, strict=True))
+        words, dense = (list(part) for part in zip(*texts, strict=True))
         rows = range(start, start + len(batch))
         database.executemany(
             f"INSERT INTO word(rowid, {columns}) VALUES ({marks})",
-            zip(rows, *spaced, strict=True),
+            zip(rows, *words, strict=True),
         )
         database.executemany(
             f"INSERT INTO dense(rowid, {columns}) VALUES ({marks})",
@@ -167,7 +168,12 @@ def _searched(column: pa.Array) -> tuple[list[str], list[str]]:
     texts = folded(column).to_pylist()
     dense = [_PADDING.join([*DENSE.findall(text), ""]) for text in texts]
     pairs = zip(texts, dense, strict=True)
-    return [DENSE.sub(" ", text) if runs else text for text, runs in pairs], dense
+    return [spaced(text) if runs else text for text, runs in pairs], dense
+
+
+def spaced(text: str) -> str:
+    """A folded text with `A_RUN` for what is written without spaces."""
+    return DENSE.sub(f" {A_RUN} ", text)
 
 
 def _lengths(database: sqlite3.Connection, count: int) -> Int[np.ndarray, " n"]:
@@ -293,7 +299,8 @@ class WordsFile:
 
     def _places(self, table: Table, token: str, prefix: bool) -> Int[np.ndarray, " n"]:
         """Where a token stands: row, column and offset in one number."""
-        wanted, values = "term = ?", (token,)
+        wanted = "term = ?"
+        values: tuple[str, ...] = (token,)
         if prefix:
             wanted, values = "term >= ? AND term < ?", (token, token + "\U0010ffff")
         # one text, since a tuple per place would take five times as long
