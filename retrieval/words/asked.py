@@ -62,7 +62,7 @@ def asked_words(query: WordQuery) -> list[AskedWord]:
     """The distinct words of a query, in its order."""
     found: dict[AskedWord, None] = {}
     for text, weight in query:
-        text = text.encode("utf-8", "replace").decode().translate(_QUOTES)
+        text = folded_text(text.encode("utf-8", "replace").decode().translate(_QUOTES))
         for quoted, plain in _PART.findall(text):
             for pattern in _patterns(quoted or plain, whole=bool(quoted)):
                 found[AskedWord(pattern, weight, bool(quoted) and weight > 0)] = None
@@ -70,8 +70,7 @@ def asked_words(query: WordQuery) -> list[AskedWord]:
 
 
 def _patterns(text: str, whole: bool) -> Iterator[Pattern]:
-    """whole: as phrases."""
-    text = folded_text(text)
+    """text: folded. whole: as phrases."""
     prefix = text.rstrip().endswith("*")
     words = _tokens(spaced(text))
     if whole and {*words} - {A_RUN}:
@@ -116,4 +115,7 @@ def _tokenizer() -> _Tokenizer:
 
 
 def _tokens(text: str) -> tuple[str, ...]:
-    return _tokenizer()(text) if text.strip() else ()
+    """text: folded."""
+    if text.isascii():  # as SQLite cuts it, and 0.3 ms sooner
+        return tuple(re.findall("[a-z0-9]+", text))
+    return _tokenizer()(text)

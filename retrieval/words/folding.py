@@ -21,4 +21,6 @@ def folded(texts: pa.Array) -> pa.Array:
 
 def folded_text(text: str) -> str:
     """`folded` of one text."""
+    if text.isascii():
+        return text.lower()
     return folded(pa.array([text], pa.string()))[0].as_py()

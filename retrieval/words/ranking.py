@@ -156,9 +156,7 @@ class TextIndex:
         scores, shares = np.zeros(len(rows)), np.zeros(len(rows))
         lengths = segment.words.lengths[rows]
         for found in asked:
-            _, at, places = np.intersect1d(
-                rows, found.postings[number].rows, assume_unique=True, return_indices=True
-            )
+            at, places = _common(rows, found.postings[number].rows)
             counts = found.postings[number].counts[places]
             damped = counts + K1 * (1 - B + B * lengths[at] / self.mean_length)
             scores[at] += found.weight * found.idf * counts * (K1 + 1) / damped
@@ -166,6 +164,17 @@ class TextIndex:
                 shares[at] += found.idf
         good = (scores > 0) & (shares >= least)
         return segment.ids[rows[good]], scores[good]
+
+
+def _common(
+    rows: Int[np.ndarray, " n"], others: Int[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+    """Where the numbers that both hold stand in each; both ascend."""
+    if not len(rows):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at = np.searchsorted(rows, others).clip(max=len(rows) - 1)
+    held = np.flatnonzero(rows[at] == others)
+    return at[held], held
 
 
 class _Rows(NamedTuple):

@@ -4,31 +4,32 @@ changed, or neighbours exchanged), of a word to a whole vocabulary at once."""
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
+
+LONGEST = 40  # letters of a word that others are compared with
 
 
 class Vocabulary:
-    """Words to compare with, as matrices of code points, one per length."""
+    """Words to compare with, as rows of code points, the shorter ones first."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        by_length: dict[int, list[str]] = {}
-        for word in sorted(set(words)):
-            by_length.setdefault(len(word), []).append(word)
-        self._words = by_length
-        self._letters = {
-            length: np.array([list(map(ord, word)) for word in words], np.int32)
-            for length, words in by_length.items()
-        }
+        held = {word for word in words if len(word) <= LONGEST}
+        self._words = sorted(held, key=lambda word: (len(word), word))
+        self._lengths = np.array([len(word) for word in self._words], np.int64)
+        padded = [word.ljust(LONGEST, "\0") for word in self._words]
+        letters = np.array(padded, f"U{LONGEST}").view(np.uint32)
+        self._letters = letters.reshape(len(padded), LONGEST)
 
     def near(self, word: str) -> dict[int, list[str]]:
         """Distance -> words, sorted, of at most `allowed_edits`."""
-        most = allowed_edits(word)
-        found: dict[int, list[str]] = {}
-        for length in range(len(word) - most, len(word) + most + 1):
-            if most and length in self._words:
-                distances = _distances(np.array(list(map(ord, word))), self._letters[length])
-                for row in np.flatnonzero(distances <= most):
-                    found.setdefault(int(distances[row]), []).append(self._words[length][row])
+        most, found = allowed_edits(word), dict[int, list[str]]()
+        ends = [len(word) - most, len(word) + most + 1]
+        first, end = np.searchsorted(self._lengths, ends).tolist()
+        if most and first < end and len(word) <= LONGEST:
+            lengths = self._lengths[first:end]
+            distances = _distances(word, self._letters[first:end, : lengths[-1]], lengths)
+            for row in np.flatnonzero(distances <= most):
+                found.setdefault(int(distances[row]), []).append(self._words[first + row])
         return {distance: sorted(found[distance]) for distance in sorted(found)}
 
 
@@ -39,23 +40,23 @@ def allowed_edits(word: str) -> int:
 
 
 def _distances(
-    word: Int[np.ndarray, " m"], others: Int[np.ndarray, "n l"]
+    word: str, others: UInt32[np.ndarray, "n l"], lengths: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"]:
-    """Optimal string alignment: of each of `others`, the fewest edits that make `word` of it."""
-    length = others.shape[1]
-    before = np.zeros((length + 1, len(others)), np.int32)
-    last = np.repeat(np.arange(length + 1, dtype=np.int32)[:, None], len(others), axis=1)
-    for i, letter in enumerate(word):
+    """Optimal string alignment: of each of `others`, the fewest edits that make `word` of it.
+    lengths: of the others; zeros follow."""
+    columns = np.ascontiguousarray(others.T)
+    last = np.repeat(np.arange(len(columns) + 1)[:, None], len(others), axis=1)
+    letters = [*map(ord, word)]
+    before = last
+    for i, letter in enumerate(letters):
+        changed = last[:-1] + (columns != letter)
         row = np.empty_like(last)
         row[0] = i + 1
-        for j in range(length):
-            row[j + 1] = np.minimum(
-                np.minimum(last[j + 1], row[j]) + 1, last[j] + (others[:, j] != letter)
-            )
-            if i and j:
-                swapped = (others[:, j] == word[i - 1]) & (others[:, j - 1] == letter)
-                row[j + 1] = np.where(
-                    swapped, np.minimum(row[j + 1], before[j - 1] + 1), row[j + 1]
-                )
+        row[1:] = np.minimum(last[1:] + 1, changed)
+        if i:
+            swapped = (columns[1:] == letters[i - 1]) & (columns[:-1] == letter)
+            row[2:] = np.where(swapped, np.minimum(row[2:], before[:-2] + 1), row[2:])
+        for j in range(len(columns)):
+            np.minimum(row[j + 1], row[j] + 1, out=row[j + 1])
         before, last = last, row
-    return last[length]
+    return last[lengths, np.arange(len(others))]
