@@ -25,7 +25,7 @@ from retrieval.index.build import change_index, compact_index, delete_ids, index
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import index_words
-from retrieval.search.fusion import DEPTH, fused
+from retrieval.search.fusion import DEPTH, LEAST_SHARE, OF_BEST, fused
 from retrieval.search.searcher import Searcher
 from retrieval.words.asked import marked, unmarked
 from retrieval.words.ranking import TextIndex, TextSegment
@@ -83,7 +83,7 @@ def test_a_row_scores_the_same_however_rows_are_spread_and_deleted(tmp_path: Pat
     assert spread.count == fresh.count == len(ids)
     queries = [
         "cat",
-        "small dgo",
+        "small hosue",
         '"red green"',
         "hap*",
         "犬 小狗",
@@ -175,6 +175,16 @@ def test_weights_below_zero_take_rows_away(tmp_path: Path) -> None:
     index = text_index(tmp_path, ["cat", "cat dog dog dog", "dog", "bird"])
     assert index.match([("cat", 1.0), ("dog", -1.0)]).ids.tolist() == [0]
     assert not len(index.match([("dog", -1.0)]).ids)
+
+
+def test_texts_that_hold_too_little_of_a_query_can_be_left_out(tmp_path: Path) -> None:
+    index = text_index(tmp_path, ["on the red bicycle", "on the way", "red", *["on"] * 20])
+    query = [("a red bicycle on", 1.0)]  # "a", which no text holds, is not asked for
+    assert len(index.match(query).ids) == 23
+    assert index.match(query, None, 0.5).ids.tolist() == [0]
+    assert index.match(query, None, 0.0, 0.9).ids.tolist() == [0]
+    assert not len(index.match([("red zebra unicorn", 1.0)], None, 0.5).ids)
+    assert index.match([('"red" zebra unicorn', 1.0)], None, 0.5, 0.9).ids.tolist() == [2, 0]
 
 
 def test_near_words_are_those_of_few_edits() -> None:
@@ -282,7 +292,7 @@ def test_fused_ranks_follow_the_formula(index: Path, tiny_model: LitModel) -> No
     snapshot = searcher.snapshot
     (vector,) = tiny_model.encode_text(["small cat"]).numpy()
     _, (by_vector,) = snapshot.nearest(vector[None], DEPTH, PATCH)
-    matches = snapshot.matching_words([("small cat", 1.0)], None, 0.5)
+    matches = snapshot.matching_words([("small cat", 1.0)], None, LEAST_SHARE, OF_BEST)
     ranks = {id: 1 + (matches.scores > score).sum() for id, score in zip(*matches[:2], strict=True)}
     plain = {id: 1 + n for n, id in enumerate(by_vector.tolist())}
     for words in (0.2, 0.5, 0.9):

@@ -148,7 +148,11 @@ class Snapshot:
         return all(segment.words is not None for segment in self.segments)
 
     def matching_words(
-        self, query: WordQuery, where: Where | None = None, least_share: float = 0.0
+        self,
+        query: WordQuery,
+        where: Where | None = None,
+        least_share: float = 0.0,
+        of_best: float = 0.0,
     ) -> Matches:
         """The rows that share words with a query, best first, see `TextIndex.match`.
 
@@ -157,7 +161,7 @@ class Snapshot:
         chosen = [self._select(segment, where) for segment in self.segments]
         masks = [None if one is None else one.mask for one in chosen]
         try:
-            return self.words.match(query, masks, least_share)
+            return self.words.match(query, masks, least_share, of_best)
         except DamagedWordsError as error:
             raise UsageError(f"{error}; {WORDS_AGAIN.format(self.folder)}") from error
 

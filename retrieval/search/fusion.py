@@ -16,7 +16,9 @@ from retrieval.words.asked import WordQuery
 
 RANK_OFFSET = 60  # k in the paper
 DEPTH = 200  # ranks of the vectors that count
-LEAST_SHARE = 0.5  # of a query's words, by weight, that a text must hold to be fused
+# What a text must hold to be fused, for the vectors have something to offer too: so much of the
+# query's words by weight, and of what the best text holds.
+LEAST_SHARE, OF_BEST = 0.5, 0.9
 
 Found = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
 
@@ -33,8 +35,8 @@ class Fusion:
     ) -> None:
         """queries: of each vector its texts, perhaps none. words: their weight, above 0 to 1."""
         self._snapshot, self._words, self._where = snapshot, words, where
-        least = LEAST_SHARE if words < 1 else 0.0  # the vectors have something better to offer
-        self._matches = [snapshot.matching_words(query, where, least) for query in queries]
+        least = (LEAST_SHARE, OF_BEST) if words < 1 else (0.0, 0.0)
+        self._matches = [snapshot.matching_words(query, where, *least) for query in queries]
         self._by_words = [words if query else 0.0 for query in queries]
 
     def candidates(

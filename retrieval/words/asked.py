@@ -44,6 +44,11 @@ class AskedWord:
         plain = self.pattern.table == "word" and not others and not prefix and not self.required
         return plain and first.isalpha()
 
+    @property
+    def may_be_dropped(self) -> bool:
+        """Whether it is as short as "the"."""
+        return self.may_be_misspelt and len(self.pattern.tokens[0]) <= 3
+
 
 def marked(text: str) -> bool:
     """Whether a text has a phrase in quotes, or a word that ends in an asterisk."""

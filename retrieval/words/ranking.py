@@ -88,24 +88,29 @@ class TextIndex:
         query: WordQuery,
         chosen: Sequence[Bool[np.ndarray, " _"] | None] | None = None,
         least_share: float = 0.0,
+        of_best: float = 0.0,
     ) -> Matches:
         """The rows that share words with a query.
 
         chosen: per segment the rows that may be found, None for all. least_share: of the query's
-        words, each by its weight in BM25, that a row must hold.
+        words, each by its weight in BM25, that a row must hold; short ones that no row holds (an
+        article) are not asked for. of_best: how much of what the best row holds. Neither is asked
+        of rows that hold what is in quotes.
         """
         asked = [self._find(word) for word in asked_words(query)]
         wanted = sum(found.idf for found in asked if found.weight > 0)
-        parts = [
-            self._rank(
-                number, asked, None if chosen is None else chosen[number], least_share * wanted
-            )
-            for number in range(len(self.segments))
-        ]
+        masks = chosen or [None] * len(self.segments)
+        parts = [self._rank(number, asked, mask) for number, mask in enumerate(masks)]
         ids = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
-        scores = np.concatenate([np.zeros(0), *(part[1] for part in parts)])
+        scores, shares = (
+            np.concatenate([np.zeros(0), *(part[n] for part in parts)]) for n in (1, 2)
+        )
+        required = any(found.required for found in asked)
+        if not required:
+            least = max(least_share * wanted, of_best * shares.max(initial=0.0))
+            ids, scores = ids[shares >= least], scores[shares >= least]
         order = np.lexsort((ids, -scores))
-        return Matches(ids[order], scores[order], any(found.required for found in asked))
+        return Matches(ids[order], scores[order], required)
 
     def _find(self, word: AskedWord) -> "_Found":
         """A word's rows in every segment; of one that no text holds, those of its nearest."""
@@ -120,6 +125,8 @@ class TextIndex:
                     found, weight = self._rows(tuple(usual)), MISSPELT * weight
                     break
         idf = math.log(1 + (self.count - found.total + 0.5) / (found.total + 0.5))
+        if not found.total and word.may_be_dropped:
+            idf = 0.0
         return _Found(found.postings, idf, weight, word.required)
 
     def _rows(self, patterns: Sequence[Pattern]) -> "_Rows":
@@ -142,9 +149,8 @@ class TextIndex:
         number: int,
         asked: Sequence["_Found"],
         chosen: Bool[np.ndarray, " n"] | None,
-        least: float,
-    ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-        """Ids and scores of one segment, not sorted."""
+    ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+        """Of one segment, not sorted: ids, scores, and how much of the query they hold."""
         segment = self.segments[number]
         held = [found.postings[number].rows for found in asked if found.weight > 0]
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *held]))
@@ -162,8 +168,8 @@ class TextIndex:
             scores[at] += found.weight * found.idf * counts * (K1 + 1) / damped
             if found.weight > 0:
                 shares[at] += found.idf
-        good = (scores > 0) & (shares >= least)
-        return segment.ids[rows[good]], scores[good]
+        good = scores > 0
+        return segment.ids[rows[good]], scores[good], shares[good]
 
 
 def _common(

@@ -34,9 +34,9 @@ class Vocabulary:
 
 
 def allowed_edits(word: str) -> int:
-    """How many letters may be wrong: none of two, one of three to five, two of more, as in
-    Lucene's automatic fuzziness."""
-    return 0 if len(word) < 3 else 1 if len(word) < 6 else 2
+    """How many letters may be wrong: one of four or five, two of more. Shorter words are near too
+    many others."""
+    return 0 if len(word) < 4 else 1 if len(word) < 6 else 2
 
 
 def _distances(
