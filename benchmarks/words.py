@@ -5,9 +5,10 @@
 The demo's index: 5,804 drawings with captions, keys for file names (runs the demo first where that
 has not been done). Queries: 1,000 captions; the same with one word misspelt (a letter changed, left
 out or added, or two neighbours exchanged); 1,000 keys; and all of these mixed. A query's right
-answers are all drawings of that caption, or the one of that key; recall is the share of them. A fourth kind shows what fusing
-costs where words cannot help: captions asked of an index in which their drawings, half of all, have
-none. Time and size: 100,000 texts, the captions repeated, each with a key of its own.
+answers are all drawings of that caption, or the one of that key; recall is the share of them. A
+fourth kind shows what fusing costs where words cannot help: captions asked of an index in which
+their drawings, half of all, have none. Time and size: 100,000 texts, the captions repeated, each
+with a key of its own.
 """
 
 import argparse
@@ -29,8 +30,9 @@ from lib.harness import Target, finish, interleave
 from retrieval import Searcher, build_index
 from retrieval.embed.partitions import metadata_file
 from retrieval.search.fusion import LEAST_SHARE, OF_BEST
+from retrieval.words.fill import write_words
 from retrieval.words.ranking import TextIndex, TextSegment
-from retrieval.words.text_file import open_words, write_words
+from retrieval.words.text_file import open_words
 
 ROOT = Path(__file__).resolve().parent.parent
 K = 10

@@ -28,9 +28,10 @@ from retrieval.index.widen import index_words
 from retrieval.search.fusion import DEPTH, LEAST_SHARE, OF_BEST, fused
 from retrieval.search.searcher import Searcher
 from retrieval.words.asked import marked, unmarked
+from retrieval.words.fill import write_words
 from retrieval.words.ranking import TextIndex, TextSegment
 from retrieval.words.spelling import Vocabulary
-from retrieval.words.text_file import open_words, write_words
+from retrieval.words.text_file import open_words
 
 PATCH = 48
 LAUNCH = Path(__file__).parents[1] / "launch"

@@ -29,7 +29,8 @@ from retrieval.index.row_sources import (
     index_schema,
 )
 from retrieval.index.tune import QUERIES, K, Sample, draw_queries
-from retrieval.words.text_file import WordsFile, lacking, open_words, write_words
+from retrieval.words.fill import write_words
+from retrieval.words.text_file import WordsFile, lacking, open_words
 
 READ_FLAGS = faiss.IO_FLAG_MMAP_IFC
 

@@ -17,7 +17,7 @@ from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.segments import Segment, SurvivingRows
 from retrieval.index.snapshot import Snapshot
-from retrieval.words.text_file import write_words
+from retrieval.words.fill import write_words
 
 VectorsOf = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, "n d"]]
 """Of ids."""
