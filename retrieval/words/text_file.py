@@ -85,7 +85,7 @@ _opening = threading.Lock()
 
 def open_words(file: Path, noted: Mapping[str, Any]) -> "WordsFile":
     """A file of `retrieval.words.fill.write_words`, which returned `noted`. What is open already is
-    shared, with what it remembers. Raises `UsageError` where it is missing or is not what was written."""
+    shared, with what it remembers. Raises `UsageError` where it is missing or another."""
     key = str(file.absolute()), str(noted["blake2b"])
     with _opening:
         found = _opened.get(key)
