@@ -4,6 +4,7 @@
     python launch/index.py --images photos --model runs/demo/model --out index     # and again
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
+    python launch/index.py --out index --words      # of an index by 0.1.0, or damaged ones
 
 With --images, running it again picks up new, changed and deleted photos, and a folder that was
 moved. An index can be changed while it is being searched.
@@ -54,6 +55,8 @@ class Args:
     """Ids to delete."""
     compact: bool = False
     """Merge additions and deletions into the index."""
+    words: bool = False
+    """Index the words of an existing index's texts where that has not been done."""
     batch_size: int = BATCH_SIZE
     """With --images: images read together; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
@@ -79,8 +82,11 @@ def check(args: Args) -> None:
         raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
-    if not (args.embeddings or args.images or args.delete or args.compact):
-        raise UsageError("nothing to do: give --embeddings, --images, --delete or --compact")
+    changes = args.delete or args.compact or args.words
+    if not (args.embeddings or args.images or changes):
+        raise UsageError(
+            "nothing to do: give --embeddings, --images, --delete, --compact or --words"
+        )
     if args.images:
         check_batches(args.batch_size, args.num_workers)
         if not Path(args.images).is_dir():
@@ -101,7 +107,7 @@ def main() -> None:
     with exit_on_usage_error(Args):
         check(args)
 
-        from retrieval import add_embeddings, build_index, compact_index, delete_ids
+        from retrieval import add_embeddings, build_index, compact_index, delete_ids, index_words
 
         if args.images:
             _index_photos(args)
@@ -121,6 +127,8 @@ def main() -> None:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
             print(f"{args.out}: {compact_index(args.out, args.device)}")
+        if args.words:
+            print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
 
 
 def _passed_over(args: Args, added: int) -> str:

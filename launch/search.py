@@ -3,6 +3,7 @@
     python launch/search.py --index index "a red bicycle" "two dogs" -k 10 --picture hits.png
     python launch/search.py --index index photo.jpg --query-patch-size 14
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
+    python launch/search.py --index index '"invoice 2023" stamp*' --words 0.5
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
 A query that is the path of an image searches by that image; quote texts, or each word is a query.
@@ -22,7 +23,7 @@ from data.progress import say_once
 from retrieval.index.config import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.model_folder import check_model_folder
-from retrieval.search.config import CANDIDATES, Budget, picture_format
+from retrieval.search.config import CANDIDATES, Budget, check_words, picture_format
 from retrieval.search.query_images import read_query_image
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Args:
     """The same, in milliseconds on this machine."""
     where: str = ""
     """Filter on metadata columns, as JSON: {"caption": {"contains": "cat"}}."""
+    words: float = 0.0
+    """What the words of captions, file names and other texts count beside the vectors, 0 to 1.
+    A "phrase" in quotes must be there; wor* is how a word begins."""
     nprobe: int | None = None
     """Inverted lists that ivf and ivfpq search. Not given: tuned by the build."""
     ef: int | None = None
@@ -88,6 +92,7 @@ def main() -> None:
             )
         if args.picture:
             picture_format(args.picture)
+        check_words(args.words)
         photos = read_index_manifest(Path(args.index)).images
         if args.model is not None:
             check_model_folder(args.model)
@@ -128,7 +133,7 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
             args.patch_size if by_image or budget is None else budget,
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
             refine_patch_size=args.refine_patch_size, candidates=args.candidates,
-            where=where, nprobe=args.nprobe, ef=args.ef,
+            where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
         )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
@@ -166,7 +171,8 @@ def print_lines(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:
     for query, hits in zip(queries, found, strict=True):
         print(query)
         for hit in hits:
-            print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]")
+            words = f"  words {hit.words:.1f}" if hit.words else ""
+            print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]{words}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrieval.evaluation.metrics import recall_at_k, topk_accuracy
     from retrieval.evaluation.report import Report
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+    from retrieval.index.widen import index_words
     from retrieval.photos.indexing import index_photos
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
@@ -37,6 +38,7 @@ _MODULES = {
     "embed_shards": "retrieval.embed.bulk",
     "evaluate": "retrieval.evaluation.evaluate",
     "index_photos": "retrieval.photos.indexing",
+    "index_words": "retrieval.index.widen",
     "load_dataset": "retrieval.evaluation.datasets",
     "measure_agreement": "retrieval.search.neighbours",
     "measure_costs": "retrieval.evaluation.costs",
@@ -59,6 +61,7 @@ __all__ = [
     "embed_shards",
     "evaluate",
     "index_photos",
+    "index_words",
     "load_dataset",
     "measure_agreement",
     "measure_costs",

@@ -85,6 +85,13 @@ def ask(page: Page, url: str, picture: str) -> Seen:
     seen["top"] = top_of_images(page)
     seen["less"] = query(page, "cat - fence")
     seen["less_hint"] = page.inner_text("#hint")
+    seen["quoted"] = query(page, '"face" smile')
+    seen["quoted_found"] = found(page)
+    seen["quoted_hint"] = page.inner_text("#hint")
+    seen["by_words"] = page.locator(".hit .worded").count()
+    page.fill("#text", '"no such words"')
+    page.wait_for_selector("#results .empty")
+    seen["quoted_nothing"] = page.inner_text("#results .empty")
     seen["hyphen"] = query(page, "t-shirt")
     after(page, lambda: page.fill("#text", "a happy cat"))
 

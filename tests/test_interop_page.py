@@ -98,7 +98,13 @@ def test_a_visitor_asks_compares_drops_and_names(
     assert wanted == {"text": "cat"}
     assert (less["text"], less["weight"] < 0) == ("fence", True)
     assert "away from “fence”" in seen["less_hint"]
+    assert (seen["quoted"]["text"], seen["quoted"]["words"]) == ('"face" smile', 0.5)
+    assert seen["by_words"] == len(seen["quoted_found"]) > 0
+    assert all("face" in caption for caption in seen["quoted_found"])
+    assert "searched for these words" in seen["quoted_hint"]
+    assert "No caption" in seen["quoted_nothing"]
     assert seen["hyphen"]["text"] == "t-shirt"
+    assert "words" not in seen["hyphen"]
     assert not seen["details_at_first"]
     assert seen["details_remembered"]
     if width < 600:

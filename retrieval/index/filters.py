@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, UInt8
 
 from data.errors import UsageError
+from retrieval.words.folding import folded, folded_text
 
 Where = Mapping[str, Any] | Callable[[np.ndarray], np.ndarray]
 """A filter as JSON, or a function from ids (n,) int64 to the ones wanted, (n,) bool."""
@@ -134,23 +135,8 @@ def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarr
     return pc.fill_null(result, False).to_numpy().astype(bool)
 
 
-def folded(texts: pa.Array) -> pa.Array:
-    """Texts without what a reader may leave out: case, accents, compatibility forms (the ligature
-    for fi, full-width letters); ß is ss.
-
-    Of the combining marks only those of Latin, Greek and Cyrillic go: a Japanese or Indic letter
-    without its marks is another one.
-    """
-    texts = pc.utf8_normalize(texts, form="NFKD")
-    texts = pc.replace_substring_regex(texts, pattern="[\u0300-\u036f]+", replacement="")
-    texts = pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
-    for letter, usual in (("ß", "ss"), ("ς", "σ")):  # which lower case leaves as they are
-        texts = pc.replace_substring(texts, pattern=letter, replacement=usual)
-    return texts
-
-
 def _contains(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
-    (wanted,) = folded(pa.array([value])).to_pylist()
+    wanted = folded_text(value)
     if not wanted:  # accents alone
         return pc.match_substring(column, value)
     chunks = []

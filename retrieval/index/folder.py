@@ -3,6 +3,7 @@
 NAME/patch_28/image.index           segment 0: inner product on unit-norm vectors, int64 ids
 NAME/patch_28/image_0007.index      a later segment
 NAME/metadata/metadata_0000.arrow   its rows, in the vectors' order, ids ascending
+NAME/words/words_0000.sqlite        the words of its texts, see `retrieval.words`
 NAME/deleted_0003.npy               tombstones: the deleted ids, ascending
 NAME/model/                         what `LitModel.from_pretrained` reads (a copy)
 NAME/manifest.json                  written last, replaced by every change
@@ -47,6 +48,11 @@ def index_file(folder: Path, patch_size: int, number: int) -> Path:
 def rows_file(folder: Path, number: int) -> Path:
     """Where the metadata of segment `number` lie."""
     return folder / "metadata" / f"metadata_{number:04d}.arrow"
+
+
+def words_file(folder: Path, number: int) -> Path:
+    """Where the words of segment `number` lie."""
+    return folder / "words" / f"words_{number:04d}.sqlite"
 
 
 def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
@@ -146,7 +152,12 @@ def _sweep(folder: Path, manifest: IndexManifest) -> None:
     numbers = [entry.number for entry in manifest.segments]
     kept = {folder / manifest.tombstones} | {rows_file(folder, n) for n in numbers}
     kept |= {index_file(folder, size, n) for size in manifest.patch_sizes for n in numbers}
-    for pattern in ("patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy"):
+    kept |= {words_file(folder, n) for n in numbers}
+    # Words last: who misses them misses other files too, and looks for a newer state.
+    for pattern in (
+        "patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy",
+        "words/words_*.sqlite*",
+    ):  # fmt: skip
         for file in folder.glob(pattern):
             if file not in kept:
                 file.unlink(missing_ok=True)

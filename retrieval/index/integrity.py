@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.files import file_digest
-from retrieval.index.folder import read_tombstones, segment_files
+from retrieval.index.folder import read_tombstones, segment_files, words_file
 from retrieval.index.manifest import IndexManifest, SegmentEntry
 
 
@@ -19,6 +19,17 @@ def check_index(folder: Path, manifest: IndexManifest, intact: set[str] | None =
         read_tombstones(folder, manifest)
     for entry in manifest.segments:
         check_segment(folder, entry, manifest.patch_sizes, intact)
+
+
+def check_words_files(folder: Path, manifest: IndexManifest) -> None:
+    """Raises `UsageError` for damaged words; vectors are searched without them."""
+    for entry in manifest.segments:
+        file = words_file(folder, entry.number)
+        if entry.words and (not file.is_file() or file_digest(file) != entry.words["blake2b"]):
+            raise UsageError(
+                f"{file} is damaged; `python launch/index.py --out {folder} --words` writes it "
+                "again"
+            )
 
 
 def check_segment(

@@ -39,6 +39,7 @@ class SegmentEntry:
     blake2b: Mapping[str, str] = field(default_factory=dict)  # per file; of earlier indexes none
     tuning: Mapping[int, Tuning] = field(default_factory=dict)  # per patch size; of a delta none
     delta: bool = False  # added since the last compaction
+    words: Mapping[str, Any] = field(default_factory=dict)  # of `write_words`; {}: there are none
     unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of others, kept as they are
 
     @classmethod
@@ -62,6 +63,8 @@ class SegmentEntry:
         }
         if self.tuning:
             entry["tuning"] = {str(size): asdict(tuning) for size, tuning in self.tuning.items()}
+        if self.words:
+            entry["words"] = dict(self.words)
         return {**entry, "delta": self.delta, **self.unknown}
 
 

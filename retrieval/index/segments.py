@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
 from data.files import file_digest
+from data.progress import say_once
 from retrieval.index.choose import type_for_count
 from retrieval.index.config import IndexType
 from retrieval.index.create import add, ivf_of, new_index, num_training, type_of
 from retrieval.index.exact import RunningBest
 from retrieval.index.faiss_setup import faiss
-from retrieval.index.folder import index_file, rows_file, segment_files
+from retrieval.index.folder import index_file, rows_file, segment_files, words_file
 from retrieval.index.manifest import SegmentEntry, Tuning
 from retrieval.index.row_sources import (
     BLOCK_ROWS,
@@ -28,6 +29,8 @@ from retrieval.index.row_sources import (
     index_schema,
 )
 from retrieval.index.tune import QUERIES, K, Sample, draw_queries
+from retrieval.words.fill import write_words
+from retrieval.words.text_file import WordsFile, lacking, open_words
 
 READ_FLAGS = faiss.IO_FLAG_MMAP_IFC
 
@@ -96,6 +99,7 @@ def write_segment(
         last_id=int(ids[-1]),
         bytes={name: file.stat().st_size for name, file in files.items()},
         blake2b={name: file_digest(file) for name, file in files.items()},
+        words=_write_words(folder, number),
     )
     return entry, samples
 
@@ -156,6 +160,15 @@ def _write_rows(
     return joined
 
 
+def _write_words(folder: Path, number: int) -> dict[str, Any]:
+    """Of the rows that were written."""
+    if problem := lacking():
+        say_once(f"{problem}, so images are not found by the words of their texts")
+        return {}
+    with pa.memory_map(str(rows_file(folder, number))) as file:
+        return write_words(words_file(folder, number), pa.ipc.open_file(file).read_all())
+
+
 # ---- read ----------------------------------------------------------------------------------
 
 
@@ -177,6 +190,7 @@ class Segment:
         what the entry says, FileNotFoundError for one that is gone."""
         self.entry, self.number, self.count = entry, entry.number, entry.count
         self.index_type = entry.index_type
+        self.words = _open_words(words_file(folder, entry.number), entry.words)
         file = rows_file(folder, self.number)
         _check_bytes(file, entry.bytes.get("metadata"))
         try:
@@ -253,6 +267,14 @@ class SurvivingRows:
 
     def metadata(self, start: int, stop: int) -> pa.Table:
         return self._segment.table.take(pa.array(self._rows[start:stop]))
+
+
+def _open_words(file: Path, noted: Mapping[str, Any]) -> WordsFile | None:
+    """None where there are none, or damaged ones: vectors are searched without them."""
+    try:
+        return open_words(file, noted) if noted else None
+    except UsageError:
+        return None
 
 
 def _read(file: Path) -> Any:

@@ -5,6 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ from retrieval.index.gpus import ListsOnGpus, to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.nearest import Found, nearest, nearest_exactly
 from retrieval.index.segments import Segment
+from retrieval.words.asked import WordQuery
+from retrieval.words.ranking import Matches, TextIndex, TextSegment
+from retrieval.words.text_file import DamagedWordsError, lacking
 
 KEPT_FILTERS = 32  # whose rows a snapshot remembers
+WORDS_AGAIN = "`python launch/index.py --out {} --words` writes them"
 ATTEMPTS = 50  # at opening, while a writer replaces files
 
 
@@ -126,6 +131,39 @@ class Snapshot:
         return np.concatenate([np.zeros(0, np.int64), *ids])
 
     # ---- search ----------------------------------------------------------------------------
+
+    @cached_property
+    def words(self) -> TextIndex:
+        """The texts of all rows. Raises `UsageError` for an index without their words."""
+        if not self.has_words:
+            problem = (
+                lacking() or f"{self.folder} lacks the words of its texts, or has damaged ones"
+            )
+            raise UsageError(f"{problem}; {WORDS_AGAIN.format(self.folder)}")
+        return TextIndex([TextSegment(s.words, s.ids, s.alive) for s in self.segments if s.words])
+
+    @property
+    def has_words(self) -> bool:
+        """Whether rows can be found by the words of their texts."""
+        return all(segment.words is not None for segment in self.segments)
+
+    def matching_words(
+        self,
+        query: WordQuery,
+        where: Where | None = None,
+        least_share: float = 0.0,
+        of_best: float = 0.0,
+    ) -> Matches:
+        """The rows that share words with a query, best first, see `TextIndex.match`.
+
+        Raises `UsageError` for an index without words, or whose words are damaged.
+        """
+        chosen = [self._select(segment, where) for segment in self.segments]
+        masks = [None if one is None else one.mask for one in chosen]
+        try:
+            return self.words.match(query, masks, least_share, of_best)
+        except DamagedWordsError as error:
+            raise UsageError(f"{error}; {WORDS_AGAIN.format(self.folder)}") from error
 
     def nearest(
         self,

@@ -1,4 +1,4 @@
-"""One more patch size for an index that exists."""
+"""What an index that exists may be given: one more patch size, the words of its texts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,13 +9,15 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
+from data.files import file_digest
 from retrieval.index.build import write_base
 from retrieval.index.config import Device
-from retrieval.index.folder import commit, locked
+from retrieval.index.folder import commit, locked, words_file
 from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.segments import Segment, SurvivingRows
 from retrieval.index.snapshot import Snapshot
+from retrieval.words.fill import write_words
 
 VectorsOf = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, "n d"]]
 """Of ids."""
@@ -44,6 +46,30 @@ def add_patch_size(
         wider, segments = write_base(folder, wider, sources, device)
         commit(folder, wider, segments)
     return wider.reason
+
+
+def index_words(folder: str | Path) -> int:
+    """Write the words of an index's texts where they are missing or damaged, in one atomic step.
+    Returns for how many images.
+
+    Raises `UsageError` while another program changes it, where nothing can be written, and for
+    damaged metadata.
+    """
+    folder = Path(folder)
+    with locked(folder):
+        check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
+        snapshot = Snapshot.open(folder)
+        entries, count = list(snapshot.manifest.segments), 0
+        for number, segment in enumerate(snapshot.segments):
+            file = words_file(folder, segment.number)
+            noted = segment.entry.words
+            if segment.words is None or file_digest(file) != noted["blake2b"]:
+                written = write_words(file, segment.table)
+                entries[number] = replace(segment.entry, words=written)
+                count += segment.num_alive
+        if count:
+            commit(folder, snapshot.manifest, entries, snapshot.tombstones)
+    return count
 
 
 class _Widened:

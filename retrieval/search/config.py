@@ -36,6 +36,12 @@ def check_k(k: int) -> None:
         raise UsageError(f"k {k} is out of range; allowed: 1 to {MAX_K}")
 
 
+def check_words(words: float) -> None:
+    """Raises `UsageError` for a weight that cannot be."""
+    if not 0 <= words <= 1:
+        raise UsageError(f"words {words:g} is out of range; allowed: 0 (vectors) to 1 (words)")
+
+
 def picture_format(path: str | Path) -> str:
     """Pillow's name of the format that a file's suffix asks for. Raises `UsageError`."""
     suffix = Path(path).suffix.lower()

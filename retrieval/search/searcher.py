@@ -20,14 +20,16 @@ from retrieval.embed.partitions import OWN_COLUMNS
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
-from retrieval.index.integrity import check_index
+from retrieval.index.integrity import check_index, check_words_files
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.agreement import Agreement, read_agreement
-from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k
+from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k, check_words
 from retrieval.search.cost_profile import CostProfile
+from retrieval.search.fusion import Fusion
 from retrieval.search.query_images import read_queries
 from retrieval.search.refine import FineVectors, rank_again
+from retrieval.words.asked import WordQuery, unmarked
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
 
@@ -44,14 +46,15 @@ class Hit(NamedTuple):
     size: int
     columns: Mapping[str, Any] = {}  # the index's others
     digest: int = 0  # `image_digest` of the image file; 0: the index has none
+    words: float = 0.0  # BM25 of its texts, where words were searched for; 0: it has none of them
 
     @classmethod
-    def of(cls, similarity: float, row: Mapping[str, Any]) -> "Hit":
+    def of(cls, similarity: float, row: Mapping[str, Any], words: float = 0.0) -> "Hit":
         """From a row of metadata."""
         others = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
         return cls(
             row["id"], similarity, row["key"], row["caption"],
-            row["shard"], row["offset"], row["size"], others, row.get("digest") or 0,
+            row["shard"], row["offset"], row["size"], others, row.get("digest") or 0, words,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -108,6 +111,7 @@ class Searcher:
         manifest = read_index_manifest(folder)  # before a model is built
         if check:
             check_index(folder, manifest)
+            check_words_files(folder, manifest)
         if not isinstance(model, LitModel):
             encode_on = "cuda" if num_gpus(device) else "cpu"
             model = LitModel.from_pretrained(model or folder / "model", device=encode_on)
@@ -179,6 +183,7 @@ class Searcher:
         where: Where | None = None,
         nprobe: int | None = None,
         ef: int | None = None,
+        words: float = 0.0,
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
@@ -192,6 +197,9 @@ class Searcher:
         their fine vectors are kept for the next search.
         where: a filter, see `retrieval.index.filters`. nprobe, ef (efSearch): how far an index of
         type ivf, ivfpq or hnsw looks.
+        words: what the words of captions, file names and other text columns count beside the
+        vectors, 0 for nothing to 1 for all; a "phrase" in quotes must be there, wor* is how a word
+        begins. Hits are ranked as `retrieval.search.fusion` says.
         Raises `UsageError` for values that cannot work.
         """
         check_k(k)
@@ -206,6 +214,7 @@ class Searcher:
         is_image = np.array([not isinstance(query, str) for query in given])
         if len(images) < len(given):
             texts = [query for query in given if isinstance(query, str)]
+            texts = [unmarked(text) for text in texts] if words else texts
             embeds[~is_image] = self.model.encode_text(texts).float().cpu().numpy()
         if images:
             coarse = self.profile.choose(query_patch_size, self.model.patch_sizes)
@@ -218,7 +227,8 @@ class Searcher:
                     fine[is_image] = self._encode_images(images, refined)
         return self.search_embeds(
             embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
-            candidates=candidates, where=where, nprobe=nprobe, ef=ef,
+            candidates=candidates, where=where, nprobe=nprobe, ef=ef, words=words,
+            texts=[[(query, 1.0)] if isinstance(query, str) else [] for query in given],
         )  # fmt: skip
 
     def search_embeds(
@@ -233,10 +243,14 @@ class Searcher:
         where: Where | None = None,
         nprobe: int | None = None,
         ef: int | None = None,
+        words: float = 0.0,
+        texts: Sequence[WordQuery] = (),
     ) -> list[list[Hit]]:
         """`search` by unit-norm vectors. refine_embeds: the queries as the refinement sees them;
-        the same ones when not given."""
+        the same ones when not given. texts: of each vector the texts whose words are looked for,
+        with weights."""
         check_k(k)
+        check_words(words)
         for name, value in (("nprobe", nprobe), ("ef", ef)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is out of range; allowed: 1 and more")
@@ -254,18 +268,25 @@ class Searcher:
             if not k <= candidates <= MAX_K:
                 raise UsageError(f"candidates {candidates}: allowed are k ({k}) to {MAX_K}")
             depth = candidates
-        similarities, ids = snapshot.nearest(embeds, depth, size, where, nprobe, ef)
+        fusion = Fusion(snapshot, texts, words, where) if words and texts else None
+        if fusion is None:
+            similarities, ids = snapshot.nearest(embeds, depth, size, where, nprobe, ef)
+        else:
+            similarities, ids = fusion.candidates(embeds, depth, size, nprobe, ef)
         if refine_patch_size is not None:
             refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
             queries = embeds if refine_embeds is None else refine_embeds
-            similarities, ids = self._refine(snapshot, queries, similarities, ids, refined, k)
+            similarities, ids = self._refine(snapshot, queries, similarities, ids, refined)
+            if fusion is not None:
+                similarities, ids = fusion.ranked(similarities, ids, k)
+            similarities, ids = similarities[:, :k], ids[:, :k]
+        by_words = np.zeros(ids.shape) if fusion is None else fusion.scores(ids)
         present = ids >= 0
-        rows = iter(snapshot.rows(ids[present]))
-        counts = present.sum(axis=1).tolist()
-        return [
-            [Hit.of(s, row) for s, row in zip(line[:count], islice(rows, count), strict=True)]
-            for line, count in zip(similarities.tolist(), counts, strict=True)
-        ]
+        rows = map(
+            Hit.of, similarities[present].tolist(), snapshot.rows(ids[present]),
+            by_words[present].tolist(),
+        )  # fmt: skip
+        return [list(islice(rows, count)) for count in present.sum(axis=1).tolist()]
 
     def _refine(
         self,
@@ -274,9 +295,8 @@ class Searcher:
         similarities: Float[np.ndarray, "q c"],
         ids: Int[np.ndarray, "q c"],
         patch_size: int,
-        k: int,
-    ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-        """The k best of the candidates, ranked again."""
+    ) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
+        """The candidates, ranked again."""
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
         if patch_size in snapshot.patch_sizes:
@@ -285,8 +305,7 @@ class Searcher:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
             locations = {hit.id: hit.location for hit in hits}
             vectors = self.fine.get(locations, patch_size)
-        similarities, ids = rank_again(queries, similarities, ids, vectors)
-        return similarities[:, :k], ids[:, :k]
+        return rank_again(queries, similarities, ids, vectors)
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
         """The index's vectors of ids, as precise as its type. KeyError for an unknown one."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from retrieval.search.config import CANDIDATES
 from retrieval.server.config import Limits
 from retrieval.server.refusals import RequestError
+from retrieval.words.asked import unmarked
 
 MAX_ID = 2**63 - 1
 MAX_LABELS = 1000  # of an answer
@@ -113,6 +114,13 @@ class SearchRequest(Query, PatchSizeFields):
         default=None, ge=1, le=1 << 20, description="Inverted lists that an ivf looks into."
     )
     ef: int | None = Field(default=None, ge=1, le=1 << 16, description="efSearch of an hnsw.")
+    words: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="What the words of captions, names and other texts count beside the vectors: "
+        '0 nothing, 1 all. Then a "phrase" in quotes must be there, and wor* begins a word.',
+    )
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
@@ -125,6 +133,19 @@ class SearchRequest(Query, PatchSizeFields):
         if self.mix is not None:
             return self.mix
         return [Term(**{name: getattr(self, name) for name in self.given()})]
+
+    def word_query(self) -> tuple[tuple[str, float], ...]:
+        """The texts whose words are looked for, with their weights."""
+        return tuple((term.text, term.weight) for term in self.terms() if term.text)
+
+    def read_terms(self) -> list[Term]:
+        """The terms as the model is to read them: without the marks that are for words."""
+        terms = self.terms()
+        if not self.words:
+            return terms
+        texts = [term.text and (unmarked(term.text) or term.text) for term in terms]
+        pairs = zip(terms, texts, strict=True)
+        return [term.model_copy(update={"text": text}) for term, text in pairs]
 
 
 class ClassifyRequest(PatchSizeFields):

@@ -23,12 +23,16 @@ class FoundImage(Answer):
     caption: str
     image: str = Field(description="Path of its thumbnail; ?size= in pixels.")
     columns: dict[str, Any] = Field(description="The index's other metadata.")
+    words: float = Field(
+        description="BM25 of its texts, where words were searched for; 0: none of them."
+    )
 
     @classmethod
     def of(cls, index: str, hit: Hit) -> "FoundImage":
         return cls(
             id=hit.id, similarity=hit.similarity, key=hit.key, caption=hit.caption,
             image=f"/v1/images/{quote(index, safe='')}/{hit.id}", columns=dict(hit.columns),
+            words=hit.words,
         )  # fmt: skip
 
 
@@ -110,6 +114,7 @@ class IndexAnswer(Answer):
     own_patch_size: int = Field(description="With which the others are compared.")
     patch_sizes: list[PatchSizeCost]
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
+    words: bool = Field(description="Whether its texts can be searched by their words.")
     indexing: IndexingAnswer | None = Field(
         description="Of an album that is being indexed while it is served; null once that is done."
     )

@@ -126,5 +126,6 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         own_patch_size=own_patch_size(searcher),
         patch_sizes=describe_sizes(searcher),
         columns=columns,
+        words=snapshot.has_words,
         indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
     )

@@ -54,13 +54,14 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     start = time.perf_counter()
     index = service.index(asked.index)
     key, patch_sizes = _plan(index, asked, service.limits)
-    query = await service.encoder.query(index, asked.terms(), patch_sizes)
+    query = await service.encoder.query(index, asked.read_terms(), patch_sizes)
     background = None
     if asked.background:
         background = float(await index.mean_vector(patch_sizes.index) @ query.vector)
     encoded = time.perf_counter()
     with service.metrics.timed("full_knn_request_time"):
-        hits = await service.search_queue.search(key, query.vector, query.fine)
+        texts = asked.word_query() if asked.words else ()
+        hits = await service.search_queue.search(key, query.vector, query.fine, texts)
     wanted = asked.offset + asked.k
     return SearchAnswer(
         index=index.name,
@@ -98,7 +99,7 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
         depth = min(depth, candidates)
     key = SearchKey(
         index.name, patch_sizes.index, depth, where_of(asked.where), asked.deduplicate,
-        asked.nprobe, asked.ef, patch_sizes.refine, candidates,
+        asked.nprobe, asked.ef, patch_sizes.refine, candidates, asked.words,
     )  # fmt: skip
     return key, patch_sizes
 

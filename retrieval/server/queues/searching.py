@@ -13,6 +13,7 @@ from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.duplicates import without_duplicates
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
+from retrieval.words.asked import WordQuery
 
 MAX_SEARCHES = 64  # of one pass over the index
 MAX_REFINED = 8  # searches whose candidates are encoded again together
@@ -31,6 +32,7 @@ class SearchKey:
     ef: int | None = None
     refine_patch_size: int | None = None
     candidates: int = 0
+    words: float = 0.0
 
 
 class SearchQueue:
@@ -58,22 +60,25 @@ class SearchQueue:
         key: SearchKey,
         vector: Float[np.ndarray, " d"],
         fine: Float[np.ndarray, " d"] | None = None,
+        texts: WordQuery = (),
     ) -> list[Hit]:
-        """Hits, best first, of one unit-norm vector. fine: the query as the refinement sees it."""
+        """Hits, best first, of one unit-norm vector. fine: the query as the refinement sees it.
+        texts: those whose words are looked for."""
         queue = self._plain if key.refine_patch_size is None else self._refined
-        return (await queue.submit(key, [(vector, vector if fine is None else fine)]))[0]
+        return (await queue.submit(key, [(vector, vector if fine is None else fine, texts)]))[0]
 
     def _search(self, key: SearchKey, items: list[Any]) -> list[list[Hit]]:
         searcher = self._searchers[key.index]
-        vectors, fine = (np.stack(part) for part in zip(*items, strict=True))
+        *embeds, texts = zip(*items, strict=True)
+        vectors, fine = map(np.stack, embeds)
         step = "knn_index_time" if key.refine_patch_size is None else "refine_time"
         with self._metrics.timed(step):
             if not key.deduplicate:
-                return _nearest(searcher, key, vectors, fine, key.k)
+                return _nearest(searcher, key, vectors, fine, texts, key.k)
             most = key.candidates or MAX_K
             depth = min(2 * key.k + 20, most)
             while True:  # search deeper until k remain
-                found = _nearest(searcher, key, vectors, fine, depth)
+                found = _nearest(searcher, key, vectors, fine, texts, depth)
                 kept = without_duplicates(searcher, found, key.patch_size)
                 rows = zip(found, kept, strict=True)
                 if depth == most or all(len(a) < depth or len(b) >= key.k for a, b in rows):
@@ -82,11 +87,11 @@ class SearchQueue:
 
 
 def _nearest(
-    searcher: Searcher, key: SearchKey, vectors: Any, fine: Any, k: int
+    searcher: Searcher, key: SearchKey, vectors: Any, fine: Any, texts: Any, k: int
 ) -> list[list[Hit]]:
     return searcher.search_embeds(
         vectors, k, key.patch_size,
         refine_patch_size=key.refine_patch_size, refine_embeds=fine,
         candidates=key.candidates, where=json.loads(key.where) if key.where else None,
-        nprobe=key.nprobe, ef=key.ef,
+        nprobe=key.nprobe, ef=key.ef, words=key.words, texts=texts,
     )  # fmt: skip

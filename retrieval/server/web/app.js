@@ -8,7 +8,7 @@ import { listenToDrops, listenToKeys } from "./gestures.js";
 import { blankList } from "./hits.js";
 import { button, drawControls, listenToDetails } from "./look.js";
 import { drawProgress, watchProgress } from "./progress.js";
-import { browse, PAGE, sample, search } from "./query.js";
+import { asWords, browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
 import { finest, format } from "./sizes.js";
 import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
@@ -50,7 +50,7 @@ async function runSearch(signal) {
   if (signal.aborted) return;
   if (byImage()) answers.forEach((answer) => { state.measured[answer.query_patch_size] = answer.ms.image; });
   show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
-  if (!answers[0].hits.length) empty(filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
+  if (!answers[0].hits.length) empty(asWords(state.text) ? "No caption, name or other text holds these words." : filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
   say(answers[0]);
   drawControls(run);
 }

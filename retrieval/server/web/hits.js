@@ -80,6 +80,7 @@ function score(hit, meter, only) {
   const part = element("i");
   bar.append(part);
   made.append(bar, element("span", "detail", hit.similarity.toFixed(3)));
+  if (hit.words) bar.replaceWith(element("span", "worded", "in its words"));
   meter.then((scale) => {
     if (scale) part.style.setProperty("--part", scale(hit.similarity));
     else bar.remove();

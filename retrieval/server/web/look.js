@@ -1,6 +1,6 @@
 // Draws what is around the images: the controls, the words under the box, the sizes' costs.
 
-import { parseWords } from "./query.js";
+import { asWords, parseWords } from "./query.js";
 import { drawSizes, explain, finest } from "./sizes.js";
 import { another, byImage, state } from "./state.js";
 
@@ -43,13 +43,15 @@ export function drawControls(run) {
   document.body.classList.toggle("naming", state.view === "classify");
 }
 
-// What a minus does, or has done.
+// What a minus and quotes do, or have done.
 function drawHint() {
   const { wanted, unwanted } = parseWords(state.text);
   const quoted = (text) => `“${text}”`;
-  $("hint").textContent = unwanted.length
-    ? `Looking for ${wanted ? quoted(wanted) : "anything"}${state.image ? " like the image" : ""}, away from ${unwanted.map(quoted).join(" and ")}.`
-    : "A minus leaves something out: cat - fence";
+  const said = [];
+  if (unwanted.length) said.push(`Looking for ${wanted ? quoted(wanted) : "anything"}${state.image ? " like the image" : ""}, away from ${unwanted.map(quoted).join(" and ")}.`);
+  if (asWords(state.text)) said.push("Captions, names and other texts are searched for these words.");
+  if (!said.length) said.push(`A minus leaves something out: cat - fence${state.index.words ? '; quotes look for words: "red bike"' : ""}`);
+  $("hint").textContent = said.join(" ");
 }
 
 function show(frame, url, grid) {

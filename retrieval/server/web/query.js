@@ -5,11 +5,21 @@ import { filtered, idOf, state } from "./state.js";
 
 export const PAGE = 24; // images of one page
 const LESS = -0.5; // weight of what is left out
+const WORDS = 0.5; // of words beside vectors
 
-// "cat - fence": what to look for, and what to stay away from. A minus within a word is none.
+// "cat - fence": what to look for, and what to stay away from. A minus within a word is none, nor
+// is one within quotes.
 export function parseWords(text) {
-  const parts = ` ${text} `.split(/\s[-\u2212]+\s*/).map((part) => part.trim());
+  const parts = ` ${text} `.split(/\s[-\u2212]+\s*(?=(?:[^"]*"[^"]*")*[^"]*$)/).map((part) => part.trim());
   return { wanted: parts[0], unwanted: parts.slice(1).filter(Boolean) };
+}
+
+// Whether words are looked for as they stand in captions and names: some are in quotes, or end in an
+// asterisk. As `marked` in retrieval/words/asked.py.
+export function asWords(text) {
+  const plain = text.replace(/[“”„‟«»「」『』]/g, '"');
+  const marked = /"[^"]*[\p{L}\p{N}_][^"]*"|[\p{L}\p{N}_]\*(?![\p{L}\p{N}_])/u.test(plain);
+  return state.index.words && marked;
 }
 
 async function terms() {
@@ -24,6 +34,7 @@ async function terms() {
 async function body(size, offset) {
   const asked = { index: state.index.name, k: PAGE, offset, deduplicate: state.distinct, background: true };
   if (filtered()) asked.where = state.where;
+  if (asWords(state.text)) asked.words = WORDS;
   if (state.image?.blob) {
     asked.query_patch_size = size;
     const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;

@@ -1,0 +1,194 @@
+"""The words of a segment's texts: a SQLite file with two FTS5 tables, written once (`fill.py`).
+
+`word` holds the texts by words (unicode61), `dense` those parts of them that are written without
+spaces, by three characters each (trigram). A row's number is its rowid. Texts are folded first, so
+that both compare as `contains` does. FTS5 keeps where each word stands (`fts5vocab`); rows are
+ranked by `ranking.py`, since FTS5's own bm25 knows one file alone.
+"""
+
+import re
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+from jaxtyping import Int
+
+from data.errors import UsageError
+from data.files import file_digest
+
+KEPT_BYTES = 1 << 26  # of postings, per file
+# Chinese, Japanese and Korean; Thai, Lao, Burmese and Khmer have no spaces either
+_DENSE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+DENSE = re.compile(f"[{_DENSE}]+")
+A_RUN = "\ue000"  # stands among the words for a run, so that those beside it are no neighbours
+GRAM = 3  # characters
+WORD_TOKENIZER = "unicode61 remove_diacritics 0 categories 'L* N* Co M*'"
+OFFSET_BITS, COLUMN_BITS = 20, 8  # of a place: row, column, offset
+
+Table = Literal["word", "dense"]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Tokens that follow each other within a text."""
+
+    table: Table
+    tokens: tuple[str, ...]
+    prefix: bool = False  # whether the last one may go on
+
+
+class Postings(NamedTuple):
+    """The rows that hold a pattern, ascending, and how often."""
+
+    rows: Int[np.ndarray, " n"]
+    counts: Int[np.ndarray, " n"]
+
+
+@lru_cache(1)
+def lacking() -> str:
+    """What this Python's SQLite lacks for words, "" where it has all."""
+    for needed in (f'fts5(a, tokenize="{WORD_TOKENIZER}")', 'fts5(a, tokenize="trigram")'):
+        database = sqlite3.connect(":memory:")
+        try:
+            database.execute(f"CREATE VIRTUAL TABLE t USING {needed}")
+        except sqlite3.Error as error:
+            return f"SQLite {sqlite3.sqlite_version} of this Python has no FTS5 for words ({error})"
+        finally:
+            database.close()
+    return ""
+
+
+def spaced(text: str) -> str:
+    """A folded text with `A_RUN` for what is written without spaces."""
+    return DENSE.sub(f" {A_RUN} ", text)
+
+
+class DamagedWordsError(UsageError):
+    """A file of words is missing, or is not what was written."""
+
+
+_opened: "WeakValueDictionary[tuple[str, str], WordsFile]" = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def open_words(file: Path, noted: Mapping[str, Any]) -> "WordsFile":
+    """A file of `retrieval.words.fill.write_words`, which returned `noted`. What is open already is
+    shared, with what it remembers. Raises `UsageError` where it is missing or another."""
+    key = str(file.absolute()), str(noted["blake2b"])
+    with _opening:
+        found = _opened.get(key)
+        if found is None:
+            found = _opened[key] = WordsFile(file, noted)
+        return found
+
+
+class WordsFile:
+    """The words of one segment, opened. Safe for threads."""
+
+    def __init__(self, file: Path, noted: Mapping[str, Any]) -> None:
+        """See `open_words`."""
+        self.file, self._blake2b = file, str(noted["blake2b"])
+        self._lock = threading.Lock()
+        self._checked = False
+        self._kept: OrderedDict[Pattern, Postings] = OrderedDict()
+        self._kept_bytes = 0
+        self._lengths: np.ndarray | None = None
+        self._vocabulary: list[str] | None = None
+        try:
+            if file.stat().st_size != noted["bytes"]:
+                raise self._damaged()
+            # Opened now and never again: a later change may remove it. Nobody writes into it.
+            address = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
+            self._database = sqlite3.connect(address, uri=True, check_same_thread=False)
+            finalize(self, self._database.close)
+            for name in ("word", "dense"):
+                self._database.execute(
+                    f"CREATE VIRTUAL TABLE temp.{name}_at USING fts5vocab(main, {name}, instance)"
+                )
+            self._database.execute("SELECT count(*) FROM stored").fetchone()
+        except FileNotFoundError as error:
+            raise DamagedWordsError(f"{file} is missing") from error
+        except sqlite3.Error as error:
+            raise UsageError(lacking()) if lacking() else self._damaged() from error
+
+    def _damaged(self) -> DamagedWordsError:
+        return DamagedWordsError(f"{self.file} is damaged")
+
+    def _read(self, query: str, values: tuple[Any, ...]) -> Any:
+        """The one value that a query gives. The file is read whole before the first, 1 GB/s."""
+        with self._lock:
+            if not self._checked:
+                try:
+                    intact = file_digest(self.file) == self._blake2b
+                except FileNotFoundError:
+                    intact = True  # removed by a later change; its pages are checked as read
+                if not intact:
+                    raise self._damaged()
+                self._checked = True
+            try:
+                return self._database.execute(query, values).fetchone()[0]
+            except (sqlite3.Error, TypeError) as error:
+                raise self._damaged() from error
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """Tokens of each row."""
+        if self._lengths is None:
+            data = self._read("SELECT value FROM stored WHERE name = ?", ("lengths",))
+            self._lengths = np.frombuffer(data, "<u4").astype(np.int64)
+        return self._lengths
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Its words of more than two letters and nothing else."""
+        if self._vocabulary is None:
+            text = self._read("SELECT value FROM stored WHERE name = ?", ("vocabulary",))
+            self._vocabulary = text.split()
+        return self._vocabulary
+
+    def postings(self, pattern: Pattern) -> Postings:
+        """The rows that hold `pattern`, deleted ones too."""
+        with self._lock:
+            if pattern in self._kept:
+                self._kept.move_to_end(pattern)
+                return self._kept[pattern]
+        places = self._places(pattern.table, pattern.tokens[-1], pattern.prefix)
+        for back, token in enumerate(reversed(pattern.tokens[:-1]), 1):
+            before = self._places(pattern.table, token, False) + back
+            places = np.intersect1d(places, before, assume_unique=True)
+        rows, counts = np.unique(places >> OFFSET_BITS + COLUMN_BITS, return_counts=True)
+        found = Postings(rows, counts)
+        with self._lock:
+            if pattern not in self._kept:
+                self._kept[pattern] = found
+                self._kept_bytes += rows.nbytes + counts.nbytes
+            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+                _, (rows, counts) = self._kept.popitem(last=False)
+                self._kept_bytes -= rows.nbytes + counts.nbytes
+        return found
+
+    def _places(self, table: Table, token: str, prefix: bool) -> Int[np.ndarray, " n"]:
+        """Where a token stands: row, column and offset in one number."""
+        wanted = "term = ?"
+        values: tuple[str, ...] = (token,)
+        if prefix:
+            wanted, values = "term >= ? AND term < ?", (token, token + "\U0010ffff")
+        # one text, since a tuple per place would take five times as long
+        text = self._read(
+            f"SELECT group_concat(((doc << {COLUMN_BITS}) + substr(col, 2) << {OFFSET_BITS}) "
+            f"+ offset) FROM temp.{table}_at WHERE {wanted}",
+            values,
+        )
+        return np.fromstring(text or "", np.int64, sep=",")
