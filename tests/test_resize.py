@@ -50,7 +50,9 @@ def test_kernels_need_not_be_square():
 @pytest.mark.parametrize("rule", [PositionResize(), PositionResize("bicubic", antialias=False)])
 def test_a_constant_position_grid_stays_constant(rule):
     grid = torch.full((1, 49, 4), 2.5)
-    torch.testing.assert_close(resample_position_grid(grid, 5, rule), torch.full((1, 25, 4), 2.5))
+    for rows, columns in ((5, 5), (3, 9), (7, 1), (1, 12)):
+        resized = resample_position_grid(grid, (rows, columns), rule)
+        torch.testing.assert_close(resized, torch.full((1, rows * columns, 4), 2.5))
 
 
 def test_default_patch_sizes_are_those_of_the_paper_at_240_px():
