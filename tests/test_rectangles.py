@@ -20,8 +20,8 @@ SIZES = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_hea
 NAFLEX = {name: value for name, value in SIZES.items() if name != "img_size"} | {
     "pos_embed_grid_size": (4, 4)
 }
-SHAPES = ((64, 64), (32, 80), (112, 16), (48, 64))
-"""Heights and widths: the stored grid, flat, one column, and one side that is stored."""
+SHAPES = ((64, 64), (32, 80), (16, 112), (48, 64))
+"""Heights and widths: the stored grid, flat, one row, and one side that is stored."""
 TIMM = PositionResize("bicubic", antialias=True)  # how timm resizes positions as it runs
 
 
@@ -82,12 +82,11 @@ def test_a_transposed_picture_with_transposed_weights_looks_alike(vit):
 
 def test_squares_do_not_depend_on_what_other_shapes_were_read(vit):
     images = torch.randn(2, 3, 64, 64)
-    alone = [vit(images, size) for size in (32, 16, 8)]
-    for height, width in SHAPES:
-        for size in (16, 8):
-            vit(torch.randn(1, 3, height, width), size)
-    for before, size in zip(alone, (32, 16, 8), strict=True):
-        assert torch.equal(vit(images, size), before)
+    alone = vit(images, 16), vit(images, 8)
+    for height, width in SHAPES[1:]:
+        vit(torch.randn(1, 3, height, width), 8)
+    assert torch.equal(vit(images, 16), alone[0])
+    assert torch.equal(vit(images, 8), alone[1])
 
 
 def test_one_kernel_serves_all_grids_and_few_are_kept(vit, monkeypatch):

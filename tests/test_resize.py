@@ -55,6 +55,24 @@ def test_a_constant_position_grid_stays_constant(rule):
         torch.testing.assert_close(resized, torch.full((1, rows * columns, 4), 2.5))
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_rows_and_columns_of_positions_are_resized_each_for_itself(mode, antialias):
+    rule = PositionResize(mode, antialias)
+    grid = torch.randn(1, 7, 7, 4, dtype=torch.float64)
+
+    def resize(size: int) -> torch.Tensor:
+        """(size, 7): what a column becomes, of a square, which torch resizes rightly."""
+        impulses = torch.eye(7, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, 7)
+        found = F.interpolate(impulses, (size, 7), mode=mode, antialias=antialias)
+        return found[:, 0, :, 0].T
+
+    for rows, columns in ((3, 9), (9, 1), (1, 12), (7, 4), (2, 1), (1, 1)):
+        expected = torch.einsum("ry,cx,byxd->brcd", resize(rows), resize(columns), grid)
+        found = resample_position_grid(grid.flatten(1, 2), (rows, columns), rule)
+        torch.testing.assert_close(found, expected.flatten(1, 2))
+
+
 def test_default_patch_sizes_are_those_of_the_paper_at_240_px():
     assert default_patch_sizes(240) == (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)
     assert default_patch_sizes(224) == (56, 32, 28, 16, 14, 8)

@@ -69,9 +69,15 @@ def resample_position_grid(
         return grid
     wide = torch.promote_types(grid.dtype, torch.float32)
     square = grid.to(wide).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    one_column = size[0] > size[1] == 1  # which torch 2.15 computes wrongly, and one row rightly
     resized = F.interpolate(
-        square, size=size, mode=rule.mode, align_corners=False, antialias=rule.antialias
+        square.mT if one_column else square,
+        size=size[::-1] if one_column else size,
+        mode=rule.mode,
+        align_corners=False,
+        antialias=rule.antialias,
     )
+    resized = resized.mT if one_column else resized
     return resized.permute(0, 2, 3, 1).reshape(1, size[0] * size[1], -1).to(grid.dtype)
 
 
