@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from contrastive import LitModel
+from contrastive import LitModel, VisionTower
+from contrastive.export.export_model import export_model
+from contrastive.export.timm import export_timm
+from contrastive.model.shaped import shaped_pixels
 from contrastive.vision.grids import OFF_WEIGHT, PatchGrid, choose_grid
+from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.transform import Fit
+from retrieval.embed.bulk import check_patch_sizes
 
 WIDE, TALL = (30, 60), (90, 45)  # height and width
 
@@ -120,3 +128,26 @@ def test_normalised_rectangles_are_taken_together(model: LitModel) -> None:
         model.encode_image(pictures(), max_tokens=0)
     with pytest.raises(UsageError, match="patch size 0: at least 1 px"):
         model.encode_image(pictures(), 0, max_tokens=16)
+
+
+def test_what_takes_squares_refuses_aspect_in_a_sentence(model: LitModel, tmp_path: Path) -> None:
+    model.vision.use_transform(fit="aspect")
+    model.save_pretrained(tmp_path / "model")
+    again = LitModel.from_pretrained(tmp_path / "model")
+    assert again.transform.fit == "aspect"
+    assert again.image_fingerprint == model.image_fingerprint
+    sentence = "fit aspect gives images of many shapes, .*; allowed here: crop, squash"
+    with pytest.raises(UsageError, match=sentence):
+        check_patch_sizes(again, [])
+    with pytest.raises(UsageError, match=sentence):
+        export_model(again, "onnx", 48, tmp_path / "out")
+    with pytest.raises(UsageError, match=sentence):
+        export_timm(again.vision, 48, tmp_path / "out")
+
+
+def test_a_tower_with_one_patch_size_has_no_budget() -> None:
+    net: Any = timm.create_model("resnet10t", num_classes=0)
+    tower = VisionTower(net, TowerConfig("resnet10t", image_size=64)).lock()
+    with pytest.raises(UsageError, match="resnet10t reads squares of 64 px at patch size 32 alone"):
+        shaped_pixels(tower, pictures()[0], None, 16)
+    assert shaped_pixels(tower, pictures()[0], None, None).pixels.shape == (3, 64, 64)
