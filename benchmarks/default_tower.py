@@ -27,10 +27,10 @@ from data.emoji.concepts import group_of
 from data.pipeline.reader import ShardReader
 from data.shards.names import expand_shards
 from lib.harness import Target, finish
+from lib.paired import mean_interval
 from lib.subgroups import SCRATCH, subgroup_shards
 
 SIZES = (56, 32, 28, 16, 14)
-DRAWS = 10_000  # of the bootstrap
 
 
 def held_out_codes() -> set[str]:
@@ -82,10 +82,7 @@ class Gallery:
 
     def interval(self, gains: Int[np.ndarray, " q"]) -> list[float]:
         """95% interval of the mean, groups of concepts drawn with replacement."""
-        sums, counts = np.bincount(self.groups, gains), np.bincount(self.groups)
-        draws = np.random.default_rng(0).integers(0, len(counts), (DRAWS, len(counts)))
-        means = sums[draws].sum(1) / counts[draws].sum(1)
-        return [float(bound) for bound in np.percentile(means, (2.5, 97.5))]
+        return list(mean_interval(gains, self.groups))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The transform in front of an image tower: an image of any size to normalised pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -9,18 +9,20 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from data.errors import UsageError
 from data.images import decode_image, upright_rgb
 from data.pixels import as_image, as_pixels, decode_pixels
 
 AnyImage: TypeAlias = Image.Image | UInt8[Tensor, "3 h w"]
 
 VERSIONS = (1, 2)
-Fit = Literal["crop", "squash"]
+Fit = Literal["crop", "squash", "aspect"]
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """To a square of `image_size` (bicubic, antialiased), and normalised per channel."""
+    """To a square of `image_size`, or what else is asked for (bicubic, antialiased), and normalised
+    per channel."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -30,7 +32,7 @@ class ImageTransform:
     level apart here and there. A tower keeps the version that it was made with."""
     fit: Fit = "crop"
     """crop: the shorter side is resized, the middle cut out. squash: both sides are resized, the
-    aspect ratio is lost."""
+    aspect ratio is lost. aspect: both are resized to a rectangle, nothing is cut away."""
 
     def __call__(self, image: AnyImage) -> Float[Tensor, "3 s s"]:
         """float32, (pixel / 255 - mean) / std, of an image of any size and mode, which is turned
@@ -46,8 +48,32 @@ class ImageTransform:
         `data.images.decode_image`."""
         return (decode_image if self.version == 1 else decode_pixels)(data, max_pixels)
 
+    def at(self, image: AnyImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+        """What the tower sees at this size, before it is normalised; a square unless `fit` is
+        aspect."""
+        if self.fit != "aspect":
+            if height != width:
+                raise ValueError(f"fit {self.fit} gives squares, not {height} x {width} px")
+            return replace(self, image_size=height).square(image)
+        if self.version == 1:
+            image = image if isinstance(image, Image.Image) else as_image(image)
+            resized = upright_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+            return as_pixels(resized).contiguous()
+        if isinstance(image, Image.Image):
+            image = as_pixels(upright_rgb(image))
+        return _resize(image, (width, height)).contiguous()
+
+    def check_square(self) -> None:
+        """Raise `UsageError` where `square` has none to give."""
+        if self.fit == "aspect":
+            raise UsageError(
+                "fit aspect gives images of many shapes, which so far only encode_image reads; "
+                "allowed here: crop, squash"
+            )
+
     def square(self, image: AnyImage) -> UInt8[Tensor, "3 s s"]:
-        """The square that the tower sees, before it is normalised."""
+        """The square that the tower sees, before it is normalised. Raises as `check_square`."""
+        self.check_square()
         if self.version == 1:
             image = image if isinstance(image, Image.Image) else as_image(image)
             return as_pixels(self.crop(image)).contiguous()
@@ -97,8 +123,8 @@ class ImageTransform:
         mean = ",".join(f"{value:.6g}" for value in self.mean)
         std = ",".join(f"{value:.6g}" for value in self.std)
         by = "" if self.version == 1 else f"-version-{self.version}"
-        if self.fit == "squash":
-            return f"squash-{self.image_size}-bicubic{by}/mean={mean}/std={std}"
+        if self.fit != "crop":
+            return f"{self.fit}-{self.image_size}-bicubic{by}/mean={mean}/std={std}"
         return f"shorter-side-{self.image_size}-bicubic{by}-centre-crop/mean={mean}/std={std}"
 
     def _read_part(self, width: int, height: int) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from hostile_images import encode
 from PIL import Image
 
 from data import pixels
+from data.errors import UsageError
 from data.images import Augment, decode_image
 from data.pixels import as_pixels, decode_pixels
 from data.problems import BadSample
@@ -148,6 +149,32 @@ def test_versions_differ_by_a_level(size: tuple[int, int]) -> None:
         assert torch.equal(transform.read(encode(image, "PNG"), LIMIT), square)
         assert torch.equal(transform.square(as_pixels(image)), square)
         assert torch.equal(transform(image), transform.normalise(square))
+
+
+def test_aspect_keeps_the_whole_picture() -> None:
+    picture = Image.new("RGB", (90, 30), "white")
+    picture.paste("red", (0, 0, 30, 30))
+    picture.paste("blue", (60, 0, 90, 30))
+    for version in (1, 2):
+        crop, squash, aspect = (
+            ImageTransform(32, MEAN, STD, version, fit) for fit in ("crop", "squash", "aspect")
+        )
+        seen = aspect.at(picture, 16, 48)
+        assert seen.shape == (3, 16, 48)
+        assert seen.is_contiguous()
+        assert seen[:, :, 2].T.tolist() == [[255, 0, 0]] * 16
+        assert seen[:, :, -2].T.tolist() == [[0, 0, 255]] * 16
+        assert (crop.at(picture, 32, 32).float().mean((1, 2)) > 250).all()  # the middle
+        for transform in (crop, squash):
+            assert torch.equal(transform.at(picture, 32, 32), transform.square(picture))
+            assert transform.at(picture, 20, 20).shape == (3, 20, 20)
+            with pytest.raises(ValueError, match="gives squares, not 16 x 48 px"):
+                transform.at(picture, 16, 48)
+        assert torch.equal(aspect.at(picture, 20, 20), squash.at(picture, 20, 20))
+        assert aspect.at(Image.new("L", (1, 60_000)), 64, 8).shape == (3, 64, 8)
+        assert len({t.fingerprint() for t in (crop, squash, aspect)}) == 3
+        with pytest.raises(UsageError, match=r"fit aspect .* allowed here: crop, squash"):
+            aspect(picture)
 
 
 def test_pixels_are_normalised_alone_as_in_a_batch() -> None:

@@ -50,7 +50,27 @@ def test_kernels_need_not_be_square():
 @pytest.mark.parametrize("rule", [PositionResize(), PositionResize("bicubic", antialias=False)])
 def test_a_constant_position_grid_stays_constant(rule):
     grid = torch.full((1, 49, 4), 2.5)
-    torch.testing.assert_close(resample_position_grid(grid, 5, rule), torch.full((1, 25, 4), 2.5))
+    for rows, columns in ((5, 5), (3, 9), (7, 1), (1, 12)):
+        resized = resample_position_grid(grid, (rows, columns), rule)
+        torch.testing.assert_close(resized, torch.full((1, rows * columns, 4), 2.5))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_rows_and_columns_of_positions_are_resized_each_for_itself(mode, antialias):
+    rule = PositionResize(mode, antialias)
+    grid = torch.randn(1, 7, 7, 4, dtype=torch.float64)
+
+    def resize(size: int) -> torch.Tensor:
+        """(size, 7): what a column becomes, of a square, which torch resizes rightly."""
+        impulses = torch.eye(7, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, 7)
+        found = F.interpolate(impulses, (size, 7), mode=mode, antialias=antialias)
+        return found[:, 0, :, 0].T
+
+    for rows, columns in ((3, 9), (9, 1), (1, 12), (7, 4), (2, 1), (1, 1)):
+        expected = torch.einsum("ry,cx,byxd->brcd", resize(rows), resize(columns), grid)
+        found = resample_position_grid(grid.flatten(1, 2), (rows, columns), rule)
+        torch.testing.assert_close(found, expected.flatten(1, 2))
 
 
 def test_default_patch_sizes_are_those_of_the_paper_at_240_px():

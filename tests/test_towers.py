@@ -216,6 +216,8 @@ def test_every_family_trains_saves_loads_embeds_and_classifies(small, tiny_text,
             tower(images, own + 1)
         with pytest.raises(UsageError, match="cannot leave out patches; allowed: keep 1"):
             tower(images, own, 0.5)
+        with pytest.raises(UsageError, match=r"height 64 and width \d+ px: .* reads squares alone"):
+            tower(images.new_zeros(1, 3, 64, 2 * library.image_size), own)
     sizes = (own, 2 * own) if tower.flexible else (own,)
 
     encoder = TextEncoder(load_text_tower(TextConfig(tower=tiny_text)), tower.embed_dim)
@@ -267,16 +269,22 @@ def test_flexible_towers_keep_stems_and_drop_patches(name, tmp_path, monkeypatch
 def test_enlarged_pictures_and_patches_look_alike(name, tmp_path):
     """PI-resize's promise, on pictures enlarged as it assumes: the tokens are the same."""
     tower = load_vision_tower(SMALL_ONES[name](tmp_path / "library").spec)
-    patches = torch.randn(16, 3, 16, 16)
-    large = torch.nn.functional.interpolate(patches, (32, 32), mode="bilinear")
+    for rows, columns in ((4, 4), (2, 5), (7, 1)):
+        patches = torch.randn(rows * columns, 3, 16, 16)
+        large = torch.nn.functional.interpolate(patches, (32, 32), mode="bilinear")
+        torch.testing.assert_close(
+            tower(picture_of(large, rows), 32),
+            tower(picture_of(patches, rows), 16),
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
-    def picture(cells: torch.Tensor) -> torch.Tensor:
-        p = cells.shape[-1]
-        return cells.reshape(4, 4, 3, p, p).permute(2, 0, 3, 1, 4).reshape(1, 3, 4 * p, 4 * p)
 
-    torch.testing.assert_close(
-        tower(picture(large), 32), tower(picture(patches), 16), rtol=1e-4, atol=1e-4
-    )
+def picture_of(patches: torch.Tensor, rows: int) -> torch.Tensor:
+    """(1, 3, h, w) of patches (n, 3, p, p), row by row."""
+    p = patches.shape[-1]
+    cells = patches.unflatten(0, (rows, -1)).permute(2, 0, 3, 1, 4)
+    return cells.reshape(1, 3, rows * p, -1)
 
 
 def test_the_documentation_says_which_families_are_flexible():

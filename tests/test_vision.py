@@ -51,7 +51,7 @@ def test_matches_the_reference_at_every_grid(name, side):
         }
     with torch.no_grad():
         features = tower(images, patch_size=240 // side)
-        kernel, _, _ = tower._stem(240 // side, side)
+        kernel, _, _ = tower._stem(240 // side, (side, side))
         stem = torch.nn.functional.conv2d(
             images[:1], kernel, tower.net.patch_embed.proj.bias, stride=240 // side
         )[:, :, :2, :2].permute(0, 2, 3, 1)
@@ -407,9 +407,9 @@ def test_patch_sizes_that_are_refused_are_not_offered():
     with pytest.raises(UsageError, match=r"patch size 7 .*; allowed at 240 px: 60$"):
         tower.check_patch_size(7)
     with pytest.raises(UsageError, match=r"image side of 49 px; allowed at 49 px: 7$"):
-        tower.check_patch_size(60, 49)
+        tower.check_patch_size(60, (49, 49))
     with pytest.raises(UsageError, match=r"allowed at 30 px: 6, 5, 3, 2, 1$"):
-        build_vision_tower(replace(config, patch_sizes=(7,))).check_patch_size(60, 30)
+        build_vision_tower(replace(config, patch_sizes=(7,))).check_patch_size(60, (30, 30))
 
 
 def test_a_towers_own_patch_size_need_not_be_listed():

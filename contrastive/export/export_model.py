@@ -65,6 +65,7 @@ def export_model(
     cannot express.
     """
     model.vision.check_patch_size(patch_size)
+    model.transform.check_square()
     model = model.cpu().float().eval()
     form = FORMATS[to]()
     with new_folder(folder) as part:

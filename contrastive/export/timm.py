@@ -52,7 +52,7 @@ def timm_net(tower: VisionTower, patch_size: int, projected: bool = False) -> An
     prefix, grid = tower.family.positions(own)
     if grid is not None:
         side = tower.image_size // patch_size
-        positions = resample_position_grid(grid.float(), side, tower.config.positions)
+        positions = resample_position_grid(grid.float(), (side, side), tower.config.positions)
         parts = [positions] if prefix is None else [prefix.float(), positions]
         weights["pos_embed"] = torch.cat(parts, dim=1)
     net.load_state_dict(weights)
@@ -64,6 +64,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
     `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
     if not tower.flexible:
         raise UsageError(f"{tower.config.name} is a plain timm model; only ViTs are exported")
+    tower.transform.check_square()
     net = timm_net(tower, patch_size)
     args = timm_args(tower, patch_size)
     data = {

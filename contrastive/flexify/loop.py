@@ -219,6 +219,8 @@ def _prepare(
         keep_transform(tower, checkpoint[1]["student"], cfg.folder)
     elif keep_cached_transform(teacher.tower, cfg.data.features):
         tower.use_transform(1, teacher.tower.config.fit)  # they see the same pixels
+    for each in (teacher.tower, tower):
+        each.transform.check_square()
     pipeline = _build_pipeline(cfg, teacher, tower)
     check_labels(cfg, tower)
     identity = {

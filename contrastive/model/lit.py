@@ -30,6 +30,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
+from contrastive.model.shaped import by_shape, shaped_pixels
 from contrastive.model.text_side import TextSide
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
@@ -41,7 +42,7 @@ from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.files import replaced_folder
-from data.given import Images, as_rgb, check_text, in_parts, is_normalised, list_images
+from data.given import Images, check_text, in_parts, list_images
 from data.token_ids import TokenIds
 from data.transform import ImageTransform
 
@@ -117,6 +118,7 @@ class LitModel(nn.Module, ModelHubMixin):
         inputs: Images,
         patch_size: int | None = None,
         *,
+        max_tokens: int | None = None,
         batch_size: int = MAX_DECODED,
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
@@ -125,14 +127,15 @@ class LitModel(nn.Module, ModelHubMixin):
         order given; of one text or image that is in no list, one vector.
 
         inputs: texts, and images as `encode_image` takes them; a text that is the path of an image
-        file is that image. patch_size: of the images. batch_size: inputs of one forward, up to 64.
+        file is that image. patch_size, max_tokens: of the images, as `encode_image` takes them.
+        batch_size: inputs of one forward, up to 64.
         show_progress_bar: None shows one on a terminal after five seconds. convert_to_tensor:
         tensors of torch on the model's device in place of numpy's arrays.
         Raises `UsageError` for what is neither, and for a file that is missing or unreadable.
         """
         if not 1 <= batch_size <= MAX_DECODED:
             raise UsageError(f"batch_size {batch_size}: allowed are 1 to {MAX_DECODED}")
-        encode_image = partial(self.encode_image, patch_size=patch_size)
+        encode_image = partial(self.encode_image, patch_size=patch_size, max_tokens=max_tokens)
         rows = encode_mixed(
             inputs, self.embed_dim, self.encode_text, encode_image, batch_size, show_progress_bar
         )
@@ -144,31 +147,38 @@ class LitModel(nn.Module, ModelHubMixin):
         self,
         images: Images,
         patch_size: int | None = None,
+        max_tokens: int | None = None,
     ) -> Float[Tensor, "b d"]:
         """Unit-norm image embeddings, float32; of one image too, one row.
 
-        images: a float tensor (b, 3, s, s) of pixels already normalised; or paths, PIL images,
+        images: a float tensor (b, 3, h, w) of pixels already normalised; or paths, PIL images,
         uint8 arrays (h, w, 3) or uint8 tensors (3, h, w), of any size, one or many. These are
-        turned upright by their EXIF tag, transparency over white, resized, cropped and normalised.
+        turned upright by their EXIF tag, transparency over white, resized, cropped (as the
+        transform's `fit` says) and normalised. Images of one shape share a forward.
         Long lists take several forwards, and show their progress on a terminal.
-        patch_size: pixels; the finest of `patch_sizes` when not given.
-        Raises `UsageError` when it does not divide the image side, for a file that cannot be read,
-        and for what is no image.
+        patch_size: pixels; the finest of `patch_sizes` when neither it nor `max_tokens` is given.
+        max_tokens: a budget of patches per image; the grid is chosen for each
+        (`contrastive.vision.grids.choose_grid`), and the patch size too where it is not given.
+        Where `fit` is aspect, it is by default as many as a square of `image_size` has.
+        Raises `UsageError` when the patch size does not divide the image's sides, for a budget
+        below one token, for a file that cannot be read, and for what is no image.
         """
-        if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4:
+        is_batch = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
+        if isinstance(images, Tensor) and is_batch and max_tokens is None:
             rows = [self._embed_pixels(part, patch_size) for part in images.split(MAX_FORWARD)]
             return rows[0] if len(rows) == 1 else torch.cat(rows)
         given = list_images(images)
         rows = []
         for part in in_parts(given, MAX_DECODED, "encoding images"):
-            pixels = [
-                image if is_normalised(image) else self.transform(as_rgb(image)) for image in part
-            ]
-            rows.append(self._embed_pixels(torch.stack(pixels), patch_size))
+            pixels = [shaped_pixels(self.vision, i, patch_size, max_tokens) for i in part]
+            embeds = self.feature_mean.new_empty(len(part), self.embed_dim)
+            for size, numbers, stacked in by_shape(pixels):
+                embeds[numbers] = self._embed_pixels(stacked, size)
+            rows.append(embeds)
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
 
     def _embed_pixels(
-        self, pixels: Float[Tensor, "b 3 s s"], patch_size: int | None
+        self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None
     ) -> Float[Tensor, "b d"]:
         return self.embed_features(self.vision(pixels.to(self.device), patch_size))
 

@@ -179,6 +179,7 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         keep_cached_transform(tower, cfg.data.features)
     for patch_size in cfg.vision.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(patch_size)
+    tower.transform.check_square()
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
     encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.vision.fixed_families import Family
-from contrastive.vision.resize import PositionResize
+from contrastive.vision.resize import PositionResize, resample_position_grid
 
 
 class PlainViT(Family):
@@ -59,12 +59,19 @@ class PlainViT(Family):
         slots = 0 if net.no_embed_class else net.num_prefix_tokens
         return (net.pos_embed[:, :slots] if slots else None), net.pos_embed[:, slots:]
 
-    def rotary(self, net: Any, side: int) -> Float[Tensor, "n e"] | None:
-        """Sines and cosines for a `side` x `side` grid; None where positions are not rotary."""
+    def resized_positions(
+        self, net: Any, grid: tuple[int, int], rule: PositionResize
+    ) -> Float[Tensor, "1 n d"] | None:
+        """The stored grid at `grid` = (rows, columns); None where there is none."""
+        stored = self.positions(net)[1]
+        return None if stored is None else resample_position_grid(stored, grid, rule)
+
+    def rotary(self, net: Any, grid: tuple[int, int]) -> Float[Tensor, "n e"] | None:
+        """Sines and cosines for (rows, columns); None where positions are not rotary."""
         return None
 
     def patches(
-        self, net: Any, images: Float[Tensor, "b 3 s s"], kernel: Float[Tensor, "d 3 p p"]
+        self, net: Any, images: Float[Tensor, "b 3 h w"], kernel: Float[Tensor, "d 3 p p"]
     ) -> Float[Tensor, "b n d"]:
         """Patch tokens without positions."""
         stem, side = self.stem(net), kernel.shape[-1]
@@ -162,7 +169,8 @@ class ClassLast(PlainViT):
 class Rotary(PlainViT):
     """EVA-02 and its kin: rotary positions, with or without a stored grid.
 
-    Every grid spans the angles that the tower's own grid spans (arXiv:2303.11331, section 2).
+    Every grid, each axis for itself, spans the angles that the tower's own grid spans
+    (arXiv:2303.11331, section 2); DINOv3's is scaled as the network says.
     """
 
     def fits(self, net: Any) -> bool:
@@ -173,16 +181,16 @@ class Rotary(PlainViT):
         names = ("forward_features", "forward_head", "_pos_embed")
         return _inherits(net, Eva, names) and _patchifies(net) and type(net.rope) in known
 
-    def rotary(self, net: Any, side: int) -> Float[Tensor, "n e"] | None:
+    def rotary(self, net: Any, grid: tuple[int, int]) -> Float[Tensor, "n e"] | None:
         from timm.layers import RotaryEmbeddingCat
         from timm.layers.pos_embed_sincos import build_rotary_pos_embed
 
         rope: Any = net.rope
         if not isinstance(rope, RotaryEmbeddingCat):
-            return None if rope is None else rope.get_embed([side, side])
+            return None if rope is None else rope.get_embed(list(grid))
         bands: Any = rope.bands
         parts = build_rotary_pos_embed(
-            [side, side],
+            list(grid),
             bands=bands,
             in_pixels=rope.in_pixels,
             ref_feat_shape=rope.ref_feat_shape or net.patch_embed.grid_size,
@@ -208,7 +216,7 @@ class Rotary(PlainViT):
 
 
 class NaFlex(PlainViT):
-    """timm's NaFlexViT on square images; it stores a square grid, or a row and a column to add."""
+    """timm's NaFlexViT; it stores a square grid, or a row and a column to add."""
 
     def fits(self, net: Any) -> bool:
         from timm.models.naflexvit import NaFlexVit
@@ -259,6 +267,19 @@ class NaFlex(PlainViT):
             return None, (stem.pos_embed_y[:, :, None] + stem.pos_embed_x[:, None]).flatten(1, 2)
         return None, stem.pos_embed.flatten(1, 2)
 
+    def resized_positions(
+        self, net: Any, grid: tuple[int, int], rule: PositionResize
+    ) -> Float[Tensor, "1 n d"] | None:
+        """Of networks that keep the aspect ratio of positions too, the upper left part of a square
+        grid of the longer side."""
+        if not net.embeds.pos_embed_ar_preserving:
+            return super().resized_positions(net, grid, rule)
+        (rows, columns), side = grid, max(grid)
+        square = super().resized_positions(net, (side, side), rule)
+        if square is None or rows == columns:
+            return square
+        return square.unflatten(1, (side, side))[:, :rows, :columns].flatten(1, 2)
+
     def enter(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return net.norm_pre(net.embeds.pos_drop(tokens))
 
@@ -269,12 +290,12 @@ class NaFlex(PlainViT):
         return PositionResize(stem.pos_embed_interp_mode, stem.pos_embed_antialias)
 
 
-def cut_patches(images: Float[Tensor, "b c s s"], patch_size: int) -> Float[Tensor, "b n e"]:
+def cut_patches(images: Float[Tensor, "b c h w"], patch_size: int) -> Float[Tensor, "b n e"]:
     """Patches row by row, each flattened like a kernel (e = c * patch_size^2)."""
-    b, c, s, _ = images.shape
-    side = s // patch_size
-    grid = images.reshape(b, c, side, patch_size, side, patch_size)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, side * side, -1)
+    b, c, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(b, c, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, -1)
 
 
 def _inherits(net: Any, base: type, names: tuple[str, ...]) -> bool:

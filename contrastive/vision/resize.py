@@ -59,20 +59,26 @@ def resample_patch_embed(
 
 
 def resample_position_grid(
-    grid: Float[Tensor, "1 n d"], side: int, rule: PositionResize
+    grid: Float[Tensor, "1 n d"], size: tuple[int, int], rule: PositionResize
 ) -> Float[Tensor, "1 m d"]:
-    """Resize a square grid of position embeddings (no prefix slots) to `side` x `side`."""
+    """Resize a square grid of position embeddings (no prefix slots) to `size` = (rows, columns)."""
     old = round(grid.shape[1] ** 0.5)
     if old * old != grid.shape[1]:
         raise ValueError(f"{grid.shape[1]} positions are not a square grid")
-    if old == side:
+    if (old, old) == size:
         return grid
     wide = torch.promote_types(grid.dtype, torch.float32)
     square = grid.to(wide).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    one_column = size[0] > size[1] == 1  # which torch 2.15 computes wrongly, and one row rightly
     resized = F.interpolate(
-        square, size=(side, side), mode=rule.mode, align_corners=False, antialias=rule.antialias
+        square.mT if one_column else square,
+        size=size[::-1] if one_column else size,
+        mode=rule.mode,
+        align_corners=False,
+        antialias=rule.antialias,
     )
-    return resized.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(grid.dtype)
+    resized = resized.mT if one_column else resized
+    return resized.permute(0, 2, 3, 1).reshape(1, size[0] * size[1], -1).to(grid.dtype)
 
 
 def restored_patch_embed(
@@ -99,10 +105,10 @@ def restored_position_grid(
 
     As `restored_patch_embed`: exact where `size` >= `side`.
     """
-    resized = resample_position_grid(grid, size, rule)
+    resized = resample_position_grid(grid, (size, size), rule)
     if size < side:
         return resized
-    target = resample_position_grid(grid, side, rule)
+    target = resample_position_grid(grid, (side, side), rule)
     impulses = torch.eye(size, dtype=torch.float64, device=grid.device)[:, None, :, None]
     back = F.interpolate(
         impulses.expand(-1, -1, -1, size),  # torch 2.15 resizes a single column wrongly

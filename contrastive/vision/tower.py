@@ -22,15 +22,14 @@ from contrastive.vision.config import check_keep_rate
 from contrastive.vision.families import family_of
 from contrastive.vision.feature_terms import OWN, Term, resolve_features
 from contrastive.vision.flexible_families import PlainViT
+from contrastive.vision.grids import check_divides
 from contrastive.vision.patch_dropout import keep_patches
-from contrastive.vision.resize import (
-    default_patch_sizes,
-    resample_patch_embed,
-    resample_position_grid,
-)
+from contrastive.vision.resize import default_patch_sizes, resample_patch_embed
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.transform import Fit, ImageTransform
+
+MAX_STEMS = 64  # resized kernels with positions that a tower keeps, one per patch size and grid
 
 
 class VisionTower(nn.Module):
@@ -89,8 +88,9 @@ class VisionTower(nn.Module):
         self.locked = True
         return self.eval()
 
-    def use_transform(self, version: int, fit: Fit | None = None) -> "VisionTower":
-        """Read pixels by this version and fit of `ImageTransform`. Returns self."""
+    def use_transform(self, version: int | None = None, fit: Fit | None = None) -> "VisionTower":
+        """Read pixels by this version and fit of `ImageTransform`, where given. Returns self."""
+        version = version or self.config.transform
         self.config = replace(self.config, transform=version, fit=fit or self.config.fit)
         return self
 
@@ -113,51 +113,53 @@ class VisionTower(nn.Module):
 
     # ---- forward ---------------------------------------------------------------------------
 
-    def check_patch_size(self, patch_size: int, side: int | None = None) -> None:
-        """Raise `UsageError` unless this tower runs at `patch_size` on images of `side` pixels."""
-        side = side or self.image_size
+    def check_patch_size(self, patch_size: int, shape: tuple[int, int] | None = None) -> None:
+        """Raise `UsageError` unless this tower runs at `patch_size` on images of `shape`, which is
+        (height, width) in pixels; when not given, a square of `image_size`."""
+        square = (self.image_size, self.image_size)
+        shape = shape or square
         if not self.flexible:
             if patch_size != self.patch_sizes[0]:
                 raise UsageError(
                     f"patch size {patch_size}: {self.config.name} cannot change its patch "
                     f"size; allowed: {self.patch_sizes[0]}"
                 )
-        elif self._is_own_size(patch_size, side):
-            pass  # need not divide it
-        elif patch_size < 1 or side % patch_size:
-            own = [size for size in self.patch_sizes if size > 0 and side % size == 0]
-            allowed = own or default_patch_sizes(side, self.native_patch_size)
-            raise UsageError(
-                f"patch size {patch_size} does not divide the image side of {side} px; "
-                f"allowed at {side} px: {', '.join(map(str, allowed)) or 'none'}"
-            )
+            if shape[0] != shape[1]:
+                raise UsageError(
+                    f"images of height {shape[0]} and width {shape[1]} px: {self.config.name} "
+                    f"reads squares alone; allowed: {self.image_size} x {self.image_size} px"
+                )
+        elif shape != square or not self._is_own_size(patch_size):  # which need not divide it
+            check_divides(patch_size, shape, self.patch_sizes, self.native_patch_size)
 
-    def _is_own_size(self, patch_size: int, side: int) -> bool:
+    def _is_own_size(self, patch_size: int) -> bool:
         """Whether `offer_own_size` may have listed it."""
-        listed = patch_size in self.config.patch_sizes
-        return listed and patch_size == self.native_patch_size and side == self.image_size
+        return patch_size in self.config.patch_sizes and patch_size == self.native_patch_size
 
     def forward(
         self,
-        images: Float[Tensor, "b 3 s s"],
+        images: Float[Tensor, "b 3 h w"],
         patch_size: int | None = None,
         keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b d"]:
         """Pooled features, float32, not unit-normed; `patch_size` defaults to the finest listed.
 
-        images: already normalised by `mean` and `std`, square, side divisible by `patch_size`
-        (of an own size that does not divide `image_size`, see `offer_own_size`).
+        images: already normalised by `mean` and `std`, height and width divisible by `patch_size`
+        (of an own size that does not divide `image_size`, see `offer_own_size`); towers with one
+        patch size read squares alone.
         keep: the keep rate, a share of the patches, or the numbers of those to keep per image
         (`patch_dropout`).
         """
         patch_size = self.patch_sizes[-1] if patch_size is None else patch_size
-        self.check_patch_size(patch_size, images.shape[-1])
+        height, width = images.shape[-2:]
+        self.check_patch_size(patch_size, (height, width))
         self._check_keep(keep)
         images = images.to(next(self.net.parameters()).dtype)
         if not self.flexible:
             return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
-        rotary = self._rotary_positions(images.shape[-1] // patch_size, keep, len(images))
+        grid = (height // patch_size, width // patch_size)
+        rotary = self._rotary_positions(grid, keep, len(images))
         if self.terms == (Term(OWN),):
             return self.pool(self.family.body(self.net, tokens, rotary)).float()
         return self._join(tokens, rotary).float()
@@ -195,14 +197,14 @@ class VisionTower(nn.Module):
 
     def embed_patches(
         self,
-        images: Float[Tensor, "b 3 s s"],
+        images: Float[Tensor, "b 3 h w"],
         patch_size: int,
         keep: float | Int[Tensor, "b k"] = 1.0,
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
-        side = images.shape[-1] // patch_size
-        kernel, prefix, positions = self._stem(patch_size, side)
-        images = images[..., : side * patch_size, : side * patch_size]
+        rows, columns = (side // patch_size for side in images.shape[-2:])
+        kernel, prefix, positions = self._stem(patch_size, (rows, columns))
+        images = images[..., : rows * patch_size, : columns * patch_size]
         tokens = self.family.patches(self.net, images, kernel) + positions
         if isinstance(keep, Tensor) or keep < 1:
             tokens = keep_patches(tokens, keep)
@@ -214,47 +216,56 @@ class VisionTower(nn.Module):
         """The tower's own pooling (class token, mean, or attention) and what follows it."""
         return self.projection(self.family.pool(self.net, tokens))
 
-    def _stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
-        """(kernel, prefix tokens with their positions, grid positions) at one patch size.
+    def _stem(self, patch_size: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+        """(kernel, prefix tokens with their positions, grid positions) at one patch size, for a
+        grid of (rows, columns).
 
-        Cached until a stored weight changes, so that no call resizes anything; a tower in training
+        Kept until a stored weight changes, so that no call resizes anything; a tower in training
         computes it in each call, differentiably.
         """
         weights = self.family.stem_weights(self.net)
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return self._resize_stem(patch_size, side)
+            return self._resize_stem(patch_size, grid)
         state = tuple((w.data_ptr(), w._version) for w in weights)
-        key = (patch_size, side, weights[0].dtype, weights[0].device, state)
-        if key not in self._stems:
-            if any(other[2:] != key[2:] for other in self._stems):
+        key = (patch_size, grid, weights[0].dtype, weights[0].device, state)
+        stem = self._stems.get(key)
+        if stem is None:
+            known = list(self._stems.items())
+            if any(other[2:] != key[2:] for other, _ in known):
                 self._stems.clear()
+                known.clear()
+            elif len(known) >= MAX_STEMS:
+                self._stems.pop(known[0][0], None)
             with torch.inference_mode(False), torch.no_grad():
-                self._stems[key] = tuple(
-                    part.detach().clone() for part in self._resize_stem(patch_size, side)
-                )
-        return self._stems[key]
+                parts = [part.detach().clone() for part in self._resize_stem(patch_size, grid)]
+            for other, (kernel, *_) in known:
+                if other[0] == patch_size:
+                    parts[0] = kernel  # of all its grids
+            stem = self._stems[key] = tuple(parts)
+        return stem
 
-    def _resize_stem(self, patch_size: int, side: int) -> tuple[Tensor, ...]:
+    def _resize_stem(self, patch_size: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
         kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
         width = kernel.shape[0]
         tokens = self.family.prefix(self.net)
         prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
-        slots, grid = self.family.positions(self.net)
+        slots, _ = self.family.positions(self.net)
         if slots is not None:
             prefix = prefix + slots
-        if grid is None:
-            return kernel, prefix, kernel.new_zeros(1, 1, width)
-        return kernel, prefix, resample_position_grid(grid, side, self.config.positions)
+        positions = self.family.resized_positions(self.net, grid, self.config.positions)
+        if positions is None:
+            positions = kernel.new_zeros(1, 1, width)
+        return kernel, prefix, positions
 
     def _rotary_positions(
-        self, side: int, keep: float | Int[Tensor, "b k"], num_images: int
+        self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"], num_images: int
     ) -> Tensor | None:
         """Sines and cosines of the patches that are kept; None where positions are not rotary."""
         weight = self.family.kernel(self.net)
-        key = (side, weight.device)
+        key = (grid, weight.device)
         if key not in self._rotary:
             with torch.inference_mode(False), torch.no_grad():
-                self._rotary[key] = self.family.rotary(self.net, side)
+                self._rotary[key] = self.family.rotary(self.net, grid)
         rotary = self._rotary[key]
         if rotary is None or not (isinstance(keep, Tensor) or keep < 1):
             return rotary

@@ -38,7 +38,7 @@ class TowerConfig:
     transform: int = 1
     """Version of `data.transform.ImageTransform`; folders of 0.1 do not name it."""
     fit: Fit = "crop"
-    """How an image becomes a square (`data.transform.ImageTransform`)."""
+    """How an image becomes what the tower reads (`data.transform.ImageTransform`)."""
 
     def to_json(self) -> dict[str, Any]:
         """The entries of config.json; new ones only where an earlier version would read another

@@ -50,7 +50,7 @@ def build_photographs(out: str | Path) -> Path:
             pass
         raise UsageError(f"{out} holds something else: give a new or empty folder")
     stamps = read_stamps()
-    files = _unpack(fetch_package(), stamps)
+    files = unpack_stamps(fetch_package(), stamps)
     names = sorted(set(stamps.values()))
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -110,8 +110,9 @@ def fetch_package() -> Path:
     return target
 
 
-def _unpack(package: Path, stamps: Mapping[str, str]) -> dict[str, bytes]:
-    """The listed pictures and their sentences, by their path within the folder of stamps."""
+def unpack_stamps(package: Path, stamps: Mapping[str, str]) -> dict[str, bytes]:
+    """The listed pictures, PNGs of any shape, and their sentences, by their path within the folder
+    of stamps. Raises `UsageError` for a damaged package."""
     wanted = {_FOLDER + path for path in stamps}
     wanted |= {path.replace(".png", ".txt") for path in wanted}
     files = {}

@@ -62,8 +62,9 @@ def _embed(
 def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int, ...]:
     """The distinct patch sizes in the order given, or all of the model's when none are given.
 
-    Raises `UsageError` for one that the model cannot run at.
+    Raises `UsageError` for one that the model cannot run at, and for a model that reads no squares.
     """
+    model.transform.check_square()
     for size in patch_sizes:
         model.vision.check_patch_size(size)
     return tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)

@@ -1,0 +1,77 @@
+"""Images of any shape as pixels for a tower, and those of one shape together."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastive.vision.grids import PatchGrid, choose_grid
+from contrastive.vision.tower import VisionTower
+from data.errors import UsageError
+from data.given import as_rgb, is_normalised
+
+
+class ShapedPixels(NamedTuple):
+    """Normalised pixels, and the patch size to read them at; None: the tower's finest."""
+
+    patch_size: int | None
+    pixels: Float[Tensor, "3 h w"]
+
+
+def shaped_pixels(
+    tower: VisionTower, image: Any, patch_size: int | None, max_tokens: int | None
+) -> ShapedPixels:
+    """One of `data.given.Images` as `tower` reads it at a patch size, within a budget, or both.
+
+    Raises as `LitModel.encode_image`.
+    """
+    if is_normalised(image):
+        if max_tokens is not None:
+            raise UsageError(
+                "max_tokens chooses how images are resized; pixels that are already normalised "
+                "take a patch size instead"
+            )
+        return ShapedPixels(patch_size, image)
+    transform = tower.transform
+    if max_tokens is None and transform.fit != "aspect":
+        return ShapedPixels(patch_size, transform(as_rgb(image)))
+    picture = as_rgb(image)
+    grid = grid_of(tower, (picture.height, picture.width), patch_size, max_tokens)
+    pixels = transform.at(picture, grid.height, grid.width)
+    return ShapedPixels(grid.patch_size, transform.normalise(pixels))
+
+
+def grid_of(
+    tower: VisionTower, shape: tuple[int, int], patch_size: int | None, max_tokens: int | None
+) -> PatchGrid:
+    """The grid that `tower` reads a picture of (height, width) by.
+
+    Without a budget, as many tokens as a square of the tower's image size has. Raises `UsageError`
+    for a tower with one patch size, and for a budget below one token.
+    """
+    if not tower.flexible:
+        raise UsageError(
+            f"{tower.config.name} reads squares of {tower.image_size} px at patch size "
+            f"{tower.patch_sizes[0]} alone: neither max_tokens nor fit aspect can be had"
+        )
+    if max_tokens is None:
+        patch_size = tower.patch_sizes[-1] if patch_size is None else patch_size
+        tower.check_patch_size(patch_size)
+        max_tokens = (tower.image_size // patch_size) ** 2
+    elif patch_size is not None and patch_size < 1:
+        raise UsageError(f"patch size {patch_size}: at least 1 px")
+    return choose_grid(shape, max_tokens, tower.image_size, tower.transform.fit, patch_size)
+
+
+def by_shape(
+    images: Sequence[ShapedPixels],
+) -> Iterator[tuple[int | None, list[int], Float[Tensor, "b 3 h w"]]]:
+    """(patch size, places, pixels) of the images of each shape."""
+    places = defaultdict(list)
+    for place, image in enumerate(images):
+        places[image.patch_size, image.pixels.shape].append(place)
+    for (patch_size, _), same in places.items():
+        yield patch_size, same, torch.stack([images[place].pixels for place in same])
