@@ -60,6 +60,9 @@ class Report:
             if d.class_recall:
                 cells = [d.class_recall[size].percent() for size in sizes]
                 columns.append(Column(d.name, "per class", cells))
+            if d.calibration:
+                errors = [d.calibration[size] for size in sizes]
+                columns.append(Column(d.name, "ECE", [f"{100 * e.final:.1f}" for e in errors]))
         return columns
 
     def _recall_columns(self, dataset: DatasetResult) -> list[Column]:
@@ -88,6 +91,10 @@ class Report:
                 "95%: of top-1, percentiles of 2,000 bootstrap samples of whole classes. "
                 "per class: mean per-class recall."
             )
+        if any(d.calibration for d in self.results):
+            notes.append(
+                "ECE: expected calibration error of the first class, 15 equal bins, per cent."
+            )
         notes.append("GFLOPs (2 x multiply-adds) and images/s are of the image tower, per image.")
         for d in self.results:
             note = f"{d.name}: {d.num_images:,} images"
@@ -103,6 +110,7 @@ class Report:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
             notes.append(note + ".")
+            notes += _temperature_note(d)
         return notes
 
     def text(self) -> str:
@@ -142,6 +150,20 @@ class Report:
         if any(d.accuracy for d in self.results):
             files.append(plot_accuracy(self.costs, self.results, folder / "accuracy.png"))
         return files
+
+
+def _temperature_note(found: DatasetResult) -> list[str]:
+    """With what temperatures calibration errors are, where some were fitted."""
+    errors = found.calibration
+    fitted = [f"{e.temperature:.2f} at patch {s}" for s, e in errors.items() if e.temperature]
+    if not fitted:
+        return []
+    one = next(iter(errors.values()))
+    before = ", ".join(f"{100 * e.ece:.1f}" for e in errors.values())
+    return [
+        f"{found.name}: ECE of {one.images:,} images with temperatures fitted on {one.examples:,} "
+        f"others ({', '.join(fitted)}); without, {before}."
+    ]
 
 
 def text_table(columns: Sequence[Column]) -> str:
