@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,12 +117,15 @@ def write_temperatures(
     return temperatures_file(model)
 
 
-def read_temperatures(model: Path, fingerprints: tuple[str, str]) -> dict[int, float]:
-    """Those of this model; {} where there are none, the file is damaged or of another model."""
+def read_temperatures(model: Path, fingerprints: Callable[[], tuple[str, str]]) -> dict[int, float]:
+    """Those of this model; {} where there are none, the file is damaged or of another model.
+
+    fingerprints: called where there is a file.
+    """
     try:
         values = json.loads(temperatures_file(model).read_text())
         held = values["image_fingerprint"], values["text_fingerprint"]
-        if values["format"] != 1 or not is_intact(values) or held != fingerprints:
+        if values["format"] != 1 or not is_intact(values) or held != fingerprints():
             return {}
         found = {int(size): float(value) for size, value in values["temperatures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
