@@ -11,8 +11,8 @@ captions, names that were held out; and captions of photographs, in an index of 
 absent with all pictures of their class.
 
 Then what the product itself does: an index is calibrated on half of its captions, and the other
-half is asked. Expected calibration errors are of the held-out sets, with temperatures of at most
-500 images that are held apart. Candidates are promised by some captions, and counted on others.
+half is asked. Expected calibration errors are of the held-out sets, with temperatures of 200
+images that are held apart. Candidates are promised by some captions, and counted on others.
 """
 
 import argparse
@@ -47,7 +47,8 @@ K = 10
 SPLITS = 200
 SCORE = "score among both"  # the product's
 OTHERS = 800  # captions beside the names
-EXAMPLES = 500  # of a temperature
+VALIDATION = 500  # captions that candidates are promised by
+FITTED_ON = 200  # images of a temperature
 
 
 ACCEPTED: dict[str, str] = {}
@@ -70,38 +71,30 @@ def best_scores(
     """Candidates of a score, per text, of its best picture; without: per text, the kind of pictures
     and texts that are taken out."""
     similarities = texts @ pictures.vectors.T
-    of_texts = {"common": np.flatnonzero(pictures.background_kinds == "")}
-    of_texts["captions"] = np.flatnonzero(pictures.background_kinds != "")
-    of_texts["both"] = np.arange(len(pictures.background))
-    mean = pictures.vectors.mean(axis=0)
-    found: dict[str, list[float]] = {}
-    for number, text in enumerate(texts):
-        row = similarities[number]
-        kept, rows_of = np.ones(len(row), bool), dict(of_texts)
-        if without is not None:
-            kept = pictures.kinds != without[number]
-            gone = pictures.background_kinds == without[number]
-            rows_of = {name: rows[~gone[rows]] for name, rows in of_texts.items()}
-        best = int(np.where(kept, row, -np.inf).argmax())
-        image = pictures.vectors[best]
-        scores = {
-            "similarity": row[best],
-            "above mean image": row[best] - mean @ text,
-            "z over images": (row[best] - row[kept].mean()) / row[kept].std(),
-        }
-        for name, rows in rows_of.items():
-            if not len(rows):
-                continue
-            others = pictures.background[rows]
-            at_image = others @ image
-            scores[f"z among {name}"] = (row[best] - at_image.mean()) / at_image.std()
-            scores[f"log-probability among {name}"] = log_probabilities(
-                text[None], image[None], others, scale
-            )[0]
-            scores[f"score among {name}"] = answer_scores(text[None], image[None], others, scale)[0]
-        for name, score in scores.items():
-            found.setdefault(name, []).append(float(score))
-    return {name: np.array(scores) for name, scores in found.items()}
+    rivals = np.ones((len(texts), len(pictures.background)), bool)
+    if without is not None:
+        own = np.array(without)[:, None]
+        similarities = np.where(pictures.kinds == own, np.nan, similarities)
+        rivals = pictures.background_kinds != own
+    best = np.nanargmax(similarities, axis=1)
+    images, found = pictures.vectors[best], {}
+    found["similarity"] = reached = np.einsum("td,td->t", texts, images)
+    found["above mean image"] = reached - texts @ pictures.vectors.mean(axis=0)
+    found["z over images"] = (reached - np.nanmean(similarities, 1)) / np.nanstd(similarities, 1)
+    is_common = pictures.background_kinds == ""
+    for name, chosen in (
+        ("common", is_common),
+        ("captions", ~is_common),
+        ("both", np.ones_like(is_common)),
+    ):
+        others, kept = pictures.background[chosen], rivals[:, chosen]
+        at_image = np.where(kept, images @ others.T, np.nan)
+        z = (reached - np.nanmean(at_image, 1)) / np.nanstd(at_image, 1)
+        found[f"z among {name}"] = z
+        asked = texts, images, others, scale
+        found[f"log-probability among {name}"] = log_probabilities(*asked, kept)
+        found[f"score among {name}"] = answer_scores(*asked, kept)
+    return found
 
 
 def auroc(present: np.ndarray, absent: np.ndarray) -> float:
@@ -152,7 +145,7 @@ class Drawings:
         return np.stack([self.rows[name] for name in names])
 
     def pictures(self, size: int, kind: str) -> Pictures:
-        vectors = self.snapshot.vectors(self.ids, size)
+        vectors = self.snapshot.vectors(self.ids.tolist(), size)
         background = np.concatenate([self.texts(self.names), self.common])
         kinds = [self.of[name][kind] for name in self.names] + [""] * len(self.common)
         own = np.array([one[kind] for one in self.about])
@@ -186,15 +179,15 @@ def absences(drawings: Drawings) -> dict[str, Any]:
         "other captions of trained names": drawings.others,
         "held-out names": [(name, name) for name in drawings.held_out],
     }
-    scale = float(drawings.model.text.scale())
+    scale = drawings.model.text.scale().item()
     found: dict[str, Any] = {}
     for title, pairs in asked.items():
         texts = drawings.texts([text for text, _ in pairs])
         for size in drawings.snapshot.patch_sizes:
+            present = best_scores(drawings.pictures(size, "group"), texts, None, scale)
             for kind in ("group", "subgroup"):
                 pictures = drawings.pictures(size, kind)
                 own = [drawings.of[name][kind] for _, name in pairs]
-                present = best_scores(pictures, texts, None, scale)
                 absent = best_scores(pictures, texts, own, scale)
                 found.setdefault(title, {"texts": len(pairs)}).setdefault(str(size), {})[kind] = (
                     compare(present, absent)
@@ -215,7 +208,7 @@ def by_photographs(model: LitModel, sizes: Sequence[int], folder: Path, name: st
         vectors = unit(np.asarray(open_vectors(folder / "emb_photographs", size, 0), np.float32))
         kinds = np.concatenate([labels, [""] * len(common)])
         pictures = Pictures(vectors, labels, np.concatenate([texts, common]), kinds)
-        scale = float(model.text.scale())
+        scale = model.text.scale().item()
         present = best_scores(pictures, texts, None, scale)
         absent = best_scores(pictures, texts, labels.tolist(), scale)
         found[str(size)] = {"class": compare(present, absent)}
@@ -224,7 +217,7 @@ def by_photographs(model: LitModel, sizes: Sequence[int], folder: Path, name: st
 
 def refusals(drawings: Drawings) -> dict[str, Any]:
     """What a calibration by half of the captions refuses of the other half, over splits."""
-    scale = float(drawings.model.text.scale())
+    scale = drawings.model.text.scale().item()
     texts, found = drawings.texts(drawings.names), {}
     for size in drawings.snapshot.patch_sizes:
         present = best_scores(drawings.pictures(size, "group"), texts, None, scale)[SCORE]
@@ -247,7 +240,10 @@ def promises(drawings: Drawings) -> dict[str, Any]:
     """Candidates by some captions, losses of others, over splits."""
     texts = drawings.texts(drawings.names)
     coarse, fine = max(drawings.snapshot.patch_sizes), min(drawings.snapshot.patch_sizes)
-    vectors = {size: unit(drawings.snapshot.vectors(drawings.ids, size)) for size in (coarse, fine)}
+    vectors = {
+        size: unit(drawings.snapshot.vectors(drawings.ids.tolist(), size))
+        for size in (coarse, fine)
+    }
     rough = texts @ vectors[coarse].T
     both = blend(texts @ vectors[fine].T, rough)
     answers = np.argsort(-both, axis=1, kind="stable")[:, :K]
@@ -256,7 +252,7 @@ def promises(drawings: Drawings) -> dict[str, Any]:
     counts, lost, errors = [], [], []
     for seed in range(SPLITS):
         drawn = np.random.default_rng(seed).permutation(len(ranks))
-        validation, test = ranks[drawn[:EXAMPLES]], ranks[drawn[EXAMPLES:]]
+        validation, test = ranks[drawn[:VALIDATION]], ranks[drawn[VALIDATION:]]
         count = fewest_candidates(validation, LOST)
         assert count is not None
         of_each = losses(test, np.array([count]))[:, 0]
@@ -265,8 +261,8 @@ def promises(drawings: Drawings) -> dict[str, Any]:
         errors.append(float(of_each.std() / np.sqrt(len(of_each))))
     within = np.array(lost) <= LOST + 2 * np.array(errors)
     return {
-        "coarse": coarse, "fine": fine, "k": K, "validation": EXAMPLES, "splits": SPLITS,
-        "test": len(ranks) - EXAMPLES, "images": len(drawings.ids),
+        "coarse": coarse, "fine": fine, "k": K, "validation": VALIDATION, "splits": SPLITS,
+        "test": len(ranks) - VALIDATION, "images": len(drawings.ids),
         "candidates": [float(v) for v in np.percentile(counts, (0, 50, 100))],
         "lost": float(np.mean(lost)), "standard_error_of_a_test": float(np.mean(errors)),
         "splits_within_two_standard_errors": float(within.mean()),
@@ -278,10 +274,10 @@ def promises(drawings: Drawings) -> dict[str, Any]:
 
 
 def errors(model: LitModel, data: Path, sizes: Sequence[int]) -> dict[str, Any]:
-    """By held-out set and patch size, and what chance alone gives where all is right."""
+    """By held-out set and patch size."""
     found: dict[str, Any] = {}
     for name in ("heldout_captions", "heldout_style"):
-        result = evaluate(model, load_dataset("shards", data / name), sizes, examples=EXAMPLES)
+        result = evaluate(model, load_dataset("shards", data / name), sizes, examples=FITTED_ON)
         found[name] = {str(size): vars(error) for size, error in result.calibration.items()}
     return found
 
@@ -292,13 +288,18 @@ def main() -> None:
     parser.add_argument("--index", default=str(ROOT / "runs" / "index"))
     parser.add_argument("--data", default=str(ROOT / "runs" / "data" / "emoji"))
     parser.add_argument("--folder", default=str(ROOT / "runs" / "absent"))
-    parser.add_argument("--sizes", type=int, nargs="*", help="of the calibration errors")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        help="of the calibration errors; none: these are not measured",
+    )
     args = parser.parse_args()
     if not Path(args.index).is_dir():
         subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
     model = LitModel.from_pretrained(args.model)
     drawings = Drawings(Path(args.index), Path(args.data), model)
-    names = args.sizes or model.patch_sizes
+    sizes = model.patch_sizes if args.sizes is None else args.sizes
     held = drawings.snapshot.patch_sizes
     figures: dict[str, Any] = {
         "model": str(Path(args.model).name), "images": len(drawings.ids), "rate": RATE,
@@ -309,7 +310,7 @@ def main() -> None:
     }  # fmt: skip
     for title, found in figures["absence"].items():
         print(title, json.dumps(found, indent=1))
-    figures["calibration_errors"] = errors(model, Path(args.data), names)
+    figures["calibration_errors"] = errors(model, Path(args.data), sizes) if sizes else {}
     own = figures["absence"]["trained names"][str(min(held))]
     promise = figures["promise"]
     targets = [

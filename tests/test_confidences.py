@@ -36,6 +36,10 @@ def test_the_temperature_that_drew_the_classes_is_found(true: float) -> None:
     assert found == pytest.approx(true, rel=0.1)
     held_apart = drawn(true, seed=1)
     assert error_at(*held_apart, found) < 0.02
+    logits, targets = held_apart
+    bins = ConfidenceBins()  # what chance gives where the temperature is right
+    bins.add(confidence(logits / true), logits.argmax(axis=1) == targets)
+    assert bins.error() / 3 < bins.chance() < 3 * bins.error()
     if true == 3.0:
         assert error_at(*held_apart, 1.0) > 0.2
 

@@ -25,6 +25,7 @@ class CalibrationError:
     images: int  # on which it was measured
     temperature: float | None = None  # None: nothing to fit it on
     ece_at_temperature: float | None = None
+    chance: float = math.nan  # what chance alone gives where every probability is right
     examples: int = 0  # images that the temperature was fitted on, and no error was measured on
 
     @property
@@ -53,6 +54,16 @@ class ConfidenceBins:
         images, right, units = self.counts.astype(np.float64).T
         total = float(images.sum())
         gap = float(np.abs(right - units / _UNIT).sum())
+        return round(gap / total, 4) if total else math.nan
+
+    def chance(self) -> float:
+        """The error to expect of probabilities that are exactly right: of n images in a bin of mean
+        confidence p, the mean of |right - n p| is about sqrt(2 n p (1 - p) / pi). NaN of no image.
+        """
+        images, _, units = self.counts[self.counts[:, 0] > 0].astype(np.float64).T
+        total = float(images.sum())
+        share = np.clip(units / _UNIT / images, 0, 1)
+        gap = float(np.sqrt(2 / math.pi * images * share * (1 - share)).sum())
         return round(gap / total, 4) if total else math.nan
 
 

@@ -69,7 +69,8 @@ class ConfidenceCollector:
         found = {}
         for size, bins in self._bins.items():
             _add_ranks(bins)
-            found[size] = CalibrationError(bins.error(), int(bins.counts[:, 0].sum()))
+            images = int(bins.counts[:, 0].sum())
+            found[size] = CalibrationError(bins.error(), images, chance=bins.chance())
         return found
 
     def _errors_with_temperatures(self) -> dict[int, CalibrationError]:
@@ -99,7 +100,7 @@ class ConfidenceCollector:
             found[size] = CalibrationError(
                 before.error(), int(before.counts[:, 0].sum()),
                 temperature if len(drawn) else None,
-                after.error() if len(drawn) else None, len(drawn),
+                after.error() if len(drawn) else None, after.chance(), len(drawn),
             )  # fmt: skip
         return found
 

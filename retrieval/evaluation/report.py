@@ -91,10 +91,6 @@ class Report:
                 "95%: of top-1, percentiles of 2,000 bootstrap samples of whole classes. "
                 "per class: mean per-class recall."
             )
-        if any(d.calibration for d in self.results):
-            notes.append(
-                "ECE: expected calibration error of the first class, 15 equal bins, per cent."
-            )
         notes.append("GFLOPs (2 x multiply-adds) and images/s are of the image tower, per image.")
         for d in self.results:
             note = f"{d.name}: {d.num_images:,} images"
@@ -110,7 +106,7 @@ class Report:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
             notes.append(note + ".")
-            notes += _temperature_note(d)
+            notes += _calibration_note(d)
         return notes
 
     def text(self) -> str:
@@ -152,18 +148,25 @@ class Report:
         return files
 
 
-def _temperature_note(found: DatasetResult) -> list[str]:
-    """With what temperatures calibration errors are, where some were fitted."""
+def _calibration_note(found: DatasetResult) -> list[str]:
+    """What the calibration error is of, with what temperatures, and what chance alone gives."""
     errors = found.calibration
-    fitted = [f"{e.temperature:.2f} at patch {s}" for s, e in errors.items() if e.temperature]
-    if not fitted:
+    if not errors:
         return []
     one = next(iter(errors.values()))
-    before = ", ".join(f"{100 * e.ece:.1f}" for e in errors.values())
-    return [
-        f"{found.name}: ECE of {one.images:,} images with temperatures fitted on {one.examples:,} "
-        f"others ({', '.join(fitted)}); without, {before}."
-    ]
+    chance = ", ".join(f"{100 * e.chance:.1f}" for e in errors.values())
+    note = (
+        f"{found.name}: ECE is the expected calibration error of the first class in per cent, of "
+        f"{one.images:,} images in 15 bins of equal width; chance alone gives {chance}."
+    )
+    fitted = [f"{e.temperature:.2f} at patch {s}" for s, e in errors.items() if e.temperature]
+    if fitted:
+        before = ", ".join(f"{100 * e.ece:.1f}" for e in errors.values())
+        note += (
+            f" Temperatures were fitted on {one.examples:,} others ({', '.join(fitted)}); without "
+            f"them it is {before}."
+        )
+    return [note]
 
 
 def text_table(columns: Sequence[Column]) -> str:

@@ -5,7 +5,7 @@ texts, given the image, says more: a picture of a wolf is similar to "dog", and 
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 WORDS = (
     "animal", "baby", "beach", "bicycle", "bird", "boat", "building", "cake", "car", "cat",
@@ -66,15 +66,18 @@ def log_probabilities(
     images: Float[np.ndarray, "q d"],
     background: Float[np.ndarray, "b d"],
     scale: float,
+    rivals: Bool[np.ndarray, "q b"] | None = None,
 ) -> Float[np.ndarray, " q"]:
     """How probable each query is among the background, given its image; nats.
 
-    All are of unit norm. scale: of the logits. A background text much like the query (`ALIKE`) does
-    not count.
+    All are of unit norm. scale: of the logits. rivals: which background texts count; all when not
+    given, but for those much like the query (`ALIKE`).
     """
     own = scale * np.einsum("qd,qd->q", queries, images)
     others = scale * (images @ background.T)
     others[queries @ background.T >= ALIKE] = -np.inf
+    if rivals is not None:
+        others[~rivals] = -np.inf
     largest = np.maximum(others.max(axis=1, initial=-np.inf), own)
     with np.errstate(under="ignore"):
         powers = np.exp(others - largest[:, None]).sum(axis=1) + np.exp(own - largest)
@@ -86,9 +89,10 @@ def answer_scores(
     images: Float[np.ndarray, "q d"],
     background: Float[np.ndarray, "b d"],
     scale: float,
+    rivals: Bool[np.ndarray, "q b"] | None = None,
 ) -> Float[np.ndarray, " q"]:
     """How well each query's best image answers it: its log-probability at `SHARP` times the model's
     logit scale, as much less again, and a share of its logit. Alone, the first tells near twins
     apart, and the second whatever is far away."""
-    probable = log_probabilities(queries, images, background, SHARP * scale) / SHARP
-    return probable + LOGIT_SHARE * scale * np.einsum("qd,qd->q", queries, images)
+    probable = log_probabilities(queries, images, background, SHARP * scale, rivals)
+    return probable / SHARP + LOGIT_SHARE * scale * np.einsum("qd,qd->q", queries, images)

@@ -43,13 +43,13 @@ class Calibration:
 
     facts: Facts
     background: np.ndarray  # (b, d): texts among which a query is to be probable
-    present: Mapping[int, np.ndarray] = field(default_factory=dict)
+    present: dict[int, np.ndarray] = field(default_factory=dict)
     """Scores of the texts, (n,)."""
-    absent: Mapping[int, np.ndarray] = field(default_factory=dict)
+    absent: dict[int, np.ndarray] = field(default_factory=dict)
     """The same with each text's own images taken out; empty where nobody knows which these are."""
-    labels: Mapping[int, np.ndarray] = field(default_factory=dict)
+    labels: dict[int, np.ndarray] = field(default_factory=dict)
     """Scores of an image's own caption, (n,)."""
-    ranks: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    ranks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     """By coarse and fine patch size: the place among the candidates of each text's fine answers,
     best first, (n, k); `MAX_K` where it is none of them."""
 
