@@ -51,7 +51,11 @@ VALIDATION = 500  # captions that candidates are promised by
 FITTED_ON = 200  # images of a temperature
 
 
-ACCEPTED: dict[str, str] = {}
+SUBGROUP_TARGET = "trained names refused without their subgroup"
+ACCEPTED = {
+    SUBGROUP_TARGET: "pictures of other subgroups are taken for the words: at patch 28 a similarity "
+    "alone refuses 0.74"
+}
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,7 @@ def main() -> None:
             "trained names refused without their group", ">= 0.65", own["group"][SCORE]["refused"]
         ),
         Target(
-            "trained names refused without their subgroup", ">= 0.85",
+            SUBGROUP_TARGET, ">= 0.85",
             own["subgroup"][SCORE]["refused"],
         ),
         Target(

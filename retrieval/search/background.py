@@ -55,7 +55,8 @@ COMMON = (
 """Common English nouns and phrases."""
 
 
-# Chosen on half of the demo's trained names, and checked on the others (benchmarks/absent.py).
+# Chosen on the demo's trained names; on other captions of theirs AUROC is best as well, refusals at
+# 5% are not (benchmarks/absent.py).
 ALIKE = 0.9  # cosine of two texts from which on they are no rivals
 SHARP = 3.0  # of the model's logit scale, at which rivals are compared
 LOGIT_SHARE = 0.5  # of the query's own logit in its score
