@@ -53,8 +53,8 @@ FITTED_ON = 200  # images of a temperature
 
 SUBGROUP_TARGET = "trained names refused without their subgroup"
 ACCEPTED = {
-    SUBGROUP_TARGET: "pictures of other subgroups are taken for the words: at patch 28 a similarity "
-    "alone refuses 0.74"
+    SUBGROUP_TARGET: "pictures of other subgroups are taken for the words: a similarity alone "
+    "refuses 0.74"
 }
 
 

@@ -111,7 +111,7 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
 
 def keep_temperatures(folder: str, model: "LitModel", result: "DatasetResult") -> None:
     """Write a model's temperatures beside it, and say so."""
-    from retrieval.evaluation.calibration import write_temperatures
+    from retrieval.evaluation.calibration_error import write_temperatures
 
     errors = result.calibration.items()
     found = {size: error.temperature for size, error in errors if error.temperature}

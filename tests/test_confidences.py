@@ -5,7 +5,7 @@ import pytest
 
 from contrastive.model.lit import LitModel
 from retrieval import evaluate, load_dataset
-from retrieval.evaluation.calibration import (
+from retrieval.evaluation.calibration_error import (
     ConfidenceBins,
     confidence,
     fit_temperature,

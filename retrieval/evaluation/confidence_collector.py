@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from contrastive.distributed import gather_objects
 from data.batch import EvalBatch
-from retrieval.evaluation.calibration import (
+from retrieval.evaluation.calibration_error import (
     CalibrationError,
     ConfidenceBins,
     confidence,

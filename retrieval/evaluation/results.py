@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from retrieval.evaluation.calibration import CalibrationError
+from retrieval.evaluation.calibration_error import CalibrationError
 from retrieval.evaluation.metrics import Estimate, Recall
 
 

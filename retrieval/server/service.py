@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from contrastive.model.lit import LitModel
-from retrieval.evaluation.calibration import read_temperatures
+from retrieval.evaluation.calibration_error import read_temperatures
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.config import REFUSE
 from retrieval.search.searcher import Searcher
