@@ -105,8 +105,7 @@ class Report:
             if d.errors:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
-            notes.append(note + ".")
-            notes += _calibration_note(d)
+            notes += [*_calibration_note(d), note + "."]
         return notes
 
     def text(self) -> str:
