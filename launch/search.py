@@ -147,7 +147,9 @@ def search(
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
         size = args.patch_size if by_image or budget is None else budget
-        candidates = args.candidates if args.lost is None else keep_promise(args, searcher, size)
+        candidates = args.candidates
+        if args.lost is not None and not by_image:  # which --lost excludes
+            candidates = keep_promise(args, searcher, size)
         hits = searcher.search(
             queries, args.k, size,
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
