@@ -91,5 +91,5 @@ def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
     return plain
 
 
-def _number(value: int | float | None) -> int | float | None:  # noqa: PYI041
+def _number(value: int | float | None) -> int | float | None:
     return None if value is None or math.isnan(value) else value
