@@ -25,6 +25,7 @@ from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.manifest import read_index_manifest
 from retrieval.model_folder import check_model_folder
+from retrieval.search.config import LOST, REFUSE, read_texts
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Args:
     """Merge additions and deletions into the index."""
     words: bool = False
     """Index the words of an existing index's texts where that has not been done."""
+    calibrate: bool = False
+    """Measure when a text has no answer here, and how many candidates coarse to fine needs, by the
+    images' captions; again by itself once a fifth of the images has changed."""
+    texts: str = ""
+    """With --calibrate: a file of texts that the images answer, one a line, instead of captions."""
+    refine_patch_size: int | None = None
+    """With --calibrate: also a patch size that the index does not hold; all images are encoded."""
     batch_size: int = BATCH_SIZE
     """With --images: images read together; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
@@ -82,11 +90,16 @@ def check(args: Args) -> None:
         raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
-    changes = args.delete or args.compact or args.words
+    if (args.texts or args.refine_patch_size is not None) and not args.calibrate:
+        raise UsageError("--texts and --refine-patch-size need --calibrate")
+    changes = args.delete or args.compact or args.words or args.calibrate
     if not (args.embeddings or args.images or changes):
         raise UsageError(
-            "nothing to do: give --embeddings, --images, --delete, --compact or --words"
+            "nothing to do: give --embeddings, --images, --delete, --compact, --words or "
+            "--calibrate"
         )
+    if args.texts:
+        read_texts(args.texts)
     if args.images:
         check_batches(args.batch_size, args.num_workers)
         if not Path(args.images).is_dir():
@@ -129,6 +142,7 @@ def main() -> None:
             print(f"{args.out}: {compact_index(args.out, args.device)}")
         if args.words:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
+        _calibrate(args)
 
 
 def _passed_over(args: Args, added: int) -> str:
@@ -163,6 +177,34 @@ def _say_how_sizes_agree(args: Args) -> None:
             print(f"{out}: {warning}", file=sys.stderr)
         else:
             print(f"{out}: {found.line(size)}")
+
+
+def _calibrate(args: Args) -> None:
+    """Where it is asked for, or was and the index has changed since; say what came of it."""
+    from retrieval import calibrate_index, recalibrate
+
+    if args.calibrate:
+        found = calibrate_index(
+            args.out, device=args.device, texts=read_texts(args.texts) if args.texts else (),
+            fine=args.refine_patch_size,
+        )  # fmt: skip
+    else:
+        again = recalibrate(args.out, device=args.device)
+        if again is None:
+            return
+        found = again
+    for size in found.present:
+        print(f"{args.out}: {found.line(size, REFUSE)}")
+    for coarse, fine in found.ranks:
+        try:
+            count = found.candidates(coarse, fine, min(10, len(found.ranks[coarse, fine][0])), LOST)
+        except UsageError as error:
+            print(f"{args.out}: {error}")
+        else:
+            print(
+                f"{args.out}: patch {coarse} to {fine}: {count:,} candidates lose at most "
+                f"{LOST:.0%} of the first ten"
+            )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,20 @@ from data.progress import say_once
 from retrieval.index.config import Device
 from retrieval.index.manifest import read_index_manifest
 from retrieval.model_folder import check_model_folder
-from retrieval.search.config import CANDIDATES, Budget, check_words, picture_format
+from retrieval.search.config import (
+    CANDIDATES,
+    REFUSE,
+    Budget,
+    PatchSizeOrBudget,
+    check_share,
+    check_words,
+    picture_format,
+)
 from retrieval.search.query_images import read_query_image
 
 if TYPE_CHECKING:
     from contrastive import LitModel
-    from retrieval import Hit
+    from retrieval import Hit, Searcher
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,12 @@ class Args:
     """Re-encode the best candidates at this patch size and rank again."""
     candidates: int = CANDIDATES
     """How many candidates are re-encoded, per query."""
+    lost: float | None = None
+    """Instead of --candidates: as many as lose, on average over texts, at most this share (0.01) of
+    what refining all images finds. The index must be calibrated."""
+    refuse: float = REFUSE
+    """Say "nothing like this here" to so large a share of texts that have an answer, and so to many
+    that have none, where the index is calibrated. 0: never."""
     max_gflops: float | None = None
     """Instead of a patch size: the finest at which encoding one image costs at most this much.
     For an image query it limits the query's patch size, for a text query the index's."""
@@ -90,17 +104,25 @@ def main() -> None:
             raise UsageError(
                 "--query-patch-size is for images; texts are looked for at --patch-size"
             )
+        if args.lost is not None and (
+            args.refine_patch_size is None or any(are_images) or args.where or args.words
+        ):
+            raise UsageError(
+                "--lost is for texts, with --refine-patch-size and without --where and --words"
+            )
+        check_share("lost", args.lost or 0.0)
+        check_share("refuse", args.refuse)
         if args.picture:
             picture_format(args.picture)
         check_words(args.words)
         photos = read_index_manifest(Path(args.index)).images
         if args.model is not None:
             check_model_folder(args.model)
-        found = search(args, are_images, budget)
+        found, confidences = search(args, are_images, budget)
         if args.as_json:
-            print_json(args.queries, found)
+            print_json(args, found, confidences)
         else:
-            print_lines(args.queries, found)
+            print_lines(args, found, confidences)
         if args.picture:
             from retrieval import contact_sheet
 
@@ -115,8 +137,11 @@ def main() -> None:
                 )
 
 
-def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[list[Hit]]":
-    """Texts together, and images together."""
+def search(
+    args: Args, are_images: list[bool], budget: Budget | None
+) -> "tuple[list[list[Hit]], list[float | None]]":
+    """Texts together, and images together: hits, and per text of a calibrated index the confidence
+    that there is something like it."""
     from retrieval import Searcher
     from retrieval.index.filters import parse_where
 
@@ -125,22 +150,42 @@ def search(args: Args, are_images: list[bool], budget: Budget | None) -> "list[l
     searcher = Searcher.load(args.index, args.model, args.device, args.check)
     say_how_texts_are_read(args.queries, are_images, searcher.model)
     found: list[list[Hit]] = [[] for _ in read]
+    confidences: list[float | None] = [None for _ in read]
     for by_image in (False, True):
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
+        size = args.patch_size if by_image or budget is None else budget
+        candidates = args.candidates
+        if args.lost is not None and not by_image:  # which --lost excludes
+            candidates = keep_promise(args, searcher, size)
         hits = searcher.search(
-            queries, args.k,
-            args.patch_size if by_image or budget is None else budget,
+            queries, args.k, size,
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
-            refine_patch_size=args.refine_patch_size, candidates=args.candidates,
+            refine_patch_size=args.refine_patch_size, candidates=candidates,
             where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
         )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
-        size = args.patch_size if by_image or budget is None else budget
+        judged = args.refuse and not args.words and searcher.calibration is not None
+        if rows and not by_image and judged:
+            embeds = searcher.model.encode_text(queries).float().cpu().numpy()
+            said = searcher.confidence(embeds, hits, size)
+            confidences = [said[rows.index(n)] if n in rows else None for n in range(len(read))]
         if rows and (warning := searcher.warning(size, args.refine_patch_size)):
             say_once(warning)
-    return found
+    return found, confidences
+
+
+def keep_promise(args: Args, searcher: "Searcher", size: PatchSizeOrBudget) -> int:
+    """How many candidates lose at most --lost. Raises `UsageError` where none do."""
+    assert args.lost is not None
+    assert args.refine_patch_size is not None
+    if searcher.calibration is None:
+        raise UsageError(f"--lost: {args.index} is not calibrated; index.py --calibrate does that")
+    coarse = searcher.profile.choose(size, searcher.patch_sizes)
+    count = searcher.calibration.candidates(coarse, args.refine_patch_size, args.k, args.lost)
+    print(f"{count:,} candidates lose at most {args.lost:.2g} of the answers", file=sys.stderr)
+    return count
 
 
 def say_how_texts_are_read(
@@ -159,17 +204,21 @@ def say_how_texts_are_read(
                   f"such as {text}/*.jpg", file=sys.stderr)  # fmt: skip
 
 
-def print_json(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:
-    rows = [
-        {"query": query, "hits": [hit._asdict() for hit in hits]}
-        for query, hits in zip(queries, found, strict=True)
-    ]
+def print_json(args: Args, found: "list[list[Hit]]", confidences: "list[float | None]") -> None:
+    rows: list[dict[str, Any]] = []
+    for query, hits, confidence in zip(args.queries, found, confidences, strict=True):
+        row: dict[str, Any] = {"query": query, "hits": [hit._asdict() for hit in hits]}
+        if confidence is not None:
+            row |= {"found": confidence > args.refuse, "confidence": confidence}
+        rows.append(row)
     print(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
-def print_lines(queries: tuple[str, ...], found: "list[list[Hit]]") -> None:
-    for query, hits in zip(queries, found, strict=True):
+def print_lines(args: Args, found: "list[list[Hit]]", confidences: "list[float | None]") -> None:
+    for query, hits, confidence in zip(args.queries, found, confidences, strict=True):
         print(query)
+        if confidence is not None and confidence <= args.refuse:
+            print(f"  nothing like this here (confidence {confidence:.2g}); the nearest:")
         for hit in hits:
             words = f"  words {hit.words:.1f}" if hit.words else ""
             print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]{words}")

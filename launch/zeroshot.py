@@ -17,18 +17,25 @@ test/*.tar; dataset_type.txt for retrieval)
 - torchvision:CLASS: any other data set of torchvision
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import OnError
-from data.errors import exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
 from retrieval.embed.config import check_batches
+from retrieval.evaluation.config import MAX_EXAMPLES
 from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
 from retrieval.model_folder import check_model_folder
+
+if TYPE_CHECKING:
+    from contrastive.model.lit import LitModel
+    from retrieval.evaluation.results import DatasetResult
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class Args:
     recall: bool = False
     """Also measure recall@k between images and captions; retrieval sets always do.
     Images without captions count for the accuracy only."""
+    calibrate: int = 0
+    """So many images, at most 500 and half of all, are drawn for a temperature per patch size, by
+    which the model's probabilities become as often right as they say. Of the first --root they are
+    kept in the model's folder, for the service's shares."""
     out: str = ""
     """Folder for report.json, report.md, report.txt and accuracy.png."""
     batch_size: int = 64
@@ -82,7 +93,7 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
     sizes = check_patch_sizes(model, args.patch_sizes)
     costs = measure_costs(model, sizes) if is_main() else []
     barrier(patient=True)
-    how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error)
+    how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error, args.calibrate)
     results: list[DatasetResult] = []
     try:
         for dataset in datasets:
@@ -93,13 +104,35 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
             print(report.text())
             for file in report.save(args.out) if args.out else []:
                 print(file)
+            if args.calibrate:
+                keep_temperatures(args.model, model, results[0])
     barrier()
+
+
+def keep_temperatures(folder: str, model: "LitModel", result: "DatasetResult") -> None:
+    """Write a model's temperatures beside it, and say so."""
+    from retrieval.evaluation.calibration_error import write_temperatures
+
+    errors = result.calibration.items()
+    found = {size: error.temperature for size, error in errors if error.temperature}
+    if not found or not Path(folder).is_dir():
+        why = "is no folder" if found else "has too few labelled images to fit them on"
+        where = folder if found else result.name
+        print(f"no temperatures are kept: {where} {why}", file=sys.stderr)
+        return
+    fingerprints = (model.image_fingerprint, model.text_fingerprint)
+    try:
+        print(write_temperatures(Path(folder), fingerprints, found, result.name))
+    except OSError as error:
+        print(f"no temperatures are kept: {folder}: {error.strerror}", file=sys.stderr)
 
 
 def main() -> None:
     args = tyro.cli(Args, args=take_arguments(), description=__doc__)
     with exit_on_usage_error(Args):
         check_batches(args.batch_size, args.num_workers, least_size=1)
+        if not 0 <= args.calibrate <= MAX_EXAMPLES:
+            raise UsageError(f"--calibrate {args.calibrate}: allowed are 0 to {MAX_EXAMPLES}")
         if args.out:
             make_folder(args.out)
         datasets = open_datasets(args)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
     from retrieval.index.widen import index_words
     from retrieval.photos.indexing import index_photos
+    from retrieval.search.calibrate import calibrate_index, recalibrate
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
     from retrieval.search.neighbours import measure_agreement
@@ -32,6 +33,7 @@ _MODULES = {
     "ZeroShotClassifier": "retrieval.evaluation.classify",
     "add_embeddings": "retrieval.index.build",
     "build_index": "retrieval.index.build",
+    "calibrate_index": "retrieval.search.calibrate",
     "compact_index": "retrieval.index.build",
     "contact_sheet": "retrieval.search.contact_sheet",
     "delete_ids": "retrieval.index.build",
@@ -42,6 +44,7 @@ _MODULES = {
     "load_dataset": "retrieval.evaluation.datasets",
     "measure_agreement": "retrieval.search.neighbours",
     "measure_costs": "retrieval.evaluation.costs",
+    "recalibrate": "retrieval.search.calibrate",
     "recall_at_k": "retrieval.evaluation.metrics",
     "topk_accuracy": "retrieval.evaluation.metrics",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "ZeroShotClassifier",
     "add_embeddings",
     "build_index",
+    "calibrate_index",
     "compact_index",
     "contact_sheet",
     "delete_ids",
@@ -65,6 +69,7 @@ __all__ = [
     "load_dataset",
     "measure_agreement",
     "measure_costs",
+    "recalibrate",
     "recall_at_k",
     "topk_accuracy",
 ]

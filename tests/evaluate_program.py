@@ -18,7 +18,7 @@ from retrieval.evaluation.report_json import report_json
 def results(model: LitModel, job: dict) -> dict:
     """What the report says of every set of the job."""
     found = [
-        evaluate(model, load_named(text), [48, 40], recall, batch_size=4, num_workers=0)
+        evaluate(model, load_named(text), [48, 40], recall, batch_size=4, num_workers=0, examples=5)
         for text, recall in job["sets"].items()
     ]
     return {d["name"]: d for d in report_json("tiny", [], found)["datasets"]}

@@ -14,10 +14,11 @@ from server_thread import Served, serving
 from contrastive.model.lit import LitModel
 from retrieval import build_index, delete_ids
 from retrieval.index.snapshot import Snapshot
+from retrieval.search.background import NONSENSE, WORDS
 from retrieval.search.searcher import Searcher
 from retrieval.server.api.answers import ColumnAnswer
 from retrieval.server.api.column_values import describe
-from retrieval.server.api.similarity_scale import NONSENSE, QUANTILE, WORDS
+from retrieval.server.api.similarity_scale import QUANTILE
 from retrieval.server.queues.searching import SearchQueue
 
 

@@ -114,6 +114,12 @@ class ZeroShotClassifier:
             f"{num_templates} template{'s' * (num_templates > 1)})"
         )
 
+    @property
+    def class_embeds(self) -> Float[np.ndarray, "c d"]:
+        """One unit-norm vector per class."""
+        found: np.ndarray = self.index.reconstruct_n(0, self.index.ntotal)
+        return found
+
     # ---- classify --------------------------------------------------------------------------
 
     def classify_embeddings(
@@ -181,7 +187,6 @@ class ZeroShotClassifier:
 
     def save(self, folder: str | Path) -> None:
         """Write the class set, so that its names need not be embedded again."""
-        vectors = self.index.reconstruct_n(0, self.index.ntotal)
         manifest = {
             "format": 1,
             "text_fingerprint": self.model.text_fingerprint,
@@ -189,7 +194,7 @@ class ZeroShotClassifier:
             "templates": self.templates,
         }
         with replaced_folder(Path(folder)) as part:
-            np.save(part / "classes.npy", vectors, allow_pickle=False)
+            np.save(part / "classes.npy", self.class_embeds, allow_pickle=False)
             manifest["vectors"] = file_digest(part / "classes.npy")
             write_json(part / "manifest.json", sealed(manifest))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from contrastive.distributed import all_reduce_sum, barrier, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
@@ -19,6 +19,7 @@ from data.pipeline.reader import ShardReader
 from data.progress import Progress
 from retrieval.embed.bulk import check_patch_sizes, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.evaluation.confidence_collector import ConfidenceCollector
 from retrieval.evaluation.datasets import EvalDataset
 from retrieval.evaluation.datasets.image_reader import ImageReader
 from retrieval.evaluation.metrics import ClassCounts
@@ -34,14 +35,17 @@ def evaluate(
     batch_size: int = 64,
     num_workers: int = 2,
     on_error: OnError = "skip",
+    examples: int = 0,
 ) -> DatasetResult:
-    """Top-1 and top-5 accuracy and mean per-class recall (where the set has class names and, for
-    the latter, one class for each image), and recall@1/5/10 both ways.
+    """Top-1 and top-5 accuracy, mean per-class recall and the expected calibration error (where the
+    set has class names and, for the second, one class for each image), and recall@1/5/10 both ways.
 
     patch_sizes: none means all of the model's. recall: of the images that have captions; a
     retrieval set's is always measured. Ranks share the images; each returns the result of all,
-    equal to one process's. Embeddings for the recall wait in the system's temporary folder
-    (TMPDIR). Raises `UsageError` for a label outside the class names, or nothing to evaluate.
+    equal to one process's. examples: so many images, at most half, are drawn for a temperature per
+    patch size, and calibration errors are of the others. Embeddings for it and for the recall wait
+    in the system's temporary folder (TMPDIR). Raises `UsageError` for a label outside the class
+    names, or nothing to evaluate.
     """
     if recall:
         dataset.check_captions()
@@ -49,7 +53,7 @@ def evaluate(
         recall = recall or dataset.captioned
         need_captions = recall and not dataset.class_names
         reader = dataset.reader(model.transform, batch_size, num_workers, on_error, need_captions)
-        return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder))
+        return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder), examples)
 
 
 def _evaluate(
@@ -59,11 +63,14 @@ def _evaluate(
     reader: ShardReader | ImageReader,
     recall: bool,
     folder: Path,
+    examples: int,
 ) -> DatasetResult:
     sizes = check_patch_sizes(model, patch_sizes)
-    classifier = None
+    classifier = sureness = None
     if dataset.class_names:
         classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)
+        scale = model.text.scale().item()
+        sureness = ConfidenceCollector(folder, sizes, classifier.class_embeds, scale, examples)
     counts = {size: ClassCounts(len(dataset.class_names)) for size in sizes}
     collector = RecallCollector(folder, sizes, model.embed_dim, not dataset.captioned)
     num_images = 0
@@ -74,12 +81,15 @@ def _evaluate(
         disable=not is_main(),
     ) as bar:
         for batch, embeds in embed_batches(model, reader, sizes):
-            if classifier is not None:
+            if classifier is not None and sureness is not None:
                 targets = _targets(batch, dataset)
                 accepted = [dataset.accepted[i] for i in batch.indices] if dataset.accepted else ()
+                right: dict[int, np.ndarray] = {}
                 for size in sizes:
                     labels, _ = classifier.classify_embeddings(embeds[size])
                     counts[size].add(labels, targets, accepted)
+                    right[size] = _is_right(labels[:, 0], targets, accepted)
+                sureness.add(batch, targets, embeds, right)
             if recall:
                 collector.add(batch, embeds)
             num_images += len(batch)
@@ -110,12 +120,24 @@ def _evaluate(
             else {}
         ),
         recall=found,
+        calibration=sureness.errors() if sureness else {},
         uncaptioned=num_images - captioned if recall else 0,
     )
 
 
 def _encode_texts(model: LitModel, texts: list[str]) -> Float[np.ndarray, "b d"]:
     return model.encode_text(texts).float().cpu().numpy()
+
+
+def _is_right(
+    first: Int[np.ndarray, " b"],
+    targets: Int[np.ndarray, " b"],
+    accepted: Sequence[Sequence[int]],
+) -> Bool[np.ndarray, " b"]:
+    """Whether the first class is right. accepted: all that are, where there may be several."""
+    if not accepted:
+        return first == targets
+    return np.array([one in own for one, own in zip(first.tolist(), accepted, strict=True)], bool)
 
 
 def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:

@@ -34,8 +34,8 @@ class RecallCollector:
     def __init__(
         self, folder: Path, patch_sizes: Sequence[int], width: int, shared_captions: bool
     ) -> None:
-        self._embeds = {size: _RowFile(folder / f"image_{size}", width) for size in patch_sizes}
-        self._texts = _RowFile(folder / "text", width)
+        self._embeds = {size: RowFile(folder / f"image_{size}", width) for size in patch_sizes}
+        self._texts = RowFile(folder / "text", width)
         self._captions = folder / "captions"
         self._positions = array("q")  # of each image in the data set
         self._owners = array("q")  # per caption: the row of its image
@@ -102,7 +102,7 @@ class RecallCollector:
                 self._texts.append(encode(texts))
 
     def _gather(
-        self, file: "_RowFile", places: Sequence[Int[np.ndarray, " n"]]
+        self, file: "RowFile", places: Sequence[Int[np.ndarray, " n"]]
     ) -> Float[np.ndarray, "m d"]:
         """The rows of all ranks, mapped, in the data set's order; on the main rank alone.
 
@@ -173,7 +173,7 @@ def _split(values: Int[np.ndarray, " n"], sizes: Sequence[int]) -> list[np.ndarr
     return np.split(values, np.cumsum(sizes)[:-1])
 
 
-class _RowFile:
+class RowFile:
     """Rows of float32, written one after the other, then mapped."""
 
     def __init__(self, path: Path, width: int) -> None:

@@ -60,6 +60,9 @@ class Report:
             if d.class_recall:
                 cells = [d.class_recall[size].percent() for size in sizes]
                 columns.append(Column(d.name, "per class", cells))
+            if d.calibration:
+                errors = [d.calibration[size] for size in sizes]
+                columns.append(Column(d.name, "ECE", [f"{100 * e.final:.1f}" for e in errors]))
         return columns
 
     def _recall_columns(self, dataset: DatasetResult) -> list[Column]:
@@ -102,7 +105,7 @@ class Report:
             if d.errors:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
-            notes.append(note + ".")
+            notes += [*_calibration_note(d), note + "."]
         return notes
 
     def text(self) -> str:
@@ -142,6 +145,27 @@ class Report:
         if any(d.accuracy for d in self.results):
             files.append(plot_accuracy(self.costs, self.results, folder / "accuracy.png"))
         return files
+
+
+def _calibration_note(found: DatasetResult) -> list[str]:
+    """What the calibration error is of, with what temperatures, and what chance alone gives."""
+    errors = found.calibration
+    if not errors:
+        return []
+    one = next(iter(errors.values()))
+    chance = ", ".join(f"{100 * e.chance:.1f}" for e in errors.values())
+    note = (
+        f"{found.name}: ECE is the expected calibration error of the first class in per cent, of "
+        f"{one.images:,} images in 15 bins of equal width; chance alone gives {chance}."
+    )
+    fitted = [f"{e.temperature:.2f} at patch {s}" for s, e in errors.items() if e.temperature]
+    if fitted:
+        before = ", ".join(f"{100 * e.ece:.1f}" for e in errors.values())
+        note += (
+            f" Temperatures were fitted on {one.examples:,} others ({', '.join(fitted)}); without "
+            f"them it is {before}."
+        )
+    return [note]
 
 
 def text_table(columns: Sequence[Column]) -> str:

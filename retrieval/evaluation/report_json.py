@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -59,6 +60,10 @@ def report_json(
                 "mean_per_class_recall": {
                     str(size): _plain_estimate(e) for size, e in d.class_recall.items()
                 },
+                "calibration": {
+                    str(size): {name: _number(value) for name, value in asdict(error).items()}
+                    for size, error in d.calibration.items()
+                },
                 "recall": {
                     str(size): {
                         "image_to_text": _plain(recall.image_to_text, "recall"),
@@ -77,13 +82,14 @@ def _plain(estimates: Mapping[int, Estimate], name: str) -> dict[str, dict[str, 
 
 
 def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
     plain: dict[str, Any] = {
-        "value": number(estimate.value),
-        "standard_error": number(estimate.standard_error),
+        "value": _number(estimate.value),
+        "standard_error": _number(estimate.standard_error),
     }
     if estimate.interval:
         plain["interval_95"] = list(estimate.interval)
     return plain
+
+
+def _number(value: int | float | None) -> int | float | None:
+    return None if value is None or math.isnan(value) else value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from retrieval.evaluation.calibration_error import CalibrationError
 from retrieval.evaluation.metrics import Estimate, Recall
 
 
@@ -17,6 +18,7 @@ class DatasetResult:
     accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
     recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
     class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch -> mean over classes
+    calibration: Mapping[int, CalibrationError] = field(default_factory=dict)  # patch ->
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
     uncaptioned: int = 0  # images that recall, which was asked for, leaves out
@@ -27,6 +29,7 @@ class DatasetResult:
         for size, by_k in self.accuracy.items():
             found |= {f"p{size}/top{k}": e.value for k, e in by_k.items()}
         found |= {f"p{size}/per_class": e.value for size, e in self.class_recall.items()}
+        found |= {f"p{size}/ece": error.final for size, error in self.calibration.items()}
         for size, recall in self.recall.items():
             for way in ("image_to_text", "text_to_image"):
                 by_k = getattr(recall, way)

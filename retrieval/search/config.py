@@ -9,6 +9,8 @@ from data.errors import UsageError
 MAX_K = 2048  # hits; what FAISS searches on a GPU
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 CANDIDATES = 200  # of a query, encoded again at the refining patch size
+LOST = 0.01  # share of the fine answers that candidates may miss
+REFUSE = 0.05  # share of texts with an answer that may be told "nothing like this here"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,25 @@ def check_words(words: float) -> None:
     """Raises `UsageError` for a weight that cannot be."""
     if not 0 <= words <= 1:
         raise UsageError(f"words {words:g} is out of range; allowed: 0 (vectors) to 1 (words)")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises `UsageError` for what is no share."""
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} {value:g}: allowed are shares from 0 to below 1, such as 0.05")
+
+
+def read_texts(file: str | Path) -> list[str]:
+    """The lines of a file that hold something. Raises `UsageError` for a file that cannot be read,
+    or has none."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"texts {file}: cannot be read ({error})") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError(f"texts {file}: holds no text; one a line is needed")
+    return found
 
 
 def picture_format(path: str | Path) -> str:

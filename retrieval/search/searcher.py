@@ -24,6 +24,8 @@ from retrieval.index.integrity import check_index, check_words_files
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.agreement import Agreement, read_agreement
+from retrieval.search.calibrated import Calibrated
+from retrieval.search.calibration import Calibration
 from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_k, check_words
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.fusion import Fusion
@@ -80,13 +82,14 @@ class Searcher:
 
     def __init__(self, folder: Path, model: LitModel, device: Device = "auto") -> None:
         self.folder = folder
-        self.model = model
+        self.model, self.model_folder = model, folder / "model"
         self._device: Device = device
         self._image_fingerprint = model.image_fingerprint
         self._reload_lock = threading.Lock()
         self.snapshot = self._open()
         self.profile = CostProfile(model)
         self.fine = FineVectors(model, folder / "fine.sqlite")
+        self._calibrated = Calibrated(folder, model)
 
     @classmethod
     def load(
@@ -112,10 +115,13 @@ class Searcher:
         if check:
             check_index(folder, manifest)
             check_words_files(folder, manifest)
-        if not isinstance(model, LitModel):
-            encode_on = "cuda" if num_gpus(device) else "cpu"
-            model = LitModel.from_pretrained(model or folder / "model", device=encode_on)
-        return cls(folder, model, device)
+        if isinstance(model, LitModel):
+            return cls(folder, model, device)
+        encode_on = "cuda" if num_gpus(device) else "cpu"
+        kept = model or folder / "model"
+        searcher = cls(folder, LitModel.from_pretrained(kept, device=encode_on), device)
+        searcher.model_folder = Path(kept)
+        return searcher
 
     def _open(self) -> Snapshot:
         snapshot = Snapshot.open(self.folder, self._device)
@@ -168,6 +174,25 @@ class Searcher:
             return ""
         size = self.profile.choose(patch_size, self.patch_sizes)
         return found.warning(size, refined=refine_patch_size is not None)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What similarities mean; None where nobody has measured it (`calibrate_index`), or an
+        index that has changed much since."""
+        return self._calibrated.of(self.snapshot)
+
+    def confidence(
+        self,
+        texts: Float[np.ndarray, "q d"],
+        found: Sequence[Sequence[Hit]],
+        patch_size: PatchSizeOrBudget = None,
+    ) -> list[float | None]:
+        """Per text, given as its vector, and what was found of it: the share of texts with an
+        answer that fit their best hit as badly. Small where there is nothing like it here; None
+        where nothing was found, or the index is not calibrated."""
+        best = [hits[0].id if hits else None for hits in found]
+        size = self._index_patch_size(patch_size)
+        return self._calibrated.confidence(self.snapshot, texts, best, size)
 
     # ---- search ----------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from retrieval.index.config import Device
-from retrieval.search.config import MAX_K
+from retrieval.search.config import MAX_K, REFUSE, check_share
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,17 @@ class ServeConfig:
     """File with the bearer token that requests must bring."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may read answers, such as http://localhost:8080."""
+    refuse: float = REFUSE
+    """Say "nothing like this here" to so large a share of texts that have an answer, and so to many
+    that have none, where an index is calibrated (index.py --calibrate). 0: never."""
     image_urls: bool = False
     """Fetch the image_url of requests, from public addresses only."""
     device: Device = "auto"
     """Where to search and encode."""
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        check_share("refuse", self.refuse)
 
     def index_names(self) -> list[str]:
         """The name of each index: its folder's. Raises `UsageError` for none, or for equal ones."""

@@ -29,7 +29,7 @@ def load_service(cfg: ServeConfig) -> Service:
         searcher.model.encode_text(["warm"])
         searchers[name] = searcher
     class_sets = {Path(file).stem: _load_classes(Path(file), models[0]) for file in cfg.classes}
-    return Service(searchers, class_sets, cfg.limits, Metrics(), cfg.image_urls)
+    return Service(searchers, class_sets, cfg.limits, Metrics(), cfg.image_urls, cfg.refuse)
 
 
 def _same(one: LitModel, other: LitModel) -> bool:

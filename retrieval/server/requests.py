@@ -105,6 +105,13 @@ class SearchRequest(Query, PatchSizeFields):
     query_patch_size: int | None = Size
     index_patch_size: int | None = Size
     candidates: int = Field(default=CANDIDATES, ge=1, description="Hits that are refined.")
+    lost: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Instead of candidates: as many as lose, on average "
+        "over texts, at most this share of what refining all images finds.",
+    )
     where: dict[str, Any] | None = Field(
         default=None, description='Filter on metadata: {"caption": {"contains": "cat"}}.'
     )

@@ -18,7 +18,7 @@ from retrieval.index.filters import Where
 from retrieval.index.integrity import check_index
 from retrieval.index.snapshot import Snapshot
 from retrieval.indexing_progress import IndexingProgress
-from retrieval.search.searcher import Searcher
+from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.refusals import RequestError
 from retrieval.server.thumbnails import Thumbnails
@@ -98,6 +98,14 @@ class ServedIndex:
             mean = await self.of_snapshot(partial(_mean_vector, patch_size=patch_size))
             self._means = {k: v for k, v in self._means.items() if k[0] == key[0]} | {key: mean}
         return self._means[key]
+
+    async def confidence(
+        self, vector: Float[np.ndarray, " d"], hits: Sequence[Hit], patch_size: int
+    ) -> float | None:
+        """`Searcher.confidence` of one text."""
+        ask = partial(self.searcher.confidence, vector[None], [hits], patch_size)
+        (said,) = await asyncio.get_running_loop().run_in_executor(self._pool, ask)
+        return said
 
     def check_files(self, metrics: Metrics) -> None:
         """Start to read the index's files whole, in a thread that nothing waits for."""

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from contrastive.model.lit import LitModel
+from retrieval.evaluation.calibration_error import read_temperatures
 from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.search.config import REFUSE
 from retrieval.search.searcher import Searcher
 from retrieval.server.config import Limits
 from retrieval.server.label_cache import LabelCache
@@ -32,9 +34,11 @@ class Service:
         limits: Limits,
         metrics: Metrics,
         image_urls: bool = False,
+        refuse: float = REFUSE,
     ) -> None:
         """searchers: by the index's name, at least one. class_sets: made by the first one's model.
-        image_urls: whether a request's image_url is fetched."""
+        image_urls: whether a request's image_url is fetched. refuse: see `ServeConfig`."""
+        self.refuse = refuse
         self.class_sets, self.limits, self.metrics = dict(class_sets), limits, metrics
         self.ready = False  # set while the application runs
         self.num_in_flight = 0  # requests, kept by the guard
@@ -55,7 +59,11 @@ class Service:
         self.encoder = Encoder(models, self.uploads, limits, metrics, batcher)
         self.labels = LabelCache(self.encoder)
         self.search_queue = SearchQueue(searchers, metrics, batcher)
+        self.temperatures: dict[str, dict[int, float]] = {}  # by index and patch size
         for name, searcher in searchers.items():
+            self.temperatures[name] = read_temperatures(
+                searcher.model_folder, partial(_fingerprints, searcher.model)
+            )
             metrics.index_images.labels(name).set(len(searcher))
 
     def index(self, name: str | None, field: str = "index") -> ServedIndex:
@@ -85,3 +93,7 @@ class Service:
         self.search_queue.close()
         self.uploads.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fingerprints(model: LitModel) -> tuple[str, str]:
+    return model.image_fingerprint, model.text_fingerprint

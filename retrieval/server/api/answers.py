@@ -54,6 +54,14 @@ class SearchAnswer(Answer):
     background: float | None = Field(
         description="Mean similarity of the query to images at random, where asked for."
     )
+    found: bool | None = Field(
+        description='Of a text in a calibrated index: false is "nothing like this here", though '
+        "hits are listed. null: nothing is said."
+    )
+    confidence: float | None = Field(
+        description="The share of texts with an answer that fit their best hit as badly; null "
+        "where nothing is known."
+    )
     next_offset: int | None = Field(description="Of the next page, null after the last.")
     text_cut: bool = Field(
         description="Whether a text is longer than the model reads: its end was not searched for."
@@ -76,6 +84,16 @@ class ClassifyTimes(Answer):
 class ClassifyAnswer(Answer):
     patch_size: int = Field(description="At which the answer was found.")
     refined: bool
+    found: bool | None = Field(
+        description="false: none of the labels, as in a search. null: nothing is said."
+    )
+    confidence: float | None = Field(
+        description="The share of images that fit their own caption as badly as this one its "
+        "best label; null where nothing is known."
+    )
+    temperature: float | None = Field(
+        description="By which logits were divided for the shares; null: none was fitted."
+    )
     labels: list[Label]
     ms: ClassifyTimes
 
@@ -92,6 +110,10 @@ class PatchSizeCost(Answer):
         "null where too few images were compared to tell."
     )
     warning: str = Field(description='A sentence where it finds too little by itself, else "".')
+    refusals: str = Field(
+        description='What "nothing like this here" means at it, in a sentence; "" where it is not '
+        "calibrated."
+    )
     gflops: float = Field(description="10^9 floating-point operations of one image.")
     ms: float = Field(description="Of one image alone, measured on this server.")
 

@@ -42,18 +42,44 @@ async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyA
         fine = await service.encoder.image(model, pixels, refine)
         ms += fine.ms
         rows, similarities = await classes.rank(service, blend(fine.vector, encoded.vector))
+    answered = refine if refine is not None and refined else coarse
+    temperature = service.temperatures[index.name].get(answered)
+    confidence = None
+    if service.refuse and len(rows):
+        vector = fine.vector if refine is not None and refined else encoded.vector
+        confidence = await _confidence(service, index, classes.names[rows[0]], vector, answered)
     shares: list[float | None] = [None] * len(rows)
     if len(classes.names) <= MAX_LABELS:  # then all of them are ranked
-        logits = model.text.scale().item() * similarities
+        logits = model.text.scale().item() / (temperature or 1.0) * similarities
         powers = np.exp(logits - logits.max())
         shares = (powers / powers.sum()).tolist()
     best = list(zip(rows.tolist(), similarities.tolist(), shares, strict=True))[: asked.k]
     return ClassifyAnswer(
-        patch_size=refine if refine is not None and refined else coarse,
+        patch_size=answered,
         refined=refined,
+        found=None if confidence is None else confidence > service.refuse,
+        confidence=confidence,
+        temperature=temperature,
         labels=[Label(label=classes.names[row], similarity=s, share=p) for row, s, p in best],
         ms=ClassifyTimes(image=round(ms, 3), total=round(1e3 * (time.perf_counter() - start), 3)),
     )
+
+
+async def _confidence(
+    service: Service,
+    index: ServedIndex,
+    label: str,
+    image: Float[np.ndarray, " d"],
+    patch_size: int,
+) -> float | None:
+    """The share of images that fit their own caption as badly as this one its best label."""
+    calibration = index.searcher.calibration
+    if calibration is None or patch_size not in calibration.labels:
+        return None
+    text = await service.labels.vectors(index.searcher.model, [label], ["{c}"])
+    scores = calibration.scores(image[None], text)
+    (found,) = calibration.confidence(scores, patch_size, labels=True).tolist()
+    return None if np.isnan(found) else found
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,11 @@ def routes(service: Service) -> APIRouter:
     @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
     async def indices() -> IndicesAnswer:
         return IndicesAnswer(
-            indices=[_describe(index) for index in service.indexes.values() if not index.damage],
+            indices=[
+                _describe(index, service.refuse)
+                for index in service.indexes.values()
+                if not index.damage
+            ],
             class_sets=[
                 ClassSetAnswer(name=name, count=len(classes.class_names))
                 for name, classes in service.class_sets.items()
@@ -113,7 +117,7 @@ def _images(index: ServedIndex, rows: list[tuple[int, dict[str, Any]]]) -> list[
     return [FoundImage.of(index.name, Hit.of(0.0, row)) for _, row in rows]
 
 
-def _describe(index: ServedIndex) -> IndexAnswer:
+def _describe(index: ServedIndex, refuse: float) -> IndexAnswer:
     searcher, snapshot = index.searcher, index.searcher.snapshot
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
     return IndexAnswer(
@@ -124,7 +128,7 @@ def _describe(index: ServedIndex) -> IndexAnswer:
         generation=snapshot.generation,
         image_size=searcher.model.image_size,
         own_patch_size=own_patch_size(searcher),
-        patch_sizes=describe_sizes(searcher),
+        patch_sizes=describe_sizes(searcher, refuse),
         columns=columns,
         words=snapshot.has_words,
         indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,

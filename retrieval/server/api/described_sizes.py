@@ -11,10 +11,10 @@ def own_patch_size(searcher: Searcher) -> int:
     return searcher.model.vision.own_patch_size if found is None else found.own
 
 
-def describe_sizes(searcher: Searcher) -> list[PatchSizeCost]:
-    """Those of the model and of the index, coarsest first."""
+def describe_sizes(searcher: Searcher, refuse: float) -> list[PatchSizeCost]:
+    """Those of the model and of the index, coarsest first. refuse: see `ServeConfig`."""
     sizes, agreement = usable_sizes(searcher), searcher.agreement
-    ms = searcher.profile.ms(sizes)
+    ms, calibration = searcher.profile.ms(sizes), searcher.calibration if refuse else None
     described = []
     for size in sizes:
         found = agreement.sizes.get(size) if agreement else None
@@ -27,6 +27,7 @@ def describe_sizes(searcher: Searcher) -> list[PatchSizeCost]:
                 if found is None or found.candidates is None
                 else round(found.candidates, 4),
                 warning=agreement.warning(size) if agreement else "",
+                refusals=calibration.line(size, refuse) if calibration else "",
                 gflops=round(searcher.profile.gflops(size), 3),
                 ms=round(ms[size], 3),
             )

@@ -12,21 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from retrieval.search.background import NONSENSE, WORDS
 from retrieval.server.api.answers import ScaleAnswer
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 
-WORDS = (
-    "animal", "baby", "beach", "bicycle", "bird", "boat", "building", "cake", "car", "cat",
-    "child", "dog", "face", "flower", "food", "forest", "fruit", "garden", "house", "lake",
-    "mountain", "night", "people", "portrait", "river", "road", "sea", "sky", "snow", "street",
-    "sun", "toy", "train", "tree", "a drawing", "text on paper",
-)  # fmt: skip
-NONSENSE = (
-    "xqzt", "asdf ghjk", "the of and to", "lorem ipsum dolor sit", "blorf wug", "null pointer",
-    "12 % 7 == 5", "vrk tlo mni", "per annum ad hoc", "aaa bbb ccc", "whereas hereby", "qwertz",
-)  # fmt: skip
 # No album answers all of the words: the best tenth are those that it answers well.
 QUANTILE = 0.9
 

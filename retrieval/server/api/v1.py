@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from data.errors import UsageError
 from retrieval.server.api.answers import (
     ClassifyAnswer,
     FoundImage,
@@ -62,6 +63,9 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     with service.metrics.timed("full_knn_request_time"):
         texts = asked.word_query() if asked.words else ()
         hits = await service.search_queue.search(key, query.vector, query.fine, texts)
+    confidence = None
+    if asked.text is not None and service.refuse and not asked.words:
+        confidence = await index.confidence(query.vector, hits, patch_sizes.index)
     wanted = asked.offset + asked.k
     return SearchAnswer(
         index=index.name,
@@ -70,6 +74,8 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         refine_patch_size=patch_sizes.refine,
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         background=background,
+        found=None if confidence is None else confidence > service.refuse,
+        confidence=confidence,
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
         warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine),
@@ -91,7 +97,7 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
     depth = min(limits.max_k, wanted + 1)  # one more shows whether there is a next page
     candidates = 0
     if patch_sizes.refine is not None:
-        candidates = asked.candidates
+        candidates = _candidates(index, asked, patch_sizes.index, patch_sizes.refine)
         if candidates > limits.max_candidates:
             raise RequestError(400, f"candidates: at most {limits.max_candidates}")
         if candidates < wanted:
@@ -102,6 +108,21 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
         asked.nprobe, asked.ef, patch_sizes.refine, candidates, asked.words,
     )  # fmt: skip
     return key, patch_sizes
+
+
+def _candidates(index: ServedIndex, asked: SearchRequest, coarse: int, fine: int) -> int:
+    """How many are refined. Raises `RequestError` where that many do not keep a promise."""
+    if asked.lost is None:
+        return asked.candidates
+    calibration = index.searcher.calibration
+    if calibration is None:
+        raise RequestError(400, f"lost: index {index.name} is not calibrated")
+    if asked.text is None or asked.where:
+        raise RequestError(400, "lost: is promised of texts without a filter; give candidates")
+    try:
+        return calibration.candidates(coarse, fine, asked.offset + asked.k, asked.lost)
+    except UsageError as error:
+        raise RequestError(400, str(error)) from error
 
 
 def where_of(where: Mapping[str, Any] | None) -> str:

@@ -51,17 +51,18 @@ async function runSearch(signal) {
   if (byImage()) answers.forEach((answer) => { state.measured[answer.query_patch_size] = answer.ms.image; });
   show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
   if (!answers[0].hits.length) empty(asWords(state.text) ? "No caption, name or other text holds these words." : filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
-  say(answers[0]);
+  say(answers[0], answers.every((answer) => answer.found === false));
   drawControls(run);
 }
 
-function say({ ms }) {
+function say({ ms }, nothing) {
   const names = { text: "words", image: "image", search: "search" };
   const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
   const times = document.createElement("span");
   times.className = "detail";
   times.textContent = `${format(ms.total)}: ${steps.join(", ")}`;
-  $("status").replaceChildren(filtered() ? "Best within the filter" : `Best of ${counted()}`, times);
+  const best = filtered() ? "within the filter" : `of ${counted()}`;
+  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, times);
 }
 
 const counted = () => `${state.index.count.toLocaleString("en")} images`;
@@ -144,7 +145,8 @@ async function runClassify(signal) {
   times.className = "detail";
   times.textContent = `Patch ${size}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
     + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
-  $("status").replaceChildren(times);
+  const nothing = answers.every((answer) => answer.found === false);
+  $("status").replaceChildren(...(nothing ? ["None of these labels fits."] : []), times);
   drawControls(run);
 }
 
