@@ -54,7 +54,7 @@ class Args:
     where: str = ""
     """Filter on metadata columns, as JSON: {"caption": {"contains": "cat"}}."""
     nprobe: int | None = None
-    """Inverted lists that ivf and ivfpq search. Not given: tuned by the build."""
+    """Inverted lists that ivf, ivfpq and rabitq search. Not given: tuned by the build."""
     ef: int | None = None
     """efSearch, the candidates that hnsw keeps. Not given: tuned by the build."""
     model: str | None = None
