@@ -1,19 +1,26 @@
 """Every index type: recall, speed, memory and build time.
 
     python benchmarks/search.py [--counts 100000 1000000] [--rounds 200]
+    python benchmarks/search.py --mixtures 200000 [1000000]
 
-Vectors of width 384: clustered synthetic ones, and the default drawings with their captions as
-queries; runs the demo first where that has not been done. Recall@10 is against an exact scan.
-Single queries run in turn, one of each type per round, on one thread; queries/s are for batches of
-64 on all cores. Memory, mapped files included, is what a fresh process holds more than before:
-after 256 queries, and at most while it builds. `auto` may take 10 ms. A graph of more than 200,000
-vectors takes many minutes to build on two cores and is left out unless --index-types names hnsw.
-About 12 minutes on two cores, after `make demo`.
+Without --mixtures, vectors of width 384: clustered synthetic ones, and the default drawings with
+their captions as queries; runs the demo first where that has not been done. With it, mixtures of
+two of the demo's real embeddings with noise, each with the caption of the nearer one; half of the
+captions tune an index, the other half are the queries, beside vectors between two mixtures. What
+those would have tuned is measured by the captions too.
+
+Recall@10 is against an exact scan. Single queries run in turn, one of each type per round, on one
+thread; queries/s are for batches of 64 on all cores. Memory, mapped files included, is what a fresh
+process holds more than before: after 256 queries, and at most while it builds; of lists also bytes
+of codes and ids per vector. `auto` may take 10 ms. A graph of more than 200,000 vectors takes many
+minutes to build on two cores and is left out unless --index-types names hnsw. About 12 minutes on
+two cores, after `make demo`.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,51 +34,20 @@ import numpy as np
 import pyarrow as pa
 
 from lib.harness import Target, finish, interleave
-from lib.vectors import WIDTH, synthetic
-from retrieval.embed.manifest import read_manifest
+from lib.search_data import MODEL, PATCH, write_default_data, write_mixtures, write_vectors
+from lib.vectors import WIDTH
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.config import INDEX_TYPES, IndexTypeChoice
-from retrieval.index.row_sources import EmbeddedPartition, RowsInMemory
+from retrieval.index.create import ivf_of
+from retrieval.index.nearest import nearest
+from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.tune import overlap
+from retrieval.index.tune import Trial, moved_vectors, overlap, tune
 
-ROOT = Path(__file__).resolve().parent.parent
-PATCH = 28
 K = 10
-QUERIES = 1000
 BATCH = 64
 LATENCY_MS = 10.0
 MAX_GRAPH = 200_000  # vectors, unless a graph is asked for
-PER_CLUSTER = 200  # vectors around one centre
-
-
-def write_vectors(folder: Path, count: int) -> None:
-    """`vectors.npy` and `queries.npy`."""
-    folder.mkdir()
-    clusters = max(1, count // PER_CLUSTER)
-    np.save(folder / "vectors.npy", synthetic(count, 1, clusters))
-    np.save(folder / "queries.npy", synthetic(QUERIES, 2, clusters))
-
-
-def write_default_data(folder: Path) -> None:
-    """The demo's drawings, and its captions as queries."""
-    from contrastive import LitModel
-
-    index, embeddings = ROOT / "runs" / "index", ROOT / "runs" / "embeddings"
-    if not index.is_dir():
-        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
-    folder.mkdir()
-    source = read_manifest(embeddings)
-    shards = [
-        EmbeddedPartition(embeddings, number, partition["count"])
-        for number, partition in enumerate(source["partitions"])
-    ]
-    np.save(folder / "vectors.npy", np.concatenate([s.vectors(PATCH, 0, s.count) for s in shards]))
-    captions = [c for s in shards for c in s.metadata(0, s.count)["caption"].to_pylist()]
-    texts = list(dict.fromkeys(c for c in captions if c))[:QUERIES]
-    model = LitModel.from_pretrained(index / "model")
-    blocks = [model.encode_text(texts[i : i + 256]).numpy() for i in range(0, len(texts), 256)]
-    np.save(folder / "queries.npy", np.concatenate(blocks))
 
 
 # ---- one index type, in a process of its own -------------------------------------------------
@@ -83,16 +59,18 @@ def build_one(folder: Path, index_type: IndexTypeChoice) -> None:
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     count = len(vectors)
-    empty = [""] * count
+    empty, model = [""] * count, folder / "no model"
+    model.mkdir(exist_ok=True)
     numbers = np.arange(count)
     columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
     columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
+    if (folder / "captions.json").is_file():
+        columns["caption"], model = json.loads((folder / "captions.json").read_text()), MODEL
     rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
     manifest = new_manifest("", "", WIDTH, [PATCH], "", index_type, latency_ms=LATENCY_MS)
-    (folder / "no model").mkdir(exist_ok=True)
     before = _resident_mib()
     start = time.perf_counter()
-    reason = index_rows(folder / index_type, folder / "no model", manifest, [rows])
+    reason = index_rows(folder / index_type, model, manifest, [rows])
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()  # ru_maxrss counts what the parent held, too
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -105,7 +83,6 @@ def build_one(folder: Path, index_type: IndexTypeChoice) -> None:
                 "build_s": round(seconds, 1),
                 "build_peak_mib": round(peak - before),
                 "file_mib": round(entry["bytes"][f"patch_{PATCH}"] / 2**20, 1),
-                "tuning": entry["tuning"][str(PATCH)],
             }
         )
     )
@@ -146,7 +123,7 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
     queries = np.load(folder / "queries.npy")
     snapshots = {type_: Snapshot.open(folder / type_) for type_ in types}
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    exact = faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    exact = _exact(queries, vectors)
     turn = dict.fromkeys(types, 0)
 
     def one(type_: str) -> None:
@@ -158,8 +135,8 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
 
     single = interleave({k: partial(one, k) for k in types}, rounds, warmup=10)
     batch = interleave({k: partial(many, k) for k in types}, max(5, rounds // 20), warmup=1)
-    for type_ in types:
-        found = snapshots[type_].nearest(queries, K, PATCH)[1]
+    for type_, snapshot in snapshots.items():
+        found = snapshot.nearest(queries, K, PATCH)[1]
         ms = 1e3 * np.array(single.seconds[type_])
         figures[type_] |= {
             "recall_at_10": round(overlap(found, exact), 4),
@@ -167,13 +144,45 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
             "query_p99_ms": round(float(np.percentile(ms, 99)), 3),
             "rounds": rounds,
             "queries_per_s": round(min(BATCH, len(queries)) / batch.median(type_), 1),
+            "tuning": vars(snapshot.segments[0].tuning(PATCH)),
         }
+        ivf = ivf_of(snapshot.segments[0].indexes[PATCH])
+        if ivf is not None:
+            figures[type_]["list_bytes_per_vector"] = ivf.code_size + 8
+    if (folder / "moved.npy").is_file():
+        moved = np.load(folder / "moved.npy")
+        nearest_to_moved = _exact(moved, vectors)
+        for type_, snapshot in snapshots.items():
+            found = snapshot.nearest(moved, K, PATCH)[1]
+            figures[type_]["recall_at_10_of_vectors"] = round(overlap(found, nearest_to_moved), 4)
+            figures[type_] |= _tuned_by_vectors(snapshot, vectors, queries, exact)
     return figures
+
+
+def _exact(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+
+
+def _tuned_by_vectors(
+    snapshot: Snapshot, vectors: np.ndarray, queries: np.ndarray, exact: np.ndarray
+) -> dict[str, dict]:
+    """What an approximate index finds of the captions' nearest where it is tuned without any."""
+    (segment,) = snapshot.segments
+    if PATCH not in segment.entry.tuning:
+        return {}
+    rows = np.random.default_rng(0).permutation(len(vectors))[:2048]
+    moved = moved_vectors(vectors[np.sort(rows)])
+    tuning = tune(segment.indexes[PATCH], Trial(moved, _exact(moved, vectors)), LATENCY_MS)
+    looks = tuning.nprobe, max(tuning.ef, K), None, tuning.k_factor
+    found = nearest(segment.indexes[PATCH], queries, K, *looks)[1]
+    recall = round(overlap(found, exact), 4)
+    return {"tuned_by_vectors": {**vars(tuning), "recall_at_10": recall}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--mixtures", type=int, nargs="+", help="so many, and nothing else")
     parser.add_argument("--index-types", nargs="+", help="auto among them; all but long builds")
     parser.add_argument("--rounds", type=int, default=200, help="single queries per type")
     parser.add_argument("--no-default-data", action="store_true", help="synthetic vectors alone")
@@ -189,22 +198,46 @@ def main() -> None:
         affordable = [type_ for type_ in INDEX_TYPES if type_ != "hnsw" or count <= MAX_GRAPH]
         return args.index_types or [*affordable, "auto"]
 
-    figures, targets = {}, []
+    figures: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        for count in args.counts:
+        for count in args.mixtures or args.counts:
             folder = Path(temporary) / f"{count}"
-            write_vectors(folder, count)
-            figures[f"{count:,} synthetic"] = measure(folder, types(count), args.rounds)
-        if not args.no_default_data:
+            (write_mixtures if args.mixtures else write_vectors)(folder, count)
+            name = f"{count:,} {'mixtures' if args.mixtures else 'synthetic'}"
+            figures[name] = measure(folder, types(count), args.rounds)
+            shutil.rmtree(folder)
+        if not args.no_default_data and not args.mixtures:
             folder = Path(temporary) / "default"
             write_default_data(folder)
             figures["default data"] = measure(folder, types(0), args.rounds)
-    largest = max(args.counts)
+    packages = ("faiss-gpu", "numpy", "pyarrow")
+    if args.mixtures:
+        finish("search_captions", figures, _by_captions(figures), packages=packages)
+    else:
+        finish("search", figures, _of_auto(figures, max(args.counts)), packages=packages)
+
+
+def _of_auto(figures: dict[str, dict], largest: int) -> list[Target]:
     auto = figures[f"{largest:,} synthetic"]["auto"]
-    targets.append(Target(f"auto at {largest:,}: recall@10", ">= 0.97", auto["recall_at_10"]))
-    what = f"auto at {largest:,}: one query, p50 ms"
-    targets.append(Target(what, f"<= {LATENCY_MS:g}", auto["query_p50_ms"]))
-    finish("search", figures, targets, packages=("faiss-gpu", "numpy", "pyarrow"))
+    what = f"auto at {largest:,}"
+    return [
+        Target(f"{what}: recall@10", ">= 0.97", auto["recall_at_10"]),
+        Target(f"{what}: one query, p50 ms", f"<= {LATENCY_MS:g}", auto["query_p50_ms"]),
+    ]
+
+
+def _by_captions(figures: dict[str, dict]) -> list[Target]:
+    """Of the types of at most 72 bytes a vector."""
+    targets = []
+    for name, table in figures.items():
+        for type_, found in table.items():
+            if found.get("list_bytes_per_vector", 1000) <= 72:
+                what = f"{name}, {type_}"
+                ratio = found["query_p50_ms"] / table["ivf"]["query_p50_ms"]
+                recall = found["recall_at_10"]
+                targets.append(Target(f"{what}: recall@10 of captions", ">= 0.98", recall))
+                targets.append(Target(f"{what}: p50 over ivf's", "<= 1.5", ratio))
+    return targets
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def measure_texts(
     """Overhead and throughput of a running server."""
     (segment,) = searcher.snapshot.segments
     index, tuning = segment.indexes[PATCH], segment.tuning(PATCH)
-    params = search_params(index, tuning.nprobe, max(tuning.ef, K))
+    params = search_params(index, tuning.nprobe, max(tuning.ef, K), k_factor=tuning.k_factor)
     client, own = Client(port, 1), texts(2)
 
     def bare() -> None:

@@ -39,7 +39,7 @@ class Args:
     model: str = ""
     """Folder of the model. Not given: the one that the embeddings name."""
     index_type: IndexTypeChoice = "auto"
-    """flat and flat16 are exact; ivf, ivfpq and hnsw approximate; auto picks and says why."""
+    """flat and flat16 are exact; the others approximate; auto picks and says why."""
     latency_ms: float = LATENCY_MS
     """Time that one query may take; auto picks by it."""
     memory_gib: float = 0.0
@@ -134,12 +134,15 @@ def main() -> None:
             )  # fmt: skip
             count = read_index_manifest(Path(args.out)).count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
+        if args.images or (args.embeddings and not args.add):
+            _say_how_it_searches(args)
         if args.images or args.embeddings:
             _say_how_sizes_agree(args)
         if args.delete:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
             print(f"{args.out}: {compact_index(args.out, args.device)}")
+            _say_how_it_searches(args)
         if args.words:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
         _calibrate(args)
@@ -163,6 +166,14 @@ def _index_photos(args: Args) -> None:
     for line in report.lines(args.images):
         print(f"{args.out}: {line}")
     print(f"{args.out}: {report.reason}")
+
+
+def _say_how_it_searches(args: Args) -> None:
+    """How far an approximate index looks, and what it was tuned by."""
+    manifest = read_index_manifest(Path(args.out))
+    for size in manifest.patch_sizes:
+        if line := manifest.tuning_line(size):
+            print(f"{args.out}: {line}")
 
 
 def _say_how_sizes_agree(args: Args) -> None:

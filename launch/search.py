@@ -72,7 +72,7 @@ class Args:
     """What the words of captions, file names and other texts count beside the vectors, 0 to 1.
     A "phrase" in quotes must be there; wor* is how a word begins."""
     nprobe: int | None = None
-    """Inverted lists that ivf and ivfpq search. Not given: tuned by the build."""
+    """Inverted lists that ivf, ivfpq and rabitq search. Not given: tuned by the build."""
     ef: int | None = None
     """efSearch, the candidates that hnsw keeps. Not given: tuned by the build."""
     model: str | None = None

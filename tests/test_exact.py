@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from index_maker import PATCH, all_vectors, clustered, write_embeddings
+from index_maker import PATCH, all_vectors, clustered, nearest, write_embeddings
 
 from contrastive.model.lit import LitModel
 from retrieval.embed.partitions import METADATA_SCHEMA
@@ -141,7 +141,7 @@ def test_lists_are_those_that_faiss_assigns(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(found.numpy(), index.search(vectors, 1)[1][:, 0])
 
 
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq"])
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq", "rabitq"])
 def test_lists_that_torch_fills_are_those_that_faiss_fills(index_type) -> None:
     vectors = clustered(3000, WIDTH)
     whole = [new_index(index_type, WIDTH, 3000, vectors) for _ in range(2)]
@@ -152,7 +152,7 @@ def test_lists_that_torch_fills_are_those_that_faiss_fills(index_type) -> None:
     np.testing.assert_array_equal(files[0], files[1])
 
 
-@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq", "rabitq"])
 def test_a_segment_filled_on_a_device_is_the_same_and_tuned_the_same(
     index_type, tmp_path: Path
 ) -> None:
@@ -163,13 +163,14 @@ def test_a_segment_filled_on_a_device_is_the_same_and_tuned_the_same(
     rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
     written = []
     for device in (None, torch.device("cpu")):
-        entry, samples = write_segment(
+        entry, trials = write_segment(
             tmp_path / str(device), 0, index_type, [rows], (0, 3000), [PATCH], WIDTH, device=device
         )
         opened = faiss.read_index(str(tmp_path / str(device) / f"patch_{PATCH}" / "image.index"))
         inner = faiss.downcast_index(opened.index)
-        written.append((entry.blake2b, tune(inner, samples[PATCH], 10.0)))
-        assert (samples[PATCH].nearest is None) == (device is None)
+        written.append((entry.blake2b, tune(inner, trials[PATCH], 10.0)))
+        queries, found, _ = trials[PATCH]
+        np.testing.assert_array_equal(found, nearest(queries, vectors, ids, 10))
     assert written[0][0] == written[1][0]
     assert written[0][1].nprobe == written[1][1].nprobe
     assert abs(written[0][1].recall - written[1][1].recall) <= 0.01  # float16 vectors of ivfpq

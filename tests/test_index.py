@@ -14,14 +14,14 @@ from data.errors import UsageError
 from retrieval.embed.partitions import vector_file
 from retrieval.index import gpus, row_sources
 from retrieval.index.build import build_index, delete_ids
-from retrieval.index.choose import bytes_per_vector, choose_index_type, pq_bytes
+from retrieval.index.choose import RERANKED, bytes_per_vector, choose_index_type, pq_bytes
 from retrieval.index.config import GPU_INDEX_TYPES, INDEX_TYPES
 from retrieval.index.create import new_index
 from retrieval.index.nearest import search_params
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
-EXACT = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "hnsw": 0.95}
+EXACT = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "rabitq": 0.9, "hnsw": 0.95}
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_does_not_fit_the_memory_is_built_in_several_segments(
     index_type, embeddings: Path, tiny_model: LitModel, tmp_path: Path
 ) -> None:
     width = tiny_model.embed_dim
-    stored = bytes_per_vector(index_type, width) + (2 * width if index_type == "ivfpq" else 0)
+    stored = bytes_per_vector(index_type, width) + (2 * width if index_type in RERANKED else 0)
     gib = 1100 * stored / 2**30  # 3,000 vectors: three segments
     build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu", memory_gib=gib)
     snapshot = Snapshot.open(tmp_path / "index")
@@ -70,7 +70,7 @@ def test_what_does_not_fit_the_memory_is_built_in_several_segments(
     assert recall(found, nearest(vectors[::60], vectors, ids, 10)) >= EXACT[index_type]
 
 
-@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq", "rabitq"])
 def test_too_few_vectors_to_train_on_are_held_flat(
     index_type, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -301,7 +301,7 @@ def test_lists_of_every_width_fit_a_gpu(index_type, width: int) -> None:
 @pytest.mark.parametrize(
     ("index_type", "width", "code_bytes", "words"),
     [("ivfpq", 512, 128, "codes of 128 bytes"), ("ivfpq", 510, 64, "width 510"),
-     ("hnsw", 512, 0, "no hnsw on GPUs")],
+     ("hnsw", 512, 0, "no hnsw on GPUs"), ("rabitq", 512, 0, "no rabitq on GPUs")],
 )  # fmt: skip
 def test_lists_that_no_gpu_holds_are_refused(index_type, width, code_bytes, words) -> None:
     with pytest.raises(UsageError, match=words):
@@ -325,8 +325,11 @@ def test_gpu_search_agrees_with_the_cpu(
 
 
 @pytest.mark.gpu
-def test_a_graph_stays_on_the_cpu(embeddings: Path, tmp_path: Path) -> None:
-    build_index(embeddings, tmp_path / "index", index_type="hnsw")
+@pytest.mark.parametrize("index_type", ["hnsw", "rabitq"])
+def test_what_gpus_do_not_have_stays_on_the_cpu(
+    index_type, embeddings: Path, tmp_path: Path
+) -> None:
+    build_index(embeddings, tmp_path / "index", index_type=index_type)
     assert len(Snapshot.open(tmp_path / "index", "auto")) == 3000
-    with pytest.raises(UsageError, match="no hnsw on GPUs"):
+    with pytest.raises(UsageError, match=f"no {index_type} on GPUs"):
         Snapshot.open(tmp_path / "index", "cuda")

@@ -63,6 +63,17 @@ def test_what_was_read_is_written_again(tmp_path: Path) -> None:
     assert manifest.segments[0].tuning == {28: Tuning(8, 8, 0.1, 0.99, 0.5)}
 
 
+def test_what_version_01_did_not_measure_lies_beside_what_it_knows(tmp_path: Path) -> None:
+    tuning = replace(Tuning(8, 8, 0.1, 0.99, 0.5), k_factor=40, captions=512)
+    manifest = IndexManifest.from_json(MANIFEST)
+    entry = replace(manifest.segments[0], tuning={28: tuning})
+    write_index_manifest(tmp_path, replace(manifest, segments=(entry,)))
+    assert read_index_manifest(tmp_path).segments == (entry,)
+    (written,) = json.loads((tmp_path / "manifest.json").read_text())["segments"]
+    assert written["tuning"] == SEGMENT["tuning"]
+    assert written["tuned"] == {"28": {"k_factor": 40, "captions": 512}}
+
+
 def test_keys_of_others_are_kept(tmp_path: Path) -> None:
     theirs = {**MANIFEST, "note": [1], "segments": [{**SEGMENT, "owner": "me"}]}
     assert read_index_manifest(write(tmp_path, theirs)).to_json() == theirs

@@ -1,4 +1,4 @@
-"""Clustered random vectors, in the place of embeddings."""
+"""Vectors in the place of embeddings: clustered random ones, and mixtures of real ones."""
 
 import numpy as np
 
@@ -18,3 +18,21 @@ def synthetic(count: int, seed: int, num_clusters: int, width: int = WIDTH) -> n
         part[:] = centres[draw.integers(0, num_clusters, len(part))] + SPREAD * own
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return out
+
+
+NOISE = 0.3  # length of a mixture's noise, that of its parts being 1
+
+
+def mixtures(real: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors between two rows of `real` each, nearer to the first, with noise; and the number
+    of that first row."""
+    draw = np.random.default_rng(seed)
+    out = np.empty((count, real.shape[1]), np.float32)
+    first = draw.integers(0, len(real), count)
+    for start in range(0, count, BLOCK_ROWS):
+        part, rows = out[start : start + BLOCK_ROWS], first[start : start + BLOCK_ROWS]
+        share = draw.uniform(0, 0.5, (len(part), 1)).astype(np.float32)
+        part[:] = (1 - share) * real[rows] + share * real[draw.integers(0, len(real), len(part))]
+        part += NOISE / real.shape[1] ** 0.5 * draw.standard_normal(part.shape, np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return out, first

@@ -12,26 +12,33 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.locks import only_writer
 from data.progress import Progress
 from retrieval.embed.manifest import check_shards, read_manifest
-from retrieval.index.choose import bytes_per_vector, choose_index_type, default_memory, delta_type
+from retrieval.index.choose import (
+    choose_index_type,
+    default_memory,
+    delta_type,
+    needs_tuning,
+    rows_in_memory,
+)
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
-from retrieval.index.gpu_check import find_gpus, num_gpus, one_line
-from retrieval.index.gpus import gpu_memory
+from retrieval.index.gpu_check import find_gpus, num_gpus
+from retrieval.index.gpus import gpu_failures, gpu_memory
 from retrieval.index.integrity import check_index, check_segment
 from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
 from retrieval.index.row_sources import RowSource, blocks, embedded_partitions, index_schema
 from retrieval.index.segments import Segment, SurvivingRows, write_segment
 from retrieval.index.snapshot import Snapshot
-from retrieval.index.tune import Sample, tune
+from retrieval.index.tune import Trial, caption_queries, tune
 from retrieval.model_folder import check_model_folder, to_copy
 
-Written = tuple[SegmentEntry, dict[int, Sample]]
+Written = tuple[SegmentEntry, dict[int, Trial]]
 
 
 def build_index(
@@ -115,7 +122,7 @@ def index_rows(
     """`build_index` from any source of rows, perhaps none. model: or its folder. manifest: of
     `new_manifest`. Returns the reason for its index type."""
     with new_folder(Path(out), model) as partial:
-        manifest, segments = write_base(partial, manifest, sources, device)
+        manifest, segments = write_base(partial, manifest, sources, device, model)
         commit(partial, manifest, segments)
     return manifest.reason
 
@@ -177,7 +184,8 @@ def change_index(
         if count:
             type_ = delta_type(manifest.index_type)
             merged: list[RowSource] = []
-            total, limit = count, _rows_in_memory(type_, manifest)
+            total = count
+            limit = rows_in_memory(type_, manifest.width, manifest.memory_bytes)
             for segment in reversed(snapshot.segments):
                 entry = segments[-1]
                 if not entry.delta or entry.count > min(2 * total, limit - total):
@@ -209,7 +217,8 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
         manifest = snapshot.manifest
         if len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments):
             sources = [SurvivingRows(segment) for segment in snapshot.segments]
-            manifest, segments = write_base(folder, manifest, sources, device)
+            model = folder / "model"
+            manifest, segments = write_base(folder, manifest, sources, device, model)
             commit(folder, manifest, segments)
     return manifest.reason
 
@@ -218,10 +227,14 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
 
 
 def write_base(
-    folder: Path, manifest: IndexManifest, sources: Sequence[RowSource], device: Device
+    folder: Path,
+    manifest: IndexManifest,
+    sources: Sequence[RowSource],
+    device: Device,
+    model: Path | LitModel,
 ) -> tuple[IndexManifest, list[SegmentEntry]]:
     """All rows of `sources` as large segments, as many as memory demands. The manifest returned
-    names their index type."""
+    names their index type. model: or its folder, encodes the captions that they are tuned by."""
     count, width = sum(source.count for source in sources), manifest.width
     gpus = num_gpus(device)
     if manifest.asked_type == "auto":
@@ -230,14 +243,16 @@ def write_base(
         )
         manifest = replace(manifest, index_type=index_type, reason=reason)
     index_type, sizes = manifest.index_type, manifest.patch_sizes
-    segments = []
+    segments, captions = [], None
+    if needs_tuning(index_type, count):
+        captions = caption_queries(sources, model, "cuda" if gpus else "cpu", width)
     written = _write_segments(
-        folder, manifest, index_type, sources, None, f"indexing ({index_type})", device
+        folder, manifest, index_type, sources, None, f"indexing ({index_type})", device, captions
     )
-    for entry, samples in written if device == "cpu" else _gpu_failures(written):
+    for entry, trials in written if device == "cpu" else gpu_failures(written):
         opened = Segment(folder, entry, sizes, width, np.zeros(0, np.int64))  # owns its indexes
         latency_ms = manifest.latency_ms * entry.count / count
-        tuning = {size: tune(opened.indexes[size], samples[size], latency_ms) for size in sizes}
+        tuning = {size: tune(opened.indexes[size], t, latency_ms) for size, t in trials.items()}
         segments.append(replace(entry, tuning=tuning))
     return manifest, segments
 
@@ -250,14 +265,15 @@ def _write_segments(
     schema: pa.Schema | None,
     what: str,
     device: Device = "cpu",
+    captions: Float[np.ndarray, "q d"] | None = None,
 ) -> Iterator[Written]:
-    """All rows of `sources` as segments, as many as memory demands: entries and samples of
-    `write_segment`. schema: of the metadata, None for that of the first rows."""
+    """All rows of `sources` as segments, as many as memory demands: what `write_segment` returns.
+    schema: of the metadata, None for that of the first rows."""
     count, sizes = sum(source.count for source in sources), manifest.patch_sizes
     gpus = num_gpus(device)
     on = torch.device("cuda", 0) if gpus else None
     gpus = gpus if gpus and find_gpus().faiss else 0
-    num_segments = -(-count // _rows_in_memory(index_type, manifest))
+    num_segments = -(-count // rows_in_memory(index_type, manifest.width, manifest.memory_bytes))
     if schema is None and count:
         ((first, *_),) = blocks(sources, 0, 1)
         schema = index_schema(first.metadata(0, 1))
@@ -267,25 +283,8 @@ def _write_segments(
             number = manifest.next_segment + part
             yield write_segment(
                 folder, number, index_type, sources, span, sizes, manifest.width, schema, gpus, on,
-                bar.update,
+                bar.update, captions,
             )  # fmt: skip
-
-
-def _gpu_failures(written: Iterator[Written]) -> Iterator[Written]:
-    """The same. Raises `UsageError` where a GPU has no memory left, or fails otherwise."""
-    try:
-        yield from written
-    except RuntimeError as error:
-        raise UsageError(
-            f"a GPU failed while the index was built ({one_line(str(error))}); allowed: device cpu"
-        ) from error
-
-
-def _rows_in_memory(index_type: IndexType, manifest: IndexManifest) -> int:
-    """Vectors of one segment: what is built fits the memory allowed."""
-    width = manifest.width
-    stored = bytes_per_vector(index_type, width) + (2 * width if index_type == "ivfpq" else 0)
-    return max(1024, manifest.memory_bytes // stored)
 
 
 def _find_model(name: str, image_fingerprint: str) -> Path | LitModel:

@@ -11,7 +11,8 @@ PROBED_SHARE = 1 / 32  # of the vectors, by a search in inverted lists
 HNSW_LINKS = 32
 MAX_HNSW = 20_000_000  # vectors: an hour's build on two cores
 # As few vectors as each type can be trained on; fewer are held flat until they are more.
-MIN_VECTORS = {"ivf": 39, "ivfpq": 256}
+MIN_VECTORS = {"ivf": 39, "ivfpq": 256, "rabitq": 39}
+RERANKED = {"ivfpq", "rabitq"}  # by float16 vectors in the same file, which stay on disk
 GPU_PQ_BYTES = (64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)  # per code, on any GPU
 
 
@@ -65,9 +66,16 @@ def bytes_per_vector(index_type: IndexType, width: int) -> int:
             "flat16": 2 * width,
             "ivf": 4 * width + 8,
             "ivfpq": pq_bytes(width) + 8,
+            "rabitq": -(-width // 8) + 8 + 8,  # a bit each, and two numbers for the estimate
             "hnsw": 4 * width + 8 * HNSW_LINKS + 8,
         }[index_type]
     )
+
+
+def rows_in_memory(index_type: IndexType, width: int, memory_bytes: int) -> int:
+    """Vectors of one segment: what is built fits the memory allowed."""
+    stored = bytes_per_vector(index_type, width) + (2 * width if index_type in RERANKED else 0)
+    return max(1024, memory_bytes // stored)
 
 
 def pq_bytes(width: int) -> int:
@@ -88,6 +96,11 @@ def type_for_count(index_type: IndexType, count: int) -> IndexType:
     return delta_type(index_type)
 
 
+def needs_tuning(index_type: IndexType, count: int) -> bool:
+    """Whether an index of `count` vectors looks at some of them only."""
+    return type_for_count(index_type, count) not in ("flat", "flat16")
+
+
 def delta_type(index_type: IndexType) -> IndexType:
     """The type of a delta segment: exact, and as precise as what it will be compacted into."""
-    return "flat16" if index_type in ("flat16", "ivfpq") else "flat"
+    return "flat16" if index_type in ("flat16", *RERANKED) else "flat"

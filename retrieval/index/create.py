@@ -17,6 +17,7 @@ from retrieval.index.exact import nearest_of
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.gpus import copy_to_gpus
 
+QUERY_BITS = 4  # that rabitq rounds a query's numbers to
 HNSW_BUILD = 80  # efConstruction; 20,000 vectors of width 384 take 3 s on two cores
 
 
@@ -43,6 +44,10 @@ def new_index(
         nlist = num_lists(count)
         if index_type == "ivf":
             index = ivf = faiss.IndexIVFFlat(centroids, width, nlist, inner_product)
+        elif index_type == "rabitq":
+            ivf = faiss.IndexIVFRaBitQ(centroids, width, nlist, inner_product)
+            ivf.qb = QUERY_BITS
+            index = faiss.IndexRefine(_rotated(ivf), _float16(width))
         else:
             ivf = faiss.IndexIVFPQ(centroids, width, nlist, pq_bytes(width), 8, inner_product)
             ivf.pq.cp.min_points_per_centroid = 1  # a small index trains as well as it can
@@ -60,6 +65,14 @@ def new_index(
                 ivf.pq.assign_index = None
                 del codes
     return faiss.IndexIDMap(index)
+
+
+def _rotated(ivf: Any) -> faiss.IndexPreTransform:
+    """By a random rotation, the same every time: one bit a dimension says little where a few
+    dimensions hold most of what differs."""
+    rotation = faiss.RandomRotationMatrix(ivf.d, ivf.d)
+    rotation.init(0)
+    return faiss.IndexPreTransform(rotation, ivf)
 
 
 def _float16(width: int) -> faiss.IndexScalarQuantizer:
@@ -84,14 +97,21 @@ def add(
     if on_device is None or ivf is None:
         whole.add_with_ids(vectors, ids)
         return
+    base: Any = None if index is ivf else faiss.downcast_index(index.base_index)
+    rotated = vectors
+    if isinstance(base, faiss.IndexPreTransform):
+        chain: Any = base.chain
+        rotated = faiss.downcast_VectorTransform(chain.at(0)).apply(vectors)
+        on_device = torch.from_numpy(rotated).to(on_device.device)
     quantizer = faiss.downcast_index(ivf.quantizer)
     centroids = torch.from_numpy(quantizer.reconstruct_n(0, ivf.nlist)).to(on_device.device)
     lists = nearest_of(centroids, on_device).cpu().numpy()
     count, done = len(vectors), whole.ntotal
     numbers = np.arange(done, done + count)
-    pointers = map(faiss.swig_ptr, (vectors, numbers, lists))
+    pointers = map(faiss.swig_ptr, (rotated, numbers, lists))
     ivf.add_core(count, *pointers)
-    if index is not ivf:  # an ivfpq, with its float16 vectors
+    if base is not None:  # with float16 vectors beside
+        base.ntotal = ivf.ntotal
         index.refine_index.add(vectors)
         index.ntotal = index.refine_index.ntotal
     whole.id_map.resize(done + count)
@@ -101,21 +121,23 @@ def add(
 
 def num_training(index_type: IndexType, count: int) -> int:
     """Vectors wanted to train an index of `index_type` for `count` vectors."""
-    if index_type not in ("ivf", "ivfpq"):
+    if index_type not in ("ivf", "ivfpq", "rabitq"):
         return 0
     return min(count, max(64 * num_lists(count), 40_000))
 
 
 def type_of(index: faiss.Index) -> IndexType:
     """The type of what lies inside an `IndexIDMap`. Raises `UsageError` for any other."""
+    lists = ivf_of(index)
     for class_, index_type in (
         (faiss.IndexFlat, "flat"),
         (faiss.IndexScalarQuantizer, "flat16"),
         (faiss.IndexIVFFlat, "ivf"),
-        (faiss.IndexRefine, "ivfpq"),
+        (faiss.IndexIVFPQ, "ivfpq"),
+        (faiss.IndexIVFRaBitQ, "rabitq"),
         (faiss.IndexHNSW, "hnsw"),
     ):
-        if isinstance(index, class_):
+        if isinstance(index if lists is None else lists, class_):
             return index_type  # type: ignore[return-value]
     raise UsageError(f"{type(index).__name__} is no index type; allowed: {', '.join(INDEX_TYPES)}")
 
@@ -124,4 +146,6 @@ def ivf_of(index: faiss.Index) -> Any | None:
     """The part of an index that has inverted lists, None where there is none."""
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
     return index if isinstance(index, faiss.IndexIVF) else None

@@ -5,8 +5,9 @@ of its own and takes and returns memory of the CPU, which orders its work and to
 """
 
 import threading
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,16 +16,18 @@ from jaxtyping import Float
 from data.errors import UsageError
 from data.progress import say_once
 from retrieval.index.choose import GPU_PQ_BYTES
-from retrieval.index.config import GPU_INDEX_TYPES, Device, IndexType
+from retrieval.index.config import GPU_INDEX_TYPES, K_FACTOR, Device, IndexType
 from retrieval.index.exact import ExactVectors
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.filters import Selection
-from retrieval.index.gpu_check import find_gpus, num_gpus
-from retrieval.index.nearest import K_FACTOR, Found, search_params, stored_vectors
+from retrieval.index.gpu_check import find_gpus, num_gpus, one_line
+from retrieval.index.nearest import Found, search_params, stored_vectors
 
 MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 TEMP_BYTES = 512 * 2**20  # FAISS's scratch memory on each GPU; it would take three times as much
 SHARED_BYTES = 48 * 1024  # of every GPU, for a query's look-up tables: 256 entries a byte of code
+
+T = TypeVar("T")
 
 # FAISS's resources of a GPU serve one thread at a time, also where an index is freed.
 gpu_lock = threading.RLock()
@@ -33,6 +36,17 @@ gpu_lock = threading.RLock()
 def gpu_memory() -> int:
     """Free bytes of the GPU that has fewest."""
     return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
+
+
+def gpu_failures(items: Iterable[T]) -> Iterator[T]:
+    """The same. Raises `UsageError` where a GPU has no memory left, or fails otherwise, while an
+    index is built."""
+    try:
+        yield from items
+    except RuntimeError as error:
+        raise UsageError(
+            f"a GPU failed while the index was built ({one_line(str(error))}); allowed: device cpu"
+        ) from error
 
 
 # ---- what GPUs can hold --------------------------------------------------------------------
@@ -114,29 +128,34 @@ class ListsOnGpus:
             lists = faiss.downcast_index(index.base_index)
         code_bytes = lists.pq.M if index_type == "ivfpq" else 0
         float16 = float16_tables(index_type, index.d, code_bytes)
-        self._on_cpu, self.count = index, index.ntotal
-        self._deepest = MAX_GPU
+        self._on_cpu, self.count, self._reranks = index, index.ntotal, index_type == "ivfpq"
         self._lists = self._index = copy_to_gpus(lists, gpus, float16)
         if index_type == "ivfpq":
             self._refined_by = faiss.downcast_index(index.refine_index)
             self._index = faiss.IndexRefine(self._lists, self._refined_by)
-            self._deepest = MAX_GPU // K_FACTOR
 
     def __del__(self) -> None:
         with gpu_lock:
             self.__dict__.clear()
 
     def nearest(
-        self, queries: Float[np.ndarray, "q d"], k: int, nprobe: int, chosen: Selection | None
+        self,
+        queries: Float[np.ndarray, "q d"],
+        k: int,
+        nprobe: int,
+        k_factor: int,
+        chosen: Selection | None,
     ) -> Found | None:
         """As many as k, best first; None where a GPU cannot look as deep. FAISS filters nothing
-        there, so more are fetched, and those that the filter excludes dropped."""
+        there, so more are fetched, and those that the filter excludes dropped. k_factor: as much of
+        it as a GPU can, and K_FACTOR at least."""
         share = 1.0 if chosen is None else chosen.count / self.count
         # If matches are evenly spread, k/share hits contain k of them; fetch twice that.
         deeper = k if chosen is None else min(int(2 * k / share) + 16, self.count)
-        if deeper > self._deepest:
+        if deeper * (K_FACTOR if self._reranks else 1) > MAX_GPU:
             return None
-        params = search_params(self._on_cpu, min(nprobe, MAX_GPU), 1)
+        k_factor = min(k_factor, MAX_GPU // deeper)
+        params = search_params(self._on_cpu, min(nprobe, MAX_GPU), 1, k_factor=k_factor)
         try:
             with gpu_lock:
                 found = self._index.search(queries, deeper, params=params)

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.errors import UsageError
 from data.files import is_intact, sealed
-from retrieval.index.config import LATENCY_MS, IndexType, IndexTypeChoice
+from retrieval.index.config import K_FACTOR, LATENCY_MS, IndexType, IndexTypeChoice
 from retrieval.json_files import write_json
 
 
@@ -19,11 +19,31 @@ from retrieval.json_files import write_json
 class Tuning:
     """How far a search of one FAISS index looks by default."""
 
-    nprobe: int = 1  # inverted lists looked into: ivf, ivfpq
+    nprobe: int = 1  # inverted lists looked into: ivf, ivfpq, rabitq
     ef: int = 16  # efSearch, candidates kept on the walk: hnsw
     exact_below: float = 0.0  # filters that match a smaller share are answered by a scan
     recall: float = 1.0  # at ten, measured
     query_ms: float = 0.0  # median of one query alone, measured; 0 where nothing was
+    k_factor: int = K_FACTOR  # times k, that float16 vectors rank again: ivfpq, rabitq
+    captions: int = 0  # that were the queries; 0: vectors of the index, moved
+
+    def line(self, index_type: IndexType) -> str:
+        """What was measured, in words; "" for types that look at everything."""
+        if not self.query_ms:
+            return ""
+        looks = f"ef {self.ef}" if index_type == "hnsw" else f"nprobe {self.nprobe}"
+        if index_type in ("ivfpq", "rabitq"):
+            looks += f", {self.k_factor} times k ranked again"
+        near = f"{self.captions} captions" if self.captions else "vectors between its images"
+        hint = "" if self.captions else "; texts may find fewer"
+        return (
+            f"{looks}: {self.recall:.1%} of the ten nearest to {near}, {self.query_ms:.2g} ms{hint}"
+        )
+
+
+# What 0.1.0 did not measure, and took it for. It keeps keys of an entry that it does not know, but
+# knows all of "tuning", so these lie beside it, under "tuned".
+_TUNED = {"k_factor": K_FACTOR, "captions": 0}
 
 
 @dataclass(frozen=True)
@@ -47,8 +67,11 @@ class SegmentEntry:
         """Raises KeyError, TypeError or AttributeError for what is no entry."""
         values = {**entry, "index_type": entry["kind"]}
         del values["kind"]
-        tuning = values.get("tuning", {}).items()
-        values["tuning"] = {int(size): Tuning(**measured) for size, measured in tuning}
+        more = values.pop("tuned", {})
+        values["tuning"] = {
+            int(size): Tuning(**measured, **more.get(size, {}))
+            for size, measured in values.get("tuning", {}).items()
+        }
         return cls(**_known(cls, values))
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +85,11 @@ class SegmentEntry:
             "blake2b": dict(self.blake2b),
         }
         if self.tuning:
-            entry["tuning"] = {str(size): asdict(tuning) for size, tuning in self.tuning.items()}
+            tuning = {str(size): asdict(measured) for size, measured in self.tuning.items()}
+            more = {size: {key: one.pop(key) for key in _TUNED} for size, one in tuning.items()}
+            entry["tuning"] = tuning
+            if any(one != _TUNED for one in more.values()):
+                entry["tuned"] = more
         if self.words:
             entry["words"] = dict(self.words)
         return {**entry, "delta": self.delta, **self.unknown}
@@ -100,6 +127,16 @@ class IndexManifest:
         values["patch_sizes"] = tuple(manifest["patch_sizes"])
         values |= {name: values.pop(key) for name, key in _KEYS.items() if key in values}
         return cls(**_known(cls, values))
+
+    def tuning_line(self, patch_size: int) -> str:
+        """How far a search looks at a patch size and what it finds there, of the segment that finds
+        least; "" for exact types."""
+        measured = [(e.tuning[patch_size], e) for e in self.segments if patch_size in e.tuning]
+        if not measured:
+            return ""
+        tuning, entry = min(measured, key=lambda pair: pair[0].recall)
+        line = tuning.line(entry.index_type)
+        return f"patch {patch_size}: {line}" if line else ""
 
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}

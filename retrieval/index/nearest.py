@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
+from retrieval.index.config import K_FACTOR
 from retrieval.index.faiss_setup import faiss
 
 MIN_QUERIES = {"float32": 4, "float16": 8}  # from which on blocks are faster
 BLOCK = 8192  # vectors: 12 MB as float32 of width 384
-K_FACTOR = 10  # ivfpq re-ranks this many times k by its float16 vectors
 
 Found = tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]
 """(similarities, numbers), best first; number -1 where fewer than k were found."""
@@ -39,13 +39,15 @@ def nearest(
     nprobe: int,
     ef: int,
     packed: Packed = None,
+    k_factor: int = K_FACTOR,
 ) -> Found:
-    """The k largest inner products. index: what lies inside an `IndexIDMap`."""
+    """The k largest inner products. index: what lies inside an `IndexIDMap`. nprobe, ef, k_factor:
+    see `retrieval.index.manifest.Tuning`."""
     vectors = stored_vectors(index)
     plain = packed is None and isinstance(index, faiss.IndexFlat)  # FAISS multiplies by itself
     if vectors is not None and not plain and len(queries) >= MIN_QUERIES[vectors.dtype.name]:
         return nearest_by_blocks(vectors, queries, k, packed)
-    return index.search(queries, k, params=search_params(index, nprobe, ef, packed))
+    return index.search(queries, k, params=search_params(index, nprobe, ef, packed, k_factor))
 
 
 def nearest_exactly(
@@ -60,14 +62,19 @@ def nearest_exactly(
     return nearest(index, queries, k, nprobe, 1, packed)
 
 
-def search_params(index: faiss.Index, nprobe: int, ef: int, packed: Packed = None) -> Any | None:
+def search_params(
+    index: faiss.Index, nprobe: int, ef: int, packed: Packed = None, k_factor: int = K_FACTOR
+) -> Any | None:
     """FAISS's parameters of one call."""
     types: Any = faiss  # whose stubs know no keywords
     selector = {} if packed is None else {"sel": types.IDSelectorBitmap(packed)}
     if isinstance(index, faiss.IndexRefine):
         base = search_params(faiss.downcast_index(index.base_index), nprobe, ef, packed)
         # The refinement takes no selector: it re-ranks what the base let through.
-        return types.IndexRefineSearchParameters(k_factor=K_FACTOR, base_index_params=base)
+        return types.IndexRefineSearchParameters(k_factor=k_factor, base_index_params=base)
+    if isinstance(index, faiss.IndexPreTransform):
+        lists = search_params(faiss.downcast_index(index.index), nprobe, ef, packed)
+        return types.SearchParametersPreTransform(index_params=lists)
     if isinstance(index, faiss.IndexIVF):
         if packed is None:
             return _lists_params(min(nprobe, index.nlist))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from data.errors import UsageError
 from data.files import file_digest
 from data.progress import say_once
-from retrieval.index.choose import type_for_count
+from retrieval.index.choose import needs_tuning, type_for_count
 from retrieval.index.config import IndexType
 from retrieval.index.create import add, ivf_of, new_index, num_training, type_of
 from retrieval.index.exact import RunningBest
@@ -28,7 +28,7 @@ from retrieval.index.row_sources import (
     cast_to_schema,
     index_schema,
 )
-from retrieval.index.tune import QUERIES, K, Sample, draw_queries
+from retrieval.index.tune import NUM_MOVED, K, Trial, moved_vectors
 from retrieval.words.fill import write_words
 from retrieval.words.text_file import WordsFile, lacking, open_words
 
@@ -50,35 +50,40 @@ def write_segment(
     gpus: int = 0,
     device: torch.device | None = None,
     progress: Callable[[int], object] = lambda count: None,
-) -> tuple[SegmentEntry, dict[int, Sample]]:
+    captions: Float[np.ndarray, "q d"] | None = None,
+) -> tuple[SegmentEntry, dict[int, Trial]]:
     """Write rows span[0] to span[1] of `sources` as segment `number`.
 
     schema: of the index's metadata; None takes that of the first source. gpus: that FAISS trains
     on. device: that finds the inverted list of each vector; None for FAISS on the CPU. progress: is
-    told how many vectors were added. Memory: one patch size's index, and a block. Returns the
-    segment's entry in the manifest, and a sample of its vectors per patch size. Raises `UsageError`
-    for rows whose ids do not ascend, and vectors that are not finite or of another width.
+    told how many vectors were added. captions: queries to tune by, None for vectors of the segment.
+    Memory: one patch size's index, and a block. Returns the segment's entry in the manifest, and
+    what to tune it by per patch size, nothing for exact ones. Raises `UsageError` for rows whose
+    ids do not ascend, and vectors that are not finite or of another width.
     """
     count = span[1] - span[0]
     index_type = type_for_count(index_type, count)
     ids = _write_rows(rows_file(folder, number), sources, span, schema)
-    samples: dict[int, Sample] = {}
+    trials: dict[int, Trial] = {}
     for patch_size in patch_sizes:
-        share = min(1.0, max(num_training(index_type, count), 2 * QUERIES) / max(count, 1))
-        sample = _sample(sources, patch_size, span, share, width)
+        sample, found = np.zeros((0, width), np.float32), None
+        if needs_tuning(index_type, count):
+            share = min(1.0, max(num_training(index_type, count), 2 * NUM_MOVED) / count)
+            sample = _sample(sources, patch_size, span, share, width)
+            queries = moved_vectors(sample) if captions is None else captions
+            found = RunningBest(queries, K)
         index = new_index(index_type, width, count, sample, gpus)
-        inverted = ivf_of(faiss.downcast_index(index.index)) is not None
-        found = RunningBest(draw_queries(sample), K) if device is not None and inverted else None
         done = 0
         for source, start, stop in blocks(sources, *span):
             vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
-            there = None if found is None else torch.from_numpy(vectors).to(device)
-            add(index, vectors, ids[done : done + len(vectors)], there)
-            if found is not None and there is not None:
+            there = torch.from_numpy(vectors).to(device or "cpu")
+            add(index, vectors, ids[done : done + len(vectors)], there if device else None)
+            if found is not None:
                 found.add(there)
             done += len(vectors)
             progress(len(vectors))
-        samples[patch_size] = Sample(sample, None if found is None else found.rows())
+        if found is not None:
+            trials[patch_size] = Trial(queries, found.rows(), captions is not None)
         file = index_file(folder, patch_size, number)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")
@@ -101,7 +106,7 @@ def write_segment(
         blake2b={name: file_digest(file) for name, file in files.items()},
         words=_write_words(folder, number),
     )
-    return entry, samples
+    return entry, trials
 
 
 def _sample(

@@ -220,9 +220,9 @@ class Snapshot:
             return nearest_exactly(index, queries, k, packed)
         nprobe, found = nprobe or tuning.nprobe, None
         if isinstance(copy, ListsOnGpus):
-            found = copy.nearest(queries, k, nprobe, chosen)
+            found = copy.nearest(queries, k, nprobe, tuning.k_factor, chosen)
         similarities, rows = found or nearest(
-            index, queries, k, nprobe, max(ef or tuning.ef, k), packed
+            index, queries, k, nprobe, max(ef or tuning.ef, k), packed, tuning.k_factor
         )
         if rows.min(initial=0) < 0:  # approximate search found fewer than k; rescan exactly
             short = (rows < 0).any(axis=1)

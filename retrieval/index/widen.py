@@ -43,7 +43,7 @@ def add_patch_size(
         sizes = tuple(sorted((*manifest.patch_sizes, patch_size), reverse=True))
         sources = [_Widened(segment, patch_size, vectors_of) for segment in snapshot.segments]
         wider = replace(snapshot.manifest, patch_sizes=sizes)
-        wider, segments = write_base(folder, wider, sources, device)
+        wider, segments = write_base(folder, wider, sources, device, folder / "model")
         commit(folder, wider, segments)
     return wider.reason
 

@@ -156,7 +156,7 @@ def new_album(
         memory_gib,
     )  # fmt: skip
     with new_folder(out, to_copy(model_dir, model)) as partial:
-        manifest, segments = write_base(partial, manifest, [], device)
+        manifest, segments = write_base(partial, manifest, [], device, model)
         commit(partial, manifest, segments)
         if facts is not None:
             facts.write(partial)

@@ -117,8 +117,10 @@ def _candidates(index: ServedIndex, asked: SearchRequest, coarse: int, fine: int
     calibration = index.searcher.calibration
     if calibration is None:
         raise RequestError(400, f"lost: index {index.name} is not calibrated")
-    if asked.text is None or asked.where:
-        raise RequestError(400, "lost: is promised of texts without a filter; give candidates")
+    if asked.text is None or asked.where or asked.words:
+        raise RequestError(
+            400, "lost: is promised of texts without a filter and without words; give candidates"
+        )
     try:
         return calibration.candidates(coarse, fine, asked.offset + asked.k, asked.lost)
     except UsageError as error:
