@@ -11,6 +11,7 @@ import threading
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.errors import UsageError, check_utf8
 from data.files import make_folder
@@ -25,6 +26,9 @@ from retrieval.photos.follower import Follower
 from retrieval.photos.listing import holds_photo, list_photos, no_photo
 from retrieval.server.config import ServeConfig
 from retrieval.server.startup import BACKLOG, listen, run_service
+
+if TYPE_CHECKING:
+    from contrastive.model.lit import LitModel
 
 WATCH_S = 60.0  # between two looks at the folder
 HOST, PORT = "127.0.0.1", ServeConfig.port
@@ -96,13 +100,12 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
         print(f"{url}  (Ctrl-C ends it; index: {job.album})", flush=True)
         follower = None
         try:
-            if service.model:
-                make_album(service)
+            model = make_album(service) if service.model else None
             if open_browser and _has_display():
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             from retrieval.server.loading import load_service
 
-            loaded = load_service(ServeConfig(index=(job.album,)))
+            loaded = load_service(ServeConfig(index=(job.album,)), model)
             (served,) = loaded.indexes.values()
 
             def note(progress: IndexingProgress | None) -> None:
@@ -117,9 +120,10 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
                 follower.end()
 
 
-def make_album(service: PhotoService) -> None:
-    """An index without photos, and with the coarsest patch size alone; the one that another program
-    has made since `prepare` is taken. Raises `UsageError` where that is of another model."""
+def make_album(service: PhotoService) -> "LitModel | None":
+    """An index without photos, and with the coarsest patch size alone. Returns its model; None
+    where another program has made it since `prepare`, which is taken. Raises `UsageError` where
+    that is of another model."""
     from retrieval.photos.finer import usual_patch_sizes
     from retrieval.photos.indexing import load_model, new_album
 
@@ -127,13 +131,14 @@ def make_album(service: PhotoService) -> None:
     with only_writer(album):
         if (album / "manifest.json").is_file():
             _check_given(album, Path(job.images), service.model)
-            return
+            return None
         model = load_model(service.model, "auto")
         for size in job.patch_sizes:
             model.vision.check_patch_size(size)
         sizes = job.patch_sizes or usual_patch_sizes(model)
         facts = AlbumFacts(service.model, sizes)
         new_album(album, Path(job.images), service.model, model, (max(sizes),), facts=facts)
+        return model
 
 
 def _listen(port: int | None) -> socket.socket:

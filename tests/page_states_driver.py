@@ -10,7 +10,7 @@ from typing import Any
 from page_driver import Seen, after, found, main
 from playwright.sync_api import Page
 
-EVERY_MS = 3000  # the page asks how far the index is
+EVERY_MS, RESTING_MS = 3000, 30_000  # the page asks how far the index is
 
 
 def change(page: Page, path: str, how: Callable[[Any], None]) -> None:
@@ -26,7 +26,8 @@ def change(page: Page, path: str, how: Callable[[Any], None]) -> None:
 
 
 def wait(page: Page, url: str, picture: str) -> Seen:
-    """An index that grows, from its first moment until a finer patch size is there."""
+    """An index that grows, from its first moment until a finer patch size is there, and then by a
+    photo that is new."""
     told = "the program that indexes has ended"
     states: list[Any] = [
         {"done": 0, "total": 0},
@@ -35,13 +36,15 @@ def wait(page: Page, url: str, picture: str) -> Seen:
         {"done": 1234, "total": 1500, "problem": told},
         {"done": 1234, "total": 1500},
         None,
+        {"done": 1500, "total": 1501},
+        None,
     ]
-    number = 0
+    number, finer = 0, states.index(None)
 
     def describe(body: Any) -> None:
         (index,) = body["indices"]
         index["indexing"] = states[number]
-        if number < len(states) - 1:  # only the coarsest so far
+        if number < finer:  # only the coarsest so far
             index["generation"] = -1
             for option in index["patch_sizes"]:
                 option["in_index"] = option["patch_size"] == 48
@@ -59,7 +62,7 @@ def wait(page: Page, url: str, picture: str) -> Seen:
     for number in range(len(states)):
         if number:
             with page.expect_response("**/v1/indices"):
-                page.clock.run_for(EVERY_MS)
+                page.clock.run_for(EVERY_MS if states[number - 1] else RESTING_MS)
             page.wait_for_timeout(50)
         if states[number]:
             seen["told"].append(page.inner_text("#growing-words"))

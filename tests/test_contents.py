@@ -175,6 +175,27 @@ def test_a_scale_is_measured_once_for_each_state_of_an_index(
         assert served.get("/v1/indices/index/scale").json != first
 
 
+def test_what_is_told_is_of_an_index_that_was_built_anew(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    for name, count in (("index", 9), ("other", 20)):
+        write_embeddings(tmp_path / f"{name}.emb", tiny_model, tmp_path / "model", [count], count)
+        build_index(tmp_path / f"{name}.emb", tmp_path / name, kind="flat", device="cpu")
+    searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
+    with serving({"index": searcher}) as served:
+        before = [served.get(f"/v1/indices/index/{what}").json for what in ("scale", "columns")]
+        generation = searcher.snapshot.generation
+        (tmp_path / "index").rename(tmp_path / "gone")
+        (tmp_path / "other").rename(tmp_path / "index")
+        searcher.reload()
+        assert searcher.snapshot.generation == generation
+        after = [served.get(f"/v1/indices/index/{what}").json for what in ("scale", "columns")]
+    assert before[0]["words"] != after[0]["words"]
+    assert before[1] != after[1]
+    assert after[1]["columns"][-1]["values"][0]["count"] == 10  # even and odd, of 20
+
+
 def test_an_empty_index_has_no_scale(
     tiny_model: LitModel, searcher: Searcher, tmp_path: Path
 ) -> None:

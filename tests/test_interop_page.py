@@ -172,8 +172,9 @@ def test_an_index_that_grows_says_how_far_it_is(served: Served) -> None:
     assert first == "Indexing begins …"
     problem = "the program that indexes has ended"
     counts = [f"{done} of 1,500 photos indexed" for done in ("12", "1,500", "1,234")]
-    assert others == [*counts[:2], problem, counts[2]]
-    assert seen["bar"] == [True, True, True, False, True]
+    new = "1,500 of 1,501 photos indexed"
+    assert others == [*counts[:2], problem, counts[2], new]
+    assert seen["bar"] == [True, True, True, False, True, True]
 
 
 def test_an_open_page_takes_up_a_finer_patch_size(served: Served, searcher: Searcher) -> None:

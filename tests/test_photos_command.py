@@ -418,6 +418,21 @@ def test_a_finer_patch_size_waits_quietly_for_a_photo(
     assert read_index_manifest(tmp_path / "album").patch_sizes == (48, 24)
 
 
+def test_a_photo_that_cannot_be_read_is_tried_again_when_it_has_changed(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    broken = photos / "broken.png"
+    broken.write_bytes(b"no picture")
+    keep(photos)
+    with monkeypatch.context() as patched:
+        patched.setattr(LitModel, "from_pretrained", None)  # no model is loaded
+        keep(photos)
+    broken.write_bytes(png(7))
+    keep(photos)
+    assert read_index_manifest(tmp_path / "album").count == 3
+
+
 def test_patch_sizes_are_compared_behind(
     tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """CLIP and SigLIP checkpoints of other libraries as whole models."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,22 @@ def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):
     assert len(read) == 1
 
 
+def test_no_weight_is_left_as_the_memory_was(tiny_model, tmp_path):
+    """Random weights are not drawn where weights are read, so all must be."""
+    tiny_model.save_pretrained(tmp_path / "own")
+    make_open_clip(tmp_path / "clip", OWN_VIT)
+    clip = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    LitModel.from_pretrained(clip).save_pretrained(tmp_path / "saved")
+    for spec in (tmp_path / "own", clip, tmp_path / "saved"):
+        torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
+        try:
+            model = LitModel.from_pretrained(spec)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        assert [name for name, values in held.items() if values.isnan().any()] == []
+
+
 def test_a_projected_tower_is_exported_with_an_affine_of_its_own(tmp_path):
     torch.manual_seed(0)
     make_open_clip(tmp_path / "clip", {**OWN_VIT, "width": 48})
@@ -200,6 +217,42 @@ def test_a_model_of_transformers_embeds_as_transformers_does(kind, tiny_text, pi
     again = LitModel.from_pretrained(tmp_path / "ours")
     torch.testing.assert_close(again.encode_text(TEXTS), ours.encode_text(TEXTS))
     assert again.image_fingerprint == ours.image_fingerprint
+
+
+@pytest.mark.parametrize("num_patches", [16, 36])
+def test_naflex_models_embed_squares_as_transformers_does(num_patches, tiny_text, tmp_path):
+    """SigLIP 2's, with the budget of patches that they were trained at, and with another."""
+    torch.manual_seed(0)
+    tokenizer = with_tokenizer(tmp_path, tiny_text)
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    vision = {**SMALL, "patch_size": 16, "num_patches": 16}
+    theirs = transformers.Siglip2Model(
+        transformers.Siglip2Config(text_config=text, vision_config=vision)
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    processor = transformers.Siglip2ImageProcessor(patch_size=16, max_num_patches=num_patches)
+    processor.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)  # of SigLIP 2's own kind
+    side = 16 * math.isqrt(num_patches)
+    noise = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), dtype=np.uint8)
+    images = [Image.fromarray(pixels) for pixels in noise]
+    tokens = tokenizer(TEXTS, truncation=True, padding="max_length", max_length=16)
+    with torch.no_grad():
+        pixels = processor(images, return_tensors="pt")
+        wanted = theirs.get_image_features(**pixels).pooler_output
+        texts = theirs.get_text_features(torch.tensor(tokens["input_ids"])).pooler_output
+    ours = LitModel.from_pretrained(f"transformers:{tmp_path}")
+    assert ours.patch_sizes == (16,)
+    assert_same(ours.encode_image(images), wanted)
+    assert_same(ours.encode_text(TEXTS), texts)
+    ours.save_pretrained(tmp_path / "ours")
+    again = LitModel.from_pretrained(tmp_path / "ours")
+    assert torch.equal(again.encode_image(images), ours.encode_image(images))
+    assert torch.equal(again.encode_text(TEXTS), ours.encode_text(TEXTS))
+    tower = load_vision_tower(f"transformers:{tmp_path}")
+    assert {8, 16} <= set(tower.patch_sizes)
 
 
 def test_another_resizing_of_transformers_is_said(tmp_path, capsys):

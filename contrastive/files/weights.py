@@ -1,7 +1,9 @@
 """Reading weights and their configuration: tensors only, never unpickled code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,7 @@ def existing_file(path: str) -> Path:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A folder's config.json of format 1 that describes `part`, else `UsageError`; so for a folder
-    of which a file is damaged. Models by 0.1.0 have no digests, and are not checked."""
+    """A folder's config.json of format 1 that describes `part`, else `UsageError`."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -31,11 +32,26 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != 1 or part not in config:
         raise UsageError(f"{folder}/config.json does not describe a model of format 1")
     check_seal(folder / "config.json", config)
-    for name, noted in config.get("files", {}).items():
+    return config
+
+
+@contextmanager
+def files_checked(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Reads the files of a config.json meanwhile. Raises `UsageError` at the end for a damaged one,
+    whatever happened. Models by 0.1.0 have no digests, and are not checked."""
+    with ThreadPoolExecutor(1, "check") as pool:
+        checked = pool.submit(_check_files, folder, config.get("files", {}))
+        try:
+            yield
+        finally:
+            checked.result()
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    for name, noted in digests.items():
         file = folder / name
         if file.is_file() and file_digest(file) != noted:
             raise UsageError(f"{file} is damaged: it is not what was saved")
-    return config
 
 
 def hash_weights(digest: Any, weights: Mapping[str, Tensor]) -> None:
@@ -61,7 +77,7 @@ def write_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """config.json, when everything else is in the folder: it holds digests of the files, but the
-    README, and of itself, which `read_config` checks."""
+    README, and of itself: `files_checked`, `read_config`."""
     files = {
         file.name: file_digest(file)
         for file in sorted(folder.iterdir())

@@ -5,7 +5,9 @@ LiT: Zero-Shot Transfer with Locked-image text Tuning (Zhai et al., arXiv:2111.0
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from contrastive.files.hub import local_folder
 from contrastive.files.weights import (
+    files_checked,
     hash_weights,
     load_weights,
     read_config,
@@ -32,6 +35,7 @@ from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
 from contrastive.model.shaped import by_shape, shaped_pixels
 from contrastive.model.text_side import TextSide
+from contrastive.model.without_init import WithoutInit
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
@@ -255,7 +259,8 @@ class LitModel(nn.Module, ModelHubMixin):
     def facts(self) -> ModelFacts:
         """For the model card."""
         tower = self.text.encoder.tower
-        with torch.compiler.set_stance("force_eager"):  # compiled blocks are not counted
+        compiled = "torch._dynamo" in sys.modules  # compiled blocks are not counted
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             costs = {
                 s: (self.vision.num_tokens(s), self.vision.gflops(s)) for s in self.patch_sizes
             }
@@ -330,13 +335,14 @@ class LitModel(nn.Module, ModelHubMixin):
         folder = local_folder(folder, hub)
         config = read_config(folder, "text")
         try:
-            vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
-            vision.to(getattr(torch, config["vision_dtype"]))
-            width = config.get("embed_dim", vision.embed_dim)
-            tower = build_text_tower(config["text"], folder)
-            encoder = TextEncoder(tower, width, config.get("text_head", "none"))
-            text = TextSide(encoder, LossConfig.from_json(config["loss"]))
-            model = cls(vision.lock(), text, width, config.get("head", "none"))
+            with files_checked(folder, config), WithoutInit():
+                vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
+                vision.to(getattr(torch, config["vision_dtype"]))
+                width = config.get("embed_dim", vision.embed_dim)
+                tower = build_text_tower(config["text"], folder)
+                encoder = TextEncoder(tower, width, config.get("text_head", "none"))
+                text = TextSide(encoder, LossConfig.from_json(config["loss"]))
+                model = cls(vision.lock(), text, width, config.get("head", "none"))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

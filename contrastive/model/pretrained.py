@@ -2,6 +2,7 @@
 
 from contrastive.files.open_clip import read_open_clip
 from contrastive.model.config import LossConfig
+from contrastive.model.without_init import WithoutInit
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import open_clip_text_tower
@@ -47,7 +48,8 @@ def _of_open_clip(rest: str) -> tuple[VisionTower, TextTower]:
     from contrastive.vision.formats.open_clip import open_clip_tower
 
     checkpoint = read_open_clip(rest)
-    return open_clip_tower(checkpoint, rest), open_clip_text_tower(checkpoint, LONGEST)
+    with WithoutInit():
+        return open_clip_tower(checkpoint, rest), open_clip_text_tower(checkpoint, LONGEST)
 
 
 def _of_transformers(name: str) -> tuple[VisionTower, TextTower]:
@@ -56,7 +58,7 @@ def _of_transformers(name: str) -> tuple[VisionTower, TextTower]:
 
     spec = f"transformers:{name}"
     config = read_model_config(name)
-    if config.model_type not in ("clip", "siglip"):
+    if config.model_type not in ("clip", "siglip", "siglip2"):
         raise _no_model(spec)
     net, tokenizer = load_network(name, TextConfig(tower=spec))
     parts = ("vision_model.", "visual_projection.")

@@ -1,6 +1,7 @@
 """The text tower of an open_clip model."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from contrastive.files.open_clip import OpenClipCheckpoint, architecture_config
 from contrastive.files.weights import load_weights
+from contrastive.part_imports import import_alone
 from contrastive.text.padding import PaddedTokens, embed_tokens, pad_tokens
 from contrastive.text.tokenizers import (
     OpenClipHFTokenizer,
@@ -19,6 +21,12 @@ from contrastive.text.tokenizers import (
 from contrastive.text.tower import TextTower
 from data.errors import UsageError
 from data.token_ids import TokenIds
+
+# What a `text_cfg` says of the tokenizer and of encoders of transformers; the network ignores it.
+NOT_OF_NET = (
+    "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "final_ln_after_pool",
+    "hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+)  # fmt: skip
 
 
 class OpenClipTextTower(TextTower):
@@ -35,8 +43,6 @@ class OpenClipTextTower(TextTower):
     ) -> None:
         """model: what open_clip builds it from. Not given: what it knows of the architecture.
         hf_folder: with the tokenizer, where that is one of transformers. Not given: by its name."""
-        from open_clip.model import _build_text_tower
-
         super().__init__()
         self.architecture = architecture
         self.model = architecture_config(architecture) if model is None else model
@@ -53,7 +59,7 @@ class OpenClipTextTower(TextTower):
         facts |= {"context_length": length, "output_tokens": False}
         facts |= {} if biased else {"proj_type": "none"}
         out = int(self.model["embed_dim"]) if biased else 0
-        self.net: Any = _build_text_tower(out, facts, self.model.get("quick_gelu", False))
+        self.net: Any = _build_net(out, facts, self.model.get("quick_gelu", False))
         self.width = out or int(self.net.width)
         self.own_projection = None
 
@@ -115,11 +121,10 @@ class OpenClipTextTower(TextTower):
     def _read(self, vectors: Float[Tensor, "b n w"], ids: Int[Tensor, "b n"]) -> Tensor:
         """open_clip's forward with the mask cut to n tokens; the original always uses the
         full-context mask."""
-        from open_clip.transformer import text_global_pool
-
         net, n = self.net, ids.shape[1]
         read = net.transformer(vectors + net.positional_embedding[:n], net.attn_mask[:n, :n])
-        vectors = text_global_pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
+        pool = import_alone("open_clip.transformer").text_global_pool
+        vectors = pool(net.ln_final(read), ids, net.pool_type, eos_token_id=net.eos_id)
         return vectors if net.text_projection is None else net.text_projection(vectors)
 
     def compile_net(self) -> None:
@@ -137,6 +142,22 @@ class OpenClipTextTower(TextTower):
         """open_clip ships its own vocabulary."""
         if isinstance(self.tokenizer, OpenClipHFTokenizer):
             self.tokenizer.hf.save_pretrained(folder)
+
+
+def _build_net(output_dim: int, facts: dict[str, Any], quick_gelu: bool) -> Any:
+    """What open_clip builds of a `text_cfg`, without importing transformers as its factory does.
+    Raises TypeError for what it has no parameter for."""
+    parts = import_alone("open_clip.transformer")
+    activation: Any = parts.QuickGELU if quick_gelu else nn.GELU
+    norm: Any = parts.LayerNorm
+    facts = {name: value for name, value in facts.items() if name not in NOT_OF_NET}
+    if (options := facts.pop("act_kwargs", None)) is not None:
+        activation = partial(activation, **options)
+    if options := facts.pop("norm_kwargs", None):
+        norm = partial(norm, **options)
+    return parts.TextTransformer(
+        **facts, output_dim=output_dim, act_layer=activation, norm_layer=norm
+    )
 
 
 def check_tokenizer(tower: TextTower, to: str) -> None:

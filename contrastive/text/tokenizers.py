@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from contrastive.files.transformers import first_line
+from contrastive.part_imports import import_alone
 from data.errors import UsageError
 
 
@@ -73,9 +74,8 @@ class OpenClipHFTokenizer(HFTokenizer):
         return super().cut(self._cleaned(texts))
 
     def _cleaned(self, texts: Sequence[str]) -> list[str]:
-        from open_clip.tokenizer import get_clean_fn
-
-        return [get_clean_fn(self.clean)(text) for text in texts]
+        clean = import_alone("open_clip.tokenizer").get_clean_fn(self.clean)
+        return [clean(text) for text in texts]
 
     def _facts(self) -> dict[str, Any]:
         return super()._facts() | {"clean": self.clean, "strip": self.strip_sep_token}
@@ -114,10 +114,9 @@ class OpenClipTokenizer:
     def _read(texts: Sequence[str], context_length: int) -> list[list[int]]:
         if not texts:
             return []
-        import open_clip
-
-        end = int(open_clip.tokenize([""], 2)[0, 1])
-        rows = open_clip.tokenize(list(texts), context_length).tolist()
+        tokenize = import_alone("open_clip.tokenizer").tokenize
+        end = int(tokenize([""], 2)[0, 1])
+        rows = tokenize(list(texts), context_length).tolist()
         # every text ends with its last end token; the padding's id is also that of "!" in a word
         return [row[: len(row) - row[::-1].index(end)] for row in rows]
 

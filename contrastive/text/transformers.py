@@ -19,7 +19,7 @@ from contrastive.text.tower import TextTower
 from data.errors import UsageError
 from data.token_ids import TokenIds
 
-SIGLIP = "siglip_text_model"
+SIGLIPS = ("siglip_text_model", "siglip2_text_model")
 
 
 class HFTextTower(TextTower):
@@ -87,7 +87,7 @@ class HFTextTower(TextTower):
     @property
     def reads_padding(self) -> bool:
         """Whether padding changes the result, so that texts must have one length."""
-        return bool(self.net.config.model_type == SIGLIP)
+        return self.net.config.model_type in SIGLIPS
 
     def config(self) -> dict[str, Any]:
         return {
@@ -106,14 +106,20 @@ class ClipTextTower(HFTextTower):
 
     def __init__(self, net: Any, tokenizer: Any, context_length: int) -> None:
         super().__init__(net, tokenizer, "eos", context_length)
-        if net.config.model_type == SIGLIP:
+        if net.config.model_type in SIGLIPS:
             self.width = int(net.config.projection_size)
 
     def pad(self, ids: TokenIds) -> PaddedTokens:
-        """To the context length for SigLIP, which was trained to read padding like text."""
+        """To the context length for SigLIP, which was trained to read padding like text, on the
+        side that its tokenizer says."""
         if not self.reads_padding:
             return super().pad(ids)
-        return pad_tokens(ids, self.tokenizer.context_length, self.tokenizer.pad_id)
+        length = self.tokenizer.context_length
+        padded = pad_tokens(ids, length, self.tokenizer.pad_id)
+        if self.tokenizer.hf.padding_side == "right":
+            return padded
+        places = (torch.arange(length) + padded.mask.sum(1, keepdim=True)) % length
+        return PaddedTokens(padded.ids.gather(1, places), padded.mask.gather(1, places))
 
     def forward(self, groups: Sequence[PaddedTokens]) -> Float[Tensor, "m w"]:
         """One vector per text; no mask, since CLIP never reads what follows its end token."""
@@ -128,7 +134,7 @@ def load_transformers_tower(name: str, cfg: TextConfig) -> HFTextTower:
     """The encoder in a folder or of a hub name, with its weights. safetensors only: untrusted
     weights are never unpickled."""
     net, tokenizer = load_network(name, cfg)
-    if net.config.model_type in ("clip", "siglip"):
+    if net.config.model_type in ("clip", "siglip", "siglip2"):
         return text_half(net, tokenizer, cfg.context_length)
     limit = getattr(net.config, "max_position_embeddings", None) or cfg.context_length
     return HFTextTower(net, tokenizer, cfg.pooling, min(cfg.context_length, limit))
@@ -171,7 +177,7 @@ def set_dropout(config: Any, dropout: float) -> None:
 def text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
     """The text half of a CLIP or SigLIP model, and its projection."""
     limit = net.text_model.config.max_position_embeddings
-    siglip = net.config.model_type == "siglip"
+    siglip = net.config.model_type != "clip"
     length = limit if siglip else min(context_length, limit)
     tower = ClipTextTower(net.text_model, tokenizer, length)
     tower.own_projection = torch.eye(tower.width) if siglip else net.text_projection.weight.detach()
@@ -182,7 +188,7 @@ def text_half(net: Any, tokenizer: Any, context_length: int) -> ClipTextTower:
 
 def build_transformers_tower(config: dict[str, Any], folder: Path) -> HFTextTower:
     """Rebuild, without weights, the tower of `config()`; its tokenizer is in `folder`."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, SiglipTextModel
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     facts = dict(config["net"])
     shape = AutoConfig.for_model(facts.pop("model_type"), **facts)
@@ -193,7 +199,12 @@ def build_transformers_tower(config: dict[str, Any], folder: Path) -> HFTextTowe
             f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy the folder again"
         ) from error
     if config["kind"] == "clip":
-        own: Any = SiglipTextModel if shape.model_type == SIGLIP else CLIPTextModel
+        from transformers import CLIPTextModel, Siglip2TextModel, SiglipTextModel
+
+        siglips: dict[str, Any] = dict(
+            zip(SIGLIPS, (SiglipTextModel, Siglip2TextModel), strict=True)
+        )
+        own = siglips.get(shape.model_type, CLIPTextModel)
         return ClipTextTower(own(shape), tokenizer, config["context_length"])
     net = AutoModel.from_config(shape)
     return HFTextTower(net, tokenizer, config["pooling"], config["context_length"])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from contrastive.part_imports import timm_model
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -22,10 +23,8 @@ def build_net(library: str, name: str, args: dict[str, Any]) -> Any:
         return _open_clip_net(args)
     if library == "vit_pytorch":
         return _vit_pytorch_net(name, args)
-    import timm
-
     try:
-        return timm.create_model(name, pretrained=False, **args)
+        return timm_model(name, pretrained=False, **args)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"unknown tower {name!r}: {error}") from error
 

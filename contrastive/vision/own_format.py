@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive.files.weights import (
+    files_checked,
     load_weights,
     read_config,
     read_weights,
@@ -34,10 +35,11 @@ def save_vision_tower(
 def load_saved_tower(folder: Path) -> VisionTower:
     """The tower of a folder that `save_vision_tower` wrote, or a whole model's image tower."""
     config = read_config(folder, "vision")
-    try:
-        tower = build_vision_tower(TowerConfig.from_json(config["vision"]))
-    except UsageError as error:
-        raise UsageError(f"{folder}/config.json: {error}") from error
+    with files_checked(folder, config):
+        try:
+            tower = build_vision_tower(TowerConfig.from_json(config["vision"]))
+        except UsageError as error:
+            raise UsageError(f"{folder}/config.json: {error}") from error
     weights = read_weights(folder / "model.safetensors")
     prefix = "vision."  # of the image tower in a whole model
     if any(name.startswith(prefix) for name in weights):

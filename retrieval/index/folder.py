@@ -89,8 +89,13 @@ def read_tombstones(folder: Path, manifest: IndexManifest) -> Int[np.ndarray, " 
 
 def check_new(out: Path) -> None:
     """Raises `UsageError` where something lies in the folder already."""
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists already; give another name, or remove it first")
+    held = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
+    if held:
+        some = ", ".join(held[:3]) + (", ..." if held[3:] else "")
+        raise UsageError(
+            f"the folder {out} exists already and holds {some}; give another name, or remove that "
+            "folder first"
+        )
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import sentence_of
+from data.problems import Problem
 from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.albums import AlbumFacts
+from retrieval.photos.listing import Photo
 
 if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
@@ -90,6 +92,7 @@ class AlbumKeeper:
         self._job, self._say, self._album = job, say, Path(job.album)
         self._is_first = True
         self._waits: dict[int, _State] = {}  # by patch size
+        self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
         self.looked_s = 0.0  # that it took to see what had changed
 
     def update(self) -> None:
@@ -108,7 +111,7 @@ class AlbumKeeper:
 
         report = index_photos(
             self._job.images, album / "model", album, num_workers=self._job.num_workers,
-            on_progress=progress,
+            on_progress=progress, failed=self._failed,
         )  # fmt: skip
         self.looked_s = seen[0]
         has_changed = is_first or report.num_taken or report.gone or report.moved_from

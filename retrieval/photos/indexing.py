@@ -6,8 +6,9 @@ A photo whose contents the index holds already (it was moved or copied, or its c
 changed) takes the vectors from there.
 """
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from data.config import OnError
 from data.errors import UsageError, check_utf8
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
-from data.problems import skip_or_raise
+from data.problems import Problem, skip_or_raise
 from data.progress import Progress
 from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
@@ -37,7 +38,7 @@ from retrieval.photos.changes import (
     is_same_folder,
     known_contents,
 )
-from retrieval.photos.listing import Listing, list_photos, no_photo
+from retrieval.photos.listing import Listing, Photo, list_photos, no_photo
 from retrieval.photos.reading import LoadedPhoto, Photos
 from retrieval.photos.summary import PhotosReport
 from retrieval.photos.writing import Waiting
@@ -64,6 +65,7 @@ def index_photos(
     prune: bool = False,
     kind: IndexTypeChoice | None = None,
     on_progress: OnProgress | None = None,
+    failed: dict[Photo, Problem] | None = None,
 ) -> PhotosReport:
     """Index the photos under a folder; for an existing index, only what is new or changed.
 
@@ -72,8 +74,9 @@ def index_photos(
     skipped, counted by reason and tried again by the next run; with on_error="raise" the first one,
     or the first caption that cannot be used, ends the run. prune: drop photos of folders that are
     empty, missing or cannot be listed, which are kept without. on_progress: is told, in place of
-    a bar, how many photos of how many are done, and how many the index held. A folder that holds
-    what the index was made from elsewhere is taken for the same, moved.
+    a bar, how many photos of how many are done, and how many the index held. failed: photos that
+    are not tried again as long as their files stay as they were; those that fail are added. A
+    folder that holds what the index was made from elsewhere is taken for the same, moved.
     Raises `UsageError` for a folder without photos, an index of something else or of another image
     tower, and while another program writes it.
     """
@@ -107,6 +110,8 @@ def index_photos(
             left_out=listing.left_out,
             moved_from=moved_from,
         )
+        failed = {} if failed is None else failed
+        changes = _without_failed(changes, failed, report)
         if on_progress is not None:
             on_progress(0, len(changes.new), changes.num_unchanged)
         if changes.new:
@@ -121,7 +126,9 @@ def index_photos(
                 collate_fn=list,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )
-            _add_photos(out, model, snapshot, loader, changes, report, on_error, on_progress)
+            _add_photos(
+                out, model, snapshot, loader, changes, report, on_error, on_progress, failed
+            )
         if changes.gone:  # last, so that a run that was stopped finds the vectors of moved photos
             change_index(out, delete=changes.gone)
         report.kept = len(changes.kept)
@@ -202,6 +209,20 @@ def _note_folder(out: Path, images: Path) -> None:
         commit(out, manifest, manifest.segments, snapshot.tombstones)
 
 
+def _without_failed(
+    changes: Changes, failed: Mapping[Photo, Problem], report: PhotosReport
+) -> Changes:
+    """Without the photos that would fail again, which are counted."""
+    new = []
+    for photo in changes.new:
+        problem = failed.get(photo)
+        if problem is None or (problem.kind == "unreadable" and os.access(photo.path, os.R_OK)):
+            new.append(photo)
+        else:
+            report.skip(problem)
+    return replace(changes, new=new)
+
+
 def _compact(out: Path, device: Device) -> str:
     """Compact when much was added or deleted since the last time. Returns why this index type."""
     manifest = Snapshot.open(out).manifest
@@ -225,10 +246,12 @@ def _add_photos(
     report: PhotosReport,
     on_error: OnError,
     on_progress: OnProgress | None,
+    failed: dict[Photo, Problem],
 ) -> None:
     """Embed photos and add them, those that replace another in the same step.
 
-    snapshot: of the index before, for the vectors of contents that it holds.
+    snapshot: of the index before, for the vectors of contents that it holds. failed: is told of
+    those that cannot be read.
     """
     sizes = ", ".join(map(str, snapshot.patch_sizes))
     waiting = Waiting(snapshot)
@@ -239,6 +262,8 @@ def _add_photos(
         for batch in loader:
             for loaded in batch:
                 waiting.replaced += _settle(loaded, changes, report, on_error)
+                if loaded.problem is not None:
+                    failed[loaded.photo] = loaded.problem
             waiting.add(model, [loaded for loaded in batch if loaded.problem is None])
             bar.update(len(batch))
             done += len(batch)

@@ -1,7 +1,7 @@
 """What one image costs a model at each patch size, and the finest within a budget.
 
 Times are measured one image at a time, and kept under `profiles` of the cache folder: for thirty
-days, or for an hour where other programs disturbed them.
+days, or for an hour where other programs disturbed them. So are counts of operations, for good.
 """
 
 import hashlib
@@ -50,8 +50,23 @@ class CostProfile:
         """10^9 floating-point operations of one image."""
         with self._lock:
             if patch_size not in self._gflops:
+                self._gflops |= _read_gflops(self.file, self.machine)
+            if patch_size not in self._gflops:  # torch's counter imports its compiler first
                 self._gflops[patch_size] = self._model.vision.gflops(patch_size)
+                self._keep_gflops()
             return self._gflops[patch_size]
+
+    def _keep_gflops(self) -> None:
+        """With the times, where those are known."""
+        record = _record(self.file, self.machine)
+        if record is not None:
+            self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        gflops = {str(size): self._gflops[size] for size in sorted(self._gflops)}
+        with suppress(OSError):  # with a read-only home the next program measures again
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, {**record, "gflops": gflops})
 
     def ms(self, patch_sizes: Sequence[int]) -> dict[int, float]:
         """Milliseconds of one image alone, per patch size; measured where they are not known."""
@@ -81,9 +96,7 @@ class CostProfile:
             "ms": {str(size): round(ms[size], 3) for size in sorted(ms)},
         }
         self._ms, self._source = ms, _source(record, self.file)
-        with suppress(OSError):  # with a read-only home the next program measures again
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, record)
+        self._write(record)
 
     def _in_order(self, ms: Mapping[int, float]) -> bool:
         """Whether no patch size takes much longer than one of more operations."""
@@ -152,19 +165,36 @@ def _machine(model: LitModel) -> dict[str, Any]:
     }
 
 
+def _record(file: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
+    """What was kept of this model on this machine, None for nothing or a damaged file."""
+    try:
+        found = json.loads(file.read_text())
+        return found if found["format"] == 1 and found["machine"] == machine else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _read(file: Path, machine: dict[str, Any]) -> tuple[dict[int, float], str]:
     """What was measured, and `_source`; nothing where that is too long ago, or where 0.1.0 did it,
     which kept for ever what other programs disturbed."""
+    found = _record(file, machine)
     try:
-        found = json.loads(file.read_text())
-        age = datetime.now() - datetime.fromisoformat(found["measured"])
-        current = timedelta(0) <= age < KEPT[found["spell"]]
-        if found["format"] == 1 and found["machine"] == machine and current:
-            ms = {int(size): float(ms) for size, ms in found["ms"].items()}
-            return ms, _source(found, file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if found is not None:
+            age = datetime.now() - datetime.fromisoformat(found["measured"])
+            if timedelta(0) <= age < KEPT[found["spell"]]:
+                ms = {int(size): float(ms) for size, ms in found["ms"].items()}
+                return ms, _source(found, file)
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass  # measured anew
     return {}, ""
+
+
+def _read_gflops(file: Path, machine: dict[str, Any]) -> dict[int, float]:
+    try:
+        kept = (_record(file, machine) or {}).get("gflops", {})
+        return {int(size): float(gflops) for size, gflops in kept.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _source(record: Mapping[str, Any], file: Path) -> str:

@@ -12,15 +12,16 @@ from retrieval.server.patch_sizes import usable_sizes
 from retrieval.server.service import Service
 
 
-def load_service(cfg: ServeConfig) -> Service:
-    """Open everything that a server needs, and warm it up. Raises `UsageError`."""
+def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
+    """Open everything that a server needs, and warm it up. model: where it is loaded already.
+    Raises `UsageError`."""
     models: list[LitModel] = []
     searchers: dict[str, Searcher] = {}
     for name, folder in zip(cfg.index_names(), cfg.index, strict=True):
-        searcher = Searcher.load(folder, cfg.model, cfg.device)
-        for model in models:  # equal models are kept once, so that their requests share forwards
-            if _same(model, searcher.model):
-                searcher = Searcher.load(folder, model, cfg.device)
+        searcher = Searcher.load(folder, model or cfg.model, cfg.device)
+        for known in models:  # equal models are kept once, so that their requests share forwards
+            if _same(known, searcher.model):
+                searcher = Searcher.load(folder, known, cfg.device)
         if searcher.model not in models:
             models.append(searcher.model)
         for size in usable_sizes(searcher):  # measured now: the first request need not wait

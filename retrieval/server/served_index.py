@@ -16,6 +16,7 @@ from data.errors import UsageError
 from data.shards.location import ImageLocation, read_image
 from retrieval.index.filters import Where
 from retrieval.index.integrity import check_index
+from retrieval.index.manifest import IndexManifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.indexing_progress import IndexingProgress
 from retrieval.search.searcher import Hit, Searcher
@@ -40,7 +41,7 @@ class ServedIndex:
         self._stamp = _stamp(searcher)
         self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
-        self._means: dict[tuple[int, int], np.ndarray] = {}  # by generation and patch size
+        self._means: tuple[IndexManifest | None, dict[int, np.ndarray]] = None, {}  # by patch size
         self._intact: set[str] = set()  # digests of files that were read
         self._checking = threading.Lock()
 
@@ -92,12 +93,13 @@ class ServedIndex:
     async def mean_vector(self, patch_size: int) -> Float[np.ndarray, " d"]:
         """Of a sample of the unit-norm vectors: its inner product with a query is how similar the
         query is to images at random. Zeros for an empty index."""
-        snapshot = self.searcher.snapshot
-        key = snapshot.generation, patch_size
-        if key not in self._means:
-            mean = await self.of_snapshot(partial(_mean_vector, patch_size=patch_size))
-            self._means = {k: v for k, v in self._means.items() if k[0] == key[0]} | {key: mean}
-        return self._means[key]
+        manifest = self.searcher.snapshot.manifest
+        if self._means[0] is not manifest:
+            self._means = manifest, {}
+        means = self._means[1]
+        if patch_size not in means:
+            means[patch_size] = await self.of_snapshot(partial(_mean_vector, patch_size=patch_size))
+        return means[patch_size]
 
     async def confidence(
         self, vector: Float[np.ndarray, " d"], hits: Sequence[Hit], patch_size: int

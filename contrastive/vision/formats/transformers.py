@@ -1,6 +1,7 @@
 """Image towers of transformers: the image part of CLIP or SigLIP, and SegFormer's encoder."""
 
 import sys
+from math import isqrt
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     SegformerModel,
+    Siglip2VisionModel,
     SiglipVisionModel,
 )
 from transformers.models.auto.image_processing_auto import get_image_processor_config
@@ -25,6 +27,7 @@ from contrastive.vision.formats.timm_vit import PLAIN_VIT, rename_keys, timm_vit
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
+from data.progress import say_once
 
 TRANSFORMERS_NAMES = (
     ("vision_model.", ""),
@@ -56,19 +59,20 @@ def load_transformers(name: str) -> VisionTower:
     kind = config.model_type
     if kind == "segformer":
         return _segformer(name, config)
-    if kind not in ("clip", "clip_vision_model", "siglip", "siglip_vision_model"):
+    family = kind.removesuffix("_vision_model")
+    if family not in ("clip", "siglip", "siglip2"):
         raise UsageError(
-            f"transformers:{name} is of type {kind}; allowed: clip, siglip, their vision models, "
-            "segformer"
+            f"transformers:{name} is of type {kind}; allowed: clip, siglip, siglip2, their vision "
+            "models, segformer"
         )
     vision = getattr(config, "vision_config", config)
-    cls: Any = SiglipVisionModel
-    if kind.startswith("clip"):
+    cls: Any = SiglipVisionModel if family == "siglip" else Siglip2VisionModel
+    if family == "clip":
         projected = "CLIPVisionModel" not in (config.architectures or ())
         cls = CLIPVisionModelWithProjection if projected else CLIPVisionModel
         vision.projection_dim = config.projection_dim
     weights = _pretrained(cls, name, vision).state_dict()
-    return image_half(name, weights, vision, kind.startswith("clip"))
+    return image_half(name, weights, vision, family == "clip")
 
 
 def read_model_config(name: str) -> Any:
@@ -84,7 +88,9 @@ def read_model_config(name: str) -> Any:
 def image_half(name: str, weights: dict[str, Tensor], vision: Any, clip: bool) -> VisionTower:
     """The image part of a CLIP, or (clip false) of a SigLIP.
 
-    weights: of that part, with the projection. vision: its configuration.
+    weights: of that part, with the projection. vision: its configuration. A NaFlex one, which
+    transformers runs at any shape of a budget of patches (SigLIP 2, arXiv:2502.14786), is given
+    squares: as many patches as the budget has.
     """
     eps, activation = vision.layer_norm_eps, vision.hidden_act
     pools = getattr(vision, "vision_use_head", True)
@@ -93,8 +99,10 @@ def image_half(name: str, weights: dict[str, Tensor], vision: Any, clip: bool) -
             f"transformers:{name} has layer_norm_eps {eps}, hidden_act {activation}; allowed: "
             f"{', '.join(map(str, PLAIN_VIT))}; {', '.join(ACTIVATIONS)}; for SigLIP a pooling head"
         )
+    naflex = not hasattr(vision, "image_size")
+    own_side = isqrt(vision.num_patches) * vision.patch_size if naflex else vision.image_size
     args = {
-        "img_size": vision.image_size,
+        "img_size": own_side,
         "patch_size": vision.patch_size,
         "embed_dim": vision.hidden_size,
         "depth": vision.num_hidden_layers,
@@ -109,9 +117,15 @@ def image_half(name: str, weights: dict[str, Tensor], vision: Any, clip: bool) -
     }
     weights = rename_keys(weights, TRANSFORMERS_NAMES)
     projection = weights.pop("visual_projection.weight", None)
-    mean, std, _ = _pixels(name, OPENAI if clip else HALF)
-    facts = {"image_size": vision.image_size, "mean": mean, "std": std}
+    mean, std, side = _pixels(name, OPENAI if clip else HALF, own_side)
+    facts = {"image_size": side if naflex else own_side, "mean": mean, "std": std}
     facts["fit"] = "crop" if clip else "squash"
+    if naflex:
+        kernel, p = weights["patch_embed.proj.weight"], vision.patch_size  # it maps pixels
+        weights["patch_embed.proj.weight"] = kernel.reshape(-1, p, p, 3).permute(0, 3, 1, 2)
+        if is_main():
+            say_once(f"transformers:{name} keeps the shape of images, here they become squares of "
+                     f"{side} px")  # fmt: skip
     return timm_vit(PLAIN_VIT[eps], args, _joined(weights), projection, facts)
 
 
@@ -135,7 +149,7 @@ def _segformer(name: str, config: Any) -> VisionTower:
     args = net.config.to_diff_dict()
     for key in ("model_type", "transformers_version", "dtype"):
         args.pop(key, None)
-    mean, std, size = _pixels(name, IMAGENET)
+    mean, std, size = _pixels(name, IMAGENET, 224)
     tower = TowerConfig("segformer", args, size, (), mean, std, library="transformers")
     return VisionTower(net.eval(), tower)
 
@@ -165,14 +179,18 @@ def _pretrained(cls: Any, name: str, config: Any) -> Any:
     return net
 
 
-def _pixels(name: str, default: tuple[Any, Any]) -> tuple[Any, Any, int]:
-    """(mean, std, image side) of the folder's preprocessor; the side is 224 unless it says."""
+def _pixels(name: str, default: tuple[Any, Any], side: int) -> tuple[Any, Any, int]:
+    """(mean, std, image side) of the folder's preprocessor, of a NaFlex one the side of a square of
+    all its patches; the defaults where there is none."""
     what = f"the image processor of transformers:{name}"
     try:
         if not get_image_processor_config(name):  # no such file
-            return *default, 224
+            return *default, side
         processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-        side = int(max(dict(processor.size).values()))
+        if hasattr(processor, "max_num_patches"):
+            side = isqrt(processor.max_num_patches) * int(processor.patch_size)
+        else:
+            side = int(max(dict(processor.size).values()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{what} cannot be read: {first_line(error)}") from error
     wanted = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}

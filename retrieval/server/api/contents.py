@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from retrieval.index.filters import parse_where
+from retrieval.index.manifest import IndexManifest
 from retrieval.search.searcher import Hit
 from retrieval.server.api.answers import (
     ClassSetAnswer,
@@ -37,8 +38,9 @@ MAX_LISTED = 100
 def routes(service: Service) -> APIRouter:
     """The endpoints of whole indexes."""
     router = APIRouter(prefix="/v1", route_class=ModelRoute)
-    columns_of: dict[str, tuple[int, ColumnsAnswer]] = {}  # by index, of a generation
-    scale_of: dict[tuple[str, int], tuple[int, ScaleAnswer]] = {}  # by index and patch size
+    # of a state of an index, which a generation does not tell: it may have been built anew
+    columns_of: dict[str, tuple[IndexManifest, ColumnsAnswer]] = {}  # by index
+    scale_of: dict[tuple[str, int], tuple[IndexManifest, ScaleAnswer]] = {}  # and patch size
 
     @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
     async def indices() -> IndicesAnswer:
@@ -85,23 +87,23 @@ def routes(service: Service) -> APIRouter:
     @router.get("/indices/{index}/columns", summary="Columns to filter by, and their values")
     async def columns(index: str) -> ColumnsAnswer:
         found = service.index(index)
-        generation = found.searcher.snapshot.generation
+        manifest = found.searcher.snapshot.manifest
         kept = columns_of.get(found.name)
-        if kept is None or kept[0] != generation:
+        if kept is None or kept[0] != manifest:
             described = await found.of_snapshot(describe_columns)
-            kept = generation, ColumnsAnswer(index=found.name, columns=described)
+            kept = manifest, ColumnsAnswer(index=found.name, columns=described)
             columns_of[found.name] = kept
         return kept[1]
 
     @router.get("/indices/{index}/scale", summary="What a similarity means here")
     async def scale(index: str, patch_size: int | None = None) -> ScaleAnswer:
         found = service.index(index)
-        sizes, generation = found.searcher.patch_sizes, found.searcher.snapshot.generation
+        sizes, manifest = found.searcher.patch_sizes, found.searcher.snapshot.manifest
         size = patch_size or min(sizes)
         check_size("patch_size", size, sizes, f"index {found.name}")
         kept = scale_of.get((found.name, size))
-        if kept is None or kept[0] != generation:
-            kept = generation, await similarity_scale(service, found, size)
+        if kept is None or kept[0] != manifest:
+            kept = manifest, await similarity_scale(service, found, size)
             scale_of[found.name, size] = kept
         return kept[1]
 

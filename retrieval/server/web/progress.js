@@ -5,7 +5,8 @@ import { finest } from "./sizes.js";
 import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const EVERY_MS = 3000;
+const EVERY_MS = 3000; // while an index grows
+const RESTING_MS = 30000; // while none does: a folder that is watched may have new photos
 
 let timer = 0;
 
@@ -33,14 +34,14 @@ const time = (seconds) =>
 // Of an index that grows, what changes more than the bar.
 const news = ({ generation, indexing }) => `${generation} ${indexing?.problem ?? !indexing}`;
 
-// Asks again while an index grows. onChange(before): the index at hand holds more now, or will not
-// grow any more; before: its finest patch size until now.
+// Asks again, for ever. onChange(before): the index at hand holds more now, begins to grow or will
+// not grow any more; before: its finest patch size until now.
 export function watchProgress(indices, onChange) {
   clearTimeout(timer);
   drawProgress();
-  if (!state.index.indexing) return;
   timer = setTimeout(async () => {
     try {
+      if (document.hidden) return;
       const found = await get("v1/indices");
       const before = { news: news(state.index), finest: finest(state.index) };
       for (const index of found.indices) {
@@ -50,7 +51,8 @@ export function watchProgress(indices, onChange) {
       if (news(state.index) !== before.news) onChange(before.finest);
     } catch {
       // the next time, perhaps
+    } finally {
+      watchProgress(indices, onChange);
     }
-    watchProgress(indices, onChange);
-  }, EVERY_MS);
+  }, state.index.indexing ? EVERY_MS : RESTING_MS);
 }
