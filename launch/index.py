@@ -4,6 +4,7 @@
     python launch/index.py --images photos --model runs/demo/model --out index     # and again
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
+    python launch/index.py --embeddings embeddings --out milvus:http://localhost:19530/photos
 
 With --images, running it again picks up new, changed and deleted photos, and a folder that was
 moved. An index can be changed while it is being searched.
@@ -13,6 +14,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -22,14 +24,15 @@ from data.files import make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
-from retrieval.index.manifest import read_index_manifest
+from retrieval.index_places import find_place
+from retrieval.milvus.address import is_address, parse_address
 from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
 class Args:
-    out: str
-    """Folder of the index."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--index"])]
+    """Folder of the index; or milvus:URI/NAME, where embeddings are added and ids deleted too."""
     embeddings: str = ""
     """Folder written by launch/embed.py."""
     images: str = ""
@@ -81,6 +84,9 @@ def check(args: Args) -> None:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
     if not (args.embeddings or args.images or args.delete or args.compact):
         raise UsageError("nothing to do: give --embeddings, --images, --delete or --compact")
+    if is_address(args.out) and (args.images or args.compact):
+        what = "--images" if args.images else "--compact"
+        raise UsageError(f"{what} is for a folder; Milvus takes embeddings, and compacts by itself")
     if args.images:
         check_batches(args.batch_size, args.num_workers)
         if not Path(args.images).is_dir():
@@ -90,16 +96,19 @@ def check(args: Args) -> None:
         source = read_manifest(args.embeddings)
         if not args.add:
             check_model_folder(args.model or source["model"])
-    if args.images or (args.embeddings and not args.add):
+    if not is_address(args.out) and (args.images or (args.embeddings and not args.add)):
         make_folder(Path(args.out).absolute().parent)
     if args.add or not (args.embeddings or args.images):
-        read_index_manifest(Path(args.out))
+        find_place(args.out).manifest()
 
 
 def main() -> None:
     args = parse()
     with exit_on_usage_error(Args):
         check(args)
+        if is_address(args.out):
+            _change_milvus(args)
+            return
 
         from retrieval import add_embeddings, build_index, compact_index, delete_ids
 
@@ -113,7 +122,7 @@ def main() -> None:
                 args.embeddings, args.out, args.model, args.index_type, args.device,
                 args.latency_ms, args.memory_gib,
             )  # fmt: skip
-            count = read_index_manifest(Path(args.out)).count
+            count = find_place(args.out).manifest().count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
         if args.images or args.embeddings:
             _say_how_sizes_agree(args)
@@ -121,6 +130,21 @@ def main() -> None:
             print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
         if args.compact:
             print(f"{args.out}: {compact_index(args.out, args.device)}")
+
+
+def _change_milvus(args: Args) -> None:
+    from retrieval.milvus.write import add_to_milvus, build_in_milvus, delete_in_milvus
+
+    address = parse_address(args.out)
+    if args.add:
+        added = add_to_milvus(address, args.embeddings)
+        print(f"{args.out}: added {added:,} images{_passed_over(args, added)}")
+    elif args.embeddings:
+        reason = build_in_milvus(args.embeddings, address, args.model, args.index_type)
+        count = find_place(args.out).manifest().count
+        print(f"{args.out}: {count:,} images, {reason}{_passed_over(args, count)}")
+    if args.delete:
+        print(f"{args.out}: deleted {delete_in_milvus(address, args.delete):,} images")
 
 
 def _passed_over(args: Args, added: int) -> str:

@@ -68,7 +68,7 @@ def write_segment(
         found = RunningBest(draw_queries(sample), K) if device is not None and inverted else None
         done = 0
         for source, start, stop in blocks(sources, *span):
-            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
+            vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
             there = None if found is None else torch.from_numpy(vectors).to(device)
             add(index, vectors, ids[done : done + len(vectors)], there)
             if found is not None and there is not None:
@@ -109,12 +109,12 @@ def _sample(
     for source, start, stop in blocks(sources, *span):
         rows = draw.random(stop - start) < share
         if rows.any():
-            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
+            vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
             chosen.append(vectors[rows])
     return np.concatenate(chosen)
 
 
-def _checked(
+def checked_vectors(
     vectors: Float[np.ndarray, "n d"], width: int, patch_size: int
 ) -> Float[np.ndarray, "n d"]:
     """The same; FAISS would end in a traceback, or find nothing."""
