@@ -1,5 +1,5 @@
-"""Milvus Lite as published (in .venv-interop/milvus) holds an index as a folder does: one suite over
-both, and what only Milvus can do wrong."""
+"""Milvus Lite as published (in .venv-interop/milvus) holds an index as a folder does: one suite
+over both, and what only Milvus can do wrong."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from data.errors import UsageError
 from retrieval import Searcher, add_embeddings, build_index, delete_ids
 from retrieval.index.filters import matching
 from retrieval.index_interface import IndexUnavailable
-from retrieval.milvus import client, write
+from retrieval.milvus import client
 from retrieval.milvus.address import parse_address
 from retrieval.milvus.catalogue import Catalogue
 from retrieval.milvus.client import MilvusConnection
@@ -32,7 +32,8 @@ pytestmark = pytest.mark.interop
 COUNTS = (90, 60)
 STRANGE = (
     'a "quoted" text', "it's 100%", "100 per_cent", "back\\slash", "two\nlines\tand a tab",
-    '" or id >= 0 or caption == "', "\\\" or id >= 0 or \"", "Straße Café ﬁne", "猫が好き", "", "%", "_",
+    '" or id >= 0 or caption == "', '\\" or id >= 0 or "', "Straße Café ﬁne", "猫が好き", "", "%",
+    "_",
 )  # fmt: skip
 
 
@@ -70,9 +71,7 @@ class Backend:
 
 
 @pytest.fixture(scope="module", params=["folder", "milvus"])
-def backend(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Backend:
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     if request.param == "milvus":
         return Backend("milvus", request.getfixturevalue("lite").address)
     folder = tmp_path_factory.mktemp("folders")
@@ -136,7 +135,9 @@ def test_the_nearest_are_found(
     queries = clustered(7, tiny_model.embed_dim, seed=9)
     vectors, ids = all_vectors(embeddings)
     found = searcher.search_embeds(queries, k=5, nprobe=64)
-    assert [[hit.id for hit in hits] for hits in found] == nearest(queries, vectors, ids, 5).tolist()
+    assert [[hit.id for hit in hits] for hits in found] == nearest(
+        queries, vectors, ids, 5
+    ).tolist()
     cosines = np.sort(queries @ vectors.T)[:, ::-1][:, :5]
     np.testing.assert_allclose([[h.similarity for h in hits] for hits in found], cosines, atol=1e-5)
 
@@ -245,3 +246,189 @@ def test_an_index_of_another_model_is_refused(
     with pytest.raises(UsageError, match="exists already"):
         backend.build(embeddings, "other")
     assert len(Searcher.load(place, tiny_model, device="cpu")) == 40
+
+
+# ---- both, through the service and coarse to fine ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawings(backend: Backend, emoji_index: Path, tiny_model: LitModel) -> Searcher:
+    place = backend.build(emoji_index.parent / "emb", "drawings")
+    return Searcher.load(place, tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def expected(emoji_index: Path, tiny_model: LitModel) -> Searcher:
+    return Searcher.load(emoji_index, tiny_model, device="cpu")
+
+
+def test_words_images_and_refinement_find_the_same(drawings: Searcher, expected: Searcher) -> None:
+    picture = expected.search(["rain"], k=3)[0][2].image()
+    coarse, fine = sorted(expected.patch_sizes, reverse=True)
+    asked: list[dict[str, Any]] = [
+        {"queries": ["a happy cat", picture], "k": 9},
+        {"queries": "rain", "patch_size": coarse, "where": {"caption": {"contains": "a"}}},
+        {"queries": picture, "patch_size": coarse, "refine_patch_size": fine, "candidates": 30},
+        {"queries": "rain", "refine_patch_size": 24, "candidates": 10},  # not in the index
+    ]
+    for one in asked:
+        assert [[(h.key, h.shard, h.caption, h.columns) for h in hits] for hits in drawings.search(
+            **one
+        )] == [[(h.key, h.shard, h.caption, h.columns) for h in hits] for hits in expected.search(
+            **one
+        )]  # fmt: skip
+
+
+def test_the_service_answers_the_same(drawings: Searcher, expected: Searcher) -> None:
+    bodies = [
+        {"text": "rain", "k": 7}, {"text": "rain", "k": 7, "offset": 3, "deduplicate": True},
+        {"mix": [{"text": "rain", "weight": 1}, {"id": 4, "weight": -0.5}], "k": 5},
+        {"text": "sun", "where": {"caption": {"contains": "sun"}}},
+        {"text": "sun", "refine_patch_size": min(expected.patch_sizes),
+         "index_patch_size": max(expected.patch_sizes)},
+    ]  # fmt: skip
+    with serving({"one": drawings, "other": expected}) as served:
+        for body in bodies:
+            one, other = (served.post("/v1/search", {**body, "index": n}) for n in ("one", "other"))
+            assert one.status == other.status == 200, one.body
+            hits, wanted = one.json["hits"], other.json["hits"]
+            assert [hit["id"] for hit in hits] == [hit["id"] for hit in wanted]
+            assert len(hits) > 1
+        for path in ("columns", "images?k=5&offset=3", "scale"):
+            one, other = (served.get(f"/v1/indices/{n}/{path}") for n in ("one", "other"))
+            assert one.status == 200, one.body
+            same = json.loads(one.body.replace(b'"one"', b'"other"').replace(b"/one/", b"/other/"))
+            if path != "scale":
+                assert same == other.json
+        assert len(served.get("/v1/indices/one/sample?n=5").json["hits"]) == 5
+        id = served.get("/v1/indices/one/sample?n=1").json["hits"][0]["id"]
+        assert served.get(f"/v1/images/one/{id}").status == 200
+        assert served.get(f"/v1/images/one/{id + 10**9}").status == 404
+        counts = {
+            index["name"]: index["count"] for index in served.get("/v1/indices").json["indices"]
+        }
+        assert counts["one"] == counts["other"] > 0
+
+
+# ---- Milvus alone --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, tiny_model: LitModel, model_dir: Path) -> Iterator[tuple[LiteServer, str]]:
+    """A server of the test's own, and an index of 40 in it."""
+    server = LiteServer(tmp_path / "data")
+    address = server.address("photos")
+    emb = write_embeddings(tmp_path / "emb", tiny_model, model_dir, [40])
+    build_in_milvus(emb, parse_address(address))
+    yield server, address
+    server.stop()
+
+
+def test_an_index_outlives_its_server_and_a_stop_is_said(
+    own: tuple[LiteServer, str], tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, address = own
+    searcher = Searcher.load(address, tiny_model, device="cpu")
+    query = clustered(1, tiny_model.embed_dim)
+    before = searcher.search_embeds(query, k=5)
+    body = {"vector": query[0].tolist(), "k": 5}
+    with serving({"photos": searcher}) as served:
+        monkeypatch.setattr(client, "SEARCH_S", 1.0)
+        server.hold(True)
+        slow = served.post("/v1/search", body)
+        server.hold(False)
+        assert (slow.status, "within 1 s" in slow.json["error"]) == (503, True)
+        server.kill()
+        down = served.post("/v1/search", body)
+        assert (down.status, "is it running?" in down.json["error"]) == (503, True)
+        with pytest.raises(IndexUnavailable, match="is it running"):
+            delete_in_milvus(parse_address(address), [0])
+        server.start()
+        deadline = time.monotonic() + 30
+        while (again := served.post("/v1/search", body)).status == 503:
+            assert time.monotonic() < deadline, again.body
+            time.sleep(0.2)
+        assert [hit["id"] for hit in again.json["hits"]] == [hit.id for hit in before[0]]
+
+
+def test_an_interrupted_push_loses_and_doubles_nothing(
+    own: tuple[LiteServer, str],
+    tiny_model: LitModel,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, address = own
+    place = parse_address(address)
+    more = write_embeddings(tmp_path / "more", tiny_model, model_dir, [30, 30], seed=3)
+    fresh = parse_address(server.address("fresh"))
+    written = MilvusConnection.write
+
+    def fail(self: MilvusConnection, collection: str, rows: Any) -> None:
+        if collection.endswith(f"patch_{PATCH}") and rows[0]["id"] >= 1 << 32:
+            raise IndexUnavailable("gone")
+        written(self, collection, rows)
+
+    monkeypatch.setattr(MilvusConnection, "write", fail)
+    with pytest.raises(IndexUnavailable):
+        add_to_milvus(place, more)
+    with pytest.raises(IndexUnavailable):
+        build_in_milvus(more, fresh)
+    monkeypatch.undo()
+    searcher = Searcher.load(address, tiny_model, device="cpu")
+    assert len(searcher) == 40
+    with pytest.raises(UsageError, match="not complete"):
+        Searcher.load(str(fresh), tiny_model, device="cpu")
+    assert add_to_milvus(place, more) == 60
+    build_in_milvus(more, fresh)
+    assert searcher.reload()
+    assert len(searcher) == len(searcher.snapshot.ids()) == 100
+    assert len(Searcher.load(str(fresh), tiny_model, device="cpu").snapshot.ids()) == 60
+
+
+def test_one_program_changes_an_index_at_a_time(own: tuple[LiteServer, str]) -> None:
+    place = parse_address(own[1])
+    catalogue = Catalogue.open(MilvusConnection(place), place)
+    with (
+        catalogue.only_writer(),
+        pytest.raises(UsageError, match="another program is changing"),
+    ):
+        delete_in_milvus(place, [0])
+    assert delete_in_milvus(place, [0]) == 1
+
+
+def test_what_is_no_index_is_one_sentence(
+    own: tuple[LiteServer, str], tiny_model: LitModel, embeddings: Path
+) -> None:
+    server, address = own
+    place = parse_address(address)
+    connection = MilvusConnection(place)
+    flat = {"index_type": "FLAT", "params": {}}
+    connection.create("alien", {"title": "VARCHAR"}, 8, flat, {})
+    with pytest.raises(UsageError, match="no index of format"):
+        Searcher.load(server.address("alien"), tiny_model)
+    with pytest.raises(UsageError, match="not there"):
+        Searcher.load(server.address("nothing"), tiny_model)
+    with pytest.raises(UsageError, match="collection alien already"):
+        build_in_milvus(embeddings, parse_address(server.address("alien")))
+    catalogue = Catalogue.open(connection, place)
+    connection.drop(place.collection(PATCH))
+    with pytest.raises(UsageError, match="is missing"):
+        Searcher.load(address, tiny_model)
+    connection.create(place.collection(PATCH), {"key": "VARCHAR"}, 8, flat, {})
+    with pytest.raises(UsageError, match="has no field"):
+        Searcher.load(address, tiny_model)
+    catalogue._put(0, "{")
+    with pytest.raises(UsageError, match="damaged"):
+        Searcher.load(address, tiny_model)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["milvus:photos", "milvus:http://localhost/", "milvus:http://a:1/pho-tos", "milvus:/x/photos",
+     "milvus:http://me:secret@a:1/photos"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="milvus:http") as caught:
+        parse_address(text)
+    assert "secret" not in str(caught.value)

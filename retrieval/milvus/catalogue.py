@@ -51,6 +51,7 @@ class Catalogue:
             columns = Columns.from_property(known["columns"])
         except (KeyError, ValueError, OSError) as error:
             raise UsageError(f"{address}: its properties are damaged; build it again") from error
+        connection.load(address.name)
         return cls(connection, address, columns, known.get("model", ""))
 
     @classmethod
@@ -91,6 +92,11 @@ class Catalogue:
         return [
             self.address.collection(size) for size in sorted(manifest.patch_sizes, reverse=True)
         ]
+
+    def load(self, manifest: IndexManifest) -> None:
+        """Have Milvus Lite search them again after its restart; clusters remember."""
+        for collection in self.collections(manifest):
+            self.connection.load(collection)
 
     def check_collections(self, manifest: IndexManifest) -> None:
         """Raises `UsageError` where a collection of images is missing, or of another schema."""

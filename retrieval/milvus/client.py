@@ -20,7 +20,10 @@ WRITE_S = 120.0  # a batch of rows, or a collection made
 LOAD_S = 600.0  # a collection read into memory
 IDS_AT_ONCE = 1000  # of a look-up or a deletion, 20 KB of expression
 ROWS_AT_ONCE = 8192  # of an iteration; Milvus gives 16,384 at most
+MAX_TEXT_BYTES = 65_535  # of a VARCHAR
 VECTOR = "vector"  # the field
+NOT_CONNECTED = 2  # pymilvus's code
+RECONNECT_MS = 2000  # between attempts, else up to two minutes
 
 
 class MilvusConnection:
@@ -52,16 +55,17 @@ class MilvusConnection:
                         uri=self._address.uri,
                         token=os.environ.get("MILVUS_TOKEN", ""),
                         timeout=SEARCH_S,
+                        grpc_options={"grpc.max_reconnect_backoff_ms": RECONNECT_MS},
                     )
             yield self._client
         except (self._pymilvus.MilvusException, grpc.RpcError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            code = error.code() if isinstance(error, grpc.Call) else None
-            slow = code is grpc.StatusCode.DEADLINE_EXCEEDED or "imeout" in str(error)
-            if slow:
+            code = getattr(error, "code", None)
+            code = code() if callable(code) else code
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 why = f"has not answered within {timeout_s:g} s"
-            elif code is not None or getattr(error, "code", 0) == 2:  # pymilvus: no connection
+            elif code in (grpc.StatusCode.UNAVAILABLE, NOT_CONNECTED):
                 why = "does not answer; is it running?"
             else:
                 said = getattr(error, "message", "") or str(error)
@@ -202,9 +206,6 @@ class MilvusConnection:
             [(float(hit["distance"]), {**hit["entity"], "id": hit["id"]}) for hit in hits]
             for hits in found
         ]
-
-
-MAX_TEXT_BYTES = 65_535  # of a VARCHAR
 
 
 def _level(strong: bool) -> dict[str, str]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 from pyarrow import types
 
 from data.errors import UsageError
-from retrieval.index.filters import Where, comparable, fold, folded, matching
-from retrieval.milvus.fields import FOLDED, Columns
+from retrieval.index.filters import Where, comparable, fold, matching
+from retrieval.milvus.fields import FOLDED, Columns, searchable
 
 ALL, NONE = "(id == 0 or id != 0)", "(id == 0 and id != 0)"
 _PYTHON: dict[str, Callable[[Any, Any], bool]] = {
@@ -129,12 +129,8 @@ def quoted(text: str) -> str:
 
 
 def _contains(field: str, value: str) -> str:
-    (wanted,) = folded(pa.array([value])).to_pylist()
-    if wanted:
-        field = FOLDED + field
-    else:  # accents alone
-        wanted = value
-    if not wanted:
+    (wanted,) = searchable(pa.array([value])).to_pylist()
+    if not value:
         return ALL
-    pattern = "".join("\\" + letter if letter in "\\%_" else letter for letter in wanted)
-    return f"{field} like {quoted(f'%{pattern}%')}"
+    # accents alone fold to nothing, and are looked for as they are
+    return f"{FOLDED + field if wanted else field} like {quoted(f'%{wanted or value}%')}"

@@ -1,6 +1,6 @@
 """Columns of metadata as scalar fields of Milvus, and back.
 
-Texts are kept twice: as they are, and folded, which is what `contains` compares. Dates and times
+Texts are kept twice: as they are, and as `contains` compares them (`searchable`). Dates and times
 are whole numbers in their column's unit. A number that is not finite is kept as no value.
 """
 
@@ -75,7 +75,7 @@ class Columns:
                 column = column.cast(pa.float64())
                 column = pc.if_else(pc.is_finite(column), column, None)
             elif self.scalars.get(field) == "VARCHAR":
-                twin = folded(column.cast(pa.string()))
+                twin = searchable(column.cast(pa.string()))
                 for text in (column, twin):
                     if (pc.max(pc.binary_length(text)).as_py() or 0) > MAX_TEXT_BYTES:
                         raise UsageError(
@@ -109,6 +109,15 @@ class Columns:
         return pa.table(
             {name: self.values_of(name, [row[self.fields[name]] for row in rows]) for name in names}
         )
+
+
+def searchable(texts: pa.Array) -> pa.Array:
+    """Folded texts in which nothing is a wildcard of LIKE, or escapes one: their full-width forms,
+    which folding leaves nowhere, stand for these characters."""
+    texts = folded(texts)
+    for letter in "\\%_":
+        texts = pc.replace_substring(texts, pattern=letter, replacement=chr(ord(letter) + 0xFEE0))
+    return texts
 
 
 def value_type(type_: pa.DataType) -> pa.DataType:

@@ -29,7 +29,10 @@ class MilvusPlace:
         return str(self.address)
 
     def manifest(self) -> IndexManifest:
-        return Catalogue.open(self.connection, self.address).read()
+        catalogue = Catalogue.open(self.connection, self.address)
+        manifest = catalogue.read()
+        catalogue.load(manifest)
+        return manifest
 
     def model(self, manifest: IndexManifest) -> str:
         """What the embeddings named. Raises `UsageError` where it is not on this machine."""
@@ -46,8 +49,7 @@ class MilvusPlace:
         catalogue = Catalogue.open(self.connection, self.address)
         manifest = catalogue.read()
         catalogue.check_collections(manifest)
-        for collection in catalogue.collections(manifest):
-            self.connection.load(collection)
+        catalogue.load(manifest)
         return MilvusState(catalogue, manifest)
 
     def check(self, manifest: IndexManifest, intact: set[str] | None = None) -> None:

@@ -61,8 +61,7 @@ def build_in_milvus(
         raise UsageError(f"index_type {index_type!r} in Milvus: allowed are {', '.join(_TYPES)}")
     source = read_manifest(embeddings)
     sources = embedded_partitions(embeddings, source)
-    count = sum(part.count for part in sources)
-    if not count:
+    if not sources:
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
     check_shards(embeddings, source)
     model = str(model_dir or source["model"])
@@ -71,22 +70,31 @@ def build_in_milvus(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
         source["patch_sizes"], index_type=index_type, device="cpu",
     )  # fmt: skip
-    type_ = _TYPES[index_type]
-    reason = f"{type_}: {'what Milvus has everywhere' if index_type == 'auto' else 'as asked'}"
-    manifest = replace(manifest, index_type=type_, reason=reason)
+    return rows_to_milvus(address, model, manifest, sources)
+
+
+def rows_to_milvus(
+    address: MilvusAddress, model: str, manifest: IndexManifest, sources: Sequence[RowSource]
+) -> str:
+    """`build_in_milvus` from any source of rows. manifest: of `new_manifest`."""
+    count = sum(part.count for part in sources)
+    type_, why = _TYPES[manifest.asked_type], "as asked"
+    if manifest.asked_type == "auto":
+        why = "Milvus Lite and clusters have it"
+    manifest = replace(manifest, index_type=type_, reason=f"{type_}: {why}")
     ((first, *_),) = blocks(sources, 0, 1)
     columns = Columns(index_schema(first.metadata(0, 1)))
-    named = str(Path(model).resolve()) if Path(model).is_dir() else model
-    catalogue = _new_catalogue(MilvusConnection(address), address, columns, named, manifest)
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    catalogue = _new_catalogue(MilvusConnection(address), address, columns, model, manifest)
     with catalogue.only_writer() as lease:
         for size in manifest.patch_sizes:
             catalogue.connection.create(
                 address.collection(size), columns.scalars, manifest.width,
-                _vector_index(type_, count), properties(manifest, named),
+                _vector_index(type_, count), properties(manifest, model),
             )  # fmt: skip
         spans = _push(catalogue, lease, manifest, sources, "indexing")
         catalogue.write(_grown(manifest, count, spans))
-    return reason
+    return manifest.reason
 
 
 def add_to_milvus(address: MilvusAddress, embeddings_dir: str | Path) -> int:
@@ -126,7 +134,9 @@ def delete_in_milvus(address: MilvusAddress, ids: Sequence[int]) -> int:
 
 def _open(address: MilvusAddress) -> Catalogue:
     catalogue = Catalogue.open(MilvusConnection(address), address)
-    catalogue.check_collections(catalogue.read())
+    manifest = catalogue.read()
+    catalogue.check_collections(manifest)
+    catalogue.load(manifest)
     return catalogue
 
 
