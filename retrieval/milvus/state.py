@@ -16,6 +16,8 @@ from retrieval.milvus.client import VECTOR, as_ids
 from retrieval.milvus.expressions import expression
 
 NPROBE, EF = 16, 128  # where a search does not say
+FILTERED, MAX_REACH = 8, 32_768  # times as far with a filter; and where that finds too few
+ATTEMPTS = 4  # at drawing ids; a span has few gaps
 HITS_AT_ONCE = 16_384  # of one call, with their metadata
 KEPT_ROWS = 32_768  # metadata of hits, which are asked for next
 LOOKED_AT = 10_000  # rows that show what a column holds
@@ -142,24 +144,43 @@ class MilvusState:
         ef: int | None = None,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """(similarities, ids), best first, equal ones by id; -1 where fewer than k were found."""
+        queries = np.ascontiguousarray(queries, np.float32)
+        asked, size = expression(where, self._columns), patch_size
+        similarities, ids = self._search(queries, k, size, asked, self._reach(k, asked, nprobe, ef))
+        short = (ids < 0).any(axis=1) if asked else np.zeros(len(ids), bool)
+        if short.any() and self.manifest.index_type != "flat":  # look further, for as many as match
+            most = self._reach(k, asked, MAX_REACH, MAX_REACH)
+            similarities[short], ids[short] = self._search(queries[short], k, size, asked, most)
+        return similarities, ids
+
+    def _reach(self, k: int, asked: str, nprobe: int | None, ef: int | None) -> dict[str, int]:
+        """How far a search looks, as Milvus spells it; further where a filter leaves rows out."""
+        wider = FILTERED if asked else 1
+        if self.manifest.index_type == "hnsw":
+            return {"ef": max(ef or EF * wider, k)}
+        if self.manifest.index_type == "ivf":
+            return {"nprobe": min(nprobe or NPROBE * wider, int(self.manifest.unknown["nlist"]))}
+        return {}
+
+    def _search(
+        self,
+        queries: Float[np.ndarray, "q d"],
+        k: int,
+        patch_size: int,
+        asked: str,
+        reach: Mapping[str, int],
+    ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
-        asked = expression(where, self._columns)
-        params = {
-            "hnsw": {"ef": max(ef or EF, k)}, "ivf": {"nprobe": nprobe or NPROBE},
-        }.get(self.manifest.index_type, {})  # fmt: skip
         at_once = max(1, HITS_AT_ONCE // k)
         for start in range(0, len(queries), at_once):
-            part = np.ascontiguousarray(queries[start : start + at_once], np.float32)
             found = self._connection.search(
-                self._address.collection(patch_size), part, k, asked, self._fields, params
-            )
+                self._address.collection(patch_size), queries[start : start + at_once], k, asked,
+                self._fields, reach,
+            )  # fmt: skip
             self._keep([row for hits in found for _, row in hits])
             for number, hits in enumerate(found, start):
                 ranked = sorted(((s, row["id"]) for s, row in hits), key=lambda h: (-h[0], h[1]))
                 for place, hit in enumerate(ranked):
                     similarities[number, place], ids[number, place] = hit
         return similarities, ids
-
-
-ATTEMPTS = 4  # at drawing ids; a span has few gaps

@@ -81,7 +81,9 @@ def rows_to_milvus(
     type_, why = _TYPES[manifest.asked_type], "as asked"
     if manifest.asked_type == "auto":
         why = "Milvus Lite and clusters have it"
-    manifest = replace(manifest, index_type=type_, reason=f"{type_}: {why}")
+    manifest = replace(
+        manifest, index_type=type_, reason=f"{type_}: {why}", unknown={"nlist": num_lists(count)}
+    )
     ((first, *_),) = blocks(sources, 0, 1)
     columns = Columns(index_schema(first.metadata(0, 1)))
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -90,7 +92,7 @@ def rows_to_milvus(
         for size in manifest.patch_sizes:
             catalogue.connection.create(
                 address.collection(size), columns.scalars, manifest.width,
-                _vector_index(type_, count), properties(manifest, model),
+                _vector_index(manifest), properties(manifest, model),
             )  # fmt: skip
         spans = _push(catalogue, lease, manifest, sources, "indexing")
         catalogue.write(_grown(manifest, count, spans))
@@ -168,13 +170,14 @@ def _new_catalogue(
     return catalogue
 
 
-def _vector_index(index_type: IndexType, count: int) -> dict[str, Any]:
+def _vector_index(manifest: IndexManifest) -> dict[str, Any]:
     """The index of vectors as Milvus spells it."""
+    type_ = manifest.index_type
     params = {
-        "flat": {}, "ivf": {"nlist": num_lists(count)},
+        "flat": {}, "ivf": {"nlist": manifest.unknown["nlist"]},
         "hnsw": {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD},
-    }[index_type]  # fmt: skip
-    return {"index_type": {"ivf": "IVF_FLAT"}.get(index_type, index_type.upper()), "params": params}
+    }[type_]  # fmt: skip
+    return {"index_type": {"ivf": "IVF_FLAT"}.get(type_, type_.upper()), "params": params}
 
 
 def _push(
