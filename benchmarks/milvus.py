@@ -1,6 +1,6 @@
 """An index in Milvus beside one in a folder: recall, latency, filters, deletions, a restart.
 
-    python benchmarks/milvus.py [--count 100000] [--rounds 100] [--uri http://localhost:19530]
+    python benchmarks/milvus.py [--count 100000] [--rounds 50] [--uri http://localhost:19530]
 
 Clustered synthetic vectors of width 384 with the usual columns. Without --uri, Milvus Lite of
 .venv-interop/milvus (`make interop`) runs as a server in a process of its own, on the same machine.
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 from milvus_lite_server import LiteServer  # noqa: E402
 
-PATCH, K, QUERIES = 28, 10, 200
+PATCH, K, QUERIES = 28, 10, 100
 TYPES: tuple[IndexType, ...] = ("flat", "hnsw")
 DELETED = 1000
 
@@ -77,7 +77,7 @@ def build(folder: Path, uri: str, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=100, help="single queries per contender")
+    parser.add_argument("--rounds", type=int, default=50, help="single queries per contender")
     parser.add_argument("--uri", help="a Milvus that runs; not given: Milvus Lite is started")
     parser.add_argument("--folder", help="where indexes lie; a temporary folder")
     args = parser.parse_args()

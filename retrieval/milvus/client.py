@@ -1,6 +1,7 @@
 """The only module that talks to Milvus: every call has a time limit, and every failure is one
 sentence."""
 
+import importlib.util
 import logging
 import os
 import threading
@@ -30,13 +31,18 @@ class MilvusConnection:
     """One Milvus, connected when first asked. Safe for threads."""
 
     def __init__(self, address: MilvusAddress) -> None:
-        """Raises `UsageError` where pymilvus is not installed."""
+        """Raises `UsageError` where pymilvus, or for a file Milvus Lite, is not installed."""
         try:
             import pymilvus
         except ImportError as error:
             raise UsageError(
                 f"{address}: pymilvus is not installed; pip install 'flexilit[milvus]'"
             ) from error
+        if address.uri.endswith(".db") and importlib.util.find_spec("milvus_lite") is None:
+            raise UsageError(
+                f"{address}: a file is opened by Milvus Lite; pip install --no-deps milvus-lite "
+                "(without, pip would overwrite faiss-gpu)"
+            )
         self._pymilvus, self._address = pymilvus, address
         self._client: Any = None
         self._lock = threading.Lock()
