@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ class IndexUnavailable(UsageError):  # noqa: N818, as `Stopped`
     """An index on another machine does not answer, or not in time. One sentence."""
 
 
+@runtime_checkable
 class IndexState(Protocol):
     """One state of an index. Safe for threads. Raises `IndexUnavailable` where it is elsewhere and
     does not answer."""
@@ -78,6 +79,7 @@ class IndexState(Protocol):
         """(similarities, ids), best first; -1 where fewer than k match."""
 
 
+@runtime_checkable
 class IndexPlace(Protocol):
     """Where an index lies. `str` of it is how users name it."""
 
