@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ sys.path.append(str(ROOT / "tests"))
 from milvus_lite_server import LiteServer  # noqa: E402
 
 PATCH, K, QUERIES = 28, 10, 100
-TYPES: tuple[IndexType, ...] = ("flat", "hnsw")
+TYPES = ("flat", "hnsw")
 DELETED = 1000
 
 
@@ -59,12 +59,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return round(time.perf_counter() - start, 2)
 
 
-def build(folder: Path, uri: str, count: int) -> dict[str, Any]:
+def build(folder: Path, uri: str, count: int, types: Sequence[IndexType]) -> dict[str, Any]:
     """All indexes. Seconds each took."""
     vectors = synthetic(count, 1, max(1, count // 200))
     (folder / "no model").mkdir(exist_ok=True)
     rows, took = [rows_of(vectors)], {}
-    for type_ in TYPES:
+    for type_ in types:
         manifest = new_manifest("", "", WIDTH, [PATCH], "", type_, device="cpu")
         into = partial(index_rows, folder / type_, folder / "no model", manifest, rows, "cpu")
         took[f"folder, {type_}"] = seconds_of(into)
@@ -77,6 +77,7 @@ def build(folder: Path, uri: str, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--index-types", nargs="+", default=TYPES, choices=[*TYPES, "ivf"])
     parser.add_argument("--rounds", type=int, default=50, help="single queries per contender")
     parser.add_argument("--uri", help="a Milvus that runs; not given: Milvus Lite is started")
     parser.add_argument("--folder", help="where indexes lie; a temporary folder")
@@ -98,7 +99,7 @@ def measure(
     folder: Path, uri: str, lite: LiteServer | None, args: argparse.Namespace
 ) -> dict[str, Any]:
     """The table."""
-    count = args.count
+    count, types = args.count, args.index_types
     vectors, queries = (
         synthetic(count, 1, max(1, count // 200)),
         synthetic(QUERIES, 2, count // 200),
@@ -108,10 +109,10 @@ def measure(
         "half": ({"size": {"<": count // 2}}, np.arange(count) < count // 2),
         "1%, words": ({"caption": {"contains": "NUMBER 77"}}, np.arange(count) % 100 == 77),
     }
-    figures: dict[str, Any] = {"count": count, "built_s": build(folder, uri, count)}
-    places = {type_: MilvusPlace(MilvusAddress(uri, type_)) for type_ in TYPES}
+    figures: dict[str, Any] = {"count": count, "built_s": build(folder, uri, count, types)}
+    places = {type_: MilvusPlace(MilvusAddress(uri, type_)) for type_ in types}
     states: dict[str, Any] = {}
-    for type_ in TYPES:
+    for type_ in types:
         states[f"folder, {type_}"] = Snapshot.open(folder / type_)
         states[f"Milvus, {type_}"] = places[type_].open("cpu")
     for name, (where, mask) in filters.items():
@@ -137,7 +138,7 @@ def measure(
         print(name, figures[name], flush=True)
     figures["deletions"] = {}
     gone = list(range(0, 10 * DELETED, 10))
-    for type_ in TYPES:
+    for type_ in types:
         address = MilvusAddress(uri, type_)
         figures["deletions"] |= {
             f"folder, {type_}: s": seconds_of(lambda type_=type_: delete_ids(folder / type_, gone)),
@@ -148,7 +149,7 @@ def measure(
     if lite is not None:
         lite.stop()
         figures["restart"] = {"server answers, s": seconds_of(lite.start)}
-        for type_ in TYPES:
+        for type_ in types:
             place = MilvusPlace(MilvusAddress(uri, type_))
 
             def first(place: MilvusPlace = place) -> None:

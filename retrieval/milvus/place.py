@@ -31,6 +31,7 @@ class MilvusPlace:
     def manifest(self) -> IndexManifest:
         catalogue = Catalogue.open(self.connection, self.address)
         manifest = catalogue.read()
+        catalogue.check_collections(manifest)
         catalogue.load(manifest)
         return manifest
 

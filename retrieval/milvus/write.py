@@ -40,6 +40,7 @@ from retrieval.milvus.fields import Columns
 
 BATCH_BYTES = 8 << 20  # of one call; Milvus takes 64 MB
 SPANS = 500  # of ids, kept to draw from
+LISTS = 128  # at least; what Milvus Lite 3.2.2 has, which misses what pymilvus 3.0.2 asks for
 SHARDS_AT_ONCE = 50  # whose images are looked up together
 _TYPES: dict[str, IndexType] = {"auto": "hnsw", "hnsw": "hnsw", "flat": "flat", "ivf": "ivf"}
 
@@ -82,7 +83,10 @@ def rows_to_milvus(
     if manifest.asked_type == "auto":
         why = "Milvus Lite and clusters have it"
     manifest = replace(
-        manifest, index_type=type_, reason=f"{type_}: {why}", unknown={"nlist": num_lists(count)}
+        manifest,
+        index_type=type_,
+        reason=f"{type_}: {why}",
+        unknown={"nlist": max(LISTS, num_lists(count))},
     )
     ((first, *_),) = blocks(sources, 0, 1)
     columns = Columns(index_schema(first.metadata(0, 1)))
