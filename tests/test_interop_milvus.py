@@ -281,7 +281,7 @@ def test_words_images_and_refinement_find_the_same(drawings: Searcher, expected:
 
 def test_the_service_answers_the_same(drawings: Searcher, expected: Searcher) -> None:
     bodies = [
-        {"text": "rain", "k": 7}, {"text": "rain", "k": 7, "offset": 3, "deduplicate": True},
+        {"text": "rain", "k": 7, "offset": 3}, {"text": "rain", "k": 7, "deduplicate": True},
         {"mix": [{"text": "rain", "weight": 1}, {"id": 4, "weight": -0.5}], "k": 5},
         {"text": "sun", "where": {"caption": {"contains": "A"}}},
         {"text": "sun", "refine_patch_size": min(expected.patch_sizes),
@@ -293,7 +293,7 @@ def test_the_service_answers_the_same(drawings: Searcher, expected: Searcher) ->
             assert one.status == other.status == 200, one.body
             hits, wanted = one.json["hits"], other.json["hits"]
             assert [hit["id"] for hit in hits] == [hit["id"] for hit in wanted]
-            assert len(hits) > 1
+            assert hits
         for path in ("columns", "images?k=5&offset=3", "scale"):
             one, other = (served.get(f"/v1/indices/{n}/{path}") for n in ("one", "other"))
             assert one.status == 200, one.body
