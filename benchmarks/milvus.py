@@ -86,7 +86,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     lite = None if args.uri else LiteServer(folder / "lite")
     try:
-        uri = args.uri or f"http://127.0.0.1:{lite.port}"
+        uri = args.uri if lite is None else f"http://127.0.0.1:{lite.port}"
         finish("milvus", measure(folder, uri, lite, args), [], packages=("faiss-gpu", "pymilvus"))
     finally:
         if lite is not None:
@@ -141,8 +141,8 @@ def measure(
     for type_ in types:
         address = MilvusAddress(uri, type_)
         figures["deletions"] |= {
-            f"folder, {type_}: s": seconds_of(lambda type_=type_: delete_ids(folder / type_, gone)),
-            f"Milvus, {type_}: s": seconds_of(lambda a=address: delete_in_milvus(a, gone)),
+            f"folder, {type_}: s": seconds_of(partial(delete_ids, folder / type_, gone)),
+            f"Milvus, {type_}: s": seconds_of(partial(delete_in_milvus, address, gone)),
         }
         found = places[type_].open("cpu").nearest(vectors[gone[:50]], K, PATCH)[1]
         assert not np.isin(found, gone).any(), "a deleted image was found"
