@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from data.errors import UsageError
 from retrieval.index.config import Device
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index_interface import IndexPlace, IndexState
@@ -50,9 +49,3 @@ def find_place(name: str | Path) -> IndexPlace:
     from retrieval.milvus.place import MilvusPlace
 
     return MilvusPlace(parse_address(str(name)))
-
-
-def check_folder(name: str) -> None:
-    """Raises `UsageError` for an address where a folder is needed."""
-    if is_address(name):
-        raise UsageError(f"{name}: a folder is needed here; Milvus does not do this")
