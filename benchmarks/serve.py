@@ -33,6 +33,7 @@ from lib.synthetic_index import PATCH, build, serving, texts
 from lib.vectors import synthetic
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.nearest import search_params
+from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
 K = 10
@@ -161,7 +162,7 @@ def measure_texts(
     searcher: Searcher, port: int, rounds: int, seconds: float
 ) -> tuple[dict[str, Any], list[Target]]:
     """Overhead and throughput of a running server."""
-    (segment,) = searcher.snapshot.segments
+    (segment,) = Snapshot.open(searcher.folder).segments
     index, tuning = segment.indexes[PATCH], segment.tuning(PATCH)
     params = search_params(index, tuning.nprobe, max(tuning.ef, K), k_factor=tuning.k_factor)
     client, own = Client(port, 1), texts(2)

@@ -5,6 +5,7 @@
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
     python launch/index.py --out index --words      # of an index by 0.1.0, or damaged ones
+    python launch/index.py --embeddings embeddings --out milvus:http://localhost:19530/photos
 
 With --images, running it again picks up new, changed and deleted photos, and a folder that was
 moved. An index can be changed while it is being searched.
@@ -14,6 +15,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -23,15 +25,16 @@ from data.files import make_folder
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
-from retrieval.index.manifest import read_index_manifest
+from retrieval.index_places import find_place
+from retrieval.milvus.address import is_address, parse_address
 from retrieval.model_folder import check_model_folder
 from retrieval.search.config import LOST, REFUSE, read_texts
 
 
 @dataclass(frozen=True)
 class Args:
-    out: str
-    """Folder of the index."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--index"])]
+    """Folder of the index; or milvus:URI/NAME, where embeddings are added and ids deleted too."""
     embeddings: str = ""
     """Folder written by launch/embed.py."""
     images: str = ""
@@ -98,6 +101,12 @@ def check(args: Args) -> None:
             "nothing to do: give --embeddings, --images, --delete, --compact, --words or "
             "--calibrate"
         )
+    if is_address(args.out):
+        for flag in ("images", "compact", "words", "calibrate"):
+            if getattr(args, flag):
+                raise UsageError(
+                    f"--{flag} is for a folder; Milvus takes --embeddings and --delete"
+                )
     if args.texts:
         read_texts(args.texts)
     if args.images:
@@ -109,16 +118,19 @@ def check(args: Args) -> None:
         source = read_manifest(args.embeddings)
         if not args.add:
             check_model_folder(args.model or source["model"])
-    if args.images or (args.embeddings and not args.add):
+    if not is_address(args.out) and (args.images or (args.embeddings and not args.add)):
         make_folder(Path(args.out).absolute().parent)
     if args.add or not (args.embeddings or args.images):
-        read_index_manifest(Path(args.out))
+        find_place(args.out).manifest()
 
 
 def main() -> None:
     args = parse()
     with exit_on_usage_error(Args):
         check(args)
+        if is_address(args.out):
+            _change_milvus(args)
+            return
 
         from retrieval import add_embeddings, build_index, compact_index, delete_ids, index_words
 
@@ -132,7 +144,7 @@ def main() -> None:
                 args.embeddings, args.out, args.model, args.index_type, args.device,
                 args.latency_ms, args.memory_gib,
             )  # fmt: skip
-            count = read_index_manifest(Path(args.out)).count
+            count = find_place(args.out).manifest().count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
         if args.images or (args.embeddings and not args.add):
             _say_how_it_searches(args)
@@ -146,6 +158,21 @@ def main() -> None:
         if args.words:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
         _calibrate(args)
+
+
+def _change_milvus(args: Args) -> None:
+    from retrieval.milvus.write import add_to_milvus, build_in_milvus, delete_in_milvus
+
+    address = parse_address(args.out)
+    if args.add:
+        added = add_to_milvus(address, args.embeddings)
+        print(f"{args.out}: added {added:,} images{_passed_over(args, added)}")
+    elif args.embeddings:
+        reason = build_in_milvus(args.embeddings, address, args.model, args.index_type)
+        count = find_place(args.out).manifest().count
+        print(f"{args.out}: {count:,} images, {reason}{_passed_over(args, count)}")
+    if args.delete:
+        print(f"{args.out}: deleted {delete_in_milvus(address, args.delete):,} images")
 
 
 def _passed_over(args: Args, added: int) -> str:
@@ -170,7 +197,7 @@ def _index_photos(args: Args) -> None:
 
 def _say_how_it_searches(args: Args) -> None:
     """How far an approximate index looks, and what it was tuned by."""
-    manifest = read_index_manifest(Path(args.out))
+    manifest = find_place(args.out).manifest()
     for size in manifest.patch_sizes:
         if line := manifest.tuning_line(size):
             print(f"{args.out}: {line}")

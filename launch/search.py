@@ -21,7 +21,7 @@ from data.errors import UsageError, exit_on_usage_error
 from data.image_headers import names_image
 from data.progress import say_once
 from retrieval.index.config import Device
-from retrieval.index.manifest import read_index_manifest
+from retrieval.index_places import find_place
 from retrieval.model_folder import check_model_folder
 from retrieval.search.config import (
     CANDIDATES,
@@ -44,7 +44,7 @@ class Args:
     queries: tyro.conf.Positional[tuple[str, ...]]
     """Texts, or paths of images."""
     index: str
-    """Folder of the index."""
+    """Folder of the index, or milvus:URI/NAME."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Images per query."""
     patch_size: int | None = None
@@ -115,7 +115,7 @@ def main() -> None:
         if args.picture:
             picture_format(args.picture)
         check_words(args.words)
-        photos = read_index_manifest(Path(args.index)).images
+        photos = find_place(args.index).manifest().images
         if args.model is not None:
             check_model_folder(args.model)
         found, confidences = search(args, are_images, budget)

@@ -8,6 +8,7 @@ of readers and one writer at a time. Ids are given once and never reused.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +68,7 @@ def build_index(
     if not sum(partition["count"] for partition in source["partitions"]):
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
     check_shards(embeddings, source)
-    model = _find_model(str(model_dir or source["model"]), source["image_fingerprint"])
+    model = find_model(str(model_dir or source["model"]), source["image_fingerprint"])
     manifest = new_manifest(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
         source["patch_sizes"], "", kind or index_type, device, latency_ms, memory_gib,
@@ -135,16 +136,7 @@ def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
     patch size of the index, damaged, or older than a shard.
     """
     folder, embeddings = Path(folder), Path(embeddings_dir)
-    source, manifest = read_manifest(embeddings), read_index_manifest(folder)
-    if source["image_fingerprint"] != manifest.image_fingerprint:
-        raise UsageError(f"{embeddings} was made with another image tower than {folder}")
-    check_shards(embeddings, source)
-    missing = set(manifest.patch_sizes) - set(source["patch_sizes"])
-    if missing:
-        raise UsageError(
-            f"{embeddings} lacks patch size {max(missing)}, which {folder} has; embed at "
-            f"{', '.join(map(str, manifest.patch_sizes))}"
-        )
+    source = read_addition(embeddings, read_index_manifest(folder), str(folder))
 
     def add(first_id: int) -> list[RowSource]:
         held = [(segment.table, segment.alive) for segment in Snapshot.open(folder).segments]
@@ -154,6 +146,21 @@ def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
         return new
 
     return change_index(folder, add=add)[0]
+
+
+def read_addition(embeddings: Path, manifest: IndexManifest, index: str) -> dict[str, Any]:
+    """The manifest of embeddings that can be added to an index. Raises `UsageError`."""
+    source = read_manifest(embeddings)
+    if source["image_fingerprint"] != manifest.image_fingerprint:
+        raise UsageError(f"{embeddings} was made with another image tower than {index}")
+    check_shards(embeddings, source)
+    missing = set(manifest.patch_sizes) - set(source["patch_sizes"])
+    if missing:
+        raise UsageError(
+            f"{embeddings} lacks patch size {max(missing)}, which {index} has; embed at "
+            f"{', '.join(map(str, manifest.patch_sizes))}"
+        )
+    return source
 
 
 def delete_ids(folder: str | Path, ids: Sequence[int]) -> int:
@@ -287,7 +294,7 @@ def _write_segments(
             )  # fmt: skip
 
 
-def _find_model(name: str, image_fingerprint: str) -> Path | LitModel:
+def find_model(name: str, image_fingerprint: str) -> Path | LitModel:
     """The model that the embeddings were made with, checked."""
     check_model_folder(name)
     model = LitModel.from_pretrained(name)

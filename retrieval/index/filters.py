@@ -14,8 +14,8 @@ matches no comparison.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -82,27 +82,45 @@ def matching(table: pa.Table, where: Where) -> Bool[np.ndarray, " n"]:
                 f"({len(table)},)"
             )
         return wanted
-    return _evaluate(table, where, MAX_DEPTH)
+    return fold(
+        where,
+        partial(_compare, table),
+        lambda parts: reduce(np.logical_and, parts, np.ones(len(table), bool)),
+        lambda parts: reduce(np.logical_or, parts),
+        np.logical_not,
+    )
 
 
-def _evaluate(table: pa.Table, where: Any, depth: int) -> Bool[np.ndarray, " n"]:
+T = TypeVar("T")
+
+
+def fold(
+    where: Any,
+    compare: Callable[[str, str, Any], T],
+    every: Callable[[list[T]], T],
+    some: Callable[[list[T]], T],
+    invert: Callable[[T], T],
+    depth: int = MAX_DEPTH,
+) -> T:
+    """What a filter means: its comparisons (column, operator, value), joined. every: of perhaps no
+    part. Raises `UsageError` for what is no filter."""
     if depth == 0:
         raise UsageError(f"where has more than {MAX_DEPTH} filters within filters")
     if not isinstance(where, Mapping):
         raise UsageError(f"where: {_short(where)} is no object such as {EXAMPLE}")
-    parts = [np.ones(len(table), bool)]
+    parts: list[T] = []
     for name, wanted in where.items():
         if name in ("any", "all"):
             if not isinstance(wanted, list) or not wanted:
                 raise UsageError(f"where: {name} takes a list of filters, not {_short(wanted)}")
-            join = np.logical_or if name == "any" else np.logical_and
-            parts.append(reduce(join, [_evaluate(table, w, depth - 1) for w in wanted]))
+            join = some if name == "any" else every
+            parts.append(join([fold(w, compare, every, some, invert, depth - 1) for w in wanted]))
         elif name == "not":
-            parts.append(~_evaluate(table, wanted, depth - 1))
+            parts.append(invert(fold(wanted, compare, every, some, invert, depth - 1)))
         else:
             tests = wanted if isinstance(wanted, Mapping) else {"=": wanted}
-            parts += [_compare(table, name, test, value) for test, value in tests.items()]
-    return reduce(np.logical_and, parts)
+            parts += [compare(name, test, value) for test, value in tests.items()]
+    return every(parts)
 
 
 def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarray, " n"]:
@@ -122,7 +140,7 @@ def _compare(table: pa.Table, name: str, test: str, value: Any) -> Bool[np.ndarr
         elif test in COMPARISONS:
             if value is None or isinstance(value, (list, Mapping)):
                 raise UsageError(f"where: {test} takes a text or a number, not {_short(value)}")
-            result = COMPARISONS[test](column, _scalar(value, column.type))
+            result = COMPARISONS[test](column, comparable(value, column.type))
         else:
             allowed = ", ".join([*COMPARISONS, "in", "contains"])
             raise UsageError(f"where: no operator {test!r:.80}; allowed: {allowed}")
@@ -150,8 +168,9 @@ def _contains(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.bool_())
 
 
-def _scalar(value: Any, type_: pa.DataType) -> pa.Scalar:
-    """A number stays what it is (a column of whole numbers may be compared with 0.5)."""
+def comparable(value: Any, type_: pa.DataType) -> pa.Scalar:
+    """A value as a column's values are compared with it. A number stays what it is (a
+    column of whole numbers may be compared with 0.5)."""
     if isinstance(value, float) and pa.types.is_integer(type_):
         return pa.scalar(value)
     if isinstance(value, str) and pa.types.is_temporal(type_):

@@ -75,7 +75,7 @@ def write_segment(
         index = new_index(index_type, width, count, sample, gpus)
         done = 0
         for source, start, stop in blocks(sources, *span):
-            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
+            vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
             there = torch.from_numpy(vectors).to(device or "cpu")
             add(index, vectors, ids[done : done + len(vectors)], there if device else None)
             if found is not None:
@@ -118,12 +118,12 @@ def _sample(
     for source, start, stop in blocks(sources, *span):
         rows = draw.random(stop - start) < share
         if rows.any():
-            vectors = _checked(source.vectors(patch_size, start, stop), width, patch_size)
+            vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
             chosen.append(vectors[rows])
     return np.concatenate(chosen)
 
 
-def _checked(
+def checked_vectors(
     vectors: Float[np.ndarray, "n d"], width: int, patch_size: int
 ) -> Float[np.ndarray, "n d"]:
     """The same; FAISS would end in a traceback, or find nothing."""

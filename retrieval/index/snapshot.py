@@ -124,11 +124,38 @@ class Snapshot:
                 out[at] = segment.reconstruct(patch_size, places)
         return out
 
-    def ids(self, where: Where | None = None) -> Int[np.ndarray, " n"]:
-        """The ids that a filter lets through, ascending; all without one."""
+    def known_vectors(
+        self, ids: Sequence[int], patch_size: int
+    ) -> dict[int, Float[np.ndarray, " d"]]:
+        """`vectors` by id, without the unknown ones."""
+        try:
+            return dict(zip(ids, self.vectors(ids, patch_size), strict=True))
+        except KeyError:
+            held = set(self.ids().tolist())
+            return self.known_vectors([id for id in ids if id in held], patch_size)
+
+    def draw(self, count: int, seed: int | None = None) -> Int[np.ndarray, " n"]:
+        """Ids at random, without repetition; fewer where there are fewer."""
+        ids = self.ids()
+        return np.random.default_rng(seed).choice(ids, min(count, len(ids)), replace=False)
+
+    def column_values(self, name: str, most: int | None = None) -> pa.ChunkedArray:
+        """What the living rows hold of a column, without nulls; or the first `most` rows of each
+        segment."""
+        assert self.columns is not None, "an index without rows has no columns"
+        chunks: list[pa.Array] = []
+        for segment in self.segments:
+            column = segment.table[name].slice(0, most)
+            if segment.num_alive < segment.count:
+                column = column.filter(pa.array(segment.alive[:most]))
+            chunks += (column.drop_null() if column.null_count else column).chunks
+        return pa.chunked_array(chunks, self.columns.field(name).type)
+
+    def ids(self, where: Where | None = None, most: int | None = None) -> Int[np.ndarray, " n"]:
+        """The ids that a filter lets through, ascending, all without one; the first `most`."""
         chosen = [(segment, self._select(segment, where)) for segment in self.segments]
         ids = [segment.ids if one is None else segment.ids[one.mask] for segment, one in chosen]
-        return np.concatenate([np.zeros(0, np.int64), *ids])
+        return np.concatenate([np.zeros(0, np.int64), *ids])[:most]
 
     # ---- search ----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
-from retrieval.index.snapshot import Snapshot
+from retrieval.index_interface import IndexState
 from retrieval.search.calibration import Calibration, read_calibration
 
 
@@ -23,7 +23,7 @@ class Calibrated:
     def _fingerprints(self) -> tuple[str, str]:
         return self._model.image_fingerprint, self._model.text_fingerprint  # reads all weights
 
-    def of(self, snapshot: Snapshot) -> Calibration | None:
+    def of(self, snapshot: IndexState) -> Calibration | None:
         """That of this state of the index; None where nobody has calibrated it, where it has
         changed by a fifth since, or was done with another model."""
         generation, read, holds = self._held
@@ -37,7 +37,7 @@ class Calibrated:
 
     def confidence(
         self,
-        snapshot: Snapshot,
+        snapshot: IndexState,
         embeds: Float[np.ndarray, "q d"],
         best: list[int | None],
         patch_size: int,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from retrieval.index.filters import Where
-from retrieval.index.snapshot import Snapshot
+from retrieval.index_interface import IndexState
 from retrieval.words.asked import WordQuery
 
 RANK_OFFSET = 60  # k in the paper
@@ -28,7 +28,7 @@ class Fusion:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        snapshot: IndexState,
         queries: Sequence[WordQuery],
         words: float,
         where: Where | None = None,

@@ -20,9 +20,8 @@ from retrieval.embed.partitions import OWN_COLUMNS
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
-from retrieval.index.integrity import check_index, check_words_files
-from retrieval.index.manifest import read_index_manifest
-from retrieval.index.snapshot import Snapshot
+from retrieval.index_interface import IndexPlace, IndexState
+from retrieval.index_places import find_place
 from retrieval.search.agreement import Agreement, read_agreement
 from retrieval.search.calibrated import Calibrated
 from retrieval.search.calibration import Calibration
@@ -78,18 +77,18 @@ class Hit(NamedTuple):
 
 
 class Searcher:
-    """An index folder opened for search. Make one with `Searcher.load`. Safe for threads."""
+    """An index opened for search. Make one with `Searcher.load`. Safe for threads."""
 
-    def __init__(self, folder: Path, model: LitModel, device: Device = "auto") -> None:
-        self.folder = folder
-        self.model, self.model_folder = model, folder / "model"
+    def __init__(self, place: IndexPlace, model: LitModel, device: Device = "auto") -> None:
+        self.place, self.folder = place, place.kept
+        self.model, self.model_folder = model, self.folder / "model"
         self._device: Device = device
         self._image_fingerprint = model.image_fingerprint
         self._reload_lock = threading.Lock()
         self.snapshot = self._open()
         self.profile = CostProfile(model)
-        self.fine = FineVectors(model, folder / "fine.sqlite")
-        self._calibrated = Calibrated(folder, model)
+        self.fine = FineVectors(model, self.folder / "fine.sqlite")
+        self._calibrated = Calibrated(self.folder, model)
 
     @classmethod
     def load(
@@ -99,7 +98,7 @@ class Searcher:
         device: Device = "auto",
         check: bool = False,
     ) -> "Searcher":
-        """Open an index folder.
+        """Open an index: a folder, or `milvus:URI/NAME`.
 
         model: a model, its folder, or None for the one kept in the index; it must have the image
         tower of the index, its text tower may be another.
@@ -110,27 +109,26 @@ class Searcher:
         Raises `UsageError` for a folder that is no index, is damaged or misses files, or a model
         that does not fit it.
         """
-        folder = Path(folder)
-        manifest = read_index_manifest(folder)  # before a model is built
+        place = find_place(folder)
+        manifest = place.manifest()  # before a model is built
         if check:
-            check_index(folder, manifest)
-            check_words_files(folder, manifest)
+            place.check(manifest)
         if isinstance(model, LitModel):
-            return cls(folder, model, device)
+            return cls(place, model, device)
         encode_on = "cuda" if num_gpus(device) else "cpu"
-        kept = model or folder / "model"
-        searcher = cls(folder, LitModel.from_pretrained(kept, device=encode_on), device)
+        kept = model or place.model(manifest)
+        searcher = cls(place, LitModel.from_pretrained(kept, device=encode_on), device)
         searcher.model_folder = Path(kept)
         return searcher
 
-    def _open(self) -> Snapshot:
-        snapshot = Snapshot.open(self.folder, self._device)
+    def _open(self) -> IndexState:
+        snapshot = self.place.open(self._device)
         found = snapshot.manifest.image_fingerprint
         if self._image_fingerprint != found and self.model.keep_transform(found, self.folder):
             self._image_fingerprint = found
         if self._image_fingerprint != found:
             raise UsageError(
-                f"{self.folder} was built with another image tower ({found}) than the model's "
+                f"{self.place} was built with another image tower ({found}) than the model's "
                 f"({self._image_fingerprint}); embed and index again"
             )
         return snapshot
@@ -142,7 +140,7 @@ class Searcher:
         stays as it is, when the folder is no longer an index for this model.
         """
         with self._reload_lock:
-            if read_index_manifest(self.folder) == self.snapshot.manifest:
+            if self.place.manifest() == self.snapshot.manifest:
                 return False
             self.snapshot = self._open()
             return True
@@ -152,7 +150,7 @@ class Searcher:
 
     def __repr__(self) -> str:
         sizes = ", ".join(map(str, self.patch_sizes))
-        return f"Searcher({str(self.folder)!r}: {len(self):,} images at patch {sizes})"
+        return f"Searcher({str(self.place)!r}: {len(self):,} images at patch {sizes})"
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
@@ -281,7 +279,7 @@ class Searcher:
                 raise UsageError(f"{name} {value} is out of range; allowed: 1 and more")
         if embeds.shape[1] != self.snapshot.width:
             raise UsageError(
-                f"a vector of width {embeds.shape[1]} does not fit {self.folder}; allowed: "
+                f"a vector of width {embeds.shape[1]} does not fit {self.place}; allowed: "
                 f"{self.snapshot.width}"
             )
         if not np.isfinite(embeds).all():
@@ -315,7 +313,7 @@ class Searcher:
 
     def _refine(
         self,
-        snapshot: Snapshot,
+        snapshot: IndexState,
         queries: Float[np.ndarray, "q d"],
         similarities: Float[np.ndarray, "q c"],
         ids: Int[np.ndarray, "q c"],
@@ -325,7 +323,7 @@ class Searcher:
         self.model.vision.check_patch_size(patch_size)
         distinct = np.unique(ids[ids >= 0]).tolist()
         if patch_size in snapshot.patch_sizes:
-            vectors = dict(zip(distinct, snapshot.vectors(distinct, patch_size), strict=True))
+            vectors = dict(snapshot.known_vectors(distinct, patch_size))
         else:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
             locations = {hit.id: hit.location for hit in hits}
@@ -344,7 +342,7 @@ class Searcher:
         size = self.profile.choose(patch_size, self.patch_sizes)
         if size not in self.patch_sizes:
             raise UsageError(
-                f"patch size {size} is not in {self.folder}; "
+                f"patch size {size} is not in {self.place}; "
                 f"allowed: {', '.join(map(str, self.patch_sizes))}"
             )
         return size

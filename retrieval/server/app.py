@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from data.errors import UsageError
+from retrieval.index_interface import IndexUnavailable
 from retrieval.server.api import clip_retrieval, contents, stored_images, v1
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.guard import Guard
@@ -63,6 +64,10 @@ def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(UsageError)
     async def refuse_value(request: Request, error: UsageError) -> Response:
         return refusal(400, str(error))
+
+    @app.exception_handler(IndexUnavailable)
+    async def refuse_for_now(request: Request, error: IndexUnavailable) -> Response:
+        return refusal(503, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def refuse_parameter(request: Request, error: RequestValidationError) -> Response:

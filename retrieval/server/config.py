@@ -46,7 +46,8 @@ class ServeConfig:
     """One server."""
 
     index: tuple[str, ...]
-    """Index folders, each named after its folder; the first is the default."""
+    """Folders of indexes, or milvus:URI/NAME, each named after its last part; the first is the
+    default."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 1234

@@ -12,19 +12,14 @@ def without_duplicates(
     searcher: Searcher, found: list[list[Hit]], patch_size: int
 ) -> list[list[Hit]]:
     """Without the hits that resemble better ones, and those deleted since they were found."""
-    snapshot = searcher.snapshot
-    ids = [hit.id for row in found for hit in row]
-    try:
-        vectors = snapshot.vectors(ids, patch_size)
-    except KeyError:  # a later snapshot than was searched
-        there = set(snapshot.ids().tolist())
-        found = [[hit for hit in row if hit.id in there] for row in found]
-        vectors = snapshot.vectors([hit.id for row in found for hit in row], patch_size)
-    kept, start = [], 0
+    ids = dict.fromkeys(hit.id for row in found for hit in row)
+    vectors = searcher.snapshot.known_vectors([*ids], patch_size)
+    kept = []
     for row in found:
-        own = vectors[start : start + len(row)]
-        kept.append([row[n] for n in distinct(own)])
-        start += len(row)
+        there = [hit for hit in row if hit.id in vectors]
+        if there:
+            there = [there[n] for n in distinct(np.stack([vectors[hit.id] for hit in there]))]
+        kept.append(there)
     return kept
 
 

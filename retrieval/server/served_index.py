@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,9 +14,8 @@ from jaxtyping import Float, Int
 from data.errors import UsageError
 from data.shards.location import ImageLocation, read_image
 from retrieval.index.filters import Where
-from retrieval.index.integrity import check_index
 from retrieval.index.manifest import IndexManifest
-from retrieval.index.snapshot import Snapshot
+from retrieval.index_interface import IndexState, IndexUnavailable
 from retrieval.indexing_progress import IndexingProgress
 from retrieval.search.searcher import Hit, Searcher
 from retrieval.server.monitoring import Metrics
@@ -38,7 +36,7 @@ class ServedIndex:
     ) -> None:
         self.name, self.searcher = name, searcher
         self._pool, self._thumbnails = pool, thumbnails
-        self._stamp = _stamp(searcher)
+        self._stamp = searcher.place.stamp()
         self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
         self._means: tuple[IndexManifest | None, dict[int, np.ndarray]] = None, {}  # by patch size
@@ -81,11 +79,13 @@ class ServedIndex:
         """The file of a stored image. Raises as `read_image`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, read_image, location)
 
-    async def ids(self, where: Where | None) -> Int[np.ndarray, " n"]:
-        """The ids that a filter lets through, ascending."""
-        return await self.of_snapshot(lambda snapshot: snapshot.ids(where))
+    async def ids(self, where: Where | None, most: int) -> tuple[Int[np.ndarray, " n"], int]:
+        """The first `most` ids that a filter lets through, ascending, and how many it does."""
+        return await self.of_snapshot(
+            lambda snapshot: (snapshot.ids(where, most), snapshot.count_matching(where))
+        )
 
-    async def of_snapshot(self, read: Callable[[Snapshot], Read]) -> Read:
+    async def of_snapshot(self, read: Callable[[IndexState], Read]) -> Read:
         """What `read` finds in the index's present state, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, read, self.searcher.snapshot)
@@ -117,7 +117,9 @@ class ServedIndex:
         with self._checking:
             manifest = self.searcher.snapshot.manifest
             try:
-                check_index(self.searcher.folder, manifest, self._intact)
+                self.searcher.place.check(manifest, self._intact)
+            except IndexUnavailable as error:
+                log.warning("%s is not checked: %s", self.name, error)
             except (UsageError, OSError) as error:
                 self.damage = str(error)
                 log.error("%s is not served any more: %s", self.name, error)
@@ -127,7 +129,7 @@ class ServedIndex:
 
     async def reload(self, metrics: Metrics) -> None:
         """Pick up what was added to or deleted from the folder; a damaged one changes nothing."""
-        stamp = _stamp(self.searcher)
+        stamp = self.searcher.place.stamp()
         if stamp == self._stamp:
             return
         try:
@@ -144,24 +146,14 @@ class ServedIndex:
         self._stamp = stamp
 
 
-def _stamp(searcher: Searcher) -> tuple[int, ...]:
-    """Changes whenever the manifest is replaced."""
-    try:
-        stat = Path(searcher.folder, "manifest.json").stat()
-    except OSError:
-        return ()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _mean_vector(snapshot: Snapshot, patch_size: int) -> Float[np.ndarray, " d"]:
-    ids = snapshot.ids()
-    drawn = np.random.default_rng(0).permutation(len(ids))[:MEAN_OF]
-    vectors = snapshot.vectors(ids[drawn].tolist(), patch_size)
+def _mean_vector(snapshot: IndexState, patch_size: int) -> Float[np.ndarray, " d"]:
+    drawn = snapshot.draw(MEAN_OF, seed=0)
+    vectors = snapshot.vectors(drawn.tolist(), patch_size)
     norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return np.asarray((vectors / norms).sum(axis=0) / max(len(drawn), 1), np.float32)
 
 
-def _row(snapshot: Snapshot, id: int) -> list[tuple[int, dict[str, Any]]]:
+def _row(snapshot: IndexState, id: int) -> list[tuple[int, dict[str, Any]]]:
     try:
         return [(id, snapshot.rows([id])[0])]
     except KeyError:

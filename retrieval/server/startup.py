@@ -75,11 +75,11 @@ def run_service(
 
 def check_folders(cfg: ServeConfig) -> None:
     """Raises `UsageError` for an index, a model or a class set that is plainly not there."""
-    from retrieval.index.manifest import read_index_manifest
+    from retrieval.index_places import find_place
 
     cfg.index_names()
     for folder in cfg.index:
-        read_index_manifest(Path(folder))
+        find_place(folder).manifest()
     if cfg.model is not None:
         check_model_folder(cfg.model)
     if len({Path(file).stem for file in cfg.classes}) < len(cfg.classes):

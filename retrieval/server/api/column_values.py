@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from retrieval.index.snapshot import Snapshot
+from retrieval.index_interface import IndexState
 from retrieval.server.api.answers import ColumnAnswer, ValueCount
 
 # These say where an image's bytes lie, and whether they are still its own.
@@ -17,31 +17,20 @@ MAX_VALUES = 100  # a column with more is no choice
 LOOKED_AT = 50_000  # rows that show what a column of texts holds
 
 
-def describe_columns(snapshot: Snapshot) -> list[ColumnAnswer]:
+def describe_columns(snapshot: IndexState) -> list[ColumnAnswer]:
     """The columns worth a filter; those that hold one value alone are not."""
     if snapshot.columns is None:
         return []
     found = []
     for field in snapshot.columns:
         if field.name not in TECHNICAL:
-            values = _values(snapshot, field, LOOKED_AT)
+            values = snapshot.column_values(field.name, LOOKED_AT)
             if not _is_long_text(values):
-                values = _values(snapshot, field)
+                values = snapshot.column_values(field.name)
             described = describe(field.name, values)
             if described is not None:
                 found.append(described)
     return found
-
-
-def _values(snapshot: Snapshot, field: pa.Field, most: int | None = None) -> pa.ChunkedArray:
-    """What the living rows hold, or the first `most` rows of each segment."""
-    chunks: list[pa.Array] = []
-    for segment in snapshot.segments:
-        column = segment.table[field.name].slice(0, most)
-        if segment.num_alive < segment.count:
-            column = column.filter(pa.array(segment.alive[:most]))
-        chunks += (column.drop_null() if column.null_count else column).chunks
-    return pa.chunked_array(chunks, field.type)
 
 
 def describe(name: str, values: pa.ChunkedArray) -> ColumnAnswer | None:

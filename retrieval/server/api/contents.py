@@ -1,6 +1,5 @@
 """What indexes hold: their sizes and costs, their images, the values of their columns."""
 
-import random
 from dataclasses import asdict
 from typing import Any
 
@@ -61,9 +60,8 @@ def routes(service: Service) -> APIRouter:
     async def sample(index: str, n: int = 24) -> SampleAnswer:
         found = service.index(index)
         _check_listed("n", n)
-        ids = found.searcher.snapshot.ids()
-        chosen = random.sample(range(len(ids)), min(n, len(ids)))
-        rows = await found.rows([int(ids[row]) for row in chosen])
+        chosen = await found.of_snapshot(lambda snapshot: snapshot.draw(n))
+        rows = await found.rows(chosen.tolist())
         return SampleAnswer(index=found.name, hits=_images(found, rows))
 
     @router.get("/indices/{index}/images", summary="Images that a filter lets through, by id")
@@ -75,13 +73,13 @@ def routes(service: Service) -> APIRouter:
             raise RequestError(400, f"offset: {offset}; allowed: 0 and more")
         wanted = parse_where(where) if where else None
         where_of(wanted)
-        ids = await found.ids(wanted or None)
+        ids, count = await found.ids(wanted or None, offset + k)
         rows = await found.rows(ids[offset : offset + k].tolist())
         return ListAnswer(
             index=found.name,
             hits=_images(found, rows),
-            count=len(ids),
-            next_offset=offset + k if len(ids) > offset + k else None,
+            count=count,
+            next_offset=offset + k if count > offset + k else None,
         )
 
     @router.get("/indices/{index}/columns", summary="Columns to filter by, and their values")

@@ -1,0 +1,53 @@
+"""Where indexes lie: folders of this machine, searched by FAISS, and Milvus."""
+
+from pathlib import Path
+
+from retrieval.index.config import Device
+from retrieval.index.manifest import IndexManifest, read_index_manifest
+from retrieval.index_interface import IndexPlace, IndexState
+from retrieval.milvus.address import is_address, parse_address
+
+
+class FolderPlace:
+    """An index in a folder. `retrieval.index` writes it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.kept = Path(folder)
+
+    def __str__(self) -> str:
+        return str(self.kept)
+
+    def manifest(self) -> IndexManifest:
+        return read_index_manifest(self.kept)
+
+    def model(self, manifest: IndexManifest) -> str:
+        return str(self.kept / "model")
+
+    def open(self, device: Device) -> IndexState:
+        from retrieval.index.snapshot import Snapshot
+
+        return Snapshot.open(self.kept, device)
+
+    def check(self, manifest: IndexManifest, intact: set[str] | None = None) -> None:
+        from retrieval.index.integrity import check_index, check_words_files
+
+        check_index(self.kept, manifest, intact)
+        if intact is None:  # a service goes on without words
+            check_words_files(self.kept, manifest)
+
+    def stamp(self) -> tuple[int, ...]:
+        try:
+            stat = (self.kept / "manifest.json").stat()
+        except OSError:
+            return ()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def find_place(name: str | Path) -> IndexPlace:
+    """A folder, or Milvus for `milvus:URI/NAME`. Raises `UsageError` for an address that is none,
+    and where pymilvus is not installed."""
+    if not is_address(name):
+        return FolderPlace(name)
+    from retrieval.milvus.place import MilvusPlace
+
+    return MilvusPlace(parse_address(str(name)))

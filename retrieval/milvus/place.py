@@ -1,0 +1,61 @@
+"""An index in Milvus as `IndexPlace`."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from data.errors import UsageError
+from data.files import cache_folder
+from retrieval.index.config import Device
+from retrieval.index.manifest import IndexManifest
+from retrieval.milvus.address import MilvusAddress
+from retrieval.milvus.catalogue import Catalogue
+from retrieval.milvus.client import MilvusConnection
+from retrieval.milvus.state import MilvusState
+
+LOOK_S = 5.0  # between looks for a change
+
+
+class MilvusPlace:
+    """An index in Milvus. Asked for nothing before it is used."""
+
+    def __init__(self, address: MilvusAddress) -> None:
+        """Raises `UsageError` where pymilvus is not installed."""
+        self.address, self.connection = address, MilvusConnection(address)
+        digest = hashlib.blake2b(str(address).encode(), digest_size=8).hexdigest()
+        self.kept: Path = cache_folder("milvus") / digest
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def manifest(self) -> IndexManifest:
+        catalogue = Catalogue.open(self.connection, self.address)
+        manifest = catalogue.read()
+        catalogue.check_collections(manifest)
+        catalogue.load(manifest)
+        return manifest
+
+    def model(self, manifest: IndexManifest) -> str:
+        """What the embeddings named. Raises `UsageError` where it is not on this machine."""
+        named = Catalogue.open(self.connection, self.address).model
+        if Path(named).is_absolute() and not Path(named).is_dir():
+            raise UsageError(
+                f"model: {self.address} was built with {named}, which is not on this machine; "
+                "give a model"
+            )
+        return named
+
+    def open(self, device: Device) -> MilvusState:
+        self.kept.mkdir(parents=True, exist_ok=True)
+        catalogue = Catalogue.open(self.connection, self.address)
+        manifest = catalogue.read()
+        catalogue.check_collections(manifest)
+        catalogue.load(manifest)
+        return MilvusState(catalogue, manifest)
+
+    def check(self, manifest: IndexManifest, intact: set[str] | None = None) -> None:
+        """Whether its collections are there; Milvus checks its files itself."""
+        Catalogue.open(self.connection, self.address).check_collections(manifest)
+
+    def stamp(self) -> tuple[int, ...]:
+        return (int(time.monotonic() / LOOK_S),)
