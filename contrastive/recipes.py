@@ -54,19 +54,22 @@ def demo() -> TrainConfig:
 
 def demo_large() -> TrainConfig:
     """As `demo`, from more of the image tower: three blocks' class tokens, 768 numbers an image,
-    and heads over both towers, which stay as they are. Only ONNX can express it.
+    and heads over both towers, which stay as they are. No export expresses it.
 
-    deepspeed launch/lit.py demo-large      # reads the captions once, then 0.1 s a step
+    deepspeed launch/lit.py demo-large
     """
     small = demo()
     return replace(
         small,
         name="demo-large",
         data=replace(small.data, features="runs/features-large", captions_per_image=4),
-        vision=replace(small.vision, features="cls@9+cls@10+cls@11", head="mlp"),
+        vision=replace(
+            small.vision, patch_sizes=(56, 28), features="cls@9+cls@10+cls@11", head="mlp"
+        ),
         text=TextConfig(tower="minilm", context_length=16, frozen=True, head="mlp"),
         optim=replace(small.optim, lr=1e-3),
         embed_dim=768,
+        steps=400,
     )
 
 

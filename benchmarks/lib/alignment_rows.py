@@ -1,7 +1,7 @@
 """The rows of benchmarks/alignment.py: what each changes in the demo's recipe."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 TOWER = "dinov2s-flexi"
@@ -29,6 +29,7 @@ def frozen(features: str = "own", steps: int = 400, icons: float = 0, **more: An
     return Row({**FROZEN, "vision.features": features, **changes}, steps, icons)
 
 
+BEST = "demo-large"
 WIDE = {"embed_dim": 768, "data__captions_per_image": 4}
 
 ROWS: dict[str, dict[str, Row]] = {
@@ -70,5 +71,15 @@ ROWS: dict[str, dict[str, Row]] = {
         "weight decay 1": frozen(BLOCKS, **WIDE, vision__head="mlp", optim__weight_decay=1.0),
         "icons, half": frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"),
         "icons, half, 800 steps": frozen(BLOCKS, 800, 0.5, **WIDE, vision__head="mlp"),
+    },
+    # whole recipes, on all trained drawings
+    "final": {
+        "today": Row(on="train", model="runs/demo"),  # as `make demo` leaves it
+        BEST: replace(frozen(BLOCKS, **WIDE, vision__head="mlp"), on="train"),
+        f"{BEST} with icons": replace(
+            frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"), on="train"
+        ),
+        "own, frozen text tower": replace(frozen(data__captions_per_image=4), on="train"),
+        "mean@10, trained text tower": Row({"vision.features": "mean@10"}, 600, on="train"),
     },
 }

@@ -85,7 +85,7 @@ class JoinedFeatures:
         for shard in shards:
             files = IntactFiles(folder, shard)
             for kind in ("texts", "vectors"):
-                for made in folder.parent.glob(f"*/{shard_name(shard)}.{kind}.*"):
+                for made in folder.parents[1].glob(f"*/*/{shard_name(shard)}.{kind}.*"):
                     if not (folder / made.name).exists():
                         files.write(made.name, partial(_write_bytes, made))
 
