@@ -1,12 +1,14 @@
 """What brings words nearer to a locked tower's images: one row per change, several seeds.
 
-    python benchmarks/alignment.py                        # rows with a frozen text tower
-    python benchmarks/alignment.py --rows trained         # and those that train it: hours
+    python benchmarks/alignment.py                       # rows, judged on validation alone
+    python benchmarks/alignment.py --rows final          # recipes, on the tests: looked at once
+    python benchmarks/alignment.py --only own mean@10    # some rows; the others stay in the result
 
 The demo's recipe on the default drawings. Every expression of features is a choice of columns of
 one joined cache, filled once in runs/alignment. A sixth of the trained groups of concepts is kept
-for validation, by which rows are to be chosen; the held-out captions and style of the demo, and
-photographs (`python -m data.photographs`), are the test. Rows that are done are read from
+for validation, by which rows are chosen; `final` rows train on all trained drawings. Their tests
+are the demo's held-out captions and style, and photographs (`python -m data.photographs`), with
+paired bootstrap intervals of what they gain over today's recipe. Rows that are done are read from
 runs/alignment/rows, so that it may be stopped at any time.
 """
 
@@ -15,179 +17,115 @@ import dataclasses
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from contrastive import LitModel, VisionTower, distributed, load_vision_tower
-from contrastive.image_features import fill_cache
+from contrastive import LitModel, distributed
 from contrastive.recipes import default_data, demo
 from contrastive.run.config_file import Config
 from contrastive.text_features import text_vectors
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.feature_terms import OWN
-from contrastive.vision.select_features import select_features
-from data.cache.checksums import IntactFiles
-from data.cache.features import FeatureCache
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
-from data.config import DataConfig
 from data.emoji.build import build_emoji
 from data.photographs.build import build_photographs
 from data.pipeline.reader import ShardReader
-from data.shards.names import shard_name
 from data.shards.tar import add_member
 from data.token_ids import TokenIds
-from lib.harness import finish
+from lib.alignment_rows import BEST, ROWS, TERMS, TOWER, Row
+from lib.harness import RESULTS, Target, finish
+from lib.icons import build_named_icons
+from lib.joined_features import JoinedFeatures, keys_of
 from retrieval import ZeroShotClassifier, load_dataset
 
 OUT = Path("runs/alignment")
-TOWER = "dinov2s-flexi"
-TERMS = ("cls@9", "cls@10", "cls@11", "cls", "mean@10", "mean@11", "mean")
-TESTS = ("validation", "heldout_captions", "heldout_style", "photographs")
-FROZEN = {"text.frozen": True, "text.dropout": 0.0, "text.head": "mlp", "optim.lr": 1e-3}
-BLOCKS = "cls@9+cls@10+cls@11"
-
-# Row -> changes of the demo's recipe. `frozen` ones train in a minute or two, on cached text
-# vectors; `trained` ones train the text tower.
-ROWS: dict[str, dict[str, dict[str, Any]]] = {
-    "frozen": {
-        "cls": {},
-        "mean@10": {"vision.features": "mean@10"},
-        "cls@11": {"vision.features": "cls@11"},
-        "cls+mean": {"vision.features": "cls+mean"},
-        BLOCKS: {"vision.features": BLOCKS},
-        f"{BLOCKS}, width 768": {"vision.features": BLOCKS, "embed_dim": 768},
-        "all seven": {"vision.features": "+".join(TERMS)},
-        f"{BLOCKS}, no text head": {"vision.features": BLOCKS, "text.head": "none"},
-        f"{BLOCKS}, linear image head": {"vision.features": BLOCKS, "vision.head": "linear"},
-        f"{BLOCKS}, mlp image head": {"vision.features": BLOCKS, "vision.head": "mlp"},
-        f"{BLOCKS}, 4 captions": {"vision.features": BLOCKS, "data.captions_per_image": 4},
-        f"{BLOCKS}, sigmoid": {
-            "vision.features": BLOCKS,
-            "loss.kind": "sigmoid",
-            "loss.temperature_init": 10.0,
-            "loss.bias_init": -10.0,
-        },
-    },
-    "trained": {
-        "trained: cls": {},
-        f"trained: {BLOCKS}": {"vision.features": BLOCKS},
-        f"trained: {BLOCKS}, last two blocks": {
-            "vision.features": BLOCKS,
-            "text.trainable": (r"layer\.[45]\.",),
-        },
-        f"trained: {BLOCKS}, near the start": {
-            "vision.features": BLOCKS,
-            "text.decay_to_start": 0.3,
-        },
-    },
-}
+TESTS = ("heldout_captions", "heldout_style", "photographs")
+SIZES = (56, 28)  # that are trained at, and validated
+TEST_SIZES = (56, 32, 28, 16, 14)
+ACCEPTED = "1,315 concepts teach few of the words that are asked for"
+Hits = dict[str, np.ndarray]
+"""`TEST@SIZE` -> (n, 2): whether each image's class is the first, and among five; and
+`photographs, recall@10@SIZE` -> (n, 1): whether each sentence finds its photograph."""
 
 
-class Drawings:
-    """Labelled shards, their joined features at every patch size, and caches made of columns."""
+class Bench:
+    """Shards by name, their joined features, and what models get right."""
 
-    def __init__(self, folders: Mapping[str, Path], sizes: tuple[int, ...]) -> None:
-        base = load_vision_tower(TOWER, dtype=distributed.resolve_dtype(demo().vision.dtype))
-        self.sizes, self.width = sizes, base.embed_dim
-        self.base, self.joint = base, select_features(base, "+".join(TERMS))
-        self.shards = {n: sorted(map(str, f.glob("*.tar"))) for n, f in folders.items()}
-        self.caches = {name: self._fill(name) for name in folders}
+    def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = folders
+        self.shards = {n: sorted(map(str, f.glob("*.tar"))) for n, f in folders.items()}
+        self.features = JoinedFeatures(OUT, TOWER, TERMS)
+        self.labels: dict[str, np.ndarray] = {}
+        for test in ("validation", *TESTS):
+            reader = ShardReader(
+                self.shards[test], None, batch_size=10_000, num_workers=0, need_captions=True
+            )
+            batches = list(reader)
+            self.labels[test] = np.concatenate([batch.labels.numpy() for batch in batches])
+        self.sentences = [captions[0] for batch in batches for captions in batch.captions]
 
-    def _fill(self, name: str) -> FeatureCache:
-        cfg = DataConfig(shards=tuple(self.shards[name]), features=str(OUT / "joined" / name))
-        return fill_cache(self.joint, cfg, self.sizes)
-
-    def columns(self, name: str, expression: str, shard: int, size: int) -> np.ndarray:
-        """Features of all images of a shard."""
-        chosen = ["cls"] if expression == OWN else expression.split("+")
-        keys = self._keys(name, shard)
-        rows = np.arange(len(keys))
-        found, valid = self.caches[name].lookup(np.full(len(rows), shard), rows, size)
-        assert valid.all()
-        w = self.width
-        parts = [TERMS.index(term) for term in chosen]
-        return np.concatenate([found[:, i * w : (i + 1) * w] for i in parts], axis=1)
-
-    def _keys(self, name: str, shard: int) -> list[str]:
-        reader = ShardReader([self.shards[name][shard]], None, batch_size=10_000, num_workers=0)
-        return [key for batch in reader for key in batch.keys]
-
-    def cache(self, name: str, expression: str) -> str:
-        """The folder of a cache of one expression, for training."""
-        tower: VisionTower = self.base
-        if expression != OWN:
-            tower = select_features(self.base, expression)
-        folder = OUT / "caches" / name / expression
-        cache = FeatureCache(
-            folder,
-            tower.fingerprint,
-            self.shards[name],
-            self.sizes,
-            made_of=tower.made_of,
-            max_pixels=DataConfig().max_pixels,
-        )
-        cache.claim(tower.embed_dim)
-        for shard, _ in cache.missing():
-            for size in self.sizes:
-                features = self.columns(name, expression, shard, size)
-                cache.write(shard, size, 0, self._keys(name, shard), features)
-        self._share_texts(name, folder)
-        return str(folder)
-
-    def _class_embeds(
-        self, name: str, model: LitModel, names: Sequence[str], templates: Sequence[str]
-    ) -> np.ndarray:
-        """As `embed_classes` has them; what a frozen tower makes of prompts is kept."""
-        tower = model.text.encoder.tower
-        kept = OUT / "prompts" / f"{name}.{tower.fingerprint}.npy"
-        if kept.exists():
-            vectors = np.load(kept)
-        else:
-            prompts = [t.replace("{c}", c) for c in names for t in templates]
-            vectors = text_vectors(tower, TokenIds.of(tower.tokenizer(prompts)))
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.save(kept, vectors)
-        embeds = normalize(model.text.encoder.project(torch.from_numpy(vectors)).float(), dim=-1)
-        means = embeds.unflatten(0, (len(names), len(templates))).mean(dim=1)
-        return normalize(means, dim=-1).numpy()
-
-    def _share_texts(self, name: str, folder: Path) -> None:
-        """Captions and their vectors are the same for all expressions: copied, where they are."""
-        for shard in self.shards[name]:
-            files = IntactFiles(folder, shard)
-            for kind in ("texts", "vectors"):
-                for made in folder.parent.glob(f"*/{shard_name(shard)}.{kind}.*"):
-                    if not (folder / made.name).exists():
-                        files.write(made.name, partial(_write_bytes, made))
+    def training(self, row: Row) -> dict[str, Any]:
+        """The recipe's fields that say on what it trains."""
+        for source in ("train", "icons") if row.icons else ("train",):
+            self.features.add(source, self.shards[source], SIZES)
+        drawings = ["fit"] if row.on == "fit" else ["fit", "validation"]
+        counts = {source: len(keys_of(self.shards[source])) for source in drawings}
+        shares = {s: (1 - row.icons) * n / sum(counts.values()) for s, n in counts.items()}
+        if row.icons:
+            shares["icons"] = row.icons
+        shards = [shard for source in shares for shard in self.shards[source]]
+        expression = row.changes.get("vision.features", OWN)
+        folder = self.features.cache("+".join(shares), shards, expression, SIZES)
+        return {
+            "data.shards": tuple(f"{self.folders[source]}/*.tar" for source in shares),
+            "data.weights": tuple(shares.values()) if row.icons else (),
+            "data.features": folder,
+            "vision.patch_sizes": SIZES,
+        }
 
     @torch.no_grad()
-    def hits(self, name: str, expression: str, model: LitModel) -> dict[int, np.ndarray]:
-        """Patch size -> (n, 2): whether each image's class is the first, and among five."""
+    def hits(self, name: str, expression: str, model: LitModel, sizes: Sequence[int]) -> Hits:
         dataset = load_dataset("shards", str(self.folders[name]))
         names, templates = dataset.class_names, dataset.templates
-        embeds = self._class_embeds(name, model, names, templates)
-        classifier = ZeroShotClassifier(model, names, templates, embeds)
-        reader = ShardReader(self.shards[name], None, batch_size=10_000, num_workers=0)
-        labels = np.concatenate([batch.labels.numpy() for batch in reader])[:, None]
-        found = {}
-        for size in self.sizes:
-            features = [
-                self.columns(name, expression, shard, size)
-                for shard in range(len(self.shards[name]))
-            ]
-            embeds = model.embed_features(torch.from_numpy(np.concatenate(features))).numpy()
-            hits = classifier.classify_embeddings(embeds)[0] == labels
-            found[size] = np.stack([hits[:, 0], hits.any(1)], axis=1)
+        prompts = [t.replace("{c}", c) for c in names for t in templates]
+        embeds = _encode(model, name, prompts).unflatten(0, (len(names), len(templates)))
+        classes = normalize(embeds.mean(dim=1), dim=-1).numpy()
+        classifier = ZeroShotClassifier(model, names, templates, classes)
+        labels = self.labels[name]
+        source = "train" if name == "validation" else name
+        self.features.add(source, self.shards[source], sizes)
+        keys, found = keys_of(self.shards[name]), {}
+        for size in sizes:
+            features = self.features.columns(keys, expression, size)
+            images = model.embed_features(torch.from_numpy(features))
+            hits = classifier.classify_embeddings(images.numpy())[0] == labels[:, None]
+            found[f"{name}@{size}"] = np.stack([hits[:, 0], hits.any(1)], axis=1)
+            if name == "photographs":
+                texts = _encode(model, "sentences", self.sentences)
+                own = (texts @ images.T).topk(10).indices == torch.arange(len(texts))[:, None]
+                found[f"{name}, recall@10@{size}"] = own.any(1, keepdim=True).numpy()
         return found
+
+
+def _encode(model: LitModel, name: str, texts: Sequence[str]) -> torch.Tensor:
+    """As `encode_text` has them; what a frozen tower makes of them is kept."""
+    tower = model.text.encoder.tower
+    kept = OUT / "texts" / f"{name}.{tower.fingerprint}.npy"
+    if kept.exists():
+        vectors = np.load(kept)
+    else:
+        vectors = text_vectors(tower, TokenIds.of(tower.tokenizer(texts)))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.save(kept, vectors)
+    return normalize(model.text.encoder.project(torch.from_numpy(vectors)).float(), dim=-1)
 
 
 def split_train(data: Path) -> dict[str, Path]:
@@ -205,7 +143,7 @@ def split_train(data: Path) -> dict[str, Path]:
         classes = sorted(names)
         for name, samples in members.items():
             (out / name).mkdir(parents=True, exist_ok=True)
-            with tarfile.open(out / name / "0.tar", "w") as tar:
+            with tarfile.open(out / name / f"{name}.tar", "w") as tar:
                 for key, sample in samples:
                     if name == "validation":
                         label = json.loads(sample["json"])["label"]
@@ -229,109 +167,141 @@ def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
     return samples
 
 
-def _write_bytes(source: Path, out: BinaryIO) -> None:
-    out.write(source.read_bytes())
-
-
 def changed(recipe: Config, changes: Mapping[str, Any]) -> Any:
-    """A recipe with dotted fields replaced."""
+    """A recipe with dotted fields replaced, those of a group together."""
+    groups: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
         group, _, name = path.rpartition(".")
-        if group:
-            part = dataclasses.replace(getattr(recipe, group), **{name: value})
-            recipe = dataclasses.replace(recipe, **{group: part})
-        else:
-            recipe = dataclasses.replace(recipe, **{name: value})
-    return recipe
+        groups.setdefault(group, {})[name] = value
+    own = groups.pop("", {})
+    for group, values in groups.items():
+        own[group] = dataclasses.replace(getattr(recipe, group), **values)
+    return dataclasses.replace(recipe, **own)
 
 
-def run_row(
-    name: str, changes: Mapping[str, Any], seed: int, drawings: Drawings, steps: int
-) -> dict[str, dict[str, list[float]]]:
-    """Test -> patch size -> top-1 and top-5; read where it was measured before."""
+def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[int]) -> Hits:
+    """What it gets right, read where it was measured before; and the `seconds` it trained."""
     slug = "".join(c if c.isalnum() else "-" for c in name)
-    file = OUT / "rows" / f"{slug}.{seed}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    expression = changes.get("vision.features", OWN)
-    cfg: TrainConfig = changed(
-        demo(),
-        {
-            **changes,
-            "name": f"{slug}.{seed}",
-            "out": str(OUT / "runs"),
-            "data.shards": tuple(drawings.shards["fit"]),
-            "data.features": drawings.cache("fit", expression),
-            "data.num_workers": 1,
-            "vision.patch_sizes": drawings.sizes,
-            "steps": steps,
-            "seed": seed,
-            "checkpoint_every": 0,
-            "keep_checkpoints": 1,
-        },
-    )
-    shutil.rmtree(cfg.folder, ignore_errors=True)
-    train(cfg)
-    model = LitModel.from_pretrained(cfg.folder / "model")
-    found: dict[str, dict[str, list[float]]] = {}
-    for test in TESTS:
-        hits = drawings.hits(test, expression, model)
-        found[test] = {str(size): x.mean(0).round(4).tolist() for size, x in hits.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found))
-    shutil.rmtree(cfg.folder)
+    file = OUT / "rows" / f"{slug}.{seed}.npz"
+    found: Hits = dict(np.load(file)) if file.exists() else {}
+    run = {"name": f"{slug}.{seed}", "out": str(OUT / "runs"), "seed": seed, "steps": row.steps}
+    folder = Path(row.model or f"{run['out']}/{run['name']}")
+    if not found and not row.model:
+        quiet = {"checkpoint_every": 0, "keep_checkpoints": 1, "data.num_workers": 1}
+        cfg: TrainConfig = changed(demo(), {**row.changes, **bench.training(row), **run, **quiet})
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.monotonic()
+        train(cfg)
+        found["seconds"] = np.array([[time.monotonic() - start]])
+    for test in ("validation",) if row.on == "fit" else TESTS:
+        sizes = SIZES if row.on == "fit" else test_sizes
+        if missing := [size for size in sizes if f"{test}@{size}" not in found]:
+            model = LitModel.from_pretrained(folder / "model")
+            expression = row.changes.get("vision.features", OWN)
+            found |= bench.hits(test, expression, model, missing)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **found)
+    if row.on == "fit":
+        shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def summary(seeds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of top-1 and top-5."""
-    out: dict[str, Any] = {}
-    for test in TESTS:
-        out[test] = {}
-        for size in seeds[0][test]:
-            values = np.array([found[test][size] for found in seeds])
-            spread = values.std(0, ddof=1) if len(values) > 1 else np.full(2, np.nan)
-            out[test][size] = {
-                f"top{k}": [round(float(values[:, i].mean()), 4), round(float(spread[i]), 4)]
-                for i, k in enumerate((1, 5))
-            }
+def summary(seeds: Sequence[Hits]) -> dict[str, list[list[float]]]:
+    """Of top-1 and top-5, or of recall: the mean, and the standard deviation of several seeds."""
+    out = {}
+    for name in seeds[0]:
+        values = np.array([found[name].mean(0) for found in seeds])
+        columns = [values.mean(0)] + ([values.std(0, ddof=1)] if len(values) > 1 else [])
+        out[name] = np.stack(columns, axis=1).round(4).tolist()
     return out
+
+
+def gains(
+    before: Sequence[Hits], after: Sequence[Hits], labels: Mapping[str, np.ndarray]
+) -> dict[str, list[list[float]]]:
+    """What each figure gains, with the 95% interval of a paired bootstrap over whole classes.
+
+    labels: test -> class of each image.
+    """
+    out = {}
+    for name in set(before[0]) & set(after[0]) - {"seconds"}:
+        means = [np.mean([found[name] for found in seeds], axis=0) for seeds in (before, after)]
+        classes = np.unique(labels[name.split("@")[0].split(",")[0]], return_inverse=True)[1]
+        counts = np.bincount(classes)
+        draws = np.random.default_rng(0).integers(0, len(counts), (2000, len(counts)))
+        out[name] = []
+        for column in (means[1] - means[0]).T:
+            sums = np.bincount(classes, column)
+            drawn = sums[draws].sum(1) / counts[draws].sum(1)
+            interval = np.percentile(drawn, (2.5, 97.5))
+            out[name].append([round(float(x), 4) for x in (column.mean(), *interval)])
+    return out
+
+
+def targets(figures: Mapping[str, Any]) -> list[Target]:
+    """What the best recipe was to reach, where it was measured."""
+    row = figures.get("final", {}).get(BEST)
+    if not row:
+        return []
+
+    def best(test: str, which: int) -> float:
+        return max(x[which][0] for name, x in row.items() if name.startswith(f"{test}@"))
+
+    found = [
+        Target(f"{test}, top-{(1, 5)[which]}", f">= {wanted}", best(test, which))
+        for test, which, wanted in (
+            ("heldout_captions", 0, 0.28),
+            ("heldout_captions", 1, 0.5),
+            ("heldout_style", 0, 0.52),
+            ("heldout_style", 1, 0.72),
+            ("photographs", 0, 0.58),
+            ("photographs, recall@10", 0, 0.32),
+        )
+    ]
+    for test, wanted in (("heldout_captions", 0.05), ("heldout_style", 0.07)):
+        lost = round(best(test, 0) - row[f"{test}@56"][0][0], 4)
+        found.append(Target(f"{test}, top-1 that patch 56 loses", f"<= {wanted}", lost))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["frozen"])
-    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["single", "combined"])
+    parser.add_argument("--only", nargs="+", help="names of rows; else all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="of 128 images each")
-    parser.add_argument("--patch-sizes", type=int, nargs="+", default=[56, 28])
+    parser.add_argument("--test-sizes", type=int, nargs="+", default=TEST_SIZES)
     args = parser.parse_args()
     distributed.ensure_group()
     data = Path(build_emoji(default_data()))
-    folders = split_train(data) | {n: data / n for n in ("heldout_captions", "heldout_style")}
+    folders = split_train(data) | {n: data / n for n in ("train", *TESTS[:2])}
     folders["photographs"] = build_photographs("runs/data/photographs")
-    drawings = Drawings(folders, tuple(args.patch_sizes))
-    found: dict[str, list[dict]] = {}
+    unlike = [folders[n] / CLASS_NAMES_FILE for n in ("heldout_captions", "validation")]
+    names = [name for file in unlike for name in file.read_text().splitlines()]
+    folders["icons"] = build_named_icons(OUT / "data/icons", names)
+    bench = Bench(folders)
+    chosen = [(kind, n, row) for kind in args.rows for n, row in ROWS[kind].items()]
+    chosen = [item for item in chosen if not args.only or item[1] in args.only]
+    file = RESULTS / "alignment.json"
+    figures = json.loads(file.read_text())["figures"] if file.exists() else {}
+    found: dict[str, list[Hits]] = {}
     for seed in range(args.seeds):
-        for kind in args.rows:
-            for name, changes in ROWS[kind].items():
-                if args.only and args.only not in name:
-                    continue
-                more = FROZEN if kind == "frozen" else {}
-                row = run_row(name, {**more, **changes}, seed, drawings, args.steps)
-                found.setdefault(name, []).append(row)
-                numbers = "; ".join(
-                    f"{test} " + " ".join(f"{100 * v[0]:.1f}/{100 * v[1]:.1f}" for v in s.values())
-                    for test, s in row.items()
-                )
-                print(f"seed {seed}, {name}: {numbers}", flush=True)
-    table = {name: {"seeds": len(rows), **summary(rows)} for name, rows in found.items()}
-    finish(
-        "alignment",
-        {"patch_sizes": args.patch_sizes, "steps": args.steps, "rows": table},
-        [],
-        packages=("torch", "timm", "transformers", "deepspeed"),
-    )
+        for kind, name, row in chosen:
+            if seed and row.model:
+                continue
+            found.setdefault(name, []).append(run_row(name, row, seed, bench, args.test_sizes))
+            hits = found[name][-1]
+            numbers = " ".join(f"{n} {100 * v.mean(0)[0]:.1f}" for n, v in hits.items())
+            print(f"seed {seed}, {name}: {numbers}", flush=True)
+            rows = figures.setdefault(kind, {})
+            rows[name] = {"seeds": len(found[name]), "steps": row.steps, **summary(found[name])}
+    if "today" in found:
+        figures["gains over today"] = {
+            name: gains(found["today"], seeds, bench.labels) for name, seeds in found.items()
+        }
+    packages = ("torch", "timm", "transformers", "deepspeed")
+    wanted = targets(figures)
+    accepted = {target.what: ACCEPTED for target in wanted}
+    finish("alignment", figures, wanted, packages=packages, accepted=accepted)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ deepspeed launch/flexify.py              # the default: `dinov2s`
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from contrastive.flexify.config import (
@@ -51,6 +52,27 @@ def demo() -> TrainConfig:
     )
 
 
+def demo_large() -> TrainConfig:
+    """As `demo`, from more of the image tower: three blocks' class tokens, 768 numbers an image,
+    and heads over both towers, which stay as they are. No export expresses it.
+
+    deepspeed launch/lit.py demo-large
+    """
+    small = demo()
+    return replace(
+        small,
+        name="demo-large",
+        data=replace(small.data, features="runs/features-large", captions_per_image=4),
+        vision=replace(
+            small.vision, patch_sizes=(56, 28), features="cls@9+cls@10+cls@11", head="mlp"
+        ),
+        text=TextConfig(tower="minilm", context_length=16, frozen=True, head="mlp"),
+        optim=replace(small.optim, lr=1e-3),
+        embed_dim=768,
+        steps=400,
+    )
+
+
 def cc12m() -> TrainConfig:
     """SigLiT on img2dataset shards, one machine: FlexiViT-S against BERT-base.
 
@@ -70,7 +92,11 @@ def cc12m() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "cc12m": cc12m}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "demo": demo,
+    "demo-large": demo_large,
+    "cc12m": cc12m,
+}
 
 
 def dinov2s() -> FlexifyConfig:

@@ -1,6 +1,6 @@
 """Train the text tower against the locked image tower.
 
-deepspeed launch/lit.py [RECIPE] [--flags]      # recipes: demo (the default), cc12m
+deepspeed launch/lit.py [RECIPE] [--flags]      # recipes: demo (the default), demo-large, cc12m
 deepspeed launch/lit.py --resume runs/NAME      # go on from the newest checkpoint
 """
 

@@ -15,6 +15,7 @@ BENCHMARK = """
 import json
 from itertools import chain, repeat
 from lib.harness import Target, Timings, finish, interleave
+from lib.icons import names_of
 
 timings = Timings({"a": [1.0, 2.0, 3.0, 4.0, 100.0], "b": [2.0, 2.0, 4.0, 4.0, 50.0]})
 ratios = timings.ratio("a", "b"), timings.round_ratios("a", "b")
@@ -53,6 +54,8 @@ said["status"] = {
     "another accepted": status("f", "x", "<= 60", 61.0, accepted={"y": "why"}),
     "no bound": status("g", "x", "about 1", 1.0),
 }
+keys = ["red-apples", "apple-juice", "juice-2-outline", "24", "a-b-c-d-e", "mug-of-tea", "c++"]
+said["names"] = list(names_of(keys, ["Red Apple", "bowl of rice"]))
 finish("h", {}, [], where="gpu")
 with open("said.json", "w") as file:
     json.dump(said, file)
@@ -103,6 +106,10 @@ def test_contenders_take_turns_and_a_slower_machine_does_not_move_the_ratio(said
 
 def test_nothing_to_measure_is_an_error(said):
     assert said["no rounds"] == "repeats 0: at least 1"
+
+
+def test_an_icon_that_shares_a_word_with_a_concept_held_out_is_no_training_pair(said):
+    assert said["names"] == [["juice", "juice-2-outline"], ["mug of tea", "mug-of-tea"]]
 
 
 def test_a_missed_target_fails_the_benchmark_unless_it_is_accepted(said, folder):

@@ -1,0 +1,85 @@
+"""The rows of benchmarks/alignment.py: what each changes in the demo's recipe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+TOWER = "dinov2s-flexi"
+TERMS = ("cls@9", "cls@10", "cls@11", "cls", "mean@10", "mean@11", "mean")
+FROZEN = {"text.frozen": True, "text.dropout": 0.0, "text.head": "mlp", "optim.lr": 1e-3}
+BLOCKS = "cls@9+cls@10+cls@11"
+WITH_MEAN = f"{BLOCKS}+mean@10"
+FOUR = {"data.captions_per_image": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Dotted fields of the recipe, by what they become."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 400
+    icons: float = 0.0  # share of the samples that are icons
+    on: Literal["fit", "train"] = "fit"
+    model: str = ""  # a folder of a model that is there already
+
+
+def frozen(features: str = "own", steps: int = 400, icons: float = 0, **more: Any) -> Row:
+    """A frozen text tower under a head; more: fields, a dot as two underscores."""
+    changes = {name.replace("__", "."): value for name, value in more.items()}
+    return Row({**FROZEN, "vision.features": features, **changes}, steps, icons)
+
+
+BEST = "demo-large"
+WIDE = {"embed_dim": 768, "data__captions_per_image": 4}
+
+ROWS: dict[str, dict[str, Row]] = {
+    # one change each
+    "single": {
+        "own": frozen(),
+        "mean@10": frozen("mean@10"),
+        "cls@11": frozen("cls@11"),
+        "cls+mean": frozen("cls+mean"),
+        BLOCKS: frozen(BLOCKS),
+        "all seven": frozen("+".join(TERMS)),
+        f"{BLOCKS}, width 768": frozen(BLOCKS, embed_dim=768),
+        f"{BLOCKS}, no text head": frozen(BLOCKS, text__head="none"),
+        f"{BLOCKS}, linear image head": frozen(BLOCKS, vision__head="linear"),
+        f"{BLOCKS}, mlp image head": frozen(BLOCKS, vision__head="mlp"),
+        f"{BLOCKS}, 4 captions": frozen(BLOCKS, data__captions_per_image=4),
+        f"{BLOCKS}, sigmoid": frozen(
+            BLOCKS, loss__kind="sigmoid", loss__temperature_init=10.0, loss__bias_init=-10.0
+        ),
+    },
+    # several; width 768 and 4 captions where not said otherwise
+    "combined": {
+        "own, width 384": frozen(data__captions_per_image=4),
+        "mean@10, width 384": frozen("mean@10", data__captions_per_image=4),
+        "mean@10, width 384, mlp": frozen(
+            "mean@10", data__captions_per_image=4, vision__head="mlp"
+        ),
+        "blocks": frozen(BLOCKS, **WIDE),
+        "blocks, linear": frozen(BLOCKS, **WIDE, vision__head="linear"),
+        "blocks, mlp": frozen(BLOCKS, **WIDE, vision__head="mlp"),
+        "blocks and mean": frozen(WITH_MEAN, **WIDE),
+        "blocks and mean, mlp": frozen(WITH_MEAN, **WIDE, vision__head="mlp"),
+    },
+    # of the best: longer, slower, held back; with icons, a share of the samples
+    "further": {
+        "800 steps": frozen(BLOCKS, 800, **WIDE, vision__head="mlp"),
+        "1200 steps": frozen(BLOCKS, 1200, **WIDE, vision__head="mlp"),
+        "learning rate 0.0004": frozen(BLOCKS, **WIDE, vision__head="mlp", optim__lr=4e-4),
+        "weight decay 1": frozen(BLOCKS, **WIDE, vision__head="mlp", optim__weight_decay=1.0),
+        "icons, half": frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"),
+        "icons, half, 800 steps": frozen(BLOCKS, 800, 0.5, **WIDE, vision__head="mlp"),
+    },
+    # whole recipes, on all trained drawings
+    "final": {
+        "today": Row(on="train", model="runs/demo"),  # as `make demo` leaves it
+        BEST: replace(frozen(BLOCKS, **WIDE, vision__head="mlp"), on="train"),
+        f"{BEST} with icons": replace(
+            frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"), on="train"
+        ),
+        "own, frozen text tower": replace(frozen(data__captions_per_image=4), on="train"),
+        "mean@10, trained text tower": Row({"vision.features": "mean@10"}, 600, on="train"),
+    },
+}
