@@ -76,7 +76,7 @@ def write_segment(
         done = 0
         for source, start, stop in blocks(sources, *span):
             vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
-            there = torch.from_numpy(vectors).to(device or "cpu")
+            there = torch.from_numpy(np.require(vectors, requirements="W")).to(device or "cpu")
             add(index, vectors, ids[done : done + len(vectors)], there if device else None)
             if found is not None:
                 found.add(there)

@@ -22,6 +22,7 @@ from retrieval.search.conformal import fewest_candidates, p_values
 
 CHANGED = 0.2  # share of the images that was added or deleted, above which it holds no longer
 FINE_ANSWERS = 50  # k up to which candidates are promised
+ROUNDING = 1e-4  # of scores: a text that is read beside longer ones scores a little otherwise
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Calibration:
         found = (self.labels if labels else self.present).get(patch_size)
         if found is None or not len(found):
             return np.full(len(scores), np.nan)
-        return p_values(scores, found)
+        return p_values(scores + ROUNDING, found)
 
     def refused(self, patch_size: int, rate: float) -> float | None:
         """Of the texts whose own images are taken out, the share that is refused where `rate` of
