@@ -197,7 +197,7 @@ def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[i
             expression = row.changes.get("vision.features", OWN)
             found |= bench.hits(test, expression, model, missing)
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(file, **found)
+            np.savez(file, allow_pickle=False, **found)
     if row.on == "fit":
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -220,7 +220,7 @@ def gains(
 
     labels: test -> class of each image.
     """
-    out = {}
+    out: dict[str, list[list[float]]] = {}
     for name in sorted(set(before[0]) & set(after[0])):
         means = [np.mean([found[name] for found in seeds], axis=0) for seeds in (before, after)]
         classes = np.unique(labels[name.split("@")[0].split(",")[0]], return_inverse=True)[1]
