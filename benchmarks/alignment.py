@@ -17,7 +17,6 @@ import dataclasses
 import json
 import shutil
 import tarfile
-import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -50,7 +49,7 @@ OUT = Path("runs/alignment")
 TESTS = ("heldout_captions", "heldout_style", "photographs")
 SIZES = (56, 28)  # that are trained at, and validated
 TEST_SIZES = (56, 32, 28, 16, 14)
-ACCEPTED = "1,315 concepts teach few of the words that are asked for"
+ACCEPTED = "no row that was tried reaches it"
 Hits = dict[str, np.ndarray]
 """`TEST@SIZE` -> (n, 2): whether each image's class is the first, and among five; and
 `photographs, recall@10@SIZE` -> (n, 1): whether each sentence finds its photograph."""
@@ -180,7 +179,7 @@ def changed(recipe: Config, changes: Mapping[str, Any]) -> Any:
 
 
 def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[int]) -> Hits:
-    """What it gets right, read where it was measured before; and the `seconds` it trained."""
+    """What it gets right, read where it was measured before."""
     slug = "".join(c if c.isalnum() else "-" for c in name)
     file = OUT / "rows" / f"{slug}.{seed}.npz"
     found: Hits = dict(np.load(file)) if file.exists() else {}
@@ -190,9 +189,7 @@ def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[i
         quiet = {"checkpoint_every": 0, "keep_checkpoints": 1, "data.num_workers": 1}
         cfg: TrainConfig = changed(demo(), {**row.changes, **bench.training(row), **run, **quiet})
         shutil.rmtree(folder, ignore_errors=True)
-        start = time.monotonic()
         train(cfg)
-        found["seconds"] = np.array([[time.monotonic() - start]])
     for test in ("validation",) if row.on == "fit" else TESTS:
         sizes = SIZES if row.on == "fit" else test_sizes
         if missing := [size for size in sizes if f"{test}@{size}" not in found]:
@@ -200,7 +197,7 @@ def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[i
             expression = row.changes.get("vision.features", OWN)
             found |= bench.hits(test, expression, model, missing)
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(file, **found)
+            np.savez(file, allow_pickle=False, **found)
     if row.on == "fit":
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -223,8 +220,8 @@ def gains(
 
     labels: test -> class of each image.
     """
-    out = {}
-    for name in set(before[0]) & set(after[0]) - {"seconds"}:
+    out: dict[str, list[list[float]]] = {}
+    for name in sorted(set(before[0]) & set(after[0])):
         means = [np.mean([found[name] for found in seeds], axis=0) for seeds in (before, after)]
         classes = np.unique(labels[name.split("@")[0].split(",")[0]], return_inverse=True)[1]
         counts = np.bincount(classes)
@@ -296,7 +293,9 @@ def main() -> None:
             rows[name] = {"seeds": len(found[name]), "steps": row.steps, **summary(found[name])}
     if "today" in found:
         figures["gains over today"] = {
-            name: gains(found["today"], seeds, bench.labels) for name, seeds in found.items()
+            name: gains(found["today"], found[name], bench.labels)
+            for kind, name, _ in chosen
+            if kind == "final" and name != "today"
         }
     packages = ("torch", "timm", "transformers", "deepspeed")
     wanted = targets(figures)

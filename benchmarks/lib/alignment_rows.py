@@ -50,6 +50,17 @@ ROWS: dict[str, dict[str, Row]] = {
             BLOCKS, loss__kind="sigmoid", loss__temperature_init=10.0, loss__bias_init=-10.0
         ),
     },
+    # the text tower trained too, which takes hours
+    "trained": {
+        "trained: own": Row(),
+        "trained: blocks": Row({"vision.features": BLOCKS}),
+        "trained: blocks, last two blocks": Row(
+            {"vision.features": BLOCKS, "text.trainable": (r"layer\.[45]\.",)}
+        ),
+        "trained: blocks, near the start": Row(
+            {"vision.features": BLOCKS, "text.decay_to_start": 0.3}
+        ),
+    },
     # several; width 768 and 4 captions where not said otherwise
     "combined": {
         "own, width 384": frozen(data__captions_per_image=4),
