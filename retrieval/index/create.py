@@ -100,7 +100,8 @@ def add(
     base = None if index is ivf else faiss.downcast_index(index.base_index)
     rotated = vectors
     if isinstance(base, faiss.IndexPreTransform):
-        rotated = faiss.downcast_VectorTransform(base.chain.at(0)).apply(vectors)
+        chain: Any = base.chain
+        rotated = faiss.downcast_VectorTransform(chain.at(0)).apply(vectors)
         on_device = torch.from_numpy(rotated).to(on_device.device)
     quantizer = faiss.downcast_index(ivf.quantizer)
     centroids = torch.from_numpy(quantizer.reconstruct_n(0, ivf.nlist)).to(on_device.device)

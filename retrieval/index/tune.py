@@ -120,8 +120,11 @@ def _largest(index: faiss.Index) -> dict[str, int]:
     """What of a `Tuning` changes how far an index looks, and the most that helps."""
     if isinstance(index, faiss.IndexHNSW):
         return {"ef": MAX_EF}
-    lists: dict[str, int] = {"nprobe": ivf_of(index).nlist}
-    return lists | ({"k_factor": MAX_K_FACTOR} if isinstance(index, faiss.IndexRefine) else {})
+    ivf = ivf_of(index)
+    assert ivf is not None, "no other type is approximate"
+    return {"nprobe": ivf.nlist} | (
+        {"k_factor": MAX_K_FACTOR} if isinstance(index, faiss.IndexRefine) else {}
+    )
 
 
 def _measure(index: faiss.Index, trial: Trial, tuning: Tuning) -> Tuning:
