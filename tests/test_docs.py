@@ -23,8 +23,8 @@ OTHERS = {
     "accum-freq", "dereference", "hard-dereference",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
     "image_size", "resize_mode", "resize_only_if_bigger",
-    "table", "rounds", "seeds", "counts", "index-types", "sizes", "list", "part", "tiny",
-    "dry-run", "report", "all", "exclude-editable", "help", "help-all", "resume", "json",
+    "table", "rounds", "seeds", "counts", "mixtures", "index-types", "sizes", "list", "part",
+    "tiny", "dry-run", "report", "all", "exclude-editable", "help", "help-all", "resume", "json",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def new_index(
         elif index_type == "rabitq":
             ivf = faiss.IndexIVFRaBitQ(centroids, width, nlist, inner_product)
             ivf.qb = QUERY_BITS
-            index = faiss.IndexRefine(_rotated(ivf), _float16(width))
+            index = faiss.IndexRefine(ivf, _float16(width))
         else:
             ivf = faiss.IndexIVFPQ(centroids, width, nlist, pq_bytes(width), 8, inner_product)
             ivf.pq.cp.min_points_per_centroid = 1  # a small index trains as well as it can
@@ -65,14 +65,6 @@ def new_index(
                 ivf.pq.assign_index = None
                 del codes
     return faiss.IndexIDMap(index)
-
-
-def _rotated(ivf: Any) -> faiss.IndexPreTransform:
-    """By a random rotation, the same every time: one bit a dimension says little where a few
-    dimensions hold most of what differs."""
-    rotation = faiss.RandomRotationMatrix(ivf.d, ivf.d)
-    rotation.init(0)
-    return faiss.IndexPreTransform(rotation, ivf)
 
 
 def _float16(width: int) -> faiss.IndexScalarQuantizer:
@@ -97,21 +89,14 @@ def add(
     if on_device is None or ivf is None:
         whole.add_with_ids(vectors, ids)
         return
-    base: Any = None if index is ivf else faiss.downcast_index(index.base_index)
-    rotated = vectors
-    if isinstance(base, faiss.IndexPreTransform):
-        chain: Any = base.chain
-        rotated = faiss.downcast_VectorTransform(chain.at(0)).apply(vectors)
-        on_device = torch.from_numpy(rotated).to(on_device.device)
     quantizer = faiss.downcast_index(ivf.quantizer)
     centroids = torch.from_numpy(quantizer.reconstruct_n(0, ivf.nlist)).to(on_device.device)
     lists = nearest_of(centroids, on_device).cpu().numpy()
     count, done = len(vectors), whole.ntotal
     numbers = np.arange(done, done + count)
-    pointers = map(faiss.swig_ptr, (rotated, numbers, lists))
+    pointers = map(faiss.swig_ptr, (vectors, numbers, lists))
     ivf.add_core(count, *pointers)
-    if base is not None:  # with float16 vectors beside
-        base.ntotal = ivf.ntotal
+    if index is not ivf:  # with float16 vectors beside
         index.refine_index.add(vectors)
         index.ntotal = index.refine_index.ntotal
     whole.id_map.resize(done + count)
@@ -146,6 +131,4 @@ def ivf_of(index: faiss.Index) -> Any | None:
     """The part of an index that has inverted lists, None where there is none."""
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
-    if isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
     return index if isinstance(index, faiss.IndexIVF) else None

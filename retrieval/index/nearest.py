@@ -72,9 +72,6 @@ def search_params(
         base = search_params(faiss.downcast_index(index.base_index), nprobe, ef, packed)
         # The refinement takes no selector: it re-ranks what the base let through.
         return types.IndexRefineSearchParameters(k_factor=k_factor, base_index_params=base)
-    if isinstance(index, faiss.IndexPreTransform):
-        lists = search_params(faiss.downcast_index(index.index), nprobe, ef, packed)
-        return types.SearchParametersPreTransform(index_params=lists)
     if isinstance(index, faiss.IndexIVF):
         if packed is None:
             return _lists_params(min(nprobe, index.nlist))

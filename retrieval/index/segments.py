@@ -76,10 +76,11 @@ def write_segment(
         done = 0
         for source, start, stop in blocks(sources, *span):
             vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
-            there = torch.from_numpy(np.require(vectors, requirements="W")).to(device or "cpu")
-            add(index, vectors, ids[done : done + len(vectors)], there if device else None)
+            there = None
             if found is not None:
+                there = torch.from_numpy(np.require(vectors, requirements="W")).to(device or "cpu")
                 found.add(there)
+            add(index, vectors, ids[done : done + len(vectors)], there if device else None)
             done += len(vectors)
             progress(len(vectors))
         if found is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -120,8 +120,9 @@ def _largest(index: faiss.Index) -> dict[str, int]:
     """What of a `Tuning` changes how far an index looks, and the most that helps."""
     if isinstance(index, faiss.IndexHNSW):
         return {"ef": MAX_EF}
-    lists: Any = ivf_of(index)
-    return {"nprobe": lists.nlist} | (
+    ivf = ivf_of(index)
+    assert ivf is not None, "no other type is approximate"
+    return {"nprobe": ivf.nlist} | (
         {"k_factor": MAX_K_FACTOR} if isinstance(index, faiss.IndexRefine) else {}
     )
 

@@ -219,7 +219,7 @@ class Searcher:
         from their files, and ranked by two thirds of that similarity and one third of the index's;
         their fine vectors are kept for the next search.
         where: a filter, see `retrieval.index.filters`. nprobe, ef (efSearch): how far an index of
-        type ivf, ivfpq or hnsw looks.
+        type ivf, ivfpq, rabitq or hnsw looks.
         words: what the words of captions, file names and other text columns count beside the
         vectors, 0 for nothing to 1 for all; a "phrase" in quotes must be there, wor* is how a word
         begins. Hits are ranked as `retrieval.search.fusion` says.

@@ -129,7 +129,7 @@ class IndexingAnswer(Answer):
 class IndexAnswer(Answer):
     name: str
     count: int = Field(description="Images.")
-    kind: str = Field(description="Index type: flat, flat16, ivf, ivfpq or hnsw.")
+    kind: str = Field(description="Index type: flat, flat16, ivf, ivfpq, rabitq or hnsw.")
     width: int = Field(description="Numbers of a vector.")
     generation: int = Field(description="Grows with every change.")
     image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
