@@ -83,6 +83,7 @@ def _connect(imported: tuple[str, ...]) -> socket.socket:
     theirs.close()
 
     def end() -> None:
+        ours.shutdown(socket.SHUT_RDWR)  # a child that the tests forked may hold a copy
         ours.close()
         process.wait()
 
