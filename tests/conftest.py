@@ -93,3 +93,8 @@ def pytest_collection_finish() -> None:
     through all of it each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Else libraries complain at the end of what was not freed."""
+    gc.unfreeze()
