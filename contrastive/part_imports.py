@@ -28,7 +28,11 @@ class _Unopened(ModuleType):
                 spec = self.__spec__
                 assert isinstance(spec, ModuleSpec)
                 assert spec.loader is not None
-                spec.loader.exec_module(self)
+                try:
+                    spec.loader.exec_module(self)
+                except BaseException:
+                    self._opens = False
+                    raise
                 self.__class__ = ModuleType  # type: ignore[assignment]
             if name in self.__dict__:
                 return self.__dict__[name]

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from retrieval.search.calibrate import calibrate_index, recalibrate
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
+    from retrieval.search.hit import Hit
     from retrieval.search.neighbours import measure_agreement
-    from retrieval.search.searcher import Hit, Searcher
+    from retrieval.search.searcher import Searcher
 
 _MODULES = {
     "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
-    "Hit": "retrieval.search.searcher",
+    "Hit": "retrieval.search.hit",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "ZeroShotClassifier": "retrieval.evaluation.classify",

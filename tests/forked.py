@@ -69,7 +69,7 @@ _connections: dict[tuple[str, ...], socket.socket] = {}
 
 
 def _server(imported: tuple[str, ...]) -> socket.socket:
-    """The connection to this session's server, which ends with it."""
+    """The connection to this test run's server, which ends with it."""
     with _lock:
         if imported not in _connections:
             _connections[imported] = _connect(imported)

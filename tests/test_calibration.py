@@ -134,7 +134,11 @@ def test_without_a_caption_texts_are_asked_for(index: Path, tiny_model: LitModel
     before = calibration_file(index).read_bytes()
     with pytest.raises(UsageError, match="no image has a caption"):
         calibrate_index(index, tiny_model)
+    with pytest.raises(UsageError, match="holds no image"):
+        calibrate_index(index, tiny_model, texts=["a cat"])
     assert calibration_file(index).read_bytes() == before
+    assert recalibrate(index, tiny_model) is None  # nor is a change an error from now on
+    assert read_calibration(index) is None
 
 
 # ---- keeping -------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from server_thread import Served, serving
 
 from contrastive.model.lit import LitModel
 from retrieval import build_index
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 
 pytestmark = pytest.mark.interop
 

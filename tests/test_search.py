@@ -18,7 +18,8 @@ from retrieval.embed.bulk import embed_shards
 from retrieval.index.build import build_index
 from retrieval.search.config import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 

@@ -23,7 +23,8 @@ from contrastive.model.lit import LitModel
 from retrieval import ZeroShotClassifier, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 from retrieval.server import service
 from retrieval.server.duplicates import distinct
 from retrieval.server.page import PAGE

@@ -27,11 +27,11 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import index_words
 from retrieval.search.fusion import DEPTH, LEAST_SHARE, OF_BEST, fused
 from retrieval.search.searcher import Searcher
-from retrieval.words.asked import marked, unmarked
+from retrieval.words.asked import MAX_WORDS, asked_words, marked, unmarked
 from retrieval.words.fill import write_words
 from retrieval.words.ranking import TextIndex, TextSegment
 from retrieval.words.spelling import Vocabulary
-from retrieval.words.text_file import open_words
+from retrieval.words.text_file import Pattern, open_words
 
 PATCH = 48
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -202,6 +202,13 @@ def test_marks_are_told_from_what_a_model_reads() -> None:
     ]  # fmt: skip
     assert unmarked('a "red bike" hous*') == "a  red bike  hous"
     assert unmarked("5 * 3") == "5 * 3"
+
+
+def test_what_a_query_costs_is_bounded() -> None:
+    assert not marked('"' + "a" * 1_000_000)  # minutes, were each quote looked through anew
+    words = [word.pattern for word in asked_words([(" ".join(map(str, range(1000))), 1.0)])]
+    assert words == [Pattern("word", (str(number),)) for number in range(MAX_WORDS)]
+    assert [w.pattern.prefix for w in asked_words([("a* ab*", 1.0)])] == [False, True]
 
 
 # ---- in an index ---------------------------------------------------------------------------
@@ -391,8 +398,10 @@ def test_damaged_words_leave_the_vectors_and_are_written_again(
     with pytest.raises(UsageError, match=r"is damaged.*--words"):
         Searcher.load(index, tiny_model, device="cpu", check=True)
     assert index_words(index) == 300
-    searcher = Searcher.load(index, tiny_model, device="cpu", check=True)
-    assert searcher.search(["cat"], words=1.0)[0]
+    wanted = Searcher.load(index, tiny_model, device="cpu", check=True).search(["cat"], words=1.0)
+    assert wanted[0]
+    assert searcher.reload()  # one that has the damaged file open
+    assert searcher.search(["cat"], words=1.0) == wanted
 
 
 def test_a_change_that_ends_before_its_manifest_changes_no_words(

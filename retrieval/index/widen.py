@@ -59,15 +59,15 @@ def index_words(folder: str | Path) -> int:
     with locked(folder):
         check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)
-        entries, count = list(snapshot.manifest.segments), 0
+        entries, count, changed = list(snapshot.manifest.segments), 0, False
         for number, segment in enumerate(snapshot.segments):
             file = words_file(folder, segment.number)
             noted = segment.entry.words
             if segment.words is None or file_digest(file) != noted["blake2b"]:
                 written = write_words(file, segment.table)
                 entries[number] = replace(segment.entry, words=written)
-                count += segment.num_alive
-        if count:
+                count, changed = count + segment.num_alive, True
+        if changed:
             commit(folder, snapshot.manifest, entries, snapshot.tombstones)
     return count
 

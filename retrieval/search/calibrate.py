@@ -17,13 +17,14 @@ from retrieval.search.calibration import (
     FINE_ANSWERS,
     Calibration,
     Facts,
+    calibration_file,
     read_calibration,
     unit,
     write_calibration,
 )
 from retrieval.search.config import MAX_K
+from retrieval.search.hit import Hit
 from retrieval.search.refine import FineVectors, blend
-from retrieval.search.searcher import Hit
 
 CAPTIONS = "the captions of this index"
 MAX_TEXTS = 1000  # of which 5% are told to within 0.7%
@@ -63,6 +64,8 @@ def calibrate_index(
             f"{folder}: no image has a caption to calibrate by; give --texts, a file of texts that "
             "the images answer, one a line"
         )
+    if not len(snapshot):
+        raise UsageError(f"{folder} holds no image, so there is nothing to calibrate")
     embeds = _encode(model, asked)
     common = _encode(model, COMMON)
     background = np.concatenate([common, embeds]) if not texts else common
@@ -89,7 +92,7 @@ def recalibrate(
     folder: str | Path, model: LitModel | None = None, device: Device = "auto"
 ) -> Calibration | None:
     """Calibrate anew, by captions, an index that was calibrated by them and has changed by a fifth
-    since; returns what is new."""
+    since; returns what is new. Where no caption is left, it is forgotten."""
     folder = Path(folder)
     known = read_calibration(folder)
     if known is None or known.facts.source != CAPTIONS:
@@ -97,6 +100,9 @@ def recalibrate(
     snapshot = Snapshot.open(folder)
     prints = (known.facts.image_fingerprint, known.facts.text_fingerprint)
     if known.holds(snapshot.ids(), *prints) and set(known.present) == {*snapshot.patch_sizes}:
+        return None
+    if not _captions(snapshot):
+        calibration_file(folder).unlink(missing_ok=True)
         return None
     fine = next((size for _, size in known.ranks if size not in snapshot.patch_sizes), None)
     return calibrate_index(folder, model, device, fine=fine)

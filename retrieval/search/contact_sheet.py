@@ -9,7 +9,7 @@ from data.errors import UsageError
 from data.files import write_atomically
 from data.problems import BadSample
 from retrieval.search.config import picture_format
-from retrieval.search.searcher import Hit
+from retrieval.search.hit import Hit
 
 THUMBNAIL = 168  # pixels a side, as all lengths here
 GAP = 20

@@ -26,8 +26,8 @@ from retrieval.search.agreement import (
     write_agreement,
 )
 from retrieval.search.config import CANDIDATES
+from retrieval.search.hit import Hit
 from retrieval.search.refine import BATCH, FineVectors
-from retrieval.search.searcher import Hit
 
 QUERIES = 256  # images, of which half the width of a 95% interval is 0.03 or less
 MIN_IMAGES = 50  # fewer say nothing

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 
 DUPLICATE = 0.94  # two hits of at least this cosine count as one, as in clip-retrieval
 

@@ -21,7 +21,9 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
         searcher = Searcher.load(folder, model or cfg.model, cfg.device)
         for known in models:  # equal models are kept once, so that their requests share forwards
             if _same(known, searcher.model):
+                named = searcher.model_folder
                 searcher = Searcher.load(folder, known, cfg.device)
+                searcher.model_folder = named
         if searcher.model not in models:
             models.append(searcher.model)
         for size in usable_sizes(searcher):  # measured now: the first request need not wait

@@ -17,7 +17,8 @@ from retrieval.index.filters import Where
 from retrieval.index.manifest import IndexManifest
 from retrieval.index_interface import IndexState, IndexUnavailable
 from retrieval.indexing_progress import IndexingProgress
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
 from retrieval.server.refusals import RequestError
 from retrieval.server.thumbnails import Thumbnails

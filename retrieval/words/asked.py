@@ -20,13 +20,16 @@ from data.errors import UsageError
 from retrieval.words.folding import folded_text
 from retrieval.words.text_file import A_RUN, DENSE, GRAM, WORD_TOKENIZER, Pattern, lacking, spaced
 
+MAX_WORDS = 64  # of a query, the first ones
+LEAST_PREFIX = 2  # characters: words that begin with one letter are too many
+
 WordQuery: TypeAlias = Sequence[tuple[str, float]]
 """Texts with weights; below 0: less of these words."""
 
 _QUOTES = str.maketrans(dict.fromkeys("“”„‟«»「」『』", '"'))
 _PART = re.compile(r'"([^"]*)"|([^\s"]+)|"')
 _PREFIX = re.compile(r"\w\*(?!\w)")
-_QUOTED = re.compile(r'"[^"]*\w[^"]*"')
+_QUOTED = re.compile(r'"[^"\w]*\w[^"]*"')
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,23 @@ def unmarked(text: str) -> str:
 
 
 def asked_words(query: WordQuery) -> list[AskedWord]:
-    """The distinct words of a query, in its order."""
+    """The distinct words of a query, in its order, at most `MAX_WORDS`."""
     found: dict[AskedWord, None] = {}
     for text, weight in query:
         text = folded_text(text.encode("utf-8", "replace").decode().translate(_QUOTES))
         for quoted, plain in _PART.findall(text):
             for pattern in _patterns(quoted or plain, whole=bool(quoted)):
                 found[AskedWord(pattern, weight, bool(quoted) and weight > 0)] = None
-    return list(found)
+    return list(found)[:MAX_WORDS]
 
 
 def _patterns(text: str, whole: bool) -> Iterator[Pattern]:
     """text: folded. whole: as phrases."""
     prefix = text.rstrip().endswith("*")
     words = _tokens(spaced(text))
+    prefix = prefix and bool(words) and len(words[-1]) >= LEAST_PREFIX  # `A_RUN` is shorter
     if whole and {*words} - {A_RUN}:
-        yield Pattern("word", words, prefix and words[-1] != A_RUN)
+        yield Pattern("word", words, prefix)
     elif not whole:
         for number, word in enumerate(words, 1):
             if word != A_RUN:

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from jaxtyping import Int
 from data.errors import UsageError
 from data.files import file_digest
 
-KEPT_BYTES = 1 << 26  # of postings, per file
+KEPT_BYTES = 1 << 26  # of postings, per file; or what four words that all rows hold take
 # Chinese, Japanese and Korean; Thai, Lao, Burmese and Khmer have no spaces either
 _DENSE = (
     "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f"
@@ -79,19 +80,31 @@ class DamagedWordsError(UsageError):
     """A file of words is missing, or is not what was written."""
 
 
-_opened: "WeakValueDictionary[tuple[str, str], WordsFile]" = WeakValueDictionary()
+_opened: "WeakValueDictionary[tuple[str | int, ...], WordsFile]" = WeakValueDictionary()
 _opening = threading.Lock()
 
 
 def open_words(file: Path, noted: Mapping[str, Any]) -> "WordsFile":
     """A file of `retrieval.words.fill.write_words`, which returned `noted`. What is open already is
     shared, with what it remembers. Raises `UsageError` where it is missing or another."""
-    key = str(file.absolute()), str(noted["blake2b"])
     with _opening:
+        inode = _inode(file)  # one that was damaged and is written again is another
+        if inode is None:
+            raise DamagedWordsError(f"{file} is missing")
+        key = (str(file.absolute()), str(noted["blake2b"]), *inode)
         found = _opened.get(key)
         if found is None:
             found = _opened[key] = WordsFile(file, noted)
         return found
+
+
+def _inode(file: Path) -> tuple[int, int] | None:
+    """Which file lies there; None where there is none."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 class WordsFile:
@@ -100,6 +113,7 @@ class WordsFile:
     def __init__(self, file: Path, noted: Mapping[str, Any]) -> None:
         """See `open_words`."""
         self.file, self._blake2b = file, str(noted["blake2b"])
+        self._inode = _inode(file)
         self._lock = threading.Lock()
         self._checked = False
         self._kept: OrderedDict[Pattern, Postings] = OrderedDict()
@@ -130,15 +144,17 @@ class WordsFile:
         """The one value that a query gives. The file is read whole before the first, 1 GB/s."""
         with self._lock:
             if not self._checked:
-                try:
-                    intact = file_digest(self.file) == self._blake2b
-                except FileNotFoundError:
-                    intact = True  # removed by a later change; its pages are checked as read
-                if not intact:
-                    raise self._damaged()
+                with suppress(FileNotFoundError):  # one that a later change has taken is trusted
+                    held = _inode(self.file) == self._inode
+                    if held and file_digest(self.file) != self._blake2b:
+                        raise self._damaged()
                 self._checked = True
             try:
                 return self._database.execute(query, values).fetchone()[0]
+            except sqlite3.DataError as error:  # more than SQLite's 1 GB in one value
+                raise UsageError(
+                    f"{values[0]!r} stands in too many texts to be searched for"
+                ) from error
             except (sqlite3.Error, TypeError) as error:
                 raise self._damaged() from error
 
@@ -159,7 +175,8 @@ class WordsFile:
         return self._vocabulary
 
     def postings(self, pattern: Pattern) -> Postings:
-        """The rows that hold `pattern`, deleted ones too."""
+        """The rows that hold `pattern`, deleted ones too. Raises `UsageError` for one in
+        tens of millions of places."""
         with self._lock:
             if pattern in self._kept:
                 self._kept.move_to_end(pattern)
@@ -169,12 +186,12 @@ class WordsFile:
             before = self._places(pattern.table, token, False) + back
             places = np.intersect1d(places, before, assume_unique=True)
         rows, counts = np.unique(places >> OFFSET_BITS + COLUMN_BITS, return_counts=True)
-        found = Postings(rows, counts)
+        found, four_words = Postings(rows, counts), 4 * 16 * len(self.lengths)
         with self._lock:
             if pattern not in self._kept:
                 self._kept[pattern] = found
                 self._kept_bytes += rows.nbytes + counts.nbytes
-            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            while self._kept_bytes > max(KEPT_BYTES, four_words) and len(self._kept) > 1:
                 _, (rows, counts) = self._kept.popitem(last=False)
                 self._kept_bytes -= rows.nbytes + counts.nbytes
         return found

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.search.searcher import Hit
+from retrieval.search.hit import Hit
 from retrieval.server.config import Limits
 
 

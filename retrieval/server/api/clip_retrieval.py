@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from retrieval.search.searcher import Hit
+from retrieval.search.hit import Hit
 from retrieval.server.api.answers import KnnEntry, MetadataEntry
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.patch_sizes import PatchSizes

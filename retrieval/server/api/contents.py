@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from retrieval.index.filters import parse_where
 from retrieval.index.manifest import IndexManifest
-from retrieval.search.searcher import Hit
+from retrieval.search.hit import Hit
 from retrieval.server.api.answers import (
     ClassSetAnswer,
     ColumnsAnswer,

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from data.image_headers import format_of, has_image_suffix
 from data.shards.location import ImageChangedError
-from retrieval.search.searcher import Hit
+from retrieval.search.hit import Hit
 from retrieval.server.api.answers import AboutAnswer, FoundImage
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.zip_stream import ZipStream

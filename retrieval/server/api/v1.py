@@ -20,7 +20,7 @@ from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import ClassifyRequest, SearchRequest
+from retrieval.server.requests import ClassifyRequest, SearchRequest, check_text
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 
@@ -55,6 +55,8 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     start = time.perf_counter()
     index = service.index(asked.index)
     key, patch_sizes = _plan(index, asked, service.limits)
+    for term in asked.terms():
+        check_text(term.text or "", service.limits, "text")
     query = await service.encoder.query(index, asked.read_terms(), patch_sizes)
     background = None
     if asked.background:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from retrieval.search.config import MAX_K
-from retrieval.search.searcher import Hit, Searcher
+from retrieval.search.hit import Hit
+from retrieval.search.searcher import Searcher
 from retrieval.server.duplicates import without_duplicates
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
