@@ -204,6 +204,19 @@ def test_marks_are_told_from_what_a_model_reads() -> None:
     assert unmarked("5 * 3") == "5 * 3"
 
 
+def test_a_word_of_most_texts_ranks_what_a_rarer_one_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = text_index(tmp_path, ["a cat", "a dog", "a", "dog"] * 5, ["a a cat", "a tree"])
+    whole = index.match([("a cat", 1.0)])
+    monkeypatch.setattr("retrieval.words.ranking.MANY", 4)
+    found = index.match([("a cat", 1.0)])
+    holds = np.isin(whole.ids, [0, 4, 8, 12, 16, 20])
+    assert found.ids.tolist() == whole.ids[holds].tolist()
+    np.testing.assert_array_equal(found.scores, whole.scores[holds])
+    assert len(index.match([("a", 1.0)]).ids) == 17
+
+
 def test_what_a_query_costs_is_bounded() -> None:
     assert not marked('"' + "a" * 1_000_000)  # minutes, were each quote looked through anew
     words = [word.pattern for word in asked_words([(" ".join(map(str, range(1000))), 1.0)])]

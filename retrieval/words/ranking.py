@@ -24,6 +24,9 @@ from retrieval.words.text_file import Pattern, Postings, WordsFile
 K1, B = 1.2, 0.75
 MAX_SPELLINGS = 4  # that stand for a word which no text holds
 MISSPELT = 0.5  # what they weigh
+# A word of so many rows, and of more than half of all, finds none by itself beside a rarer one:
+# ranking them would take a tenth of a second per 100,000.
+MANY = 10_000
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class TextIndex:
         least_share: float = 0.0,
         of_best: float = 0.0,
     ) -> Matches:
-        """The rows that share words with a query.
+        """The rows that share words with a query: of words that most rows hold (`MANY`) where it
+        has no other.
 
         chosen: per segment the rows that may be found, None for all. least_share: of the query's
         words, each by its weight in BM25, that a row must hold; short ones that no row holds (an
@@ -98,9 +102,12 @@ class TextIndex:
         of rows that hold what is in quotes.
         """
         asked = [self._find(word) for word in asked_words(query)]
+        most = max(MANY, self.count / 2)
+        rare = [found for found in asked if found.weight > 0 and 0 < found.total <= most]
+        leading = rare or [found for found in asked if found.weight > 0]
         wanted = sum(found.idf for found in asked if found.weight > 0)
         masks = chosen or [None] * len(self.segments)
-        parts = [self._rank(number, asked, mask) for number, mask in enumerate(masks)]
+        parts = [self._rank(number, asked, leading, mask) for number, mask in enumerate(masks)]
         ids = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
         scores, shares = (
             np.concatenate([np.zeros(0), *(part[n] for part in parts)]) for n in (1, 2)
@@ -127,7 +134,7 @@ class TextIndex:
         idf = math.log(1 + (self.count - found.total + 0.5) / (found.total + 0.5))
         if not found.total and word.may_be_dropped:
             idf = 0.0
-        return _Found(found.postings, idf, weight, word.required)
+        return _Found(found.postings, found.total, idf, weight, word.required)
 
     def _rows(self, patterns: Sequence[Pattern]) -> "_Rows":
         """The rows of any of the patterns, without deleted ones."""
@@ -148,11 +155,13 @@ class TextIndex:
         self,
         number: int,
         asked: Sequence["_Found"],
+        leading: Sequence["_Found"],
         chosen: Bool[np.ndarray, " n"] | None,
     ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-        """Of one segment, not sorted: ids, scores, and how much of the query they hold."""
+        """Of the rows of one segment that hold a leading word, not sorted: ids, scores, and how
+        much of the query they hold."""
         segment = self.segments[number]
-        held = [found.postings[number].rows for found in asked if found.weight > 0]
+        held = [found.postings[number].rows for found in leading]
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *held]))
         for found in asked:
             if found.required:
@@ -176,11 +185,14 @@ def _common(
     rows: Int[np.ndarray, " n"], others: Int[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
     """Where the numbers that both hold stand in each; both ascend."""
+    if len(rows) > len(others):
+        places, at = _common(others, rows)
+        return at, places
     if not len(rows):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    at = np.searchsorted(rows, others).clip(max=len(rows) - 1)
-    held = np.flatnonzero(rows[at] == others)
-    return at[held], held
+    places = np.searchsorted(others, rows).clip(max=len(others) - 1)
+    held = np.flatnonzero(others[places] == rows)
+    return held, places[held]
 
 
 class _Rows(NamedTuple):
@@ -190,6 +202,7 @@ class _Rows(NamedTuple):
 
 class _Found(NamedTuple):
     postings: list[Postings]
+    total: int
     idf: float
     weight: float
     required: bool
