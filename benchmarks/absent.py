@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 
 from contrastive import LitModel
@@ -37,6 +36,7 @@ from retrieval.embed.partitions import open_vectors
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.background import COMMON, answer_scores, log_probabilities
 from retrieval.search.calibrate import places
+from retrieval.search.calibration import unit
 from retrieval.search.conformal import fewest_candidates, losses, p_values
 from retrieval.search.refine import blend
 
@@ -142,8 +142,8 @@ class Drawings:
         others = {(c, n) for n in trained for c in self.of[n]["captions"][1:4] if c not in self.of}
         self.others = [sorted(others)[i] for i in rng.permutation(len(others))[:OTHERS]]
         texts = [*self.names, *(caption for caption, _ in self.others)]
-        self.rows = dict(zip(texts, encode(model, texts), strict=True))
-        self.common = encode(model, COMMON)
+        self.rows = dict(zip(texts, model.encode_text(texts).float().numpy(), strict=True))
+        self.common = model.encode_text(list(COMMON)).float().numpy()
 
     def texts(self, names: Sequence[str]) -> np.ndarray:
         return np.stack([self.rows[name] for name in names])
@@ -164,16 +164,6 @@ def read_about(tar: Path) -> dict[str, dict[str, Any]]:
             if member.name.endswith(".json") and (file := opened.extractfile(member)):
                 found[member.name[:-5]] = {**json.load(file), "part": tar.parent.name}
     return found
-
-
-def encode(model: LitModel, texts: Sequence[str]) -> np.ndarray:
-    with torch.no_grad():
-        parts = [model.encode_text(list(texts[i : i + 256])) for i in range(0, len(texts), 256)]
-    return torch.cat(parts).float().numpy()
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def absences(drawings: Drawings) -> dict[str, Any]:
@@ -206,7 +196,8 @@ def by_photographs(model: LitModel, sizes: Sequence[int], folder: Path, name: st
     embed_shards(model, [str(root / "0.tar")], sizes, folder / "emb_photographs", model_dir=name)
     captions = [one["captions"][0] for one in about.values()]
     labels = np.array([one["label"] for one in about.values()])
-    texts, common = encode(model, captions), encode(model, COMMON)
+    texts = model.encode_text(captions).float().numpy()
+    common = model.encode_text(list(COMMON)).float().numpy()
     found: dict[str, Any] = {"texts": len(captions)}
     for size in sizes:
         vectors = unit(np.asarray(open_vectors(folder / "emb_photographs", size, 0), np.float32))

@@ -170,7 +170,8 @@ def search(
         if rows and not by_image and judged:
             embeds = searcher.model.encode_text(queries).float().cpu().numpy()
             said = searcher.confidence(embeds, hits, size)
-            confidences = [said[rows.index(n)] if n in rows else None for n in range(len(read))]
+            for number, confidence in zip(rows, said, strict=True):
+                confidences[number] = confidence
         if rows and (warning := searcher.warning(size, args.refine_patch_size)):
             say_once(warning)
     return found, confidences

@@ -1,11 +1,14 @@
 """Where indexes lie: folders of this machine, searched by FAISS, and Milvus."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retrieval.index.config import Device
 from retrieval.index.manifest import IndexManifest, read_index_manifest
-from retrieval.index_interface import IndexPlace, IndexState
 from retrieval.milvus.address import is_address, parse_address
+
+if TYPE_CHECKING:
+    from retrieval.index_interface import IndexPlace, IndexState  # imports numpy and pyarrow
 
 
 class FolderPlace:
@@ -23,7 +26,7 @@ class FolderPlace:
     def model(self, manifest: IndexManifest) -> str:
         return str(self.kept / "model")
 
-    def open(self, device: Device) -> IndexState:
+    def open(self, device: Device) -> "IndexState":
         from retrieval.index.snapshot import Snapshot
 
         return Snapshot.open(self.kept, device)
@@ -43,7 +46,7 @@ class FolderPlace:
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def find_place(name: str | Path) -> IndexPlace:
+def find_place(name: str | Path) -> "IndexPlace":
     """A folder, or Milvus for `milvus:URI/NAME`. Raises `UsageError` for an address that is none,
     and where pymilvus is not installed."""
     if not is_address(name):

@@ -236,16 +236,19 @@ class VisionTower(nn.Module):
                 known.clear()
             elif len(known) >= MAX_STEMS:
                 self._stems.pop(known[0][0], None)
+            same = (kept for other, (kept, *_) in known if other[0] == patch_size)
+            kernel = next(same, None)  # of all its grids
             with torch.inference_mode(False), torch.no_grad():
-                parts = [part.detach().clone() for part in self._resize_stem(patch_size, grid)]
-            for other, (kernel, *_) in known:
-                if other[0] == patch_size:
-                    parts[0] = kernel  # of all its grids
-            stem = self._stems[key] = tuple(parts)
+                parts = self._resize_stem(patch_size, grid, kernel)
+                stem = tuple(p if p is kernel else p.detach().clone() for p in parts)
+            self._stems[key] = stem
         return stem
 
-    def _resize_stem(self, patch_size: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
-        kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
+    def _resize_stem(
+        self, patch_size: int, grid: tuple[int, int], kernel: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        if kernel is None:
+            kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
         width = kernel.shape[0]
         tokens = self.family.prefix(self.net)
         prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
@@ -264,6 +267,8 @@ class VisionTower(nn.Module):
         weight = self.family.kernel(self.net)
         key = (grid, weight.device)
         if key not in self._rotary:
+            if len(self._rotary) >= MAX_STEMS:
+                self._rotary.clear()
             with torch.inference_mode(False), torch.no_grad():
                 self._rotary[key] = self.family.rotary(self.net, grid)
         rotary = self._rotary[key]

@@ -38,7 +38,8 @@ class ConfidenceCollector:
         self._classes, self._scale, self._examples = class_embeds, scale, examples
         self._bins = {size: ConfidenceBins() for size in patch_sizes}
         width = class_embeds.shape[1]
-        self._rows = {size: RowFile(folder / f"sure_{size}", width) for size in patch_sizes}
+        files = {size: folder / f"sure_{size}" for size in patch_sizes} if examples else {}
+        self._rows = {size: RowFile(file, width) for size, file in files.items()}
         self._positions: list[np.ndarray] = []  # of each image in the data set
         self._targets: list[np.ndarray] = []
         self._right: dict[int, list[np.ndarray]] = {size: [] for size in patch_sizes}

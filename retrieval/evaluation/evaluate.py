@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from contrastive.distributed import all_reduce_sum, barrier, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
@@ -42,10 +42,10 @@ def evaluate(
 
     patch_sizes: none means all of the model's. recall: of the images that have captions; a
     retrieval set's is always measured. Ranks share the images; each returns the result of all,
-    equal to one process's. examples: so many images, at most half, are drawn for a temperature per
-    patch size, and calibration errors are of the others. Embeddings for it and for the recall wait
-    in the system's temporary folder (TMPDIR). Raises `UsageError` for a label outside the class
-    names, or nothing to evaluate.
+    equal to one process's, calibration errors to rounding. examples: so many images, at most half,
+    are drawn for a temperature per patch size, and calibration errors are of the others.
+    Embeddings for it and for the recall wait in the system's temporary folder (TMPDIR).
+    Raises `UsageError` for a label outside the class names, or nothing to evaluate.
     """
     if recall:
         dataset.check_captions()
@@ -87,8 +87,7 @@ def _evaluate(
                 right: dict[int, np.ndarray] = {}
                 for size in sizes:
                     labels, _ = classifier.classify_embeddings(embeds[size])
-                    counts[size].add(labels, targets, accepted)
-                    right[size] = _is_right(labels[:, 0], targets, accepted)
+                    right[size] = counts[size].add(labels, targets, accepted)
                 sureness.add(batch, targets, embeds, right)
             if recall:
                 collector.add(batch, embeds)
@@ -127,17 +126,6 @@ def _evaluate(
 
 def _encode_texts(model: LitModel, texts: list[str]) -> Float[np.ndarray, "b d"]:
     return model.encode_text(texts).float().cpu().numpy()
-
-
-def _is_right(
-    first: Int[np.ndarray, " b"],
-    targets: Int[np.ndarray, " b"],
-    accepted: Sequence[Sequence[int]],
-) -> Bool[np.ndarray, " b"]:
-    """Whether the first class is right. accepted: all that are, where there may be several."""
-    if not accepted:
-        return first == targets
-    return np.array([one in own for one, own in zip(first.tolist(), accepted, strict=True)], bool)
 
 
 def _targets(batch: EvalBatch, dataset: EvalDataset) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ class ClassCounts:
         labels: Int[np.ndarray, "n k"],
         targets: Int[np.ndarray, " n"],
         accepted: Sequence[Sequence[int]] = (),
-    ) -> None:
-        """labels: predicted classes, best first, at least as many as the classes or max(ks).
+    ) -> Bool[np.ndarray, " n"]:
+        """Count images; returns of which the first class is right.
+
+        labels: predicted classes, best first, at least as many as the classes or max(ks).
 
         accepted: per image, all the classes that are right, where there may be several; the
         image counts for the class `targets` says.
@@ -102,6 +104,7 @@ class ClassCounts:
             right = np.array([np.isin(row, own) for row, own in zip(labels, accepted, strict=True)])
         columns = [np.ones(len(targets), bool)] + [right[:, :k].any(axis=1) for k in self.ks]
         np.add.at(self.counts, targets, np.stack(columns, axis=1).astype(np.int64))
+        return right[:, 0]
 
     def accuracy(self) -> dict[int, Estimate]:
         """Top-k accuracy per k; standard errors and intervals by class."""

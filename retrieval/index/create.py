@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.errors import UsageError
-from retrieval.index.choose import HNSW_LINKS, num_lists, pq_bytes
+from retrieval.index.choose import HNSW_LINKS, MIN_VECTORS, num_lists, pq_bytes
 from retrieval.index.config import INDEX_TYPES, IndexType
 from retrieval.index.exact import nearest_of
 from retrieval.index.faiss_setup import faiss
@@ -106,7 +106,7 @@ def add(
 
 def num_training(index_type: IndexType, count: int) -> int:
     """Vectors wanted to train an index of `index_type` for `count` vectors."""
-    if index_type not in ("ivf", "ivfpq", "rabitq"):
+    if index_type not in MIN_VECTORS:
         return 0
     return min(count, max(64 * num_lists(count), 40_000))
 

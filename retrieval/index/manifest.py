@@ -11,6 +11,7 @@ from typing import Any
 
 from data.errors import UsageError
 from data.files import is_intact, sealed
+from retrieval.index.choose import RERANKED
 from retrieval.index.config import K_FACTOR, LATENCY_MS, IndexType, IndexTypeChoice
 from retrieval.json_files import write_json
 
@@ -32,7 +33,7 @@ class Tuning:
         if not self.query_ms:
             return ""
         looks = f"ef {self.ef}" if index_type == "hnsw" else f"nprobe {self.nprobe}"
-        if index_type in ("ivfpq", "rabitq"):
+        if index_type in RERANKED:
             looks += f", {self.k_factor} times k ranked again"
         near = f"{self.captions} captions" if self.captions else "vectors between its images"
         hint = "" if self.captions else "; texts may find fewer"

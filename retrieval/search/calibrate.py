@@ -126,10 +126,7 @@ def _some(texts: Iterable[str]) -> list[str]:
 
 
 def _encode(model: LitModel, texts: Sequence[str]) -> Float[np.ndarray, "t d"]:
-    starts = Progress(range(0, len(texts), 256), "reading texts", delay=5, leave=False)
-    with torch.no_grad():
-        parts = [model.encode_text(texts[i : i + 256]).float().cpu().numpy() for i in starts]
-    found = np.concatenate(parts)
+    found = model.encode_text(list(texts)).float().cpu().numpy()
     if not np.isfinite(found).all():
         raise UsageError("the model's text vectors have numbers that are not finite")
     return found

@@ -63,6 +63,7 @@ class CostProfile:
             self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
+        self._gflops = _read_gflops(self.file, self.machine) | self._gflops
         gflops = {str(size): self._gflops[size] for size in sorted(self._gflops)}
         with suppress(OSError):  # with a read-only home the next program measures again
             self.file.parent.mkdir(parents=True, exist_ok=True)

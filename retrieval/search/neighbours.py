@@ -25,6 +25,7 @@ from retrieval.search.agreement import (
     read_agreement,
     write_agreement,
 )
+from retrieval.search.calibration import unit
 from retrieval.search.config import CANDIDATES
 from retrieval.search.hit import Hit
 from retrieval.search.refine import BATCH, FineVectors
@@ -77,7 +78,7 @@ def measure_agreement(
         queries, images = np.array([*fine]), len(fine)
         at_own = np.stack([*fine.values()])
         for size in coarse:
-            found_at = _unit(snapshot.vectors(queries.tolist(), size))
+            found_at = unit(snapshot.vectors(queries.tolist(), size))
             sizes[size] = compare_vectors(at_own, found_at, len(ids))
     manifest = snapshot.manifest
     found = Agreement(
@@ -167,7 +168,7 @@ def _compare_all(
         part = queries[start : start + BATCH]
         for size, rows in found.items():
             k = NEAREST if size == own else depth
-            embeds = _unit(snapshot.vectors(part.tolist(), size))
+            embeds = unit(snapshot.vectors(part.tolist(), size))
             rows.append(without_self(snapshot.nearest(embeds, k + 1, size, exact=exact)[1], part))
     nearest = np.concatenate(found[own])
     for size in coarse:
@@ -200,7 +201,3 @@ def _nearest(vectors: Float[np.ndarray, "q d"], k: int) -> Int[np.ndarray, "q k"
     similarities = vectors @ vectors.T
     np.fill_diagonal(similarities, -np.inf)
     return np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-
-
-def _unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

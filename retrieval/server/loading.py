@@ -30,6 +30,7 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
             searcher.profile.gflops(size)
         searcher.profile.ms(usable_sizes(searcher))
         searcher.model.encode_text(["warm"])
+        _ = searcher.calibration
         searchers[name] = searcher
     class_sets = {Path(file).stem: _load_classes(Path(file), models[0]) for file in cfg.classes}
     return Service(searchers, class_sets, cfg.limits, Metrics(), cfg.image_urls, cfg.refuse)

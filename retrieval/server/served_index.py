@@ -17,6 +17,7 @@ from retrieval.index.filters import Where
 from retrieval.index.manifest import IndexManifest
 from retrieval.index_interface import IndexState, IndexUnavailable
 from retrieval.indexing_progress import IndexingProgress
+from retrieval.search.calibration import calibration_file
 from retrieval.search.hit import Hit
 from retrieval.search.searcher import Searcher
 from retrieval.server.monitoring import Metrics
@@ -105,7 +106,9 @@ class ServedIndex:
     async def confidence(
         self, vector: Float[np.ndarray, " d"], hits: Sequence[Hit], patch_size: int
     ) -> float | None:
-        """`Searcher.confidence` of one text."""
+        """`Searcher.confidence` of one text, None at once where nobody has calibrated the index."""
+        if not calibration_file(self.searcher.folder).exists():
+            return None
         ask = partial(self.searcher.confidence, vector[None], [hits], patch_size)
         (said,) = await asyncio.get_running_loop().run_in_executor(self._pool, ask)
         return said
@@ -135,7 +138,7 @@ class ServedIndex:
             return
         try:
             loop = asyncio.get_running_loop()
-            changed = await loop.run_in_executor(self._pool, self.searcher.reload)
+            changed = await loop.run_in_executor(self._pool, _renewed, self.searcher)
         except Exception as error:  # a GPU without room among them; what is served goes on
             log.warning("%s stays as it is: %s", self.name, error)
             metrics.reloads.labels(self.name, "refused").inc()
@@ -145,6 +148,13 @@ class ServedIndex:
                 metrics.index_images.labels(self.name).set(len(self.searcher))
                 self.check_files(metrics)
         self._stamp = stamp
+
+
+def _renewed(searcher: Searcher) -> bool:
+    """Whether an index has changed; what its calibration needs of it is read here too."""
+    changed = searcher.reload()
+    _ = searcher.calibration
+    return changed
 
 
 def _mean_vector(snapshot: IndexState, patch_size: int) -> Float[np.ndarray, " d"]:
