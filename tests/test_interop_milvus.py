@@ -2,6 +2,7 @@
 over both, and what only Milvus can do wrong."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from data.errors import UsageError
 from retrieval import Searcher, add_embeddings, build_index, delete_ids
 from retrieval.index.filters import matching
 from retrieval.index_interface import IndexUnavailable
-from retrieval.milvus import catalogue, client
+from retrieval.milvus import catalogue, client, place
 from retrieval.milvus.address import parse_address
 from retrieval.milvus.catalogue import TEXT, Catalogue
 from retrieval.milvus.client import MilvusConnection
@@ -502,6 +503,49 @@ def test_an_index_built_again_under_its_name_is_another(
         )
         assert refined == plain
         assert plain[0][0].key.startswith("5-")
+
+
+def test_other_indexes_answer_while_milvus_does_not(
+    own: tuple[LiteServer, str],
+    embeddings: Path,
+    tiny_model: LitModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, address = own
+    build_index(embeddings, tmp_path / "folder", index_type="flat", device="cpu")
+    folder = Searcher.load(tmp_path / "folder", tiny_model, device="cpu")
+    monkeypatch.setattr(place, "LOOK_S", 0.01)
+    monkeypatch.setattr(client, "SEARCH_S", 60.0)  # of which it takes none
+    slow = Searcher.load(address, tiny_model, device="cpu")
+    body = {"vector": clustered(1, tiny_model.embed_dim)[0].tolist(), "k": 5}
+    asked = [*({**body, "k": k} for k in range(1, 6)), *({"id": 0, "k": k} for k in range(1, 6))]
+    answers = []
+    with serving({"slow": slow, "folder": folder}) as served:
+
+        def ask(body: Any) -> None:
+            answers.append(served.post("/v1/search", body))
+
+        waiting = [threading.Thread(target=ask, args=(one,)) for one in asked]
+        server.hold(True)
+        try:
+            for thread in waiting:
+                thread.start()
+            deadline = time.monotonic() + 30
+            while served.service.num_in_flight < len(waiting):
+                assert time.monotonic() < deadline
+            delete_ids(tmp_path / "folder", [0])
+            assert served.post("/v1/search", {**body, "index": "folder"}).status == 200
+            assert served.get("/v1/indices/folder/sample?n=1").status == 200
+            while len(folder) == sum(COUNTS):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert not answers
+        finally:
+            server.hold(False)
+        for thread in waiting:
+            thread.join()
+    assert {answer.status for answer in answers} == {200}
 
 
 def test_what_is_no_index_is_one_sentence(
