@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data.errors import UsageError
 from retrieval.index.config import Device
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index_interface import IndexPlace, IndexState
@@ -43,6 +44,13 @@ class FolderPlace:
         except OSError:
             return ()
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def index_folder(name: str | Path, what: str) -> Path:
+    """For what is done in folders only. Raises `UsageError` for Milvus."""
+    if is_address(name):
+        raise UsageError(f"{name}: {what} is for an index in a folder, not for one in Milvus")
+    return Path(name)
 
 
 def find_place(name: str | Path) -> IndexPlace:
