@@ -21,7 +21,7 @@ from data.errors import UsageError, exit_on_usage_error
 from data.image_headers import names_image
 from data.progress import say_once
 from retrieval.index.config import Device
-from retrieval.index_places import find_place
+from retrieval.index_places import find_place, index_folder
 from retrieval.model_folder import check_model_folder
 from retrieval.search.config import (
     CANDIDATES,
@@ -110,6 +110,10 @@ def main() -> None:
             raise UsageError(
                 "--lost is for texts, with --refine-patch-size and without --where and --words"
             )
+        if args.lost is not None:
+            index_folder(args.index, "--lost")
+        if args.words:
+            index_folder(args.index, "--words")
         check_share("lost", args.lost or 0.0)
         check_share("refuse", args.refuse)
         if args.picture:

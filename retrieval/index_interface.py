@@ -30,6 +30,10 @@ class IndexState(Protocol):
         """What it says of itself."""
 
     @property
+    def kept(self) -> Path:
+        """Folder for what is kept beside the index: refined vectors, measurements."""
+
+    @property
     def generation(self) -> int:
         """Changes since the build."""
 
@@ -99,8 +103,9 @@ class IndexState(Protocol):
 class IndexPlace(Protocol):
     """Where an index lies. `str` of it is how users name it."""
 
-    kept: Path
-    """Folder for what is kept beside the index: refined vectors, measurements."""
+    @property
+    def is_remote(self) -> bool:
+        """Whether another machine searches it, which may let a thread wait."""
 
     def manifest(self) -> IndexManifest:
         """Of its present state. Raises `UsageError` where there is no index."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.errors import UsageError
 from retrieval.index.config import Device
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.milvus.address import is_address, parse_address
@@ -14,36 +15,45 @@ if TYPE_CHECKING:
 class FolderPlace:
     """An index in a folder. `retrieval.index` writes it."""
 
+    is_remote = False
+
     def __init__(self, folder: str | Path) -> None:
-        self.kept = Path(folder)
+        self.folder = Path(folder)
 
     def __str__(self) -> str:
-        return str(self.kept)
+        return str(self.folder)
 
     def manifest(self) -> IndexManifest:
-        return read_index_manifest(self.kept)
+        return read_index_manifest(self.folder)
 
     def model(self, manifest: IndexManifest) -> str:
-        return str(self.kept / "model")
+        return str(self.folder / "model")
 
     def open(self, device: Device) -> "IndexState":
         from retrieval.index.snapshot import Snapshot
 
-        return Snapshot.open(self.kept, device)
+        return Snapshot.open(self.folder, device)
 
     def check(self, manifest: IndexManifest, intact: set[str] | None = None) -> None:
         from retrieval.index.integrity import check_index, check_words_files
 
-        check_index(self.kept, manifest, intact)
+        check_index(self.folder, manifest, intact)
         if intact is None:  # a service goes on without words
-            check_words_files(self.kept, manifest)
+            check_words_files(self.folder, manifest)
 
     def stamp(self) -> tuple[int, ...]:
         try:
-            stat = (self.kept / "manifest.json").stat()
+            stat = (self.folder / "manifest.json").stat()
         except OSError:
             return ()
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def index_folder(name: str | Path, what: str) -> Path:
+    """For what is done in folders only. Raises `UsageError` for Milvus."""
+    if is_address(name):
+        raise UsageError(f"{name}: {what} is for an index in a folder, not for one in Milvus")
+    return Path(name)
 
 
 def find_place(name: str | Path) -> "IndexPlace":

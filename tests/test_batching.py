@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from retrieval.index_interface import IndexUnavailable
 from retrieval.server.queues.batching import Batcher
 from retrieval.server.refusals import RequestError
 
@@ -69,6 +70,22 @@ def test_a_bad_job_spoils_no_other() -> None:
     batcher.close()
     assert (good, other) == ([2], [4])
     assert isinstance(bad, ValueError)
+
+
+def test_an_index_out_of_reach_is_asked_once() -> None:
+    class Away(Doubling):
+        def __call__(self, key: Any, items: list[int]) -> Sequence[int]:
+            doubled = super().__call__(key, items)
+            if key == "a":
+                raise IndexUnavailable("away")
+            return doubled
+
+    run = Away()
+    batcher = Batcher(run)
+    outcomes = asyncio.run(submitted(batcher, run, [("a", [n]) for n in range(3)]))
+    batcher.close()
+    assert all(isinstance(outcome, IndexUnavailable) for outcome in outcomes[1:])
+    assert run.runs == [("first", [0]), ("a", [0, 1, 2])]
 
 
 def test_a_full_queue_refuses() -> None:

@@ -12,7 +12,7 @@ from server_thread import serving
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import Searcher, calibrate_index, delete_ids, recalibrate
+from retrieval import Searcher, calibrate_index, delete_ids, measure_agreement, recalibrate
 from retrieval.search.background import answer_scores, log_probabilities
 from retrieval.search.calibration import (
     Calibration,
@@ -252,6 +252,20 @@ def test_the_program_calibrates(
     assert "patch 40: " in second
     assert "patch 48 to 40" in third
     assert read_calibration(index) is not None
+
+
+def test_what_only_folders_have_is_refused_for_milvus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, sentence = "milvus:http://localhost:1/photos", "not for one in Milvus"
+    for measure in (calibrate_index, measure_agreement):
+        with pytest.raises(UsageError, match=sentence):
+            measure(address)
+    for flags in (["--refine-patch-size", "8", "--lost", "0.1"], ["--words", "0.5"]):
+        arguments = ["--index", address, "a cat", *flags]
+        with pytest.raises(SystemExit):
+            program("search.py", *arguments, capsys=capsys, monkeypatch=monkeypatch)
+        assert sentence in capsys.readouterr().err
 
 
 def program(

@@ -2,6 +2,7 @@
 over both, and what only Milvus can do wrong."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from data.errors import UsageError
 from retrieval import Searcher, add_embeddings, build_index, delete_ids
 from retrieval.index.filters import matching
 from retrieval.index_interface import IndexUnavailable
-from retrieval.milvus import client
+from retrieval.milvus import catalogue, client, place
 from retrieval.milvus.address import parse_address
-from retrieval.milvus.catalogue import Catalogue
+from retrieval.milvus.catalogue import TEXT, Catalogue
 from retrieval.milvus.client import MilvusConnection
 from retrieval.milvus.write import add_to_milvus, build_in_milvus, delete_in_milvus
 
@@ -42,6 +43,13 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteServer]:
     server = LiteServer(tmp_path_factory.mktemp("milvus") / "data")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXILIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass
@@ -365,18 +373,30 @@ def test_an_interrupted_push_loses_and_doubles_nothing(
     written = MilvusConnection.write
 
     def fail(self: MilvusConnection, collection: str, rows: Any) -> None:
-        if collection.endswith(f"patch_{PATCH}") and rows[0]["id"] >= 1 << 32:
+        if collection.endswith(f"patch_{PATCH}") and rows[0]["key"].startswith("3-1"):
             raise IndexUnavailable("gone")
         written(self, collection, rows)
 
+    searcher = Searcher.load(address, tiny_model, device="cpu")
     monkeypatch.setattr(MilvusConnection, "write", fail)
     with pytest.raises(IndexUnavailable):
         add_to_milvus(place, more)
     with pytest.raises(IndexUnavailable):
         build_in_milvus(more, fresh)
     monkeypatch.undo()
-    searcher = Searcher.load(address, tiny_model, device="cpu")
-    assert len(searcher) == 40
+    assert MilvusConnection(place).count(place.collection(PATCH)) == 70
+    for one in (searcher, Searcher.load(address, tiny_model, device="cpu")):
+        state, (vector, *_) = one.snapshot, all_vectors(more)[0]
+        assert len(one) == len(state.ids()) == len(state.column_values("key")) == 40
+        for _ in range(2):
+            (hits,) = one.search_embeds(vector[None], k=70)
+            assert [hit.id for hit in sorted(hits)] == state.ids().tolist()
+        assert state.count_matching({"even": True}) == 20
+        beyond = state.manifest.next_id
+        assert MilvusConnection(place).get(place.collection(PATCH), [beyond], [])
+        assert not state.known_vectors([beyond], PATCH)
+        with pytest.raises(KeyError):
+            state.rows([beyond])
     with pytest.raises(UsageError, match="not complete"):
         Searcher.load(str(fresh), tiny_model, device="cpu")
     assert add_to_milvus(place, more) == 60
@@ -397,12 +417,149 @@ def test_one_program_changes_an_index_at_a_time(own: tuple[LiteServer, str]) -> 
     assert delete_in_milvus(place, [0]) == 1
 
 
+def test_a_writer_keeps_its_lease_or_changes_nothing(
+    own: tuple[LiteServer, str],
+    tiny_model: LitModel,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = parse_address(own[1])
+    connection = MilvusConnection(address)
+
+    def leases() -> dict[int, str]:
+        rows = connection.iterate(address.name, "id > 0", [TEXT], strong=True)
+        return {row["id"]: row[TEXT] for batch in rows for row in batch}
+
+    def be_slow(self: MilvusConnection, collection: str) -> None:
+        before, deadline = leases(), time.monotonic() + 30
+        while leases() == before:
+            assert time.monotonic() < deadline, "nothing is renewed"
+
+    def lose(self: MilvusConnection, collection: str) -> None:
+        connection.delete(address.name, [*leases()])
+
+    monkeypatch.setattr(catalogue, "RENEW_S", 0.05)
+    monkeypatch.setattr(MilvusConnection, "flush", be_slow)
+    add_to_milvus(address, write_embeddings(tmp_path / "slow", tiny_model, model_dir, [5], 1))
+    monkeypatch.setattr(catalogue, "RENEW_S", 300.0)
+    monkeypatch.setattr(MilvusConnection, "flush", lose)
+    lost = write_embeddings(tmp_path / "lost", tiny_model, model_dir, [5], 2)
+    with pytest.raises(UsageError, match="another program may have begun"):
+        add_to_milvus(address, lost)
+    monkeypatch.setattr(catalogue, "LEASE_S", client.WRITE_S)  # what it writes may come too late
+    monkeypatch.setattr(MilvusConnection, "write", lambda *_: None)
+    with pytest.raises(UsageError, match="another program may have begun"):
+        add_to_milvus(address, lost)
+    monkeypatch.undo()
+    assert len(Searcher.load(str(address), tiny_model, device="cpu").snapshot.ids()) == 45
+
+
+def test_a_deletion_that_was_interrupted_is_counted_by_the_next(
+    own: tuple[LiteServer, str], tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = parse_address(own[1])
+    put = Catalogue._put
+
+    def fail(self: Catalogue, id: int, text: str) -> None:
+        if id == 0:
+            raise IndexUnavailable("gone")
+        put(self, id, text)
+
+    searcher = Searcher.load(str(address), tiny_model, device="cpu")
+    monkeypatch.setattr(Catalogue, "_put", fail)
+    with pytest.raises(IndexUnavailable):
+        delete_in_milvus(address, [0, 2])
+    monkeypatch.undo()
+    assert delete_in_milvus(address, [0, 2]) == 0
+    assert searcher.reload()
+    assert len(searcher) == len(searcher.snapshot.ids()) == 38
+    delete_in_milvus(address, [0, 2])
+    assert not searcher.reload()
+
+
+def test_an_index_built_again_under_its_name_is_another(
+    own: tuple[LiteServer, str], tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
+    text = own[1]
+    address = parse_address(text)
+    searcher = Searcher.load(text, tiny_model, device="cpu")
+    before, kept = searcher.snapshot, searcher.folder
+    query = clustered(1, tiny_model.embed_dim)
+    fine = min(tiny_model.patch_sizes)
+    assert fine not in searcher.patch_sizes
+    searcher.fine._keep({0: query[0]}, fine)  # as if it had been computed
+    assert searcher.search_embeds(query, 1, refine_patch_size=fine)[0][0].id == 0
+    for collection in (address.name, address.collection(PATCH)):
+        MilvusConnection(address).drop(collection)
+    again = write_embeddings(tmp_path / "again", tiny_model, model_dir, [40], seed=5)
+    build_in_milvus(again, address)
+    assert searcher.reload()
+    assert searcher.snapshot.generation == before.generation
+    assert not kept.exists()
+    for one in (searcher, Searcher.load(text, tiny_model, device="cpu")):
+        plain, refined = (
+            one.search_embeds(query, 40, refine_patch_size=size) for size in (None, fine)
+        )
+        assert refined == plain
+        assert plain[0][0].key.startswith("5-")
+
+
+def test_other_indexes_answer_while_milvus_does_not(
+    own: tuple[LiteServer, str],
+    embeddings: Path,
+    tiny_model: LitModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, address = own
+    build_index(embeddings, tmp_path / "folder", index_type="flat", device="cpu")
+    folder = Searcher.load(tmp_path / "folder", tiny_model, device="cpu")
+    monkeypatch.setattr(place, "LOOK_S", 0.01)
+    monkeypatch.setattr(client, "SEARCH_S", 60.0)  # of which it takes none
+    slow = Searcher.load(address, tiny_model, device="cpu")
+    body = {"vector": clustered(1, tiny_model.embed_dim)[0].tolist(), "k": 5}
+    asked = [*({**body, "k": k} for k in range(1, 6)), *({"id": 0, "k": k} for k in range(1, 6))]
+    answers = []
+    with serving({"slow": slow, "folder": folder}) as served:
+
+        def ask(body: Any) -> None:
+            answers.append(served.post("/v1/search", body))
+
+        waiting = [threading.Thread(target=ask, args=(one,)) for one in asked]
+        server.hold(True)
+        try:
+            for thread in waiting:
+                thread.start()
+            deadline = time.monotonic() + 30
+            while served.service.num_in_flight < len(waiting):
+                assert time.monotonic() < deadline
+            delete_ids(tmp_path / "folder", [0])
+            assert served.post("/v1/search", {**body, "index": "folder"}).status == 200
+            assert served.get("/v1/indices/folder/sample?n=1").status == 200
+            while len(folder) == sum(COUNTS):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert not answers
+        finally:
+            server.hold(False)
+        for thread in waiting:
+            thread.join()
+    assert {answer.status for answer in answers} == {200}
+
+
 def test_what_is_no_index_is_one_sentence(
     own: tuple[LiteServer, str], tiny_model: LitModel, embeddings: Path
 ) -> None:
     server, address = own
     place = parse_address(address)
     connection = MilvusConnection(place)
+    hidden = parse_address(server.address(f"more_patch_{PATCH}"))
+    build_in_milvus(embeddings, hidden)
+    for name in ("more", f"photos_patch_{PATCH}"):
+        with pytest.raises(UsageError, match=f"collection {name[:6]}.* already"):
+            build_in_milvus(embeddings, parse_address(server.address(name)))
+    assert len(Searcher.load(str(hidden), tiny_model)) == sum(COUNTS)
     flat = {"index_type": "FLAT", "params": {}}
     connection.create("alien", {"title": "VARCHAR"}, 8, flat, {})
     with pytest.raises(UsageError, match="no index of format"):

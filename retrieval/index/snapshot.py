@@ -38,7 +38,8 @@ class Snapshot:
     """One state of an index. Make one with `Snapshot.open`; safe for any number of threads."""
 
     def __init__(self, folder: Path, manifest: IndexManifest, device: Device) -> None:
-        self.folder, self.manifest = folder, manifest
+        self.folder = self.kept = folder
+        self.manifest = manifest
         self.generation, self.width = manifest.generation, manifest.width
         self.patch_sizes = manifest.patch_sizes
         self.tombstones = read_tombstones(folder, manifest)  # ids, ascending

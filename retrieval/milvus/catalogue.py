@@ -8,6 +8,7 @@ metadata, and repeats the fingerprints.
 
 import json
 import random
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from data.errors import UsageError
 from retrieval.index.manifest import IndexManifest
 from retrieval.index_interface import IndexUnavailable
 from retrieval.milvus.address import MilvusAddress
-from retrieval.milvus.client import VECTOR, MilvusConnection
+from retrieval.milvus.client import SEARCH_S, VECTOR, WRITE_S, MilvusConnection
 from retrieval.milvus.fields import Columns
 
 FORMAT = "1"
@@ -45,11 +46,11 @@ class Catalogue:
         if found is None:
             raise UsageError(f"{address} is not there; launch/index.py --out makes it")
         known = properties_of(found)
-        if known.get("format") != FORMAT or TEXT not in found["fields"]:
+        if known.get("format") != FORMAT or not is_catalogue(found):
             raise UsageError(f"{address}: a collection of that name is no index of format {FORMAT}")
         try:
             columns = Columns.from_property(known["columns"])
-        except (KeyError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UsageError(f"{address}: its properties are damaged; build it again") from error
         connection.load(address.name)
         return cls(connection, address, columns, known.get("model", ""))
@@ -83,9 +84,6 @@ class Catalogue:
     def is_complete(self) -> bool:
         """Whether its build has ended."""
         return bool(self.connection.get(self.address.name, [0], [TEXT], strong=True))
-
-    def write(self, manifest: IndexManifest) -> None:
-        self._put(0, json.dumps(manifest.to_json()))
 
     def collections(self, manifest: IndexManifest) -> list[str]:
         """Of the images; the finest, written and deleted from last, comes last."""
@@ -124,7 +122,7 @@ class Catalogue:
         """One writer at a time. Raises `UsageError` while there is another.
 
         Each writes a row of its own and then looks for others', so of two at once at least one
-        sees the other.
+        sees the other. Clocks of machines that write must agree to a minute.
         """
         lease = Lease(self)
         try:
@@ -146,25 +144,59 @@ class Catalogue:
 
 
 class Lease:
-    """That a program may change an index, for a while."""
+    """That a program may change an index; a thread renews it until its end."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.id = random.SystemRandom().randrange(1, 1 << 62)
         self._catalogue = catalogue
         self._renew()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
 
-    def keep(self) -> None:
-        """Say that the writer is there still."""
-        if time.time() > self._until - LEASE_S + RENEW_S:
-            self._renew()
+    def check(self) -> None:
+        """Before each write. Raises `UsageError` where another program may have begun."""
+        if self._is_over():
+            raise self._lost()
 
-    def _renew(self) -> None:
-        self._until = time.time() + LEASE_S
-        self._catalogue._put(self.id, repr(self._until))
+    def commit(self, manifest: IndexManifest) -> None:
+        """Make this the index's state. Raises `UsageError` where another program may have begun."""
+        catalogue = self._catalogue
+        held = catalogue.connection.get(catalogue.address.name, [self.id], [], strong=True)
+        if self._is_over() or not held:
+            raise self._lost()
+        catalogue._put(0, json.dumps(manifest.to_json()))
 
     def end(self) -> None:
+        self._ended.set()
+        self._thread.join(SEARCH_S)
         with suppress(IndexUnavailable):  # it ends by itself
             self._catalogue.connection.delete(self._catalogue.address.name, [self.id])
+
+    def _renew(self) -> None:
+        until = time.time() + LEASE_S
+        self._catalogue._put(self.id, repr(until))
+        self._until = until
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_S) and not self._is_over():
+            with suppress(IndexUnavailable):  # perhaps the next time
+                self._renew()
+
+    def _is_over(self) -> bool:
+        """Whether what is written from now on may arrive when another program has begun."""
+        return time.time() > self._until - WRITE_S
+
+    def _lost(self) -> UsageError:
+        return UsageError(
+            f"{self._catalogue.address}: Milvus was out of reach for so long that another program "
+            "may have begun to change it; try again"
+        )
+
+
+def is_catalogue(found: Mapping[str, Any]) -> bool:
+    """Whether a collection, as described, says what an index is, rather than holding its images."""
+    return "columns" in properties_of(found)
 
 
 def properties(manifest: IndexManifest, model: str) -> dict[str, str]:

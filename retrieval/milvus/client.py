@@ -160,11 +160,12 @@ class MilvusConnection:
                 )  # fmt: skip
         return [dict(row) for row in found]
 
-    def count(self, collection: str, where: str = "") -> int:
+    def count(self, collection: str, where: str = "", strong: bool = False) -> int:
         with self._asking(SEARCH_S) as client:
             (row,) = client.query(
-                collection, filter=where, output_fields=["count(*)"], timeout=SEARCH_S
-            )
+                collection, filter=where, output_fields=["count(*)"], timeout=SEARCH_S,
+                **_level(strong),
+            )  # fmt: skip
         return int(row["count(*)"])
 
     def iterate(

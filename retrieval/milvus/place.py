@@ -1,6 +1,7 @@
 """An index in Milvus as `IndexPlace`."""
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
 
@@ -19,11 +20,11 @@ LOOK_S = 5.0  # between looks for a change
 class MilvusPlace:
     """An index in Milvus. Asked for nothing before it is used."""
 
+    is_remote = True
+
     def __init__(self, address: MilvusAddress) -> None:
         """Raises `UsageError` where pymilvus is not installed."""
         self.address, self.connection = address, MilvusConnection(address)
-        digest = hashlib.blake2b(str(address).encode(), digest_size=8).hexdigest()
-        self.kept: Path = cache_folder("milvus") / digest
 
     def __str__(self) -> str:
         return str(self.address)
@@ -46,12 +47,21 @@ class MilvusPlace:
         return named
 
     def open(self, device: Device) -> MilvusState:
-        self.kept.mkdir(parents=True, exist_ok=True)
         catalogue = Catalogue.open(self.connection, self.address)
         manifest = catalogue.read()
         catalogue.check_collections(manifest)
         catalogue.load(manifest)
-        return MilvusState(catalogue, manifest)
+        return MilvusState(catalogue, manifest, self._kept(str(manifest.unknown.get("build", 0))))
+
+    def _kept(self, build: str) -> Path:
+        """A folder of this build of the index. Those of earlier ones are removed: the same ids were
+        other images."""
+        digest = hashlib.blake2b(str(self.address).encode(), digest_size=8).hexdigest()
+        kept = cache_folder("milvus") / digest / build
+        for other in {*kept.parent.glob("*")} - {kept}:
+            shutil.rmtree(other, ignore_errors=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        return kept
 
     def check(self, manifest: IndexManifest, intact: set[str] | None = None) -> None:
         """Whether its collections are there; Milvus checks its files itself."""

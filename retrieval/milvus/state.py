@@ -3,6 +3,8 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,14 @@ LOOKED_AT = 10_000  # rows that show what a column holds
 
 
 class MilvusState:
-    """One state of an index, as far as Milvus has states: a deleted image is gone at once, and one
-    that is being added is found before the state that counts it.
+    """One state of an index, as far as Milvus has states: a deleted image is gone at once. Images
+    that were added since, or are being added, are not found.
 
     Metadata come with the hits of a search, and are kept for the look-up that follows it.
     """
 
-    def __init__(self, catalogue: Catalogue, manifest: IndexManifest) -> None:
-        self.manifest = manifest
+    def __init__(self, catalogue: Catalogue, manifest: IndexManifest, kept: Path) -> None:
+        self.manifest, self.kept = manifest, kept
         self.generation, self.width = manifest.generation, manifest.width
         self.patch_sizes = manifest.patch_sizes
         self.columns: pa.Schema | None = catalogue.columns.schema
@@ -45,9 +47,21 @@ class MilvusState:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._shown: dict[str, pa.ChunkedArray] | None = None
+        self._has_grown = False  # whether a search came upon images that do not count yet
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    def _counted(self, asked: str = "") -> str:
+        """An expression for the images that the manifest counts, of those that one lets through."""
+        counted = f"id < {self.manifest.next_id}"
+        return f"{counted} and ({asked})" if asked else counted
+
+    def _get(
+        self, collection: str, ids: Sequence[int], fields: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        counted = [id for id in dict.fromkeys(map(int, ids)) if id < self.manifest.next_id]
+        return self._connection.get(collection, counted, fields)
 
     # ---- rows ------------------------------------------------------------------------------
 
@@ -56,9 +70,8 @@ class MilvusState:
         wanted = [int(id) for id in ids]
         with self._lock:
             found = {id: self._kept[id] for id in wanted if id in self._kept}
-        missing = [*dict.fromkeys(id for id in wanted if id not in found)]
-        if missing:
-            found |= self._keep(self._connection.get(self._whole, missing, self._fields))
+        if missing := [id for id in wanted if id not in found]:
+            found |= self._keep(self._get(self._whole, missing, self._fields))
         return [dict(found[id]) for id in wanted]
 
     def _keep(self, stored: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -80,13 +93,12 @@ class MilvusState:
         self, ids: Sequence[int], patch_size: int
     ) -> dict[int, Float[np.ndarray, " d"]]:
         """`vectors` by id, without the unknown ones."""
-        collection = self._address.collection(patch_size)
-        rows = self._connection.get(collection, [*dict.fromkeys(ids)], [VECTOR])
+        rows = self._get(self._address.collection(patch_size), ids, [VECTOR])
         return {row["id"]: np.asarray(row[VECTOR], np.float32) for row in rows}
 
     def ids(self, where: Where | None = None, most: int | None = None) -> Int[np.ndarray, " n"]:
         """The ids that a filter lets through, ascending. Milvus is asked for 8,192 at a time."""
-        asked = expression(where, self._columns)
+        asked = self._counted(expression(where, self._columns))
         batches = self._connection.iterate(self._whole, asked, [], most)
         return np.concatenate([np.zeros(0, np.int64), *map(as_ids, batches)])
 
@@ -94,7 +106,7 @@ class MilvusState:
         """How many images a filter lets through."""
         if where is None:
             return len(self)
-        return self._connection.count(self._whole, expression(where, self._columns))
+        return self._connection.count(self._whole, self._counted(expression(where, self._columns)))
 
     def draw(self, count: int, seed: int | None = None) -> Int[np.ndarray, " n"]:
         """Ids at random, out of the spans of ids that were added at once."""
@@ -106,7 +118,7 @@ class MilvusState:
         for _ in range(ATTEMPTS):
             chosen = rng.choice(len(spans), 2 * count, p=lengths / lengths.sum())
             drawn = spans[chosen, 0] + rng.integers(0, lengths[chosen])
-            held = as_ids(self._connection.get(self._whole, np.unique(drawn).tolist(), []))
+            held = as_ids(self._get(self._whole, np.unique(drawn).tolist(), []))
             found = np.union1d(found, held)
             if len(found) >= count:
                 break
@@ -145,10 +157,10 @@ class MilvusState:
 
     def _some_rows(self) -> Iterator[list[dict[str, Any]]]:
         if len(self) <= LOOKED_AT:
-            yield from self._connection.iterate(self._whole, "", self._fields)
+            yield from self._connection.iterate(self._whole, self._counted(), self._fields)
         else:
             ids = np.sort(self.draw(LOOKED_AT, seed=0)).tolist()
-            yield self._connection.get(self._whole, ids, self._fields)
+            yield self._get(self._whole, ids, self._fields)
 
     # ---- search ----------------------------------------------------------------------------
 
@@ -191,11 +203,16 @@ class MilvusState:
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
         at_once = max(1, HITS_AT_ONCE // k)
+        ask = partial(self._connection.search, self._address.collection(patch_size))
         for start in range(0, len(queries), at_once):
-            found = self._connection.search(
-                self._address.collection(patch_size), queries[start : start + at_once], k, asked,
-                self._fields, reach,
-            )  # fmt: skip
+            part = queries[start : start + at_once]
+            if not self._has_grown:
+                found = ask(part, k, asked, self._fields, reach)
+                self._has_grown = any(
+                    row["id"] >= self.manifest.next_id for hits in found for _, row in hits
+                )
+            if self._has_grown:  # which costs Milvus a filter
+                found = ask(part, k, self._counted(asked), self._fields, reach)
             self._keep([row for hits in found for _, row in hits])
             for number, hits in enumerate(found, start):
                 ranked = sorted(((s, row["id"]) for s, row in hits), key=lambda h: (-h[0], h[1]))

@@ -4,10 +4,11 @@ Embeddings lie in a folder, which any number of machines may have written; one p
 An image is written with its metadata to the collection of each patch size, coarse ones first; ids
 are those that a folder's index would give, so a push that was interrupted is repeated over itself.
 The manifest, replaced at the end, says up to which id images count: those beyond are what an
-interrupted push has left, and the next change deletes them.
+interrupted push has left, which nobody finds, and the next change deletes them.
 """
 
 import random
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from retrieval.index.row_sources import (
 )
 from retrieval.index.segments import checked_vectors
 from retrieval.milvus.address import MilvusAddress
-from retrieval.milvus.catalogue import Catalogue, Lease, properties, properties_of
+from retrieval.milvus.catalogue import Catalogue, Lease, is_catalogue, properties, properties_of
 from retrieval.milvus.client import VECTOR, MilvusConnection, as_ids
 from retrieval.milvus.expressions import quoted
 from retrieval.milvus.fields import Columns
@@ -86,20 +87,23 @@ def rows_to_milvus(
         manifest,
         index_type=type_,
         reason=f"{type_}: {why}",
-        unknown={"nlist": max(LISTS, num_lists(count))},
+        unknown={"nlist": max(LISTS, num_lists(count)), "build": uuid.uuid4().hex},
     )
     ((first, *_),) = blocks(sources, 0, 1)
     columns = Columns(index_schema(first.metadata(0, 1)))
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    catalogue = _new_catalogue(MilvusConnection(address), address, columns, model, manifest)
+    connection = MilvusConnection(address)
+    catalogue = _new_catalogue(connection, address, columns, model, manifest)
     with catalogue.only_writer() as lease:
-        for size in manifest.patch_sizes:
-            catalogue.connection.create(
-                address.collection(size), columns.scalars, manifest.width,
-                _vector_index(manifest), properties(manifest, model),
+        for name in catalogue.collections(manifest):
+            if connection.describe(name) is not None:
+                connection.drop(name)
+            connection.create(
+                name, columns.scalars, manifest.width, _vector_index(manifest),
+                properties(manifest, model),
             )  # fmt: skip
         spans = _push(catalogue, lease, manifest, sources, "indexing")
-        catalogue.write(_grown(manifest, count, spans))
+        lease.commit(_grown(manifest, count, spans))
     return manifest.reason
 
 
@@ -108,8 +112,7 @@ def add_to_milvus(address: MilvusAddress, embeddings_dir: str | Path) -> int:
     embeddings, catalogue = Path(embeddings_dir), _open(address)
     source = read_addition(embeddings, catalogue.read(), str(address))
     with catalogue.only_writer() as lease:
-        manifest = catalogue.read(strong=True)
-        _forget_unfinished(catalogue, manifest)
+        manifest = _tidied(catalogue, lease, catalogue.read(strong=True))
         held = _held(catalogue, manifest, sorted({p["shard"] for p in source["partitions"]}))
         sources = embedded_partitions(embeddings, source, manifest.next_id, held)
         if not sources and source["partitions"]:
@@ -117,24 +120,25 @@ def add_to_milvus(address: MilvusAddress, embeddings_dir: str | Path) -> int:
         count = sum(part.count for part in sources)
         if count:
             spans = _push(catalogue, lease, manifest, sources, "adding")
-            catalogue.write(_grown(manifest, count, spans))
+            lease.commit(_grown(manifest, count, spans))
     return count
 
 
 def delete_in_milvus(address: MilvusAddress, ids: Sequence[int]) -> int:
     """`delete_ids`, in Milvus. Returns how many of them the index held."""
     catalogue = _open(address)
-    with catalogue.only_writer():
-        manifest = catalogue.read(strong=True)
-        _forget_unfinished(catalogue, manifest)
+    with catalogue.only_writer() as lease:
+        before = catalogue.read(strong=True)
+        manifest = _tidied(catalogue, lease, before)
         *others, last = catalogue.collections(manifest)
         asked = sorted({id for id in ids if 0 <= id < manifest.next_id})
         held = as_ids(catalogue.connection.get(last, asked, [], strong=True))
-        if len(held):
-            for collection in (*others, last):
-                catalogue.connection.delete(collection, held.tolist())
-            left = manifest.count - len(held)
-            catalogue.write(replace(manifest, count=left, generation=manifest.generation + 1))
+        for collection in (*others, last):
+            lease.check()
+            catalogue.connection.delete(collection, held.tolist())
+        left = manifest.count - len(held)
+        if left != before.count:
+            lease.commit(replace(manifest, count=left, generation=manifest.generation + 1))
     return len(held)
 
 
@@ -155,23 +159,18 @@ def _new_catalogue(
 ) -> Catalogue:
     """In place of what an interrupted build has left. Raises `UsageError` for another collection of
     a name that is needed."""
-    names = [address.collection(size) for size in manifest.patch_sizes]
-    for name in (address.name, *names):
+    for name in (address.name, *map(address.collection, manifest.patch_sizes)):
         found = connection.describe(name)
-        if found is not None and "format" not in properties_of(found):
+        is_ours = found is not None and "format" in properties_of(found)
+        if found and not (is_ours and is_catalogue(found) == (name == address.name)):
             raise UsageError(f"{address}: there is a collection {name} already; give another name")
     if connection.describe(address.name) is not None:
         before = Catalogue.open(connection, address)
         if before.is_complete():
             raise UsageError(f"{address} exists already; give another name, or drop it first")
         with before.only_writer():
-            pass
-        connection.drop(address.name)
-    catalogue = Catalogue.create(connection, address, columns, model, manifest)
-    for name in names:
-        if connection.describe(name) is not None:
-            connection.drop(name)
-    return catalogue
+            connection.drop(address.name)
+    return Catalogue.create(connection, address, columns, model, manifest)
 
 
 def _vector_index(manifest: IndexManifest) -> dict[str, Any]:
@@ -207,11 +206,10 @@ def _push(
                     rows, checked_vectors(vectors, manifest.width, size), strict=True
                 ):
                     row[VECTOR] = vector
+                lease.check()
                 catalogue.connection.write(catalogue.address.collection(size), rows)
                 bar.update(len(rows))
-            lease.keep()
     for collection in catalogue.collections(manifest):
-        lease.keep()
         catalogue.connection.flush(collection)
         catalogue.connection.load(collection)
     return spans
@@ -244,12 +242,15 @@ def _grown(manifest: IndexManifest, count: int, spans: list[tuple[int, int]]) ->
     )
 
 
-def _forget_unfinished(catalogue: Catalogue, manifest: IndexManifest) -> None:
-    """Delete what an interrupted addition has left."""
-    for collection in catalogue.collections(manifest):
-        beyond = f"id >= {manifest.next_id}"
-        for batch in catalogue.connection.iterate(collection, beyond, [], strong=True):
-            catalogue.connection.delete(collection, as_ids(batch).tolist())
+def _tidied(catalogue: Catalogue, lease: Lease, manifest: IndexManifest) -> IndexManifest:
+    """Without what interrupted changes have left: images that were never counted are deleted, and
+    deleted ones not counted."""
+    connection, names = catalogue.connection, catalogue.collections(manifest)
+    for name in names:
+        for batch in connection.iterate(name, f"id >= {manifest.next_id}", [], strong=True):
+            lease.check()
+            connection.delete(name, as_ids(batch).tolist())
+    return replace(manifest, count=connection.count(names[-1], strong=True))
 
 
 def _held(

@@ -12,6 +12,7 @@ from data.errors import UsageError
 from data.progress import Progress
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
+from retrieval.index_places import index_folder
 from retrieval.search.background import COMMON
 from retrieval.search.calibration import (
     FINE_ANSWERS,
@@ -49,9 +50,9 @@ def calibrate_index(
     there is one. texts: that the index answers; when not given, its own captions. fine: a patch
     size at which all images are encoded, where the index does not hold it, so that coarse to fine
     can promise something of it.
-    Raises `UsageError` for a folder that is no index, and where there is no text.
+    Raises `UsageError` for Milvus, a folder that is no index, and where there is no text.
     """
-    folder = Path(folder)
+    folder = index_folder(folder, "calibrating")
     snapshot = Snapshot.open(folder)
     if model is None:
         encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

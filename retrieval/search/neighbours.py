@@ -17,6 +17,7 @@ from contrastive.model.lit import LitModel
 from data.progress import Progress
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
+from retrieval.index_places import index_folder
 from retrieval.search.agreement import (
     CHANGED,
     NEAREST,
@@ -49,9 +50,9 @@ def measure_agreement(
     model: of the index; when not given, read from the folder, on a GPU where `device` allows it and
     there is one. seconds: after which fewer images are queries. Returns None for an index that is
     too small, and where its images cannot be read.
-    Raises `UsageError` for a folder that is no index.
+    Raises `UsageError` for Milvus, and a folder that is no index.
     """
-    folder = Path(folder)
+    folder = index_folder(folder, "measuring how patch sizes agree")
     snapshot = Snapshot.open(folder)
     if len(snapshot) < MIN_IMAGES:
         return None

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,19 +31,25 @@ from retrieval.words.asked import WordQuery, unmarked
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
 
 
+class _Opened(NamedTuple):
+    """A state of an index, and what is kept beside it."""
+
+    snapshot: IndexState
+    fine: FineVectors
+    calibrated: Calibrated
+
+
 class Searcher:
     """An index opened for search. Make one with `Searcher.load`. Safe for threads."""
 
     def __init__(self, place: IndexPlace, model: LitModel, device: Device = "auto") -> None:
-        self.place, self.folder = place, place.kept
-        self.model, self.model_folder = model, self.folder / "model"
+        self.place, self.model = place, model
         self._device: Device = device
         self._image_fingerprint = model.image_fingerprint
         self._reload_lock = threading.Lock()
-        self.snapshot = self._open()
+        self._opened = self._open()
+        self.model_folder = self.folder / "model"
         self.profile = CostProfile(model)
-        self.fine = FineVectors(model, self.folder / "fine.sqlite")
-        self._calibrated = Calibrated(self.folder, model)
 
     @classmethod
     def load(
@@ -76,17 +82,20 @@ class Searcher:
         searcher.model_folder = Path(kept)
         return searcher
 
-    def _open(self) -> IndexState:
+    def _open(self, before: _Opened | None = None) -> _Opened:
         snapshot = self.place.open(self._device)
         found = snapshot.manifest.image_fingerprint
-        if self._image_fingerprint != found and self.model.keep_transform(found, self.folder):
+        if self._image_fingerprint != found and self.model.keep_transform(found, snapshot.kept):
             self._image_fingerprint = found
         if self._image_fingerprint != found:
             raise UsageError(
                 f"{self.place} was built with another image tower ({found}) than the model's "
                 f"({self._image_fingerprint}); embed and index again"
             )
-        return snapshot
+        if before is not None and before.snapshot.kept == snapshot.kept:
+            return before._replace(snapshot=snapshot)
+        fine = FineVectors(self.model, snapshot.kept / "fine.sqlite")
+        return _Opened(snapshot, fine, Calibrated(snapshot.kept, self.model))
 
     def reload(self) -> bool:
         """Pick up what was added to or deleted from the folder; returns whether there was anything.
@@ -97,8 +106,23 @@ class Searcher:
         with self._reload_lock:
             if self.place.manifest() == self.snapshot.manifest:
                 return False
-            self.snapshot = self._open()
+            self._opened = self._open(self._opened)
             return True
+
+    @property
+    def snapshot(self) -> IndexState:
+        """The present state of the index."""
+        return self._opened.snapshot
+
+    @property
+    def fine(self) -> FineVectors:
+        """What refining has computed."""
+        return self._opened.fine
+
+    @property
+    def folder(self) -> Path:
+        """Of the index; or of what is kept of one in Milvus."""
+        return self.snapshot.kept
 
     def __len__(self) -> int:
         return len(self.snapshot)
@@ -132,7 +156,8 @@ class Searcher:
     def calibration(self) -> Calibration | None:
         """What similarities mean; None where nobody has measured it (`calibrate_index`), or an
         index that has changed much since."""
-        return self._calibrated.of(self.snapshot)
+        opened = self._opened
+        return opened.calibrated.of(opened.snapshot)
 
     def confidence(
         self,
@@ -145,7 +170,8 @@ class Searcher:
         where nothing was found, or the index is not calibrated."""
         best = [hits[0].id if hits else None for hits in found]
         size = self._index_patch_size(patch_size)
-        return self._calibrated.confidence(self.snapshot, texts, best, size)
+        opened = self._opened
+        return opened.calibrated.confidence(opened.snapshot, texts, best, size)
 
     # ---- search ----------------------------------------------------------------------------
 
@@ -239,7 +265,8 @@ class Searcher:
             )
         if not np.isfinite(embeds).all():
             raise UsageError("a query vector has numbers that are not finite")
-        snapshot = self.snapshot  # one state of the index, whatever is reloaded meanwhile
+        opened = self._opened  # one state of the index, whatever is reloaded meanwhile
+        snapshot = opened.snapshot
         size = self._index_patch_size(patch_size)
         depth = k
         if refine_patch_size is not None:
@@ -254,7 +281,7 @@ class Searcher:
         if refine_patch_size is not None:
             refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
             queries = embeds if refine_embeds is None else refine_embeds
-            similarities, ids = self._refine(snapshot, queries, similarities, ids, refined)
+            similarities, ids = self._refine(opened, queries, similarities, ids, refined)
             if fusion is not None:
                 similarities, ids = fusion.ranked(similarities, ids, k)
             similarities, ids = similarities[:, :k], ids[:, :k]
@@ -268,7 +295,7 @@ class Searcher:
 
     def _refine(
         self,
-        snapshot: IndexState,
+        opened: _Opened,
         queries: Float[np.ndarray, "q d"],
         similarities: Float[np.ndarray, "q c"],
         ids: Int[np.ndarray, "q c"],
@@ -276,13 +303,13 @@ class Searcher:
     ) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
         """The candidates, ranked again."""
         self.model.vision.check_patch_size(patch_size)
-        distinct = np.unique(ids[ids >= 0]).tolist()
+        distinct, snapshot = np.unique(ids[ids >= 0]).tolist(), opened.snapshot
         if patch_size in snapshot.patch_sizes:
             vectors = dict(snapshot.known_vectors(distinct, patch_size))
         else:
             hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
             locations = {hit.id: hit.location for hit in hits}
-            vectors = self.fine.get(locations, patch_size)
+            vectors = opened.fine.get(locations, patch_size)
         return rank_again(queries, similarities, ids, vectors)
 
     def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:

@@ -43,9 +43,15 @@ class Service:
         self.ready = False  # set while the application runs
         self.num_in_flight = 0  # requests, kept by the guard
         self.pool = ThreadPoolExecutor(4, "images")  # reads metadata, makes thumbnails
+        # of indexes on other machines, each its own, which may be waiting
+        self._pools = {
+            name: ThreadPoolExecutor(4, name)
+            for name, searcher in searchers.items()
+            if searcher.place.is_remote
+        }
         thumbnails = Thumbnails()
         self.indexes = {
-            name: ServedIndex(name, searcher, self.pool, thumbnails)
+            name: ServedIndex(name, searcher, self._pools.get(name, self.pool), thumbnails)
             for name, searcher in searchers.items()
         }
         models: list[LitModel] = []
@@ -82,17 +88,20 @@ class Service:
         """Check the index folders, and pick up changes of them, for ever. Searches go on."""
         for index in self.indexes.values():
             index.check_files(self.metrics)
+        await asyncio.gather(*map(self._follow, self.indexes.values()))
+
+    async def _follow(self, index: ServedIndex) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            for index in self.indexes.values():
-                await index.reload(self.metrics)
+            await index.reload(self.metrics)
 
     def close(self) -> None:
         """End all threads."""
         self.encoder.close()
         self.search_queue.close()
         self.uploads.close()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.pool, *self._pools.values()):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _fingerprints(model: LitModel) -> tuple[str, str]:

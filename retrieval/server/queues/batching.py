@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retrieval.index_interface import IndexUnavailable
 from retrieval.server.refusals import RequestError
 
 Run = Callable[[Any, list[Any]], Sequence[Any]]
@@ -83,6 +84,8 @@ class Batcher:
                 for job in jobs:
                     outcomes.append(list(results[: len(job.items)]))
                     results = results[len(job.items) :]
+            except IndexUnavailable as error:  # which would take as long again
+                outcomes = [error] * len(jobs)
             except Exception:
                 outcomes = [self._alone(job) for job in jobs]  # only the bad one fails
             loop = jobs[0].loop

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class SearchKey:
 
 
 class SearchQueue:
-    """A queue of plain searches, and one of those that are refined, which take longer."""
+    """A queue of plain searches, and one of those that are refined, which take longer. Indexes that
+    this machine searches share them; each other one has its own, so that none waits for it."""
 
     def __init__(
         self, searchers: Mapping[str, Searcher], metrics: Metrics, batcher: Callable[..., Batcher]
@@ -45,16 +47,26 @@ class SearchQueue:
         """batcher: makes a `Batcher` of this server."""
         self._searchers, self._metrics = dict(searchers), metrics
         sizes = metrics.batch_size
-        self._plain = batcher(
-            self._search, max_batch=MAX_SEARCHES, observe=sizes.labels("search").observe
-        )
-        self._refined = batcher(
-            self._search, max_batch=MAX_REFINED, observe=sizes.labels("refine").observe
-        )
+
+        @cache
+        def queues(remote: str) -> tuple[Batcher, Batcher]:
+            return (
+                batcher(
+                    self._search, max_batch=MAX_SEARCHES, observe=sizes.labels("search").observe
+                ),
+                batcher(
+                    self._search, max_batch=MAX_REFINED, observe=sizes.labels("refine").observe
+                ),
+            )
+
+        self._queues = {
+            name: queues(name if searcher.place.is_remote else "")
+            for name, searcher in searchers.items()
+        }
 
     def close(self) -> None:
-        self._plain.close()
-        self._refined.close()
+        for queue in {queue for queues in self._queues.values() for queue in queues}:
+            queue.close()
 
     async def search(
         self,
@@ -65,7 +77,8 @@ class SearchQueue:
     ) -> list[Hit]:
         """Hits, best first, of one unit-norm vector. fine: the query as the refinement sees it.
         texts: those whose words are looked for."""
-        queue = self._plain if key.refine_patch_size is None else self._refined
+        plain, refined = self._queues[key.index]
+        queue = plain if key.refine_patch_size is None else refined
         return (await queue.submit(key, [(vector, vector if fine is None else fine, texts)]))[0]
 
     def _search(self, key: SearchKey, items: list[Any]) -> list[list[Hit]]:
