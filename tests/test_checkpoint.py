@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from contrastive.run.checkpoint import STATE, newest_checkpoint
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.folder import steps_notice
 from contrastive.run.lock import locked
+from contrastive.run.stop import StopSignal
 from contrastive.text.config import TextConfig
 from contrastive.train import loop
 from contrastive.train.config import TrainConfig
@@ -280,6 +282,27 @@ def test_ranks_end_with_the_launcher_and_leave_a_checkpoint(
     _, said = running.communicate(timeout=60)
     assert "Traceback" not in said
     assert "stopped by SIGTERM after step" in said
+
+
+def test_a_stopped_rank_lives_on_when_the_launcher_repeats_the_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it does once another rank has ended; this one has yet to say what was saved."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setenv("RANK", "0")
+    try:
+        with suppress(KeyboardInterrupt), StopSignal():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyboardInterrupt
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, before[signal.SIGTERM])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    monkeypatch.delenv("RANK")
+    with suppress(KeyboardInterrupt), StopSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyboardInterrupt
+    assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
 
 
 def is_free(folder: Path) -> bool:

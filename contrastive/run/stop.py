@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM end a run between two steps, on all ranks after the same one."""
 
+import os
 import signal
 import threading
 import time
@@ -45,6 +46,8 @@ class StopSignal:
     ) -> None:
         if error is None:
             self._among_ranks.finish()
+        if self._asked and "RANK" in os.environ:
+            return  # with the first rank that ends, the launcher sends SIGTERM to the others
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
