@@ -31,7 +31,7 @@ from retrieval.words.asked import MAX_WORDS, asked_words, marked, unmarked
 from retrieval.words.fill import write_words
 from retrieval.words.ranking import TextIndex, TextSegment
 from retrieval.words.spelling import Vocabulary
-from retrieval.words.text_file import Pattern, open_words
+from retrieval.words.text_file import Pattern, WordsFile, open_words
 
 PATCH = 48
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -215,6 +215,27 @@ def test_a_word_of_most_texts_ranks_what_a_rarer_one_finds(
     assert found.ids.tolist() == whole.ids[holds].tolist()
     np.testing.assert_array_equal(found.scores, whole.scores[holds])
     assert len(index.match([("a", 1.0)]).ids) == 17
+
+
+def test_rows_of_common_words_are_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = [*texts(100), "a", "a cat and a cat", None]
+    words = [Pattern("word", (word,)) for word in ("a", "cat", "dog", "small")]
+    file = written(tmp_path, captions)
+    counted = [file.postings(word) for word in words]
+    monkeypatch.setattr("retrieval.words.postings.COMMON_ROWS", 1)
+    monkeypatch.setattr("retrieval.words.postings.COMMON_SHARE", 0)
+    noted = written(tmp_path / "common", captions)
+    with monkeypatch.context() as patch:
+        patch.setattr(WordsFile, "_places", None)
+        for word, expected in zip(words, counted, strict=True):
+            found = noted.postings(word)
+            np.testing.assert_array_equal(found.rows, expected.rows)
+            np.testing.assert_array_equal(found.counts, expected.counts)
+            assert len(found.rows) > 1
+        assert max(found.counts.max() for found in counted) > 1
+    assert noted.postings(Pattern("word", ("absent",))).rows.tolist() == []
 
 
 def test_what_a_query_costs_is_bounded() -> None:

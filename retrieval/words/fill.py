@@ -13,7 +13,8 @@ from jaxtyping import Int
 from data.errors import UsageError
 from data.files import file_digest
 from retrieval.words.folding import folded
-from retrieval.words.text_file import COLUMN_BITS, DENSE, GRAM, WORD_TOKENIZER, lacking, spaced
+from retrieval.words.postings import COLUMN_BITS, common_words
+from retrieval.words.text_file import DENSE, GRAM, WORD_TOKENIZER, lacking, spaced
 
 NOT_SEARCHED = frozenset({"shard"})  # the same for thousands of rows
 MAX_CHARACTERS = 100_000  # of a text; what follows is not searched
@@ -85,12 +86,12 @@ def _fill(database: sqlite3.Connection, table: pa.Table) -> None:
     for name in ("word", "dense"):
         database.execute(f"INSERT INTO {name}({name}) VALUES ('optimize')")
     lengths = _lengths(database, len(table))
-    database.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, word, row)")
-    terms = (term for (term,) in database.execute("SELECT term FROM temp.terms"))
+    common = list(common_words(database, len(table)))
+    terms = (term for (term,) in database.execute("SELECT term FROM temp.word_row"))
     vocabulary = " ".join(term for term in terms if term.isalpha() and len(term) > 2)
     database.execute("CREATE TABLE stored (name TEXT PRIMARY KEY, value BLOB)")
-    values = {"lengths": lengths.astype("<u4").tobytes(), "vocabulary": vocabulary}
-    database.executemany("INSERT INTO stored VALUES (?, ?)", values.items())
+    values = [("lengths", lengths.astype("<u4").tobytes()), ("vocabulary", vocabulary), *common]
+    database.executemany("INSERT INTO stored VALUES (?, ?)", values)
     database.execute("COMMIT")
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
 from weakref import WeakValueDictionary, finalize
 
@@ -24,6 +24,14 @@ from jaxtyping import Int
 
 from data.errors import UsageError
 from data.files import file_digest
+from retrieval.words.postings import (
+    PLACES,
+    Postings,
+    common_name,
+    read_common,
+    read_places,
+    rows_of,
+)
 
 KEPT_BYTES = 1 << 26  # of postings, per file; or what four words that all rows hold take
 # Chinese, Japanese and Korean; Thai, Lao, Burmese and Khmer have no spaces either
@@ -36,7 +44,6 @@ DENSE = re.compile(f"[{_DENSE}]+")
 A_RUN = "\ue000"  # stands among the words for a run, so that those beside it are no neighbours
 GRAM = 3  # characters
 WORD_TOKENIZER = "unicode61 remove_diacritics 0 categories 'L* N* Co M*'"
-OFFSET_BITS, COLUMN_BITS = 20, 8  # of a place: row, column, offset
 
 Table = Literal["word", "dense"]
 
@@ -48,13 +55,6 @@ class Pattern:
     table: Table
     tokens: tuple[str, ...]
     prefix: bool = False  # whether the last one may go on
-
-
-class Postings(NamedTuple):
-    """The rows that hold a pattern, ascending, and how often."""
-
-    rows: Int[np.ndarray, " n"]
-    counts: Int[np.ndarray, " n"]
 
 
 @lru_cache(1)
@@ -181,20 +181,27 @@ class WordsFile:
             if pattern in self._kept:
                 self._kept.move_to_end(pattern)
                 return self._kept[pattern]
-        places = self._places(pattern.table, pattern.tokens[-1], pattern.prefix)
-        for back, token in enumerate(reversed(pattern.tokens[:-1]), 1):
-            before = self._places(pattern.table, token, False) + back
-            places = np.intersect1d(places, before, assume_unique=True)
-        rows, counts = np.unique(places >> OFFSET_BITS + COLUMN_BITS, return_counts=True)
-        found, four_words = Postings(rows, counts), 4 * 16 * len(self.lengths)
+        found, four_words = self._find(pattern), 4 * 16 * len(self.lengths)
         with self._lock:
             if pattern not in self._kept:
                 self._kept[pattern] = found
-                self._kept_bytes += rows.nbytes + counts.nbytes
+                self._kept_bytes += found.rows.nbytes + found.counts.nbytes
             while self._kept_bytes > max(KEPT_BYTES, four_words) and len(self._kept) > 1:
                 _, (rows, counts) = self._kept.popitem(last=False)
                 self._kept_bytes -= rows.nbytes + counts.nbytes
         return found
+
+    def _find(self, pattern: Pattern) -> Postings:
+        last = pattern.tokens[-1]
+        if (pattern.table, len(pattern.tokens), pattern.prefix) == ("word", 1, False):
+            query = "SELECT (SELECT value FROM stored WHERE name = ?)"
+            if (kept := self._read(query, (common_name(last),))) is not None:
+                return read_common(kept, len(self.lengths))
+        places = self._places(pattern.table, last, pattern.prefix)
+        for back, token in enumerate(reversed(pattern.tokens[:-1]), 1):
+            before = self._places(pattern.table, token, False) + back
+            places = np.intersect1d(places, before, assume_unique=True)
+        return rows_of(places)
 
     def _places(self, table: Table, token: str, prefix: bool) -> Int[np.ndarray, " n"]:
         """Where a token stands: row, column and offset in one number."""
@@ -202,10 +209,5 @@ class WordsFile:
         values: tuple[str, ...] = (token,)
         if prefix:
             wanted, values = "term >= ? AND term < ?", (token, token + "\U0010ffff")
-        # one text, since a tuple per place would take five times as long
-        text = self._read(
-            f"SELECT group_concat(((doc << {COLUMN_BITS}) + substr(col, 2) << {OFFSET_BITS}) "
-            f"+ offset) FROM temp.{table}_at WHERE {wanted}",
-            values,
-        )
-        return np.fromstring(text or "", np.int64, sep=",")
+        query = f"SELECT {PLACES} FROM temp.{table}_at WHERE {wanted}"
+        return read_places(self._read(query, values))
