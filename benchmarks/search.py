@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,11 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
     """The table of one set of vectors."""
     figures: dict[str, dict] = {}
     for type_ in types:
-        figures[type_] = _in_own_process("build", folder, type_)
+        built = folder / f"{type_}.json"
+        if not built.is_file():
+            shutil.rmtree(folder / type_, ignore_errors=True)
+            built.write_text(json.dumps(_in_own_process("build", folder, type_)))
+        figures[type_] = json.loads(built.read_text())
         figures[type_] |= _in_own_process("hold", folder, type_)
         print(folder.name, type_, figures[type_], flush=True)
     queries = np.load(folder / "queries.npy")
@@ -159,6 +165,15 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
     return figures
 
 
+def _once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make the folder, where that was not done already."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    if not folder.is_dir():
+        write(part)
+        part.rename(folder)
+
+
 def _exact(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
 
@@ -186,7 +201,7 @@ def main() -> None:
     parser.add_argument("--index-types", nargs="+", help="auto among them; all but long builds")
     parser.add_argument("--rounds", type=int, default=200, help="single queries per type")
     parser.add_argument("--no-default-data", action="store_true", help="synthetic vectors alone")
-    parser.add_argument("--folder", help="where vectors and indexes lie (10 GB); a temporary one")
+    parser.add_argument("--folder", help="of vectors and indexes (10 GB), kept to go on from")
     parser.add_argument("--step", choices=["build", "hold"], help=argparse.SUPPRESS)
     parser.add_argument("--index-type", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -199,16 +214,19 @@ def main() -> None:
         return args.index_types or [*affordable, "auto"]
 
     figures: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+    with ExitStack() as stack:
+        keep = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        write = write_mixtures if args.mixtures else write_vectors
         for count in args.mixtures or args.counts:
-            folder = Path(temporary) / f"{count}"
-            (write_mixtures if args.mixtures else write_vectors)(folder, count)
             name = f"{count:,} {'mixtures' if args.mixtures else 'synthetic'}"
+            folder = Path(keep) / name.replace(",", "").replace(" ", "-")
+            _once(folder, partial(write, count=count))
             figures[name] = measure(folder, types(count), args.rounds)
-            shutil.rmtree(folder)
+            if not args.folder:
+                shutil.rmtree(folder)
         if not args.no_default_data and not args.mixtures:
-            folder = Path(temporary) / "default"
-            write_default_data(folder)
+            folder = Path(keep) / "default"
+            _once(folder, write_default_data)
             figures["default data"] = measure(folder, types(0), args.rounds)
     packages = ("faiss-gpu", "numpy", "pyarrow")
     if args.mixtures:
