@@ -17,6 +17,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,20 @@ def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
     return True
 
 
-def _write(
-    root: Path, size: int, limit: int | None, styles: Sequence[str], progress: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Split:
+    """The concepts that every trained style draws, and on which side each is."""
+
+    concepts: list[Concept]
+    train: list[Concept]
+    """Without captions that are the name of one of the others."""
+    unseen: list[Concept]
+    drawings: dict[str, dict[str, str]]
+    """Style -> code of a concept -> SVG."""
+
+
+def split_concepts(styles: Sequence[str], limit: int | None = None) -> Split:
+    """The split of the default data. limit: only so many concepts, a fixed random choice."""
     concepts = load_concepts(fetch_package(*CAPTIONS_PACKAGE))
     drawings = {s: load_drawings(s, concepts) for s in styles}
     trained_styles = [s for s in styles if STYLES[s].trained]
@@ -127,6 +139,14 @@ def _write(
     held_out = held_out_groups(concepts, SEED)
     unseen = [c for c in concepts if c.group in held_out]
     train = without_names_of([c for c in concepts if c.group not in held_out], unseen)
+    return Split(concepts, train, unseen, drawings)
+
+
+def _write(
+    root: Path, size: int, limit: int | None, styles: Sequence[str], progress: bool
+) -> dict[str, Any]:
+    split = split_concepts(styles, limit)
+    concepts, train, unseen, drawings = split.concepts, split.train, split.unseen, split.drawings
 
     def samples(style: str, chosen: list[Concept], classes: list[Concept]) -> list[Sample]:
         numbers = {c.code: i for i, c in enumerate(classes)}
@@ -162,7 +182,7 @@ def _write(
         "groups": len({c.group for c in concepts}),
         "trained_concepts": len(train),
         "heldout_concepts": len(unseen),
-        "heldout_groups": len(held_out),
+        "heldout_groups": len({c.group for c in unseen}),
         "images": images,
     }
 
