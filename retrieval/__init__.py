@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retrieval.dense.detect import ZeroShotDetector
     from retrieval.dense.mask_folder import MaskFolder, evaluate_masks
     from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.embed.bulk import embed_shards
@@ -35,6 +36,7 @@ _MODULES = {
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
+    "ZeroShotDetector": "retrieval.dense.detect",
     "ZeroShotSegmenter": "retrieval.dense.segment",
     "add_embeddings": "retrieval.index.build",
     "build_index": "retrieval.index.build",
@@ -63,6 +65,7 @@ __all__ = [
     "Report",
     "Searcher",
     "ZeroShotClassifier",
+    "ZeroShotDetector",
     "ZeroShotSegmenter",
     "add_embeddings",
     "build_index",

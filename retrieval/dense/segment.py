@@ -1,8 +1,8 @@
 """Zero-shot segmentation: which class each pixel is of, by the similarity of its patch to names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -71,8 +71,10 @@ class ZeroShotSegmenter:
 
         images, patch_size, shorter_side: as `similarities` takes them.
         """
-        opened = map(_opened, list_images(images))
-        return [self.mask(self._map(i, patch_size, shorter_side), _shape(i)) for i in opened]
+        return [
+            self.mask(self._map(image, patch_size, shorter_side), shape_of(image))
+            for image in opened_images(images)
+        ]
 
     def similarities(
         self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
@@ -86,22 +88,26 @@ class ZeroShotSegmenter:
         windows.
         Raises `UsageError` for a picture that cannot be read, and as `LitModel.encode_patches`.
         """
-        opened = map(_opened, list_images(images))
-        return [self._map(i, patch_size, shorter_side) for i in opened]
+        return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
 
     def mask(
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
     ) -> UInt8[np.ndarray, "h w"]:
         """What `predict` makes of a map for a picture of `shape` = (height, width)."""
-        mask = np.empty(shape, np.uint8)
+        labels, most = self.best(similarities, shape)
+        if self.background is not None:
+            labels[most < self.background] = BACKGROUND
+        return labels
+
+    def best(
+        self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The label of the class that each pixel is most like, and their cosine."""
+        labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for rows, values in upsampled(similarities, shape):
-            best = values.argmax(-1)
-            found = (best + 1).astype(np.uint8)
-            if self.background is not None:
-                most = np.take_along_axis(values, best[..., None], -1)[..., 0]
-                found[most < self.background] = BACKGROUND
-            mask[rows] = found
-        return mask
+            labels[rows] = values.argmax(-1) + 1
+            most[rows] = values.max(-1)
+        return labels, most
 
     @torch.no_grad()
     def _map(
@@ -130,7 +136,7 @@ class ZeroShotSegmenter:
     def _windows(
         self, image: Image.Image | Tensor, patch_size: int, shorter_side: int | None
     ) -> Windows:
-        tower, shape = self.model.vision, _shape(image)
+        tower, shape = self.model.vision, shape_of(image)
         if isinstance(image, Tensor):
             if shorter_side is not None:
                 raise UsageError("pixels that are already normalised are read as large as they are")
@@ -161,12 +167,12 @@ def _starts(length: int, window: int) -> list[int]:
     return [i * (length - window) // max(1, count - 1) for i in range(count)]
 
 
-def _opened(image: Any) -> Image.Image | Tensor:
-    """Normalised pixels as they are, anything else as a picture. Raises as `as_rgb`."""
-    return image if is_normalised(image) else as_rgb(image)
+def opened_images(images: Images) -> Iterator[Image.Image | Tensor]:
+    """Normalised pixels as they are, anything else as a picture. Raises as `data.given.as_rgb`."""
+    return (i if is_normalised(i) else as_rgb(i) for i in list_images(images))
 
 
-def _shape(image: Image.Image | Tensor) -> tuple[int, int]:
+def shape_of(image: Image.Image | Tensor) -> tuple[int, int]:
     """Height and width, pixels."""
     if isinstance(image, Tensor):
         return image.shape[1], image.shape[2]
