@@ -9,7 +9,6 @@ A sample is `KEY.png` (on white), `KEY.txt` (its name) and `KEY.json` (its capti
 the held-out folders add `KEY.cls`, `classnames.txt` and prompt templates.
 """
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -29,7 +28,7 @@ from data.emoji.concepts import (
     load_concepts,
     without_names_of,
 )
-from data.emoji.drawings import STYLES, load_drawings, render
+from data.emoji.drawings import STYLES, check_can_draw, load_drawings, render
 from data.emoji.npm import fetch_package
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
@@ -74,10 +73,9 @@ def build_emoji(
         "limit": limit,
         "packages": dict([CAPTIONS_PACKAGE, *((s, STYLES[s].version) for s in styles)]),
     }
-    if _is_built(out, recipe):
+    if is_built(out, recipe, "emoji shards"):
         return out
-    if importlib.util.find_spec("resvg_py") is None:
-        raise UsageError("resvg-py, which draws, is not installed: `pip install 'flexilit[demo]'`")
+    check_can_draw()
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -88,15 +86,18 @@ def build_emoji(
         try:
             os.rename(partial, out)
         except OSError:  # another process was faster
-            if not _is_built(out, recipe):
+            if not is_built(out, recipe, "emoji shards"):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
-    """Whether `out` holds this build. Raises `UsageError` where it holds anything else."""
+def is_built(out: Path, recipe: Mapping[str, Any], what: str) -> bool:
+    """Whether `out` holds what its manifest says was made by `recipe`.
+
+    Raises `UsageError` where it holds anything else; what: its name for the message.
+    """
     if not out.exists():
         return False
     try:
@@ -104,9 +105,7 @@ def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         if out.is_dir() and not any(out.iterdir()):
             return False
-        raise UsageError(
-            f"{out} is not a folder of emoji shards: give a new or empty one"
-        ) from None
+        raise UsageError(f"{out} is not a folder of {what}: give a new or empty one") from None
     for name, wanted in recipe.items():
         if manifest.get(name) != wanted:
             raise UsageError(

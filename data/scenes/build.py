@@ -26,9 +26,9 @@ from jaxtyping import Bool
 from PIL import Image
 
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
-from data.emoji.build import split_concepts
+from data.emoji.build import is_built, split_concepts
 from data.emoji.concepts import Concept, digest
-from data.emoji.drawings import STYLES
+from data.emoji.drawings import STYLES, check_can_draw
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
 from data.files import replaced_folder
@@ -73,8 +73,9 @@ def build_scenes(
         "format": FORMAT, "count": count, "size": size, "classes": num_classes, "seed": seed,
         "packages": {style: STYLES[style].version for style in STYLES},
     }  # fmt: skip
-    if _is_built(out, recipe):
+    if is_built(out, recipe, "scenes"):
         return out
+    check_can_draw()
     classes, drawings = _choose(num_classes, seed)
     with replaced_folder(out) as part:
         for split in SPLITS:
@@ -86,23 +87,6 @@ def build_scenes(
         manifest = {**recipe, "credits": credits}
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return out
-
-
-def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
-    """Whether `out` holds these scenes. Raises `UsageError` where it holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        manifest = json.loads((out / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{out} is not a folder of scenes: give a new or empty one") from None
-    for name, wanted in recipe.items():
-        if manifest.get(name) != wanted:
-            raise UsageError(
-                f"{out} was built with {name} {manifest.get(name)!r}, not {wanted!r}: "
-                "remove it or give another folder"
-            )
-    return True
 
 
 def _choose(

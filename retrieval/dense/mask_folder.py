@@ -67,7 +67,7 @@ class MaskFolder:
                 continue
             try:
                 picture = as_rgb(file)
-                with Image.open(mask_file) as opened:
+                with Image.open(mask_file, formats=("PNG",)) as opened:
                     if opened.mode not in ("L", "P"):
                         raise ValueError(f"a mask of mode {opened.mode}")
                     mask = np.asarray(opened)

@@ -57,9 +57,9 @@ class ZeroShotSegmenter:
         check_has_patches(model.vision)
         if background is not None and not -1 <= background <= 1:
             raise UsageError(f"background {background}: a cosine, -1 to 1")
-        classifier = ZeroShotClassifier(model, class_names, templates, class_embeds)
-        if len(classifier.class_names) > MOST_CLASSES:
+        if not isinstance(class_names, str) and len(class_names) > MOST_CLASSES:
             raise UsageError(f"{len(class_names):,} class names: at most {MOST_CLASSES}")
+        classifier = ZeroShotClassifier(model, class_names, templates, class_embeds)
         self.model, self.class_names = model, classifier.class_names
         self.background, self.value_path = background, value_path
         self.class_embeds = torch.from_numpy(classifier.class_embeds).to(model.device)
