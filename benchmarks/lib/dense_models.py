@@ -8,7 +8,6 @@ from contrastive.recipes import default_data, demo
 from contrastive.text.config import TextConfig
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
-from contrastive.vision.feature_terms import OWN
 from lib.alignment_rows import TERMS, TOWER
 from lib.joined_features import JoinedFeatures
 
@@ -18,8 +17,7 @@ SIZES = (56, 28)  # that are trained at
 def trained_model(expression: str, seed: int, out: Path, steps: int = 400) -> Path:
     """The folder of a model; one that is there already is kept.
 
-    The demo's drawings; MiniLM frozen under a trained head, as `demo-large` has it, which takes a
-    minute where training the text tower takes a quarter of an hour.
+    The demo's drawings; MiniLM frozen under a trained head, as `demo-large` has it.
     """
     folder = out / "runs" / f"{expression}.{seed}"
     if (folder / "model").exists():
@@ -41,9 +39,7 @@ def trained_model(expression: str, seed: int, out: Path, steps: int = 400) -> Pa
             captions_per_image=4,
             num_workers=1,
         ),
-        vision=replace(
-            small.vision, patch_sizes=SIZES, features="own" if expression == OWN else expression
-        ),
+        vision=replace(small.vision, patch_sizes=SIZES, features=expression),
         text=TextConfig(tower="minilm", context_length=16, frozen=True, head="mlp"),
         optim=replace(small.optim, lr=1e-3),
     )

@@ -1,6 +1,6 @@
 """Build scenes with exact masks and boxes: drawings of emoji on textured grounds.
 
-python -m data.scenes OUT               # 3 x 200 scenes, under a minute on two cores
+python -m data.scenes OUT               # 3 x 200 scenes, a minute or so on two cores
 python -m data.scenes OUT --count 20    # fewer, for trying things
 """
 

@@ -18,7 +18,7 @@ from retrieval.server.refusals import RequestError
 from retrieval.server.requests import SegmentRequest
 from retrieval.server.service import Service
 
-MAX_SIDE = 1024  # of a mask, pixels; 200 labels of a square take a second
+MAX_SIDE = 1024  # of a mask, pixels; of a square with 200 labels, 210 million cosines
 
 
 async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnswer:
