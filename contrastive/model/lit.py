@@ -195,8 +195,7 @@ class LitModel(nn.Module, ModelHubMixin):
 
         A product with `encode_text` says where in an image a text is. images, patch_size: as
         `encode_image` takes them, of one shape. value_path: as
-        `contrastive.vision.patch_features.patch_features` takes it, best where a model's features
-        hold no mean of the patches.
+        `contrastive.vision.patch_features.patch_features` takes it.
         Raises `UsageError` as `encode_image`, for images of several shapes, and for a tower that
         has no tokens of patches.
         """
