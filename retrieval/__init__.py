@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retrieval.dense.detect import ZeroShotDetector
+    from retrieval.dense.mask_folder import MaskFolder, evaluate_masks
+    from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
     from retrieval.evaluation.costs import measure_costs
@@ -29,9 +32,12 @@ _MODULES = {
     "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
+    "MaskFolder": "retrieval.dense.mask_folder",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
+    "ZeroShotDetector": "retrieval.dense.detect",
+    "ZeroShotSegmenter": "retrieval.dense.segment",
     "add_embeddings": "retrieval.index.build",
     "build_index": "retrieval.index.build",
     "calibrate_index": "retrieval.search.calibrate",
@@ -40,6 +46,7 @@ _MODULES = {
     "delete_ids": "retrieval.index.build",
     "embed_shards": "retrieval.embed.bulk",
     "evaluate": "retrieval.evaluation.evaluate",
+    "evaluate_masks": "retrieval.dense.mask_folder",
     "index_photos": "retrieval.photos.indexing",
     "index_words": "retrieval.index.widen",
     "load_dataset": "retrieval.evaluation.datasets",
@@ -54,9 +61,12 @@ __all__ = [
     "Budget",
     "EvalDataset",
     "Hit",
+    "MaskFolder",
     "Report",
     "Searcher",
     "ZeroShotClassifier",
+    "ZeroShotDetector",
+    "ZeroShotSegmenter",
     "add_embeddings",
     "build_index",
     "calibrate_index",
@@ -65,6 +75,7 @@ __all__ = [
     "delete_ids",
     "embed_shards",
     "evaluate",
+    "evaluate_masks",
     "index_photos",
     "index_words",
     "load_dataset",

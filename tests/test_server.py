@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_thread import Served, serving
 
 from contrastive.model.lit import LitModel
-from retrieval import ZeroShotClassifier, build_index, delete_ids
+from retrieval import ZeroShotClassifier, ZeroShotSegmenter, build_index, delete_ids
 from retrieval.embed.partitions import vector_file
 from retrieval.search.config import Budget
 from retrieval.search.hit import Hit
@@ -233,6 +233,32 @@ def test_labels_are_ranked_as_by_the_classifier(
     ]
 
 
+def test_a_mask_is_the_segmenters(served: Served, tiny_model: LitModel) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [9, 9, 9]]], np.uint8)
+    file = io.BytesIO()
+    image = Image.fromarray(colours).resize((330, 130), Image.Resampling.NEAREST)
+    image.save(file, "PNG")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    for background in (None, 1.0):
+        segmenter = ZeroShotSegmenter(tiny_model, LABELS, TEMPLATES, background=background)
+        (expected,) = segmenter.predict(image, 24)
+        body = {"image": encoded, "labels": LABELS, "templates": TEMPLATES, "patch_size": 24}
+        found = served.post("/v1/segment", {**body, "background": background}).json
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["mask"]))))
+        assert (found["width"], found["height"]) == (330, 130)
+        assert (mask == expected).mean() > 0.99
+        shares = {one["label"]: one["share"] for one in found["regions"]}
+        for number, label in enumerate(LABELS, 1):
+            assert shares.get(label, 0) == pytest.approx((mask == number).mean())
+        assert sum(shares.values()) == pytest.approx((mask > 0).mean())
+    form = served.form("/v1/segment", image=file.getvalue(), labels=LABELS)
+    assert form.json["patch_size"] == 8
+    wide = io.BytesIO()
+    Image.new("RGB", (3000, 20)).save(wide, "PNG")
+    found = served.form("/v1/segment", image=wide.getvalue(), labels=LABELS, patch_size=48).json
+    assert (found["width"], found["height"]) == (1024, 7)
+
+
 def test_only_close_calls_are_looked_at_again(served: Served, picture: bytes) -> None:
     body = {"image": base64.b64encode(picture).decode(), "labels": LABELS, "patch_size": 48}
     for margin, refined in ((0, False), (2, True)):
@@ -384,6 +410,7 @@ def test_the_openapi_document_describes_bodies_answers_and_refusals(served: Serv
     for path, contents, answer in (
         ("/v1/search", {"application/json", form}, "SearchAnswer"),
         ("/v1/classify", {"application/json", form}, "ClassifyAnswer"),
+        ("/v1/segment", {"application/json", form}, "SegmentAnswer"),
         ("/knn-service", {"application/json"}, "KnnEntry"),
         ("/metadata", {"application/json"}, "MetadataEntry"),
     ):

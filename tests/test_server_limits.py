@@ -164,6 +164,24 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ({"labels": ["a"]}, ["exactly one of image and image_url"]),
+        ({"image": SMALL}, ["labels"]),
+        ({"image": SMALL, "labels": []}, ["labels", "at least 1"]),
+        ({"image": SMALL, "labels": ["a"] * 6}, ["labels", "at most 5"]),
+        ({"image": SMALL, "labels": ["a", " "]}, ["labels", "empty"]),
+        ({"image": SMALL, "labels": ["a"], "templates": ["photo"]}, ["templates", "{c}"]),
+        ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
+        ({"image": SMALL, "labels": ["a"], "background": 2}, ["background", "less than"]),
+        ({"image": "AAAA", "labels": ["a"]}, ["image", "allowed:"]),
+    ],
+)
+def test_a_bad_segmentation_is_refused(served: Served, body: Any, words: list[str]) -> None:
+    assert_refused(served.post("/v1/segment", body), 400, *words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
         ({}, ["one of text, image"]),
         ({"text": "a", "modality": "text"}, ["modality", "allowed: image"]),
         ({"embedding_input": [1.0]}, ["vector", "1 numbers"]),

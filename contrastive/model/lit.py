@@ -42,6 +42,7 @@ from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import Head, is_library_spec
 from contrastive.vision.earlier import keep_transform
+from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
@@ -185,6 +186,31 @@ class LitModel(nn.Module, ModelHubMixin):
         self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None
     ) -> Float[Tensor, "b d"]:
         return self.embed_features(self.vision(pixels.to(self.device), patch_size))
+
+    @torch.no_grad()
+    def encode_patches(
+        self, images: Images, patch_size: int | None = None, value_path: bool = False
+    ) -> Float[Tensor, "b r c d"]:
+        """Unit-norm embeddings of each patch, in rows and columns, float32.
+
+        A product with `encode_text` says where in an image a text is. images, patch_size: as
+        `encode_image` takes them, of one shape. value_path: as
+        `contrastive.vision.patch_features.patch_features` takes it.
+        Raises `UsageError` as `encode_image`, for images of several shapes, and for a tower that
+        has no tokens of patches.
+        """
+        if not (isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4):
+            shaped = [shaped_pixels(self.vision, i, patch_size, None) for i in list_images(images)]
+            shapes = {tuple(one.pixels.shape[1:]) for one in shaped}
+            if len(shapes) != 1:
+                raise UsageError(f"images of {len(shapes)} shapes: one is needed for all")
+            images = torch.stack([one.pixels for one in shaped])
+        maps = []
+        for part in images.split(MAX_DECODED):
+            features = patch_features(self.vision, part.to(self.device), patch_size, value_path)
+            embeds = self.embed_features(features.flatten(0, 2))
+            maps.append(embeds.unflatten(0, features.shape[:3]))
+        return torch.cat(maps)
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str] | Int[Tensor, "b n"]) -> Float[Tensor, "b d"]:

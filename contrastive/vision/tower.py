@@ -159,7 +159,7 @@ class VisionTower(nn.Module):
             return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
         grid = (height // patch_size, width // patch_size)
-        rotary = self._rotary_positions(grid, keep, len(images))
+        rotary = self.rotary_positions(grid, keep, len(images))
         if self.terms == (Term(OWN),):
             return self.pool(self.family.body(self.net, tokens, rotary)).float()
         return self._join(tokens, rotary).float()
@@ -168,24 +168,31 @@ class VisionTower(nn.Module):
         """The vectors that `config.features` names, computed up to the last block they need."""
         family, net, last = self.family, self.net, len(self.net.blocks)
         after = family.after(net, tokens, rotary, {term.block or last for term in self.terms})
-        finished = None
-        if any(term.block is None for term in self.terms):
-            finished = family.finish(net, after[last])
-        prefix = sum(token.shape[1] for token in family.prefix(net))
-        norm_after = getattr(net, "fc_norm", nn.Identity())  # where the norm follows the pooling
-        eps = getattr(net.norm, "eps", getattr(norm_after, "eps", 1e-6))
-        parts = []
+        normed: dict[int | None, Tensor] = {}
         for term in self.terms:
-            found = finished
-            if term.block is not None:
-                found = F.layer_norm(after[term.block], (self.width,), eps=eps)
-            assert found is not None
-            if term.token == OWN:
-                parts.append(self.pool(found))
-                continue
-            vector = found[:, 0] if term.token == "cls" else found[:, prefix:].mean(1)
-            parts.append(norm_after(vector) if term.block is None else vector)
-        return torch.cat(parts, dim=-1)
+            if term.block not in normed:
+                normed[term.block] = self.normed(term, after[term.block or last])
+        return torch.cat([self.pooled(term, normed[term.block]) for term in self.terms], dim=-1)
+
+    def normed(self, term: Term, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Tokens after a term's block by the norm that the term reads them through."""
+        if term.block is None:
+            return self.family.finish(self.net, tokens)
+        after = getattr(self.net, "fc_norm", None)  # where the norm follows the pooling
+        eps = getattr(self.net.norm, "eps", getattr(after, "eps", 1e-6))
+        return F.layer_norm(tokens, (self.width,), eps=eps)
+
+    def pooled(self, term: Term, normed: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """A term's vector of what `normed` gives."""
+        if term.token == OWN:
+            return self.pool(normed)
+        prefix = sum(token.shape[1] for token in self.family.prefix(self.net))
+        vector = normed[:, 0] if term.token == "cls" else normed[:, prefix:].mean(1)
+        return self.norm_after_pooling(vector) if term.block is None else vector
+
+    def norm_after_pooling(self, vectors: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The network's own norm, where it follows the pooling."""
+        return getattr(self.net, "fc_norm", nn.Identity())(vectors)
 
     def _check_keep(self, keep: float | Int[Tensor, "b k"]) -> None:
         if not isinstance(keep, Tensor):
@@ -260,8 +267,8 @@ class VisionTower(nn.Module):
             positions = kernel.new_zeros(1, 1, width)
         return kernel, prefix, positions
 
-    def _rotary_positions(
-        self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"], num_images: int
+    def rotary_positions(
+        self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"] = 1.0, num_images: int = 1
     ) -> Tensor | None:
         """Sines and cosines of the patches that are kept; None where positions are not rotary."""
         weight = self.family.kernel(self.net)

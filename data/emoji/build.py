@@ -9,7 +9,6 @@ A sample is `KEY.png` (on white), `KEY.txt` (its name) and `KEY.json` (its capti
 the held-out folders add `KEY.cls`, `classnames.txt` and prompt templates.
 """
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from data.emoji.concepts import (
     load_concepts,
     without_names_of,
 )
-from data.emoji.drawings import STYLES, load_drawings, render
+from data.emoji.drawings import STYLES, check_can_draw, load_drawings, render
 from data.emoji.npm import fetch_package
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
@@ -73,10 +73,9 @@ def build_emoji(
         "limit": limit,
         "packages": dict([CAPTIONS_PACKAGE, *((s, STYLES[s].version) for s in styles)]),
     }
-    if _is_built(out, recipe):
+    if is_built(out, recipe, "emoji shards"):
         return out
-    if importlib.util.find_spec("resvg_py") is None:
-        raise UsageError("resvg-py, which draws, is not installed: `pip install 'flexilit[demo]'`")
+    check_can_draw()
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -87,15 +86,18 @@ def build_emoji(
         try:
             os.rename(partial, out)
         except OSError:  # another process was faster
-            if not _is_built(out, recipe):
+            if not is_built(out, recipe, "emoji shards"):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
-    """Whether `out` holds this build. Raises `UsageError` where it holds anything else."""
+def is_built(out: Path, recipe: Mapping[str, Any], what: str) -> bool:
+    """Whether `out` holds what its manifest says was made by `recipe`.
+
+    Raises `UsageError` where it holds anything else; what: its name for the message.
+    """
     if not out.exists():
         return False
     try:
@@ -103,9 +105,7 @@ def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         if out.is_dir() and not any(out.iterdir()):
             return False
-        raise UsageError(
-            f"{out} is not a folder of emoji shards: give a new or empty one"
-        ) from None
+        raise UsageError(f"{out} is not a folder of {what}: give a new or empty one") from None
     for name, wanted in recipe.items():
         if manifest.get(name) != wanted:
             raise UsageError(
@@ -115,9 +115,20 @@ def _is_built(out: Path, recipe: dict[str, Any]) -> bool:
     return True
 
 
-def _write(
-    root: Path, size: int, limit: int | None, styles: Sequence[str], progress: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Split:
+    """The concepts that every trained style draws, and on which side each is."""
+
+    concepts: list[Concept]
+    train: list[Concept]
+    """Without captions that are the name of one of the others."""
+    unseen: list[Concept]
+    drawings: dict[str, dict[str, str]]
+    """Style -> code of a concept -> SVG."""
+
+
+def split_concepts(styles: Sequence[str], limit: int | None = None) -> Split:
+    """The split of the default data. limit: only so many concepts, a fixed random choice."""
     concepts = load_concepts(fetch_package(*CAPTIONS_PACKAGE))
     drawings = {s: load_drawings(s, concepts) for s in styles}
     trained_styles = [s for s in styles if STYLES[s].trained]
@@ -127,6 +138,14 @@ def _write(
     held_out = held_out_groups(concepts, SEED)
     unseen = [c for c in concepts if c.group in held_out]
     train = without_names_of([c for c in concepts if c.group not in held_out], unseen)
+    return Split(concepts, train, unseen, drawings)
+
+
+def _write(
+    root: Path, size: int, limit: int | None, styles: Sequence[str], progress: bool
+) -> dict[str, Any]:
+    split = split_concepts(styles, limit)
+    concepts, train, unseen, drawings = split.concepts, split.train, split.unseen, split.drawings
 
     def samples(style: str, chosen: list[Concept], classes: list[Concept]) -> list[Sample]:
         numbers = {c.code: i for i, c in enumerate(classes)}
@@ -162,7 +181,7 @@ def _write(
         "groups": len({c.group for c in concepts}),
         "trained_concepts": len(train),
         "heldout_concepts": len(unseen),
-        "heldout_groups": len(held_out),
+        "heldout_groups": len({c.group for c in unseen}),
         "images": images,
     }
 

@@ -1,11 +1,13 @@
 """Drawings of emoji: the artists' sets, which concepts they draw, and rendering to pixels."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.emoji.concepts import Concept, plain_code
 from data.emoji.npm import fetch_package, read_json
+from data.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ def svg_of(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
     )
+
+
+def check_can_draw() -> None:
+    """Raise `UsageError` where what draws is not installed."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise UsageError("resvg-py, which draws, is not installed: `pip install 'flexilit[demo]'`")
 
 
 def render(svg: str, size: int) -> bytes:

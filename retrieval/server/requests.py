@@ -188,6 +188,38 @@ class ClassifyRequest(PatchSizeFields):
         return self
 
 
+class SegmentRequest(Strict):
+    """An image, and what its pixels may be of."""
+
+    index: str | None = Field(default=None, description="The first when not given.")
+    patch_size: int | None = Size
+    image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
+    image_url: str | None = Field(
+        default=None, min_length=1, description="If the server allows it."
+    )
+    labels: list[str] = Field(min_length=1, max_length=254)
+    templates: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="With {c} where the label goes.",
+    )
+    background: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Least cosine of a pixel and its label; below, it is of none.",
+    )
+
+    @model_validator(mode="after")
+    def _one_image(self) -> "SegmentRequest":
+        if (self.image is None) == (self.image_url is None):
+            raise ValueError("exactly one of image and image_url is needed")
+        if any("{c}" not in template for template in self.templates or ()):
+            raise ValueError("templates: each needs {c} where the label goes")
+        return self
+
+
 class KnnRequest(BaseModel):
     """The first that is given of text, image, image_url and embedding_input counts. Other fields
     are ignored."""

@@ -3,13 +3,19 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from contrastive.model.lit import LitModel
 from data.image_headers import IMAGE_KINDS
+from data.images import decode_image
 from data.problems import BadSample
 from data.transform import ImageTransform
 from retrieval.server.config import Limits
@@ -37,14 +43,28 @@ class Uploads:
         self, model: LitModel, image: str | bytes | None, image_url: str | None
     ) -> Float[Tensor, "3 s s"]:
         """An image file, in base64 or fetched, as `model` takes it. Raises `RequestError`."""
+        read = partial(read_upload, model.transform)
+        return await self._decode(read, image, image_url)
+
+    async def picture(self, image: str | bytes | None, image_url: str | None) -> Image.Image:
+        """An image file at its own resolution, RGB. Raises `RequestError`."""
+        return await self._decode(read_picture, image, image_url)
+
+    async def _decode(
+        self,
+        read: Callable[[bytes, int, str], Any],
+        image: str | bytes | None,
+        image_url: str | None,
+    ) -> Any:
+        """What `read` makes of a file's bytes, the limit of pixels and the name of the field."""
         field = "image"
         if image is None:
             field, image = "image_url", await self._fetch(image_url or "")
         data = image if isinstance(image, bytes) else from_base64(image, field)
 
-        def decode() -> Tensor:
+        def decode() -> Any:
             with self._metrics.timed("image_prepro_time"):
-                return read_upload(model.transform, data, self._limits.max_pixels, field)
+                return read(data, self._limits.max_pixels, field)
 
         return await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
 
@@ -77,8 +97,21 @@ def read_upload(
     transform: ImageTransform, data: bytes, max_pixels: int, field: str
 ) -> Float[Tensor, "3 s s"]:
     """Normalised pixels of untrusted bytes."""
-    try:
+    with _refusing(max_pixels, field):
         return transform.normalise(transform.read(data, max_pixels))
+
+
+def read_picture(data: bytes, max_pixels: int, field: str) -> Image.Image:
+    """The picture of untrusted bytes."""
+    with _refusing(max_pixels, field):
+        return decode_image(data, max_pixels)
+
+
+@contextmanager
+def _refusing(max_pixels: int, field: str) -> Iterator[None]:
+    """A bad image is a `RequestError`."""
+    try:
+        yield
     except BadSample as error:
         what = error.kind.replace("_", " ")
         sentence = f"{field}: {what} ({error.cause}); allowed: {IMAGE_KINDS}"

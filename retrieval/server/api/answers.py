@@ -98,6 +98,20 @@ class ClassifyAnswer(Answer):
     ms: ClassifyTimes
 
 
+class Region(Answer):
+    label: str
+    share: float = Field(description="Of the image's pixels.")
+
+
+class SegmentAnswer(Answer):
+    patch_size: int
+    width: int = Field(description="Of the mask: the image's, or in proportion where it is larger.")
+    height: int
+    mask: str = Field(description="A PNG of 8 bits in base64: 0 no label, k the k-th label.")
+    regions: list[Region] = Field(description="The labels that some pixels are of, largest first.")
+    ms: ClassifyTimes
+
+
 class PatchSizeCost(Answer):
     patch_size: int
     in_index: bool

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
@@ -120,7 +121,14 @@ async def _classes_of(service: Service, index: ServedIndex, asked: ClassifyReque
             )
         return _Classes(found.class_names, classifier=found)
     labels = list(asked.labels or ())
-    templates = asked.templates or list(DEFAULT_TEMPLATES)
+    return _Classes(labels, embeds=await embed_labels(service, model, labels, asked.templates))
+
+
+async def embed_labels(
+    service: Service, model: LitModel, labels: list[str], templates: list[str] | None
+) -> Float[np.ndarray, "c d"]:
+    """The vectors of a request's labels. Raises `RequestError`."""
+    templates = templates or list(DEFAULT_TEMPLATES)
     if len(labels) > service.limits.max_labels:
         sentence = f"labels: {len(labels)} are given; at most {service.limits.max_labels}"
         raise RequestError(400, sentence)
@@ -130,4 +138,4 @@ async def _classes_of(service: Service, index: ServedIndex, asked: ClassifyReque
         check_text(label, service.limits, "labels")
     for template in templates:
         check_text(template, service.limits, "templates")
-    return _Classes(labels, embeds=await service.labels.vectors(model, labels, templates))
+    return await service.labels.vectors(model, labels, templates)

@@ -1,4 +1,4 @@
-"""The service's own endpoints for queries: search and classify."""
+"""The service's own endpoints for queries: search, classify and segment."""
 
 import json
 import time
@@ -13,14 +13,16 @@ from retrieval.server.api.answers import (
     FoundImage,
     SearchAnswer,
     SearchTimes,
+    SegmentAnswer,
 )
 from retrieval.server.api.classification import answer_classify
 from retrieval.server.api.route import ModelRoute, form_of
+from retrieval.server.api.segmentation import answer_segment
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import ClassifyRequest, SearchRequest, check_text
+from retrieval.server.requests import ClassifyRequest, SearchRequest, SegmentRequest, check_text
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 
@@ -43,6 +45,12 @@ def routes(service: Service) -> APIRouter:
     @router.post("/classify", summary="Labels for an image", openapi_extra=form_of(ClassifyRequest))
     async def classify(asked: ClassifyRequest) -> ClassifyAnswer:
         return await answer_classify(service, asked)
+
+    @router.post(
+        "/segment", summary="Where in an image labels are", openapi_extra=form_of(SegmentRequest)
+    )
+    async def segment(asked: SegmentRequest) -> SegmentAnswer:
+        return await answer_segment(service, asked)
 
     return router
 

@@ -26,7 +26,7 @@ MAX_FORWARD = 64  # texts or images of one forward
 class EncodeKey:
     """Texts or images of equal keys can share a forward."""
 
-    what: Literal["text", "image"]
+    what: Literal["text", "image", "patches"]
     model: int
     patch_size: int = 0
 
@@ -137,11 +137,20 @@ class Encoder:
         key = EncodeKey("image", self._number(model), patch_size)
         return (await self._queue.submit(key, [pixels]))[0]
 
+    async def patches(
+        self, model: LitModel, read: Callable[[], np.ndarray]
+    ) -> Float[np.ndarray, "r c k"]:
+        """What `read` makes of an image's patches by `model`, in its turn among the forwards."""
+        return (await self._queue.submit(EncodeKey("patches", self._number(model)), [read]))[0]
+
     def _number(self, model: LitModel) -> int:
         return next(n for n, other in enumerate(self._models) if other is model)
 
-    def _forward(self, key: EncodeKey, items: list[Any]) -> list[Encoded]:
+    def _forward(self, key: EncodeKey, items: list[Any]) -> Sequence[Any]:
         model = self._models[key.model]
+        if key.what == "patches":
+            with self._metrics.timed("image_clip_inference_time"):
+                return [read() for read in items]
         with self._metrics.timed(f"{key.what}_clip_inference_time") as clock:
             cut = [False] * len(items)
             if key.what == "text":

@@ -1,0 +1,86 @@
+"""The figure of benchmarks/dense.py: words over scenes, coarse and fine."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lib.dense_maps import Scenes
+from retrieval import ZeroShotSegmenter
+from retrieval.dense.upsample import upsampled
+
+SIZES = (56, 28, 14)
+ROW, SPLIT, NUM_SCENES = "[class; mean]", "heldout_style", 3
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#9a6324")
+
+
+def draw_figure(
+    file: Path,
+    segmenter_of: Callable[[str, int, str], ZeroShotSegmenter],
+    scenes: Mapping[str, Scenes],
+    measured: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The first scenes of the held-out style that have three things or more, without a choice.
+
+    Beside each, the names of its own things compete alone, for every pixel; ground is what lies
+    below the threshold that was chosen on scenes of trained styles.
+    """
+    of, segmenter = scenes[SPLIT], segmenter_of(ROW, 0, SPLIT)
+    chosen = [n for n, mask in enumerate(of.masks) if len(np.unique(mask)) > 3][:NUM_SCENES]
+    fig, axes = plt.subplots(
+        len(chosen), 2 + len(SIZES), figsize=(2.3 * (2 + len(SIZES)), 2.62 * len(chosen)), dpi=130
+    )
+    for axis, title in zip(
+        axes[0], ("picture", *(f"patch {s}: {224 // s} x {224 // s}" for s in SIZES), "truth"),
+        strict=True,
+    ):  # fmt: skip
+        axis.set_title(title, fontsize=10)
+    for line, number in zip(axes, chosen, strict=True):
+        picture, true = np.asarray(of.pictures[number]), of.masks[number]
+        labels = [int(label) for label in np.unique(true) if label]
+        colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+        line[0].imshow(picture)
+        for axis, size in zip(line[1:], SIZES, strict=False):
+            maps = segmenter.similarities(of.pictures[number], size)[0]
+            least = measured[f"{ROW}/0@{size}"]["threshold"]
+            axis.imshow(_painted(picture, _named(maps, labels, true.shape, least), colours))
+        line[-1].imshow(_painted(picture, true, colours))
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        for place, label in enumerate(labels):  # the words, one below each picture, then below them
+            line[place % len(line)].text(
+                0.5, -0.04 - 0.1 * (place // len(line)), segmenter.class_names[label - 1],
+                color=colours[label], transform=line[place % len(line)].transAxes,
+                ha="center", va="top", fontsize=10, fontweight="bold",
+            )  # fmt: skip
+    fig.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.05, wspace=0.04, hspace=0.16)
+    fig.savefig(file)
+    plt.close(fig)
+
+
+def _named(
+    maps: Float[np.ndarray, "r c k"], labels: list[int], shape: tuple[int, ...], least: float
+) -> UInt8[np.ndarray, "h w"]:
+    """The label of these that each pixel is most like; 0 below `least`."""
+    chosen = np.ascontiguousarray(maps[..., np.array(labels) - 1])
+    out = np.zeros(shape, np.uint8)
+    for rows, values in upsampled(chosen, (shape[0], shape[1])):
+        best = np.array(labels)[values.argmax(-1)]
+        out[rows] = np.where(values.max(-1) < least, 0, best)
+    return out
+
+
+def _painted(
+    picture: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colours: Mapping[int, str]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Colour over what has a label; the rest in pale grey."""
+    grey = picture.mean(-1, keepdims=True).repeat(3, -1)
+    out = 0.35 * grey + 0.65 * 255
+    for label, colour in colours.items():
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        out[mask == label] = 0.3 * grey[mask == label] + 0.7 * rgb
+    return out.round().astype(np.uint8)

@@ -1,0 +1,117 @@
+"""Average precision of boxes, as COCO measures it (AP50 and at other overlaps)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from data.errors import UsageError
+
+MOST_BOXES = 100  # of one class in one picture, the best scores
+RECALLS = np.linspace(0, 1, 101)
+Number = int | float
+Box = tuple[Number, Number, Number, Number]
+"""Left, top, width and height, pixels."""
+
+
+@dataclass(frozen=True)
+class ScoredBox:
+    box: Box
+    label: int
+    score: float
+
+
+@dataclass(frozen=True)
+class TrueBox:
+    box: Box
+    label: int
+    crowd: bool = False
+    """Several things in one box: what falls into it counts neither for nor against."""
+
+
+@dataclass
+class AveragePrecision:
+    """Collects boxes of pictures; a box is right where it overlaps a true one by `overlap` (IoU).
+
+    The best scores choose first, each true box is found once. Equal to pycocotools over all areas.
+    """
+
+    overlap: Number = 0.5
+    _scores: dict[int, list[tuple[float, bool]]] = field(default_factory=dict)
+    _true: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.overlap <= 1:
+            raise UsageError(f"overlap {self.overlap}: above 0, at most 1")
+
+    def add(self, true: Sequence[TrueBox], found: Sequence[ScoredBox]) -> None:
+        """One picture. Raises `UsageError` for boxes without width or height, and unreal scores."""
+        for box in [t.box for t in true] + [f.box for f in found]:
+            if not (np.isfinite(box).all() and box[2] > 0 and box[3] > 0):
+                raise UsageError(f"box {box}: left, top, and a width and height above 0")
+        if not all(np.isfinite(one.score) for one in found):
+            raise UsageError("a box's score is no number")
+        for label in {t.label for t in true} | {f.label for f in found}:
+            here = sorted((t for t in true if t.label == label), key=lambda t: t.crowd)
+            best = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
+            best = best[:MOST_BOXES]
+            self._true[label] = self._true.get(label, 0) + sum(not t.crowd for t in here)
+            judged = self._scores.setdefault(label, [])
+            taken = np.zeros(len(here), bool)
+            for one in best:
+                right = self._match(one, here, taken)
+                if right is not None:
+                    judged.append((one.score, right))
+
+    def _match(
+        self, one: ScoredBox, here: Sequence[TrueBox], taken: Bool[np.ndarray, " n"]
+    ) -> bool | None:
+        """Whether it is right; None where it falls into a crowd. Takes the true box."""
+        best, least = -1, min(self.overlap, 1 - 1e-10)
+        for number, true in enumerate(here):
+            if taken[number] and not true.crowd:
+                continue
+            if best >= 0 and true.crowd and not here[best].crowd:
+                break  # true things come first
+            overlap = iou(one.box, true.box, true.crowd)
+            if overlap >= least:
+                best, least = number, overlap
+        if best < 0:
+            return False
+        taken[best] = True
+        return None if here[best].crowd else True
+
+    def per_class(self) -> dict[int, float]:
+        """Of each label that is true somewhere."""
+        return {
+            label: _average_precision(self._scores.get(label, []), total)
+            for label, total in sorted(self._true.items())
+            if total
+        }
+
+    @property
+    def mean(self) -> float:
+        """Over the labels that are true somewhere; nan without any."""
+        values = list(self.per_class().values())
+        return float(np.mean(values)) if values else float("nan")
+
+
+def iou(one: Box, other: Box, crowd: bool = False) -> float:
+    """Intersection over union; of a crowd, over the first box."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    area = one[2] * one[3]
+    return both / area if crowd else both / (area + other[2] * other[3] - both)
+
+
+def _average_precision(judged: Sequence[tuple[float, bool]], total: int) -> float:
+    """The mean over 101 recalls of the best precision at that recall or above."""
+    order = np.argsort([-score for score, _ in judged], kind="stable")
+    right = np.array([hit for _, hit in judged], bool)[order]
+    hits = np.cumsum(right)
+    precision: Float[np.ndarray, " n"] = hits / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    places = np.searchsorted(hits / total, RECALLS)
+    return float(np.append(precision, 0.0)[np.minimum(places, len(precision))].mean())

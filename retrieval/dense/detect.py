@@ -1,0 +1,82 @@
+"""Zero-shot detection: a box around each connected region that is most like a text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage
+
+from contrastive.model.lit import LitModel
+from data.class_names import DEFAULT_TEMPLATES
+from data.given import Images
+from retrieval.dense.average_precision import ScoredBox
+from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
+
+LEAST_AREA = 0.001  # of the picture; smaller regions are specks
+
+
+class ZeroShotDetector:
+    """Finds things by words, at any patch size.
+
+    queries: as the class names of `ZeroShotSegmenter`, as are the other arguments. background: the
+    least similarity (a cosine) of a region's pixels; also of each box's score.
+    Raises `UsageError` as `ZeroShotSegmenter`.
+    """
+
+    def __init__(
+        self,
+        model: LitModel,
+        queries: Sequence[str],
+        templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+        *,
+        background: float,
+        value_path: bool = False,
+        class_embeds: Float[np.ndarray, "c d"] | None = None,
+    ) -> None:
+        self.segmenter = ZeroShotSegmenter(
+            model,
+            queries,
+            templates,
+            background=background,
+            value_path=value_path,
+            class_embeds=class_embeds,
+        )
+
+    def predict(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[list[ScoredBox]]:
+        """The boxes of each picture, best first, in its own pixels; label k is the k-th query.
+
+        images, patch_size, shorter_side: as `ZeroShotSegmenter.similarities` takes them. A score is
+        the mean cosine of the region's pixels. Two things that touch and are of one query are one
+        region, so one box.
+        """
+        found = []
+        for image in opened_images(images):
+            maps = self.segmenter.similarities(image, patch_size, shorter_side=shorter_side)[0]
+            found.append(self.boxes(maps, shape_of(image)))
+        return found
+
+    def boxes(
+        self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
+    ) -> list[ScoredBox]:
+        """What `predict` makes of a map for a picture of `shape` = (height, width)."""
+        labels, most = self.segmenter.best(similarities, shape)
+        labels[most < (self.segmenter.background or 0.0)] = 0
+        boxes = []
+        for label in np.unique(labels[labels > 0]):
+            regions, count = ndimage.label(labels == label)
+            numbers = range(1, count + 1)
+            areas = ndimage.sum_labels(np.ones(shape, np.int32), regions, numbers)
+            scores = ndimage.mean(most, regions, numbers)
+            for place, area, score in zip(
+                ndimage.find_objects(regions), areas, scores, strict=True
+            ):
+                if place is None or area < LEAST_AREA * labels.size:
+                    continue
+                rows, columns = place
+                size = (columns.stop - columns.start, rows.stop - rows.start)
+                boxes.append(
+                    ScoredBox((columns.start, rows.start, *size), int(label), float(score))
+                )
+        return sorted(boxes, key=lambda box: -box.score)

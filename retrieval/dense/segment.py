@@ -1,0 +1,179 @@
+"""Zero-shot segmentation: which class each pixel is of, by the similarity of its patch to names."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from contrastive.model.lit import LitModel
+from contrastive.vision.grids import choose_grid
+from contrastive.vision.patch_features import check_has_patches
+from data.class_names import DEFAULT_TEMPLATES
+from data.errors import UsageError
+from data.given import Images, as_rgb, is_normalised, list_images
+from retrieval.dense.upsample import upsampled
+from retrieval.evaluation.classify import ZeroShotClassifier
+
+MAX_WINDOWS = 32  # of one forward
+MOST_CLASSES = 254  # as masks of 8 bits hold beside the background and what is ignored
+MOST_PATCHES = 65_536  # of one picture, in all windows
+BACKGROUND = 0
+
+
+class Windows(NamedTuple):
+    """A picture's pixels, and the corners (in patches) of the windows that they are read in."""
+
+    pixels: Float[Tensor, "3 h w"]
+    corners: Sequence[tuple[int, int]]
+    size: tuple[int, int]
+    """Rows and columns of a window, in patches."""
+
+
+class ZeroShotSegmenter:
+    """Says of each pixel which of several classes it is of, at any patch size.
+
+    class_names, templates, class_embeds: as `ZeroShotClassifier` takes them; at most 254 names.
+    background: the least similarity (a cosine) of a pixel to the class it is most like; below, it
+    is background. None: every pixel is of some class.
+    value_path: as `LitModel.encode_patches` takes it.
+    Raises `UsageError` as `ZeroShotClassifier`, and for a model that has no tokens of patches.
+    """
+
+    def __init__(
+        self,
+        model: LitModel,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+        *,
+        background: float | None = None,
+        value_path: bool = False,
+        class_embeds: Float[np.ndarray, "c d"] | None = None,
+    ) -> None:
+        check_has_patches(model.vision)
+        if background is not None and not -1 <= background <= 1:
+            raise UsageError(f"background {background}: a cosine, -1 to 1")
+        if not isinstance(class_names, str) and len(class_names) > MOST_CLASSES:
+            raise UsageError(f"{len(class_names):,} class names: at most {MOST_CLASSES}")
+        classifier = ZeroShotClassifier(model, class_names, templates, class_embeds)
+        self.model, self.class_names = model, classifier.class_names
+        self.background, self.value_path = background, value_path
+        self.class_embeds = torch.from_numpy(classifier.class_embeds).to(model.device)
+
+    def predict(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[UInt8[np.ndarray, "h w"]]:
+        """A mask of each picture, at its own resolution: 0 is background, k the k-th class.
+
+        images, patch_size, shorter_side: as `similarities` takes them.
+        """
+        return [
+            self.mask(self._map(image, patch_size, shorter_side), shape_of(image))
+            for image in opened_images(images)
+        ]
+
+    def similarities(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[Float[np.ndarray, "r c k"]]:
+        """The cosine of each patch and each class, in rows and columns; a map of each picture.
+
+        images: as `LitModel.encode_image` takes them, one or many; nothing of a picture is cut
+        away. patch_size: None takes the model's finest. shorter_side: pixels that it is resized to;
+        None, as many patches as a square of the model's image size has. Larger than that size, the
+        picture is read in windows of it that overlap by half, and each patch takes the mean of its
+        windows.
+        Raises `UsageError` for a picture that cannot be read, and as `LitModel.encode_patches`.
+        """
+        return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
+
+    def mask(
+        self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
+    ) -> UInt8[np.ndarray, "h w"]:
+        """What `predict` makes of a map for a picture of `shape` = (height, width)."""
+        labels, most = self.best(similarities, shape)
+        if self.background is not None:
+            labels[most < self.background] = BACKGROUND
+        return labels
+
+    def best(
+        self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The label of the class that each pixel is most like, and their cosine."""
+        labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        for rows, values in upsampled(similarities, shape):
+            labels[rows] = values.argmax(-1) + 1
+            most[rows] = values.max(-1)
+        return labels, most
+
+    @torch.no_grad()
+    def _map(
+        self, image: Image.Image | Tensor, patch_size: int | None, shorter_side: int | None
+    ) -> Float[np.ndarray, "r c k"]:
+        tower = self.model.vision
+        size = tower.patch_sizes[-1] if patch_size is None else patch_size
+        windows = self._windows(image, size, shorter_side)
+        (rows, columns), pixels = windows.size, windows.pixels
+        height, width = rows * size, columns * size
+        shape = (pixels.shape[1] // size, pixels.shape[2] // size)
+        total = torch.zeros(*shape, len(self.class_names), device=self.model.device)
+        count = torch.zeros(*shape, 1, device=self.model.device)
+        for start in range(0, len(windows.corners), MAX_WINDOWS):
+            corners = windows.corners[start : start + MAX_WINDOWS]
+            cut = [
+                pixels[:, row * size : row * size + height, column * size : column * size + width]
+                for row, column in corners
+            ]
+            patches = self.model.encode_patches(torch.stack(cut), size, self.value_path)
+            for (row, column), found in zip(corners, patches @ self.class_embeds.T, strict=True):
+                total[row : row + rows, column : column + columns] += found
+                count[row : row + rows, column : column + columns] += 1
+        return (total / count).cpu().numpy()
+
+    def _windows(
+        self, image: Image.Image | Tensor, patch_size: int, shorter_side: int | None
+    ) -> Windows:
+        tower, shape = self.model.vision, shape_of(image)
+        if isinstance(image, Tensor):
+            if shorter_side is not None:
+                raise UsageError("pixels that are already normalised are read as large as they are")
+            tower.check_patch_size(patch_size, shape)
+            return Windows(image, [(0, 0)], (shape[0] // patch_size, shape[1] // patch_size))
+        tower.check_patch_size(patch_size)
+        side = tower.image_size // patch_size
+        if shorter_side is None:
+            grid = choose_grid(shape, side**2, tower.image_size, "aspect", patch_size)
+            rows, columns = size = (grid.rows, grid.columns)
+        else:
+            if shorter_side < patch_size:
+                raise UsageError(f"shorter_side {shorter_side}: at least a patch, {patch_size} px")
+            scale = shorter_side / min(shape) / patch_size
+            rows, columns = (max(1, round(length * scale)) for length in shape)
+            size = (min(rows, side), min(columns, side))
+        if rows * columns > MOST_PATCHES:
+            raise UsageError(f"{rows} x {columns} patches: at most {MOST_PATCHES:,} of a picture")
+        whole = replace(tower.transform, fit="aspect")
+        pixels = whole.normalise(whole.at(image, rows * patch_size, columns * patch_size))
+        down, across = _starts(rows, size[0]), _starts(columns, size[1])
+        return Windows(pixels, [(row, column) for row in down for column in across], size)
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows begin that overlap by half or more, the first at 0, the last at the end."""
+    count = 1 + -(-(length - window) // max(1, window // 2))
+    return [i * (length - window) // max(1, count - 1) for i in range(count)]
+
+
+def opened_images(images: Images) -> Iterator[Image.Image | Tensor]:
+    """Normalised pixels as they are, anything else as a picture. Raises as `data.given.as_rgb`."""
+    return (i if is_normalised(i) else as_rgb(i) for i in list_images(images))
+
+
+def shape_of(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width, pixels."""
+    if isinstance(image, Tensor):
+        return image.shape[1], image.shape[2]
+    return image.height, image.width

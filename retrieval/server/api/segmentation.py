@@ -1,0 +1,70 @@
+"""Where in an image the labels of a request are: a mask."""
+
+import asyncio
+import base64
+import io
+import time
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from data.errors import UsageError
+from retrieval.dense.segment import ZeroShotSegmenter
+from retrieval.server.api.answers import ClassifyTimes, Region, SegmentAnswer
+from retrieval.server.api.classification import embed_labels
+from retrieval.server.patch_sizes import check_size, usable_sizes
+from retrieval.server.refusals import RequestError
+from retrieval.server.requests import SegmentRequest
+from retrieval.server.service import Service
+
+MAX_SIDE = 1024  # of a mask, pixels; of a square with 200 labels, 210 million cosines
+
+
+async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnswer:
+    """Embed the labels, read the image's patches, say which label each pixel is of. Raises
+    `RequestError`."""
+    start = time.perf_counter()
+    searcher = service.index(asked.index).searcher
+    model = searcher.model
+    patch_size = asked.patch_size or min(model.patch_sizes)
+    check_size("patch_size", patch_size, usable_sizes(searcher), "the model")
+    embeds = await embed_labels(service, model, asked.labels, asked.templates)
+    picture = await service.uploads.picture(asked.image, asked.image_url)
+    try:
+        segmenter = ZeroShotSegmenter(
+            model, asked.labels, background=asked.background, class_embeds=embeds
+        )
+    except UsageError as error:  # a model without patches
+        raise RequestError(400, str(error)) from error
+
+    def read() -> Float[np.ndarray, "r c k"]:
+        return segmenter.similarities(picture, patch_size)[0]
+
+    before = time.perf_counter()
+    similarities = await service.encoder.patches(model, read)
+    ms = 1e3 * (time.perf_counter() - before)
+    scale = min(1.0, MAX_SIDE / max(picture.size))
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+
+    def paint() -> tuple[UInt8[np.ndarray, "h w"], str]:
+        mask = segmenter.mask(similarities, (height, width))
+        file = io.BytesIO()
+        Image.fromarray(mask).save(file, "PNG")
+        return mask, base64.b64encode(file.getvalue()).decode()
+
+    loop = asyncio.get_running_loop()
+    mask, encoded = await loop.run_in_executor(service.pool, paint)
+    shares = np.bincount(mask.ravel(), minlength=len(asked.labels) + 1)[1:] / mask.size
+    return SegmentAnswer(
+        patch_size=patch_size,
+        width=width,
+        height=height,
+        mask=encoded,
+        regions=[
+            Region(label=asked.labels[number], share=float(shares[number]))
+            for number in np.argsort(-shares, kind="stable")
+            if shares[number]
+        ],
+        ms=ClassifyTimes(image=round(ms, 3), total=round(1e3 * (time.perf_counter() - start), 3)),
+    )
