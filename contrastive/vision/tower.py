@@ -7,6 +7,7 @@ forward at any patch size costs what a ViT of that patch size costs.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -159,19 +160,24 @@ class VisionTower(nn.Module):
             return self.projection(self.family.features(self.net, images)).float()
         tokens = self.embed_patches(images, patch_size, keep)
         grid = (height // patch_size, width // patch_size)
-        rotary = self._rotary_positions(grid, keep, len(images))
+        rotary = self.rotary_positions(grid, keep, len(images))
         if self.terms == (Term(OWN),):
             return self.pool(self.family.body(self.net, tokens, rotary)).float()
-        return self._join(tokens, rotary).float()
+        after = self.family.after(self.net, tokens, rotary, self.needed_blocks)
+        return self.read_blocks(after).float()
 
-    def _join(self, tokens: Float[Tensor, "b n d"], rotary: Tensor | None) -> Float[Tensor, "b e"]:
-        """The vectors that `config.features` names, computed up to the last block they need."""
+    @property
+    def needed_blocks(self) -> set[int]:
+        """The blocks, counted from 1, after which `read_blocks` reads the tokens."""
+        return {term.block or len(self.net.blocks) for term in self.terms}
+
+    def read_blocks(self, after: Mapping[int, Float[Tensor, "b n d"]]) -> Float[Tensor, "b e"]:
+        """The vectors that `config.features` names, of the tokens after each needed block."""
         family, net, last = self.family, self.net, len(self.net.blocks)
-        after = family.after(net, tokens, rotary, {term.block or last for term in self.terms})
         finished = None
         if any(term.block is None for term in self.terms):
             finished = family.finish(net, after[last])
-        prefix = sum(token.shape[1] for token in family.prefix(net))
+        prefix = self.num_prefix_tokens
         norm_after = getattr(net, "fc_norm", nn.Identity())  # where the norm follows the pooling
         eps = getattr(net.norm, "eps", getattr(norm_after, "eps", 1e-6))
         parts = []
@@ -260,8 +266,11 @@ class VisionTower(nn.Module):
             positions = kernel.new_zeros(1, 1, width)
         return kernel, prefix, positions
 
-    def _rotary_positions(
-        self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"], num_images: int
+    def rotary_positions(
+        self,
+        grid: tuple[int, int],
+        keep: float | Int[Tensor, "b k"] = 1.0,
+        num_images: int = 1,
     ) -> Tensor | None:
         """Sines and cosines of the patches that are kept; None where positions are not rotary."""
         weight = self.family.kernel(self.net)
@@ -298,8 +307,12 @@ class VisionTower(nn.Module):
     def num_tokens(self, patch_size: int) -> int:
         """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
         self.check_patch_size(patch_size)
-        prefix = self.family.prefix(self.net) if self.flexible else []
-        return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
+        return (self.image_size // patch_size) ** 2 + self.num_prefix_tokens
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class tokens and registers that stand before the patches."""
+        return sum(t.shape[1] for t in self.family.prefix(self.net)) if self.flexible else 0
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
     def gflops(self, patch_size: int) -> float:
