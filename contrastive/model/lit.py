@@ -33,7 +33,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
-from contrastive.model.shaped import shaped_features, shaped_pixels
+from contrastive.model.shaped import ShapedPixels, shaped_features, shaped_pixels
 from contrastive.model.text_side import TextSide
 from contrastive.model.without_init import WithoutInit
 from contrastive.text.encoder import TextEncoder
@@ -175,8 +175,13 @@ class LitModel(nn.Module, ModelHubMixin):
         rows = []
         for part in in_parts(given, MAX_DECODED, "encoding images"):
             pixels = [shaped_pixels(self.vision, i, patch_size, max_tokens) for i in part]
-            rows.append(self.embed_features(shaped_features(self.vision, pixels)))
+            rows.append(self.embed_shaped(pixels))
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
+
+    @torch.no_grad()
+    def embed_shaped(self, images: Sequence[ShapedPixels]) -> Float[Tensor, "b d"]:
+        """Unit-norm image embeddings of images of any shapes, at patch sizes of their own."""
+        return self.embed_features(shaped_features(self.vision, images))
 
     def _embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None

@@ -15,8 +15,8 @@ from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.given import as_rgb, is_normalised
 
-MAX_PACKED = defaultdict(lambda: 2**16, cpu=2**11)
-"""Tokens of one sequence by type of device; a CPU's caches hold no more."""
+MAX_PACKED = {"cpu": 2**11, "cuda": 2**16}
+"""Tokens of one sequence by type of device: what caches hold, what memory holds."""
 
 
 class ShapedPixels(NamedTuple):
@@ -85,7 +85,9 @@ def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float
         for patch_size, places, pixels in groups:
             features[places] = tower(pixels.to(device), patch_size)
         return features
-    for part in _packs([_num_tokens(tower, image) for image in images], MAX_PACKED[device.type]):
+    for part in _packs(
+        [_num_tokens(tower, image) for image in images], MAX_PACKED.get(device.type, 2**11)
+    ):
         groups = list(by_shape([images[place] for place in part]))
         packed = [
             (tower.patch_sizes[-1] if size is None else size, pixels.to(device))
