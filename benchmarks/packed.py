@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -29,54 +28,13 @@ from contrastive.model.shaped import (
     shaped_features,
     shaped_pixels,
 )
-from contrastive.vision.grids import choose_grid
 from contrastive.vision.tower import VisionTower
 from lib.harness import Target, Timings, finish, interleave
+from lib.mixed_shapes import draw_requests, grouped, num_patches, squares
 from lib.shaped_sets import photographs
 
 CLIENTS = 32
-ASPECTS = ((1, 1), (2, 3), (3, 2), (1, 2))  # height to width
-BUDGETS = (16, 36, 64, 100, 196)
 ALBUM, ALBUM_TOKENS = 64, 64
-
-
-def num_patches(image: ShapedPixels) -> int:
-    height, width = image.pixels.shape[-2:]
-    assert image.patch_size is not None
-    return height * width // image.patch_size**2
-
-
-def draw_requests(tower: VisionTower) -> list[ShapedPixels]:
-    """Each aspect ratio and budget once, the rest at random; random pixels."""
-    rng = np.random.default_rng(0)
-    pairs = [(aspect, budget) for aspect in ASPECTS for budget in BUDGETS]
-    more = rng.integers(0, len(pairs), CLIENTS - len(pairs))
-    chosen = pairs + [pairs[number] for number in more]
-    torch.manual_seed(0)
-    requests = []
-    for number in rng.permutation(CLIENTS):
-        (rows, columns), budget = chosen[number]
-        grid = choose_grid((200 * rows, 200 * columns), budget, tower.image_size, "aspect")
-        pixels = torch.randn(3, grid.height, grid.width)
-        requests.append(ShapedPixels(grid.patch_size, pixels))
-    return requests
-
-
-def squares(tower: VisionTower, like: list[ShapedPixels]) -> list[ShapedPixels]:
-    """As many, each of about their mean number of patches."""
-    side = round(float(np.mean([num_patches(image) for image in like])) ** 0.5)
-    patch_size = tower.image_size // side
-    pixels = torch.randn(3, side * patch_size, side * patch_size)
-    return [ShapedPixels(patch_size, pixels) for _ in like]
-
-
-@torch.no_grad()
-def grouped(tower: VisionTower, images: list[ShapedPixels]) -> Tensor:
-    """One forward for each shape."""
-    features = torch.empty(len(images), tower.embed_dim)
-    for patch_size, places, pixels in by_shape(images):
-        features[places] = tower(pixels, patch_size)
-    return features
 
 
 @torch.no_grad()
@@ -106,7 +64,7 @@ def padded(tower: VisionTower, images: list[ShapedPixels]) -> None:
 def service(model: LitModel, rounds: int) -> tuple[dict[str, Any], float]:
     """Figures, and the throughput of packed requests over that of squares."""
     tower = model.vision
-    mixed = draw_requests(tower)
+    mixed = draw_requests(tower, CLIENTS)
     same = squares(tower, mixed)
 
     @torch.no_grad()
