@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from test_packing import block_diagonal
 from test_rectangles import NAFLEX, SIZES, spread, tower_of
 from torch import Tensor
 
@@ -91,6 +92,27 @@ def test_a_tower_in_bfloat16_packs_too():
     assert (found - expected).norm() <= 1e-2 * expected.norm()
 
 
+def test_the_kernel_for_several_lengths_is_told_where_each_picture_ends(monkeypatch):
+    """A GPU's, here by a mask of n x n."""
+
+    def varlen_attn(query, key, value, bounds, bounds_k, longest, longest_k, *, scale=None):
+        calls.append(longest)
+        assert bounds is bounds_k
+        assert longest == longest_k
+        assert {part.dtype for part in (query, key, value)} == {torch.bfloat16}
+        return block_diagonal(query, key, value, bounds, longest, scale)
+
+    calls: list[int] = []
+    monkeypatch.setattr("contrastive.vision.packed.block_diagonal.has_kernel", lambda _: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    tower, images = make_tower("eva02_tiny_patch14_224").to(torch.bfloat16), make_images()
+    with torch.no_grad():
+        found = shaped_features(tower, images)
+    expected = alone(tower, images)
+    assert calls == [257, 257]  # one call for each block
+    assert (found - expected).norm() <= 1e-2 * expected.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_pictures_equal_each_alone_on_a_gpu(name):
@@ -125,7 +147,7 @@ def test_pictures_of_one_shape_are_read_as_ever(monkeypatch):
         assert torch.equal(found, tower(pixels, 16))
 
 
-def test_towers_whose_attention_is_not_torchs_read_one_shape_at_a_time():
+def test_towers_whose_attention_is_not_torchs_read_one_shape_at_a_time(monkeypatch):
     """CaiT's talking heads, an attention that is not fused; nor do compiled blocks."""
     net = spread(timm.create_model("cait_xxs24_224", **SIZES | {"depth": 2}, num_classes=0))
     tower, images = tower_of(net, "cait_xxs24_224"), make_images()
@@ -135,6 +157,7 @@ def test_towers_whose_attention_is_not_torchs_read_one_shape_at_a_time():
     torch.testing.assert_close(found, alone(tower, images), rtol=1e-5, atol=1e-5)
     unfused, compiled = make_tower("vit_tiny_patch16_224"), make_tower("vit_tiny_patch16_224")
     unfused.net.blocks[1].attn.fused_attn = False
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)  # which takes seconds to import
     compiled.compile_blocks()
     assert not packs(unfused)
     assert not packs(compiled)

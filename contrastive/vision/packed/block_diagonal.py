@@ -29,7 +29,8 @@ class WithinPictures:
         self.bounds: Tensor | None = None
         if has_kernel(device):
             bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-            self.bounds = bounds.pin_memory().to(device, non_blocking=True)
+            bounds = bounds.pin_memory() if device.type == "cuda" else bounds
+            self.bounds = bounds.to(device, non_blocking=True)
 
     @classmethod
     def __torch_function__(
