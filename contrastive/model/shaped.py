@@ -16,8 +16,8 @@ from data.errors import UsageError
 from data.given import as_rgb, is_normalised
 
 MAX_PACKED = {"cpu": 2**11, "cuda": 2**16}
-"""Tokens of one sequence by type of device, which bounds its memory; on a CPU neither half nor twice
-as many are faster."""
+"""Tokens of one sequence by type of device, which bounds its memory; on a CPU neither half as many
+nor twice as many are faster."""
 
 
 class ShapedPixels(NamedTuple):
