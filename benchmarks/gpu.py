@@ -27,6 +27,7 @@ PARTS = (
     Part("index", "building an ivf of a million vectors, and searching it", "search.lists"),
     Part("patch_sizes", "images/s by patch size", "pixels.by_patch_size"),
     Part("timm", "the locked forward against timm's plain ViT", "pixels.against_timm"),
+    Part("packed", "pictures of several shapes and budgets as one sequence", "pixels.packed"),
     Part("tokens_22", "a cached step against open_clip's, 22 tokens", "cached.tokens_22"),
     Part("tokens_7", "a cached step against open_clip's, 7 tokens", "cached.tokens_7"),
     Part("minilm", "a cached step of MiniLM-L6, 16 tokens", "cached.minilm"),

@@ -33,7 +33,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
-from contrastive.model.shaped import by_shape, shaped_pixels
+from contrastive.model.shaped import ShapedPixels, shaped_features, shaped_pixels
 from contrastive.model.text_side import TextSide
 from contrastive.model.without_init import WithoutInit
 from contrastive.text.encoder import TextEncoder
@@ -159,8 +159,8 @@ class LitModel(nn.Module, ModelHubMixin):
         images: a float tensor (b, 3, h, w) of pixels already normalised; or paths, PIL images,
         uint8 arrays (h, w, 3) or uint8 tensors (3, h, w), of any size, one or many. These are
         turned upright by their EXIF tag, transparency over white, resized, cropped (as the
-        transform's `fit` says) and normalised. Images of one shape share a forward.
-        Long lists take several forwards, and show their progress on a terminal.
+        transform's `fit` says) and normalised. Images of several shapes share a
+        forward too. Long lists take several forwards, and show their progress on a terminal.
         patch_size: pixels; the finest of `patch_sizes` when neither it nor `max_tokens` is given.
         max_tokens: a budget of patches per image; the grid is chosen for each
         (`contrastive.vision.grids.choose_grid`), and the patch size too where it is not given.
@@ -176,11 +176,13 @@ class LitModel(nn.Module, ModelHubMixin):
         rows = []
         for part in in_parts(given, MAX_DECODED, "encoding images"):
             pixels = [shaped_pixels(self.vision, i, patch_size, max_tokens) for i in part]
-            embeds = self.feature_mean.new_empty(len(part), self.embed_dim)
-            for size, numbers, stacked in by_shape(pixels):
-                embeds[numbers] = self._embed_pixels(stacked, size)
-            rows.append(embeds)
+            rows.append(self.embed_shaped(pixels))
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
+
+    @torch.no_grad()
+    def embed_shaped(self, images: Sequence[ShapedPixels]) -> Float[Tensor, "b d"]:
+        """Unit-norm image embeddings of images of any shapes, at patch sizes of their own."""
+        return self.embed_features(shaped_features(self.vision, images))
 
     def _embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None

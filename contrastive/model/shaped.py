@@ -1,5 +1,6 @@
-"""Images of any shape as pixels for a tower, and those of one shape together."""
+"""Images of any shape as pixels for a tower, and what shares a forward of it."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.vision.grids import PatchGrid, choose_grid
+from contrastive.vision.packed.forward import packed_features, packs
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.given import as_rgb, is_normalised
+
+MAX_PACKED = {"cpu": 2**11, "cuda": 2**16}
+"""Tokens of one sequence by type of device, which bounds its memory; on a CPU neither half as many
+nor twice as many are faster."""
 
 
 class ShapedPixels(NamedTuple):
@@ -64,6 +70,51 @@ def grid_of(
     elif patch_size is not None and patch_size < 1:
         raise UsageError(f"patch size {patch_size}: at least 1 px")
     return choose_grid(shape, max_tokens, tower.image_size, tower.transform.fit, patch_size)
+
+
+def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float[Tensor, "n f"]:
+    """What `tower` gives for each image, float32, on the tower's device.
+
+    Images of one shape share a forward; where the tower can, those of several do too, as one
+    sequence (`contrastive.vision.packed`). Raises `UsageError` for a patch size that does not
+    divide an image's sides.
+    """
+    device = next(tower.parameters()).device
+    features = torch.empty(len(images), tower.embed_dim, device=device)
+    groups = list(by_shape(images))
+    if len(groups) == 1 or not packs(tower):
+        for patch_size, places, pixels in groups:
+            features[places] = tower(pixels.to(device), patch_size)
+        return features
+    for part in _packs(
+        [_num_tokens(tower, image) for image in images], MAX_PACKED.get(device.type, 2**11)
+    ):
+        groups = list(by_shape([images[place] for place in part]))
+        packed = [
+            (tower.patch_sizes[-1] if size is None else size, pixels.to(device))
+            for size, _, pixels in groups
+        ]
+        order = [part[number] for _, numbers, _ in groups for number in numbers]
+        features[order] = packed_features(tower, packed)
+    return features
+
+
+def _num_tokens(tower: VisionTower, image: ShapedPixels) -> int:
+    patch_size = tower.patch_sizes[-1] if image.patch_size is None else image.patch_size
+    height, width = image.pixels.shape[-2:]
+    tower.check_patch_size(patch_size, (height, width))
+    return (height // patch_size) * (width // patch_size) + tower.num_prefix_tokens
+
+
+def _packs(num_tokens: Sequence[int], most: int) -> list[list[int]]:
+    """Places by number of tokens, cut into sequences of about as many, about `most` at most."""
+    order = sorted(range(len(num_tokens)), key=lambda place: num_tokens[place])
+    each = sum(num_tokens) / math.ceil(sum(num_tokens) / most)
+    packs, so_far = defaultdict(list), 0
+    for place in order:
+        packs[int(so_far / each)].append(place)
+        so_far += num_tokens[place]
+    return list(packs.values())
 
 
 def by_shape(

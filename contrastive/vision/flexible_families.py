@@ -95,10 +95,10 @@ class PlainViT(Family):
         return net.norm_pre(net.pos_drop(tokens))
 
     def block(
-        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
+        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None, within: Any
     ) -> Float[Tensor, "b n d"]:
         """One block."""
-        return block(tokens)
+        return block(tokens) if within is None else block(tokens, attn_mask=within)
 
     def finish(self, net: Any, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """The norm after the blocks."""
@@ -110,11 +110,15 @@ class PlainViT(Family):
         tokens: Float[Tensor, "b n d"],
         rotary: Tensor | None,
         blocks: Collection[int],
+        within: Any = None,
     ) -> dict[int, Float[Tensor, "b n d"]]:
-        """Tokens after these blocks, counted from 1; none that follows them is computed."""
+        """Tokens after these blocks, counted from 1; none that follows them is computed.
+
+        within: what stands for the mask of a sequence of several pictures.
+        """
         tokens, found = self.enter(net, tokens), {}
         for number, block in enumerate(islice(net.blocks, max(blocks)), 1):
-            tokens = self.block(block, tokens, rotary)
+            tokens = self.block(block, tokens, rotary, within)
             if number in blocks:
                 found[number] = tokens
         return found
@@ -210,9 +214,9 @@ class Rotary(PlainViT):
         return self.finish(net, self.after(net, tokens, rotary, {last})[last])
 
     def block(
-        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None
+        self, block: Any, tokens: Float[Tensor, "b n d"], rotary: Tensor | None, within: Any
     ) -> Float[Tensor, "b n d"]:
-        return block(tokens, rope=rotary)
+        return block(tokens, rope=rotary, attn_mask=within)
 
 
 class NaFlex(PlainViT):

@@ -7,6 +7,7 @@ forward at any patch size costs what a ViT of that patch size costs.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -162,12 +163,17 @@ class VisionTower(nn.Module):
         rotary = self.rotary_positions(grid, keep, len(images))
         if self.terms == (Term(OWN),):
             return self.pool(self.family.body(self.net, tokens, rotary)).float()
-        return self._join(tokens, rotary).float()
+        after = self.family.after(self.net, tokens, rotary, self.needed_blocks)
+        return self.read_blocks(after).float()
 
-    def _join(self, tokens: Float[Tensor, "b n d"], rotary: Tensor | None) -> Float[Tensor, "b e"]:
-        """The vectors that `config.features` names, computed up to the last block they need."""
-        family, net, last = self.family, self.net, len(self.net.blocks)
-        after = family.after(net, tokens, rotary, {term.block or last for term in self.terms})
+    @property
+    def needed_blocks(self) -> set[int]:
+        """The blocks, counted from 1, after which `read_blocks` reads the tokens."""
+        return {term.block or len(self.net.blocks) for term in self.terms}
+
+    def read_blocks(self, after: Mapping[int, Float[Tensor, "b n d"]]) -> Float[Tensor, "b e"]:
+        """The vectors that `config.features` names, of the tokens after each needed block."""
+        last = len(self.net.blocks)
         normed: dict[int | None, Tensor] = {}
         for term in self.terms:
             if term.block not in normed:
@@ -186,8 +192,8 @@ class VisionTower(nn.Module):
         """A term's vector of what `normed` gives."""
         if term.token == OWN:
             return self.pool(normed)
-        prefix = sum(token.shape[1] for token in self.family.prefix(self.net))
-        vector = normed[:, 0] if term.token == "cls" else normed[:, prefix:].mean(1)
+        cls = term.token == "cls"
+        vector = normed[:, 0] if cls else normed[:, self.num_prefix_tokens :].mean(1)
         return self.norm_after_pooling(vector) if term.block is None else vector
 
     def norm_after_pooling(self, vectors: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
@@ -305,8 +311,12 @@ class VisionTower(nn.Module):
     def num_tokens(self, patch_size: int) -> int:
         """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
         self.check_patch_size(patch_size)
-        prefix = self.family.prefix(self.net) if self.flexible else []
-        return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
+        return (self.image_size // patch_size) ** 2 + self.num_prefix_tokens
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class tokens and registers that stand before the patches."""
+        return sum(t.shape[1] for t in self.family.prefix(self.net)) if self.flexible else 0
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
     def gflops(self, patch_size: int) -> float:

@@ -1,4 +1,4 @@
-"""The image tower: embedding JPEG tars, images/s by patch size, and against timm's plain ViT."""
+"""The image tower: embedding JPEG tars, images/s by patch size, mixed shapes, timm's plain ViT."""
 
 import shutil
 import time
@@ -10,11 +10,13 @@ import torch
 
 from contrastive import distributed
 from contrastive.image_features import full_batch
+from contrastive.model.shaped import shaped_features
 from lib.gpu.data import image_tower, tars, text_folder
 from lib.gpu.results import Measured
 from lib.gpu.scale import DEVICE, DTYPE, Scale
 from lib.harness import Target, interleave
 from lib.lit_setup import build_model
+from lib.mixed_shapes import draw_requests, grouped, num_patches, squares
 from retrieval import embed_shards
 from retrieval.evaluation.costs import measure_costs
 
@@ -94,3 +96,27 @@ def against_timm(scale: Scale, folder: Path) -> Measured:
         }
         targets.append(Target(f"timm's time over the locked tower's, patch {size}", ">= 1", ratio))
     return figures, targets
+
+
+def packed(scale: Scale, folder: Path) -> Measured:
+    """Patches per second of four aspect ratios and five budgets over those of one shape."""
+    tower = image_tower(scale)
+    with torch.inference_mode():
+        mixed = draw_requests(tower, 20 if scale.tiny else 256)
+        sets = {"one shape": squares(tower, mixed), "packed": mixed, "grouped": mixed}
+        # pixels are there before the clock starts, as in the other parts
+        sets = {
+            name: [image._replace(pixels=image.pixels.to(DEVICE, DTYPE)) for image in images]
+            for name, images in sets.items()
+        }
+        fns = {
+            "one shape": lambda: shaped_features(tower, sets["one shape"]),
+            "packed": lambda: shaped_features(tower, sets["packed"]),
+            "grouped": lambda: grouped(tower, sets["grouped"]),
+        }
+        timings = interleave(fns, 2 * scale.rounds)
+    patches = {name: sum(map(num_patches, images)) for name, images in sets.items()}
+    rates = {name: patches[name] / timings.median(name) for name in sets}
+    ratio = rates["packed"] / rates["one shape"]
+    figures = {"patches": patches, "patches_per_s": rates, **timings.figures()}
+    return figures, [Target("patches/s of mixed shapes over one shape", ">= 0.9", ratio)]

@@ -1,0 +1,1 @@
+"""Pictures of several shapes and patch sizes through one tower, as one sequence of tokens."""

@@ -1,0 +1,100 @@
+"""Attention within each picture of a sequence that holds many, without a mask of n x n."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)  # of torch.nn.attention.varlen
+
+
+class WithinPictures:
+    """Given as `attn_mask` to a block whose attention is torch's: each token attends to the tokens
+    of its own picture.
+
+    torch hands it the call of `scaled_dot_product_attention` (`__torch_function__`), so that
+    projections, norms and rotary positions stay the network's own. On GPUs in half precision
+    torch's kernel for sequences of several lengths computes it, elsewhere one call for each length.
+    """
+
+    def __init__(self, runs: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """runs: (pictures, tokens of each), in the order of the sequence."""
+        self.runs = list(runs)
+        self.longest = max(length for _, length in self.runs)
+        lengths = [length for count, length in self.runs for _ in range(count)]
+        self.bounds: Tensor | None = None
+        if has_kernel(device):
+            bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+            bounds = bounds.pin_memory() if device.type == "cuda" else bounds
+            self.bounds = bounds.to(device, non_blocking=True)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        within = options.pop("attn_mask", None)
+        if func is not F.scaled_dot_product_attention or not isinstance(within, cls):
+            return NotImplemented
+        query, key, value = args
+        return within.attend(query, key, value, options.get("scale"))
+
+    def attend(
+        self,
+        query: Float[Tensor, "1 h n w"],
+        key: Float[Tensor, "1 h n w"],
+        value: Float[Tensor, "1 h n w"],
+        scale: float | None = None,
+    ) -> Float[Tensor, "1 h n w"]:
+        """What a block-diagonal mask gives."""
+        fits = value.dtype in KERNEL_DTYPES and value.shape[-1] % 8 == 0
+        if self.bounds is None or not fits:
+            return self._attend_by_length(query, key, value, scale)
+        from torch.nn.attention.varlen import varlen_attn
+
+        # a norm of queries and keys under autocast leaves them in float32
+        q, k, v = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))
+        found = varlen_attn(
+            q, k, v, self.bounds, self.bounds, self.longest, self.longest, scale=scale
+        )
+        assert isinstance(found, Tensor)
+        return found.transpose(0, 1)[None]
+
+    def _attend_by_length(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Float[Tensor, "1 h n w"]:
+        found, start = [], 0
+        for count, length in self.runs:
+            end = start + count * length
+            q, k, v = (
+                part[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
+                for part in (query, key, value)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            found.append(attended.transpose(1, 2).flatten(0, 1))
+            start = end
+        return torch.cat(found).transpose(0, 1)[None]
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch's attention for sequences of several lengths runs there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def can_pack(blocks: nn.Module) -> bool:
+    """Whether `WithinPictures` can be given to these blocks: each takes an `attn_mask`, all their
+    attention is torch's, and none is compiled."""
+    fused = [part.fused_attn for part in blocks.modules() if hasattr(part, "fused_attn")]
+    compiled = any(part._compiled_call_impl is not None for part in blocks.modules())
+    takes = all(
+        "attn_mask" in inspect.signature(block.forward).parameters for block in blocks.children()
+    )
+    return takes and bool(fused) and all(fused) and not compiled
