@@ -22,6 +22,7 @@ import tyro
 from data.config import OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
+from retrieval.detail import MaxTokens, said_pair
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
@@ -68,6 +69,8 @@ class Args:
     """With --calibrate: a file of texts that the images answer, one a line, instead of captions."""
     refine_patch_size: int | None = None
     """With --calibrate: also a patch size that the index does not hold; all images are encoded."""
+    refine_max_tokens: int | None = None
+    """The same, by a budget of tokens."""
     batch_size: int = BATCH_SIZE
     """With --images: images read together; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
@@ -93,8 +96,11 @@ def check(args: Args) -> None:
         raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
-    if (args.texts or args.refine_patch_size is not None) and not args.calibrate:
-        raise UsageError("--texts and --refine-patch-size need --calibrate")
+    fine = (args.refine_patch_size, args.refine_max_tokens)
+    if (args.texts or fine != (None, None)) and not args.calibrate:
+        raise UsageError("--texts, --refine-patch-size and --refine-max-tokens need --calibrate")
+    if None not in fine:
+        raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
     changes = args.delete or args.compact or args.words or args.calibrate
     if not (args.embeddings or args.images or changes):
         raise UsageError(
@@ -222,9 +228,10 @@ def _calibrate(args: Args) -> None:
     from retrieval import calibrate_index, recalibrate
 
     if args.calibrate:
+        tokens = args.refine_max_tokens
         found = calibrate_index(
             args.out, device=args.device, texts=read_texts(args.texts) if args.texts else (),
-            fine=args.refine_patch_size,
+            fine=args.refine_patch_size if tokens is None else MaxTokens(tokens),
         )  # fmt: skip
     else:
         again = recalibrate(args.out, device=args.device)
@@ -240,7 +247,7 @@ def _calibrate(args: Args) -> None:
             print(f"{args.out}: {error}")
         else:
             print(
-                f"{args.out}: patch {coarse} to {fine}: {count:,} candidates lose at most "
+                f"{args.out}: {said_pair(coarse, fine)}: {count:,} candidates lose at most "
                 f"{LOST:.0%} of the first ten"
             )
 

@@ -83,14 +83,14 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
     are still reported."""
     from contrastive.distributed import barrier, device, is_main
     from contrastive.model.lit import LitModel
-    from retrieval.embed.bulk import check_patch_sizes
+    from retrieval.embed.encode import check_details
     from retrieval.evaluation.costs import measure_costs
     from retrieval.evaluation.evaluate import evaluate
     from retrieval.evaluation.report import Report
     from retrieval.evaluation.results import DatasetResult
 
     model = LitModel.from_pretrained(args.model, device=device())
-    sizes = check_patch_sizes(model, args.patch_sizes)
+    sizes = check_details(model, args.patch_sizes)
     costs = measure_costs(model, sizes) if is_main() else []
     barrier(patient=True)
     how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error, args.calibrate)

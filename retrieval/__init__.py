@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
     from retrieval.evaluation.costs import measure_costs
@@ -29,6 +30,7 @@ _MODULES = {
     "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
+    "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
@@ -54,6 +56,7 @@ __all__ = [
     "Budget",
     "EvalDataset",
     "Hit",
+    "MaxTokens",
     "Report",
     "Searcher",
     "ZeroShotClassifier",

@@ -33,7 +33,7 @@ from contrastive.model.card import Card, ModelFacts, model_card
 from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
-from contrastive.model.shaped import by_shape, shaped_pixels
+from contrastive.model.shaped import ShapedPixels, by_shape, shaped_pixels
 from contrastive.model.text_side import TextSide
 from contrastive.model.without_init import WithoutInit
 from contrastive.text.encoder import TextEncoder
@@ -175,11 +175,16 @@ class LitModel(nn.Module, ModelHubMixin):
         rows = []
         for part in in_parts(given, MAX_DECODED, "encoding images"):
             pixels = [shaped_pixels(self.vision, i, patch_size, max_tokens) for i in part]
-            embeds = self.feature_mean.new_empty(len(part), self.embed_dim)
-            for size, numbers, stacked in by_shape(pixels):
-                embeds[numbers] = self._embed_pixels(stacked, size)
-            rows.append(embeds)
+            rows.append(self.embed_shaped(pixels))
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim, device=self.device)
+
+    @torch.no_grad()
+    def embed_shaped(self, images: Sequence[ShapedPixels]) -> Float[Tensor, "b d"]:
+        """Unit-norm image embeddings of images of any shapes, at patch sizes of their own."""
+        embeds = self.feature_mean.new_empty(len(images), self.embed_dim)
+        for size, numbers, stacked in by_shape(images):
+            embeds[numbers] = self._embed_pixels(stacked, size)
+        return embeds
 
     def _embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from contrastive.vision.resize import default_patch_sizes
+from data.batch import Cut
+from data.config import Fit
 from data.errors import UsageError
-from data.transform import Fit
 
 OFF_WEIGHT = 3.0
 """Of the squared logarithm of how far the aspect ratio is off, against the logarithm of the unused
@@ -36,6 +37,20 @@ class PatchGrid:
     def width(self) -> int:
         """Pixels."""
         return self.columns * self.patch_size
+
+
+@dataclass(frozen=True)
+class GridCuts:
+    """`data.transform.Cuts` by grids: what loader processes resize images to, without the tower."""
+
+    image_size: int
+    fit: Fit
+    asked: tuple[tuple[int, int | None], ...]
+    """(max_tokens, patch size) for each way of reading, as `choose_grid` takes them."""
+
+    def __call__(self, shape: tuple[int, int]) -> list[Cut]:
+        grids = (choose_grid(shape, n, self.image_size, self.fit, p) for n, p in self.asked)
+        return [Cut(grid.height, grid.width, grid.patch_size) for grid in grids]
 
 
 @lru_cache(maxsize=4096)

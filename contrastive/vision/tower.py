@@ -302,10 +302,12 @@ class VisionTower(nn.Module):
         return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
-    def gflops(self, patch_size: int) -> float:
-        """10^9 floating-point operations per image (2 x multiply-adds), counted by torch."""
+    def gflops(self, patch_size: int, shape: tuple[int, int] | None = None) -> float:
+        """10^9 floating-point operations per image (2 x multiply-adds), counted by torch.
+
+        shape: (height, width) in pixels; when not given, a square of `image_size`."""
         weight = next(self.net.parameters())
-        image = weight.new_zeros(1, 3, self.image_size, self.image_size)
+        image = weight.new_zeros(1, 3, *(shape or (self.image_size, self.image_size)))
         with torch.no_grad():
             self(image, patch_size)  # resizes kernel and positions, once, which is not counted
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

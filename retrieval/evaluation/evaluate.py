@@ -17,7 +17,7 @@ from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
-from retrieval.embed.bulk import check_patch_sizes, embed_batches
+from retrieval.embed.encode import check_details, embed_batches
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.confidence_collector import ConfidenceCollector
 from retrieval.evaluation.datasets import EvalDataset
@@ -65,7 +65,7 @@ def _evaluate(
     folder: Path,
     examples: int,
 ) -> DatasetResult:
-    sizes = check_patch_sizes(model, patch_sizes)
+    sizes = check_details(model, patch_sizes)
     classifier = sureness = None
     if dataset.class_names:
         classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)

@@ -23,8 +23,8 @@ from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
 from data.problems import Problem, skip_or_raise
 from data.progress import Progress
-from retrieval.embed.bulk import check_patch_sizes
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.encode import check_details
 from retrieval.index.build import change_index, compact_index, new_manifest, write_base
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
@@ -159,7 +159,7 @@ def new_album(
     loaded by. facts: to be kept in it."""
     manifest = new_manifest(
         model.image_fingerprint, model.text_fingerprint, model.embed_dim,
-        check_patch_sizes(model, patch_sizes), str(images), index_type, device, latency_ms,
+        check_details(model, patch_sizes), str(images), index_type, device, latency_ms,
         memory_gib,
     )  # fmt: skip
     with new_folder(out, to_copy(model_dir, model)) as partial:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UsageError
+from retrieval.detail import Detail
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
 from retrieval.server.refusals import RequestError
@@ -60,7 +61,7 @@ def afford(searcher: Searcher, budget: Budget, allowed: Sequence[int]) -> int:
         raise RequestError(400, str(error)) from error
 
 
-def check_size(field: str, size: int, allowed: Sequence[int], of: str) -> None:
+def check_size(field: str, size: Detail, allowed: Sequence[int], of: str) -> None:
     """Raises `RequestError` for a patch size that is not offered."""
     if size not in allowed:
         sizes = ", ".join(map(str, sorted(allowed, reverse=True)))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data.class_names import DEFAULT_TEMPLATES
+from retrieval.detail import Detail
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
 from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
@@ -70,7 +71,7 @@ async def _confidence(
     index: ServedIndex,
     label: str,
     image: Float[np.ndarray, " d"],
-    patch_size: int,
+    patch_size: Detail,
 ) -> float | None:
     """The share of images that fit their own caption as badly as this one its best label."""
     calibration = index.searcher.calibration

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from data.errors import UsageError
+from retrieval.detail import Detail
 from retrieval.server.api.answers import (
     ClassifyAnswer,
     FoundImage,
@@ -112,7 +113,7 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
     return key, patch_sizes
 
 
-def _candidates(index: ServedIndex, asked: SearchRequest, coarse: int, fine: int) -> int:
+def _candidates(index: ServedIndex, asked: SearchRequest, coarse: Detail, fine: Detail) -> int:
     """How many are refined. Raises `RequestError` where that many do not keep a promise."""
     if asked.lost is None:
         return asked.candidates

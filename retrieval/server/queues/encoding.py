@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from retrieval.detail import Detail
 from retrieval.server.config import Limits
 from retrieval.server.monitoring import Metrics
 from retrieval.server.patch_sizes import PatchSizes
@@ -28,7 +29,7 @@ class EncodeKey:
 
     what: Literal["text", "image"]
     model: int
-    patch_size: int = 0
+    patch_size: Detail = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Encoder:
         return await self._queue.submit(EncodeKey("text", self._number(model)), texts)
 
     async def image(
-        self, model: LitModel, pixels: Float[torch.Tensor, "3 s s"], patch_size: int
+        self, model: LitModel, pixels: Float[torch.Tensor, "3 s s"], patch_size: Detail
     ) -> Encoded:
         """The vector of an image at a patch size that the model offers."""
         key = EncodeKey("image", self._number(model), patch_size)

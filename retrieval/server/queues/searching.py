@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from retrieval.detail import Detail
 from retrieval.search.config import MAX_K
 from retrieval.search.hit import Hit
 from retrieval.search.searcher import Searcher
@@ -26,7 +27,7 @@ class SearchKey:
     """Searches of equal keys can share a pass over the index."""
 
     index: str
-    patch_size: int
+    patch_size: Detail
     k: int
     where: str = ""  # JSON
     deduplicate: bool = False
