@@ -19,11 +19,11 @@ from typing import Annotated
 
 import tyro
 
-from data.config import OnError
+from data.config import Fit, OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
 from retrieval.detail import MaxTokens, said_pair
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches, check_sizes
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index_places import find_place
@@ -52,6 +52,10 @@ class Args:
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
     """With --images: patch sizes in pixels. Empty: all of the model's."""
+    max_tokens: tuple[int, ...] = ()
+    """With --images, instead of patch sizes: at most so many patches an image."""
+    fit: Fit | None = None
+    """With --images: crop, squash or aspect, as of launch/embed.py."""
     prune: bool = False
     """With --images: drop photos of folders that are empty, missing or cannot be listed."""
     add: bool = False
@@ -113,10 +117,13 @@ def check(args: Args) -> None:
                 raise UsageError(
                     f"--{flag} is for a folder; Milvus takes --embeddings and --delete"
                 )
+    if (args.max_tokens or args.fit) and not args.images:
+        raise UsageError("--max-tokens and --fit need --images; embeddings have theirs already")
     if args.texts:
         read_texts(args.texts)
     if args.images:
         check_batches(args.batch_size, args.num_workers)
+        check_sizes(args.patch_sizes, args.max_tokens)
         if not Path(args.images).is_dir():
             raise UsageError(f"{args.images} is no folder of photos")
         check_model_folder(args.model)
@@ -194,7 +201,7 @@ def _index_photos(args: Args) -> None:
     report = index_photos(
         args.images, args.model, args.out, args.patch_sizes, args.index_type, args.device,
         args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
-        prune=args.prune,
+        prune=args.prune, max_tokens=args.max_tokens, fit=args.fit,
     )  # fmt: skip
     for line in report.lines(args.images):
         print(f"{args.out}: {line}")

@@ -186,7 +186,9 @@ def search(
     for by_image in (False, True):
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
-        size = args.patch_size if by_image or budget is None else budget
+        size: PatchSizeOrBudget = args.patch_size if by_image or budget is None else budget
+        if by_image and isinstance(budget, MaxTokens):
+            size = searcher.for_image(budget)
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)

@@ -63,8 +63,17 @@ def said_pair(coarse: Detail, fine: Detail) -> str:
 
 
 def encoding(detail: Detail) -> dict[str, int]:
-    """As arguments of `LitModel.encode_image`, and as fields of an answer."""
+    """As arguments of `LitModel.encode_image`."""
     return {"patch_size": detail} if isinstance(detail, int) else {"max_tokens": detail.count}
+
+
+def answered(prefix: str = "", detail: Detail | None = None) -> dict[str, int | None]:
+    """As fields of an answer, such as `query_patch_size` and `query_max_tokens`: one, or none, is
+    known."""
+    return {
+        f"{prefix}patch_size": detail if isinstance(detail, int) else None,
+        f"{prefix}max_tokens": detail.count if isinstance(detail, MaxTokens) else None,
+    }
 
 
 def num_tokens(detail: Detail, image_size: int) -> int:

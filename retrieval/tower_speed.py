@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from retrieval.detail import D
+from contrastive.model.shaped import grid_of
+from contrastive.vision.tower import VisionTower
+from retrieval.detail import D, Detail
 
 SPELL_S = 0.05  # that a GPU works between two looks at the clock
 MAX_FORWARDS = 1000  # a spell
@@ -24,6 +26,7 @@ def time_forwards(
     repeats: int,
     spell_s: float = 0.0,
     told: Callable[[D], object] = lambda patch_size: None,
+    shapes: Mapping[D, tuple[int, int]] | None = None,
 ) -> dict[D, list[float]]:
     """Seconds of one image, per patch size and repeat.
 
@@ -32,15 +35,22 @@ def time_forwards(
     long between two looks at the clock, and some run before the first; 0 for one forward a look and
     none before. Repeats of the patch sizes are interleaved, so that a machine that slows down slows
     all alike. A GPU without room for a batch gets half of it. told: is told what was measured.
+    shapes: (height, width) of the pixels where they are no squares of `image_size`.
     """
-    pixels = torch.randn(max(batch_sizes.values()), 3, image_size, image_size, device=device)
+    square, shapes = (image_size, image_size), shapes or {}
+    pixels: dict[tuple[int, int], Tensor] = {}
+    for size in batch_sizes:
+        shape = shapes.get(size, square)
+        if shape not in pixels:
+            most = max(n for other, n in batch_sizes.items() if shapes.get(other, square) == shape)
+            pixels[shape] = torch.randn(most, 3, *shape, device=device)
     batches, forwards = dict(batch_sizes), dict.fromkeys(batch_sizes, 1)
 
     def spell(size: D) -> float:
         synchronize(device)
         start = time.perf_counter()
         for _ in range(forwards[size]):
-            forward(pixels[: batches[size]], size)
+            forward(pixels[shapes.get(size, square)][: batches[size]], size)
         synchronize(device)
         return (time.perf_counter() - start) / forwards[size]
 
@@ -67,6 +77,16 @@ def _fit(spell: Callable[[D], float], batches: dict[D, int], size: D) -> float:
             if batches[size] == 1:
                 raise
             batches[size] //= 2
+
+
+def square_image(tower: VisionTower, detail: Detail) -> tuple[int, tuple[int, int]]:
+    """The patch size at which a square image is read, and its height and width then. Raises
+    `UsageError` for a budget of a tower that has none."""
+    square = (tower.image_size, tower.image_size)
+    if isinstance(detail, int):
+        return detail, square
+    grid = grid_of(tower, square, None, detail.count)
+    return grid.patch_size, (grid.height, grid.width)
 
 
 def synchronize(device: torch.device) -> None:

@@ -46,11 +46,17 @@ class GridCuts:
     image_size: int
     fit: Fit
     asked: tuple[tuple[int, int | None], ...]
-    """(max_tokens, patch size) for each way of reading, as `choose_grid` takes them."""
+    """(max_tokens, patch size) for each way of reading, as `choose_grid` takes them; a patch size
+    of squares is of one of `image_size`, whatever the first says."""
 
     def __call__(self, shape: tuple[int, int]) -> list[Cut]:
-        grids = (choose_grid(shape, n, self.image_size, self.fit, p) for n, p in self.asked)
-        return [Cut(grid.height, grid.width, grid.patch_size) for grid in grids]
+        return [self._cut(shape, *asked) for asked in self.asked]
+
+    def _cut(self, shape: tuple[int, int], max_tokens: int, patch_size: int | None) -> Cut:
+        if patch_size is not None and self.fit != "aspect":
+            return Cut(self.image_size, self.image_size, patch_size)
+        grid = choose_grid(shape, max_tokens, self.image_size, self.fit, patch_size)
+        return Cut(grid.height, grid.width, grid.patch_size)
 
 
 @lru_cache(maxsize=4096)

@@ -295,11 +295,13 @@ class VisionTower(nn.Module):
         """What `TowerConfig.from_json` reads back."""
         return self.config.to_json() | {"patch_sizes": self.patch_sizes}
 
-    def num_tokens(self, patch_size: int) -> int:
-        """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
-        self.check_patch_size(patch_size)
+    def num_tokens(self, patch_size: int, shape: tuple[int, int] | None = None) -> int:
+        """Sequence length of the transformer (patches and prefix tokens), of images of `shape`;
+        when not given, squares of `image_size`."""
+        self.check_patch_size(patch_size, shape)
+        height, width = shape or (self.image_size, self.image_size)
         prefix = self.family.prefix(self.net) if self.flexible else []
-        return (self.image_size // patch_size) ** 2 + sum(t.shape[1] for t in prefix)
+        return (height // patch_size) * (width // patch_size) + sum(t.shape[1] for t in prefix)
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
     def gflops(self, patch_size: int, shape: tuple[int, int] | None = None) -> float:

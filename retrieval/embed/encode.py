@@ -64,6 +64,22 @@ def reader_cuts(model: LitModel, details: Sequence[Detail]) -> Cuts | None:
     return GridCuts(size, fit, tuple(asked))
 
 
+def read_image(
+    model: LitModel, data: bytes, max_pixels: int, details: Sequence[Detail]
+) -> dict[Detail, ShapedPixels]:
+    """Normalised pixels of an image file, for each of `details`. Raises as
+    `data.images.decode_image`."""
+    transform = model.transform
+    pixels = transform.pixels(transform.decode(data, max_pixels), reader_cuts(model, details))
+    if isinstance(pixels, Tensor):
+        square = transform.normalise(pixels)
+        return {detail: ShapedPixels(_size(detail), square) for detail in details}
+    return {
+        detail: ShapedPixels(cut.patch_size, transform.normalise(part))
+        for detail, (cut, part) in zip(details, pixels, strict=True)
+    }
+
+
 def check_details(
     model: LitModel, patch_sizes: Sequence[int], max_tokens: Sequence[int] = ()
 ) -> tuple[Detail, ...]:

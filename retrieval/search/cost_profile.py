@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from contrastive.model.lit import LitModel
-from contrastive.model.shaped import grid_of
 from data.errors import UsageError
 from data.files import cache_folder
 from data.numbers import rounded
@@ -35,7 +34,7 @@ from retrieval.detail import (
 from retrieval.json_files import write_json
 from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
-from retrieval.tower_speed import time_forwards
+from retrieval.tower_speed import square_image, time_forwards
 
 ROUNDS = 5
 SPELLS = 4  # of so many rounds, until two agree
@@ -64,7 +63,7 @@ class CostProfile:
             if patch_size not in self._gflops:
                 self._gflops |= _read_gflops(self.file, self.machine)
             if patch_size not in self._gflops:  # torch's counter imports its compiler first
-                patch, shape = _square(self._model, patch_size)
+                patch, shape = square_image(self._model.vision, patch_size)
                 self._gflops[patch_size] = self._model.vision.gflops(patch, shape)
                 self._keep_gflops()
             return self._gflops[patch_size]
@@ -202,31 +201,18 @@ def _order(detail: Detail) -> tuple[bool, Detail]:
     return isinstance(detail, MaxTokens), detail
 
 
-def _square(model: LitModel, detail: Detail) -> tuple[int, tuple[int, int] | None]:
-    """The patch size, and the shape in pixels, of a square image; None for the tower's own."""
-    if isinstance(detail, int):
-        return detail, None
-    side = model.image_size
-    grid = grid_of(model.vision, (side, side), None, detail.count)
-    return grid.patch_size, (grid.height, grid.width)
-
-
 def measure_ms(model: LitModel, patch_sizes: Sequence[Detail]) -> dict[Detail, float]:
     """Milliseconds of one image alone, per patch size: the minimum of interleaved rounds, which
     other programs disturb least."""
-    squares = {detail: _square(model, detail) for detail in patch_sizes}
-    shaped = {
-        detail: torch.randn(1, 3, *shape, device=model.device)
-        for detail, (_, shape) in squares.items()
-        if shape is not None
-    }
+    squares = {detail: square_image(model.vision, detail) for detail in patch_sizes}
 
     def forward(pixels: torch.Tensor, detail: Detail) -> torch.Tensor:
-        return model.encode_image(shaped.get(detail, pixels), patch_size=squares[detail][0])
+        return model.encode_image(pixels, patch_size=squares[detail][0])
 
     seconds = time_forwards(
-        forward, model.image_size, model.device, dict.fromkeys(patch_sizes, 1), ROUNDS
-    )
+        forward, model.image_size, model.device, dict.fromkeys(patch_sizes, 1), ROUNDS,
+        shapes={detail: shape for detail, (_, shape) in squares.items()},
+    )  # fmt: skip
     return {size: 1e3 * min(seconds[size]) for size in patch_sizes}
 
 

@@ -13,7 +13,15 @@ from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from data.errors import UsageError
 from data.given import Images
-from retrieval.detail import Detail, MaxTokens, coarse_first, encoding, num_tokens, said
+from retrieval.detail import (
+    Detail,
+    MaxTokens,
+    coarse_first,
+    encoding,
+    finest,
+    num_tokens,
+    said,
+)
 from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
@@ -149,6 +157,10 @@ class Searcher:
         if any(isinstance(size, MaxTokens) for size in self.patch_sizes):
             known = {MaxTokens(num_tokens(size, self.model.image_size)) for size in known}
         return coarse_first(known | {*self.patch_sizes})
+
+    def for_image(self, encoded: Detail) -> Detail:
+        """Which of the index answers an image that is encoded so: the same, else its finest."""
+        return encoded if encoded in self.patch_sizes else finest(self.patch_sizes)
 
     @property
     def agreement(self) -> Agreement | None:

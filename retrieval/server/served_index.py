@@ -42,7 +42,7 @@ class ServedIndex:
         self._stamp = searcher.place.stamp()
         self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
-        self._means: tuple[IndexManifest | None, dict[int, np.ndarray]] = None, {}  # by patch size
+        self._means: tuple[IndexManifest | None, dict[Detail, np.ndarray]] = None, {}
         self._intact: set[str] = set()  # digests of files that were read
         self._checking = threading.Lock()
 

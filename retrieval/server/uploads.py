@@ -3,15 +3,15 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxtyping import Float
-from torch import Tensor
-
 from contrastive.model.lit import LitModel
+from contrastive.model.shaped import ShapedPixels
 from data.image_headers import IMAGE_KINDS
 from data.problems import BadSample
-from data.transform import ImageTransform
+from retrieval.detail import Detail
+from retrieval.embed.encode import read_image
 from retrieval.server.config import Limits
 from retrieval.server.fetch import fetch
 from retrieval.server.monitoring import Metrics
@@ -34,17 +34,22 @@ class Uploads:
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def pixels(
-        self, model: LitModel, image: str | bytes | None, image_url: str | None
-    ) -> Float[Tensor, "3 s s"]:
-        """An image file, in base64 or fetched, as `model` takes it. Raises `RequestError`."""
+        self,
+        model: LitModel,
+        image: str | bytes | None,
+        image_url: str | None,
+        details: Sequence[Detail],
+    ) -> dict[Detail, ShapedPixels]:
+        """An image file, in base64 or fetched, as `model` takes it at these patch sizes or within
+        these budgets. Raises `RequestError`."""
         field = "image"
         if image is None:
             field, image = "image_url", await self._fetch(image_url or "")
         data = image if isinstance(image, bytes) else from_base64(image, field)
 
-        def decode() -> Tensor:
+        def decode() -> dict[Detail, ShapedPixels]:
             with self._metrics.timed("image_prepro_time"):
-                return read_upload(model.transform, data, self._limits.max_pixels, field)
+                return read_upload(model, data, self._limits.max_pixels, details, field)
 
         return await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
 
@@ -74,11 +79,11 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def read_upload(
-    transform: ImageTransform, data: bytes, max_pixels: int, field: str
-) -> Float[Tensor, "3 s s"]:
+    model: LitModel, data: bytes, max_pixels: int, details: Sequence[Detail], field: str
+) -> dict[Detail, ShapedPixels]:
     """Normalised pixels of untrusted bytes."""
     try:
-        return transform.normalise(transform.read(data, max_pixels))
+        return read_image(model, data, max_pixels, details)
     except BadSample as error:
         what = error.kind.replace("_", " ")
         sentence = f"{field}: {what} ({error.cause}); allowed: {IMAGE_KINDS}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from retrieval.detail import Detail
+from retrieval.detail import Detail, answered
 from retrieval.search.background import NONSENSE, WORDS
 from retrieval.server.api.answers import ScaleAnswer
 from retrieval.server.queues.searching import SearchKey
@@ -31,7 +31,7 @@ async def similarity_scale(service: Service, index: ServedIndex, patch_size: Det
             np.quantile(await _above_background(service, index, patch_size, WORDS), QUANTILE)
         )
         luck = float(np.median(await _above_background(service, index, patch_size, NONSENSE)))
-    return ScaleAnswer(index=index.name, patch_size=patch_size, words=words, luck=luck)
+    return ScaleAnswer(index=index.name, words=words, luck=luck, **answered("", patch_size))
 
 
 async def _above_background(

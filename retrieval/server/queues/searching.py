@@ -33,7 +33,7 @@ class SearchKey:
     deduplicate: bool = False
     nprobe: int | None = None
     ef: int | None = None
-    refine_patch_size: int | None = None
+    refine_patch_size: Detail | None = None
     candidates: int = 0
     words: float = 0.0
 
