@@ -159,6 +159,9 @@ def read_addition(embeddings: Path, manifest: IndexManifest, index: str) -> dict
     """The manifest of embeddings that can be added to an index. Raises `UsageError`."""
     source = read_manifest(embeddings)
     if source["image_fingerprint"] != manifest.image_fingerprint:
+        fits = [fit or "crop" for fit in (source.get("fit"), manifest.fit)]
+        if fits[0] != fits[1]:
+            raise UsageError(f"{embeddings} was made with fit {fits[0]}, {index} with {fits[1]}")
         raise UsageError(f"{embeddings} was made with another image tower than {index}")
     check_shards(embeddings, source)
     missing = set(manifest.patch_sizes) - set(of_manifest(source))

@@ -145,6 +145,7 @@ def _describe(index: ServedIndex, refuse: float) -> IndexAnswer:
         width=snapshot.width,
         generation=snapshot.generation,
         image_size=searcher.model.image_size,
+        budgets=searcher.model.vision.flexible,
         fit=searcher.model.transform.fit,
         **answered("own_", own_size(searcher)),
         patch_sizes=describe_sizes(searcher, refuse),

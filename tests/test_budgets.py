@@ -1,0 +1,193 @@
+"""Budgets of tokens, from shards to search: what is stored is what `encode_image` gives."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
+from data.errors import UsageError
+from retrieval.detail import MaxTokens, as_key, from_key, of_manifest, said, said_pair
+from retrieval.embed.bulk import embed_shards
+from retrieval.embed.partitions import open_vectors
+from retrieval.index.build import add_embeddings, build_index
+from retrieval.index.manifest import read_index_manifest
+from retrieval.search.config import Budget
+from retrieval.search.searcher import Searcher
+
+SHAPES = [(40, 48), (96, 30), (20, 90), (64, 64), (1, 50)]  # height, width
+
+
+def pictures(seed: int = 0) -> list[Image.Image]:
+    draw = np.random.default_rng(seed)
+    shapes = [(*shape, 3) for shape in SHAPES]
+    return [Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def write_shard(path: Path, images: list[Image.Image]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for number, image in enumerate(images):
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            for name, data in ((f"{number}.png", file.getvalue()), (f"{number}.txt", b"a picture")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def index(
+    tiny_model: LitModel, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Embeddings, and an index of them, at most 9 and 20 tokens, of whole pictures."""
+    root = tmp_path_factory.mktemp("budgets")
+    shard = write_shard(root / "a.tar", pictures())
+    made = embed_shards(
+        tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=saved,
+        max_tokens=(20, 9, 20), fit="aspect",
+    )  # fmt: skip
+    assert (made["format"], made["patch_sizes"], made["max_tokens"]) == (2, [], [20, 9])
+    build_index(root / "emb", root / "index", device="cpu")
+    return root / "emb", root / "index"
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "aspect"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_stored_vectors_are_those_of_encode_image(
+    tiny_model: LitModel, saved: Path, tmp_path: Path, fit: str, version: int
+) -> None:
+    model = LitModel.from_pretrained(saved)
+    model.vision.use_transform(version)
+    shard = write_shard(tmp_path / "a.tar", pictures())
+    embed_shards(model, [shard], (), tmp_path / "emb", num_workers=0, max_tokens=(7, 16), fit=fit)
+    embed_shards(model, [shard], (48, 40), tmp_path / "sizes", num_workers=0, fit=fit)
+    fitted = with_fit(model, fit)
+    for count in (7, 16):
+        wanted = fitted.encode_image(pictures(), max_tokens=count).numpy()
+        np.testing.assert_allclose(
+            open_vectors(tmp_path / "emb", MaxTokens(count), 0), wanted, atol=1e-5
+        )
+    for size in (48, 40):
+        wanted = fitted.encode_image(pictures(), patch_size=size).numpy()
+        np.testing.assert_allclose(open_vectors(tmp_path / "sizes", size, 0), wanted, atol=1e-5)
+
+
+def test_another_fit_shares_the_weights_and_leaves_the_model_as_it_is(
+    tiny_model: LitModel,
+) -> None:
+    before = tiny_model.image_fingerprint
+    other = with_fit(tiny_model, "aspect")
+    assert (tiny_model.transform.fit, other.transform.fit) == ("crop", "aspect")
+    assert other.vision.net is tiny_model.vision.net
+    assert tiny_model.image_fingerprint == before != other.image_fingerprint
+    assert with_fit(tiny_model, "crop") is tiny_model is with_fit(tiny_model, None)
+
+
+def test_an_index_of_budgets_finds_its_pictures_by_any_budget(index: tuple[Path, Path]) -> None:
+    searcher = Searcher.load(index[1], device="cpu")
+    assert searcher.model.transform.fit == "aspect"
+    assert searcher.patch_sizes == (MaxTokens(20), MaxTokens(9))
+    found = searcher.search(pictures(), k=1)
+    assert [hits[0].key for hits in found] == list("01234")
+    np.testing.assert_allclose([hits[0].similarity for hits in found], 1, atol=1e-5)
+    coarse = searcher.search(pictures(), k=1, patch_size=MaxTokens(12))  # the finest within
+    assert [hits[0].similarity for hits in coarse] == pytest.approx(
+        [hits[0].similarity for hits in searcher.search(pictures(), k=1, patch_size=MaxTokens(9))]
+    )
+    refined = searcher.search(pictures(), 1, MaxTokens(9), refine_patch_size=MaxTokens(30),
+                              query_patch_size=MaxTokens(9), candidates=5)  # fmt: skip
+    assert [hits[0].key for hits in refined] == list("01234")
+    again = Searcher.load(index[1], device="cpu")  # the refined vectors are kept
+    again.search(["a"], 1, refine_patch_size=MaxTokens(30), candidates=5)
+    assert again.fine.num_encoded == 0
+
+
+def test_what_an_image_may_cost_buys_tokens(index: tuple[Path, Path]) -> None:
+    searcher = Searcher.load(index[1], device="cpu")
+    profile = searcher.profile
+    least, most = (profile.gflops(MaxTokens(count)) for count in (9, 900))
+    asked = [Budget(max_gflops=share * most + (1 - share) * least) for share in (0.0, 0.3, 0.7)]
+    bought = [profile.encoding(budget, searcher.encodable) for budget in asked]
+    assert all(isinstance(size, MaxTokens) for size in bought)
+    assert bought == sorted(set(bought))
+    assert all(profile.gflops(b) <= a.max_gflops for a, b in zip(asked, bought, strict=True))
+    assert bought[-1] not in searcher.encodable
+    with pytest.raises(UsageError, match="too little: a budget of 9 tokens costs"):
+        profile.encoding(Budget(max_gflops=least / 2), searcher.encodable)
+
+
+def test_what_does_not_fit_is_refused_by_a_sentence(
+    index: tuple[Path, Path], tiny_model: LitModel, saved: Path, tmp_path: Path
+) -> None:
+    emb, out = index
+    searcher = Searcher.load(out, device="cpu")
+    for size, sentence in (
+        (MaxTokens(8), "max_tokens 8 is too little: the coarsest is 9 tokens"),
+        (48, "patch size 48 is not in .*; allowed: 20 tokens, 9 tokens"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            searcher.search(["a"], patch_size=size)
+    for count in (0, -3):
+        with pytest.raises(UsageError, match=f"max_tokens {count}: allowed are 1 and more"):
+            MaxTokens(count)
+    shard = write_shard(tmp_path / "a.tar", pictures())
+    for kwargs, sentence in (
+        ({"patch_sizes": (48,), "max_tokens": (9,)}, "patch sizes or max_tokens, not both"),
+        ({"max_tokens": (0,)}, "max_tokens 0: allowed are 1 and more"),
+        ({"max_tokens": (240**2 + 1,)}, "max_tokens 57601: allowed are 1 to 57600"),
+        ({"patch_sizes": (7,)}, "patch size 7 does not divide .* allowed at 240 px: 48, 40"),
+    ):
+        given = {"patch_sizes": (), **kwargs}
+        with pytest.raises(UsageError, match=sentence):
+            embed_shards(tiny_model, [shard], out=tmp_path / "emb", **given)
+    with pytest.raises(UsageError, match="made with another fit: aspect, not crop"):
+        embed_shards(tiny_model, [str(emb.parent / "a.tar")], (), emb, max_tokens=(20, 9))
+    embed_shards(tiny_model, [shard], (), tmp_path / "nine", num_workers=0, max_tokens=(9,),
+                 fit="aspect", model_dir=saved)  # fmt: skip
+    with pytest.raises(UsageError, match=r"lacks 20 tokens, which .* has; embed at 20, 9 tokens"):
+        add_embeddings(out, tmp_path / "nine")
+    crop = tmp_path / "crop"
+    embed_shards(tiny_model, [shard], (), crop, num_workers=0, max_tokens=(20, 9))
+    with pytest.raises(UsageError, match=r"was made with fit crop, .* with aspect"):
+        add_embeddings(out, crop)
+
+
+def test_files_of_patch_sizes_are_written_as_ever(
+    tiny_model: LitModel, saved: Path, tmp_path: Path
+) -> None:
+    shard = write_shard(tmp_path / "a.tar", pictures())
+    made = embed_shards(
+        tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved
+    )
+    build_index(tmp_path / "emb", tmp_path / "index", device="cpu")
+    held = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    for manifest in (made, held):
+        assert manifest["format"] == 1
+        assert not manifest.keys() & {"fit", "max_tokens"}
+    manifest = read_index_manifest(tmp_path / "index")
+    assert (manifest.patch_sizes, manifest.fit) == ((48,), None)
+
+
+def test_names_of_sizes_are_read_as_they_were_written() -> None:
+    for size, key in ((28, 28), (MaxTokens(64), "tokens_64")):
+        assert as_key(size) == key
+        assert from_key(key) == from_key(str(key)) == size
+    assert of_manifest({"patch_sizes": [56, 28]}) == (56, 28)
+    assert said(56, 28) == "patch 56, 28"
+    assert said(MaxTokens(16), MaxTokens(64)) == "16, 64 tokens"
+    assert said_pair(MaxTokens(16), MaxTokens(64)) == "16 to 64 tokens"
+    with pytest.raises(ValueError, match="invalid literal"):
+        from_key("tokens_")
