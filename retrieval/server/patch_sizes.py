@@ -76,16 +76,18 @@ def check_size(field: str, size: Detail, allowed: Sequence[Detail], of: str) -> 
 
 
 def check_encodable(prefix: str, size: Detail, searcher: Searcher) -> None:
-    """Raises `RequestError` for what images cannot be encoded at. A budget may be any number up to
-    what the finest patch size takes, so that no request costs more than those by patch size."""
+    """Raises `RequestError` for what images cannot be encoded at. A budget may be any number from
+    the fewest to the most tokens of what is offered, so that no request costs more than these: not
+    in its forward, nor in resizing the kernel, seconds for a patch of the whole image."""
     if isinstance(size, int):
         allowed = usable_sizes(searcher)
         check_size(f"{prefix}patch_size", size, allowed, "the model")
         return
     side = searcher.model.image_size
-    most = max(num_tokens(known, side) for known in searcher.encodable)
-    if size.count > most:
-        raise RequestError(400, f"{prefix}max_tokens: {size.count}; allowed: 1 to {most}")
+    offered = [num_tokens(known, side) for known in searcher.encodable]
+    least, most = min(offered), max(offered)
+    if searcher.model.vision.flexible and not least <= size.count <= most:
+        raise RequestError(400, f"{prefix}max_tokens: {size.count}; allowed: {least} to {most}")
     try:
         check_encodes(searcher.model, size)
     except UsageError as error:
