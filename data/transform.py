@@ -52,7 +52,7 @@ class ImageTransform:
         `data.images.decode_image`."""
         return (decode_image if self.version == 1 else decode_pixels)(data, max_pixels)
 
-    def at(self, image: AnyImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    def at(self, image: AnyImage, height: int, width: int) -> UInt8[Tensor, "3 t u"]:
         """What the tower sees at this size, before it is normalised; a square unless `fit` is
         aspect."""
         if self.fit != "aspect":

@@ -60,7 +60,7 @@ class Searcher:
         self._reload_lock = threading.Lock()
         self._opened = self._open()
         self.model_folder = self.folder / "model"
-        self.profile = CostProfile(model)
+        self.profile = CostProfile(self.model)
 
     @classmethod
     def load(

@@ -143,7 +143,7 @@ class IndexAnswer(Answer):
     width: int = Field(description="Numbers of a vector.")
     generation: int = Field(description="Grows with every change.")
     image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
-    budgets: bool = Field(description="Whether an image may be encoded within any number of tokens.")
+    budgets: bool = Field(description="Whether an image may be read within any number of tokens.")
     fit: str = Field(description="crop, squash or aspect: how an image becomes what is read.")
     own_patch_size: int | None = Field(description="With which the others are compared.")
     own_max_tokens: int | None

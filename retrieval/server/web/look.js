@@ -28,7 +28,7 @@ export function drawControls(run) {
   $("cost").textContent = explain(index, state.size, byImage(), measured);
   const grid = sideAt(index, state.size);
   $("tokens-of").hidden = !free;
-  $("tokens").value = state.size < 0 ? -state.size : "";
+  $("tokens").value = held.some((option) => sizeOf(option) === state.size) ? "" : -state.size;
   const { image, named } = state;
   $("chip").hidden = !image;
   show($("chip-image"), image?.url, grid);
