@@ -17,6 +17,7 @@ from data.config import Fit
 from data.errors import UsageError, check_utf8
 from data.files import make_folder
 from data.locks import only_writer
+from retrieval.detail import MaxTokens, said
 from retrieval.early_page import EarlyPage
 from retrieval.index.manifest import read_index_manifest
 from retrieval.indexing_progress import IndexingProgress
@@ -74,7 +75,7 @@ def prepare(
     elif index:
         _check_given(album, images, model)
     if not is_new:
-        _check_fit(album, fit)
+        _check_read(album, fit, patch_sizes)
     job = Job(str(images), str(album), patch_sizes, WATCH_S if watch else 0.0)
     return PhotoService(job, model if is_new else "", fit)
 
@@ -94,13 +95,18 @@ def _check_given(album: Path, images: Path, model: str) -> None:
                          "another folder")  # fmt: skip
 
 
-def _check_fit(album: Path, fit: Fit | None) -> None:
+def _check_read(album: Path, fit: Fit | None, patch_sizes: tuple[int, ...]) -> None:
     """Raises `UsageError` for an index whose photos are read otherwise."""
-    made = read_index_manifest(album).fit
+    manifest = read_index_manifest(album)
+    made, budgets = manifest.fit, [d for d in manifest.patch_sizes if isinstance(d, MaxTokens)]
+    if patch_sizes and budgets:
+        raise UsageError(
+            f"the index {album} holds {said(*budgets)} an image: patch_sizes are for others"
+        )
     if fit is not None and made != fit and (made or fit != "crop"):
         raise UsageError(
-            f"the index {album} was made with fit {made or 'crop'}, not {fit}; leave it out, or "
-            "give another folder for an index of its own"
+            f"the index {album} was made with fit {made or 'crop'}, not {fit}; leave that out, or "
+            "name another index"
         )
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server_thread import Served, serving
+from shard_maker import write_tar
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -42,21 +42,15 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, images: list[Image.Image]) -> str:
-    with tarfile.open(path, "w") as tar:
-        for number, image in enumerate(images):
-            for name, data in ((f"{number}.png", png(image)), (f"{number}.txt", b"a picture")):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return str(path)
+def write_shard(path: Path) -> str:
+    return write_tar(path, [(f"{n}.png", png(image)) for n, image in enumerate(pictures())])
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model.save_pretrained(folder / "model")
-    return folder / "model"
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny_model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +59,7 @@ def index(
 ) -> tuple[Path, Path]:
     """Embeddings, and an index of them, at most 9 and 20 tokens, of whole pictures."""
     root = tmp_path_factory.mktemp("budgets")
-    shard = write_shard(root / "a.tar", pictures())
+    shard = write_shard(root / "a.tar")
     made = embed_shards(
         tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=saved,
         max_tokens=(20, 9, 20), fit="aspect",
@@ -83,7 +77,7 @@ def test_stored_vectors_are_those_of_encode_image(
 ) -> None:
     model = LitModel.from_pretrained(saved)
     model.vision.use_transform(version)
-    shard = write_shard(tmp_path / "a.tar", pictures())
+    shard = write_shard(tmp_path / "a.tar")
     embed_shards(model, [shard], (), tmp_path / "emb", num_workers=0, max_tokens=(30, 36), fit=fit)
     embed_shards(model, [shard], (48,), tmp_path / "sizes", num_workers=0, fit=fit)
     fitted = with_fit(model, fit)
@@ -154,7 +148,7 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
     for count in (0, -3):
         with pytest.raises(UsageError, match=f"max_tokens {count}: allowed are 1 and more"):
             MaxTokens(count)
-    shard = write_shard(tmp_path / "a.tar", pictures())
+    shard = write_shard(tmp_path / "a.tar")
     for kwargs, sentence in (
         ({"patch_sizes": (48,), "max_tokens": (9,)}, "patch sizes or max_tokens, not both"),
         ({"max_tokens": (0,)}, "max_tokens 0: allowed are 1 and more"),
@@ -179,7 +173,7 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
 def test_files_of_patch_sizes_are_written_as_ever(
     tiny_model: LitModel, saved: Path, tmp_path: Path
 ) -> None:
-    shard = write_shard(tmp_path / "a.tar", pictures())
+    shard = write_shard(tmp_path / "a.tar")
     made = embed_shards(
         tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved
     )

@@ -32,13 +32,18 @@ def add_patch_size(
 
     vectors_of: is asked for blocks of ids, perhaps twice. Additions and deletions are merged as by
     `compact_index`. Raises `UsageError` for a patch size that the index has, while another program
-    changes it, and for a damaged file.
+    changes it, for a damaged file, and for a patch size in an index of budgets.
     """
     folder = Path(folder)
     with locked(folder):
         manifest = read_index_manifest(folder)
         if patch_size in manifest.patch_sizes:
             raise UsageError(f"{said(patch_size)}: {folder} has it already")
+        if isinstance(patch_size, int) != isinstance(manifest.patch_sizes[0], int):
+            raise UsageError(
+                f"{folder} holds {said(*manifest.patch_sizes)}: an index holds patch sizes or "
+                f"budgets of tokens, so it takes no {said(patch_size)}"
+            )
         check_index(folder, manifest)  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)
         sizes = tuple(coarse_first((*manifest.patch_sizes, patch_size)))
