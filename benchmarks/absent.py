@@ -127,6 +127,7 @@ class Drawings:
 
     def __init__(self, index: Path, data: Path, model: LitModel) -> None:
         self.snapshot, self.model = Snapshot.open(index), model
+        self.sizes = [size for size in self.snapshot.patch_sizes if isinstance(size, int)]
         about: dict[str, dict[str, Any]] = {}
         for tar in sorted(data.glob("*/*.tar")):
             about |= read_about(tar)
@@ -177,7 +178,7 @@ def absences(drawings: Drawings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for title, pairs in asked.items():
         texts = drawings.texts([text for text, _ in pairs])
-        for size in drawings.snapshot.patch_sizes:
+        for size in drawings.sizes:
             present = best_scores(drawings.pictures(size, "group"), texts, None, scale)
             for kind in ("group", "subgroup"):
                 pictures = drawings.pictures(size, kind)
@@ -214,7 +215,7 @@ def refusals(drawings: Drawings) -> dict[str, Any]:
     """What a calibration by half of the captions refuses of the other half, over splits."""
     scale = drawings.model.text.scale().item()
     texts, found = drawings.texts(drawings.names), {}
-    for size in drawings.snapshot.patch_sizes:
+    for size in drawings.sizes:
         present = best_scores(drawings.pictures(size, "group"), texts, None, scale)[SCORE]
         refused = []
         for seed in range(SPLITS):
@@ -295,7 +296,7 @@ def main() -> None:
     model = LitModel.from_pretrained(args.model)
     drawings = Drawings(Path(args.index), Path(args.data), model)
     sizes = model.patch_sizes if args.sizes is None else args.sizes
-    held = drawings.snapshot.patch_sizes
+    held = drawings.sizes
     figures: dict[str, Any] = {
         "model": str(Path(args.model).name), "images": len(drawings.ids), "rate": RATE,
         "absence": absences(drawings),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import overload
+from typing import NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -129,6 +129,37 @@ class OpenBatch(Batch):
     further: dict[int, list[str]] = field(default_factory=dict)  # slot -> captions after its first
 
 
+class Cut(NamedTuple):
+    """What an image is resized to, in pixels, and the patches that it is then cut into."""
+
+    height: int
+    width: int
+    patch_size: int
+
+
+Pixels: TypeAlias = UInt8[Tensor, "3 s s"] | list[tuple[Cut, UInt8[Tensor, "3 _h _w"]]]
+"""Of one image: a square, or what it is by each cut."""
+
+
+@dataclass
+class ShapedImages:
+    """Pixels of images of different shapes, not normalised, as one piece of memory, which crosses
+    from a loader process and to a GPU in one go."""
+
+    pixels: UInt8[Tensor, "3 n"]
+    cuts: list[Cut]
+
+    @staticmethod
+    def of(images: Sequence[tuple[Cut, UInt8[Tensor, "3 _h _w"]]]) -> "ShapedImages":
+        flat = [pixels.flatten(1) for _, pixels in images]
+        return ShapedImages(torch.cat(flat, 1), [cut for cut, _ in images])
+
+    def views(self, pixels: Tensor) -> list[Tensor]:
+        """The images (3, h, w) in `pixels` (3, n), which are these elsewhere or normalised."""
+        parts = pixels.split([cut.height * cut.width for cut in self.cuts], dim=1)
+        return [p.view(3, c.height, c.width) for p, c in zip(parts, self.cuts, strict=True)]
+
+
 @dataclass
 class EvalBatch:
     """Good samples of one shard, in the shard's order; never empty, never of two shards."""
@@ -142,13 +173,30 @@ class EvalBatch:
     offsets: Int[Tensor, " b"]  # of the image member in the tar, bytes
     sizes: Int[Tensor, " b"]  # of the image member, bytes
     digests: Int[Tensor, " b"] | None = None  # `image_digest` of its bytes; None where not asked
+    shaped: list[ShapedImages] = field(default_factory=list)
+    """In place of `images`, of a reader that has `cuts`: the images by the first cut of each, by
+    the second, ..."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def pin_memory(self) -> "EvalBatch":
         """Its images in page-locked memory (torch's DataLoader calls this)."""
-        return replace(self, images=None if self.images is None else self.images.pin_memory())
+        return replace(
+            self,
+            images=None if self.images is None else self.images.pin_memory(),
+            shaped=[replace(part, pixels=part.pixels.pin_memory()) for part in self.shaped],
+        )
+
+
+def batch_pixels(
+    images: Sequence[Pixels],
+) -> tuple[UInt8[Tensor, "b 3 s s"] | None, list[ShapedImages]]:
+    """`images` and `shaped` of an `EvalBatch`."""
+    squares = [image for image in images if isinstance(image, Tensor)]
+    cut = [image for image in images if not isinstance(image, Tensor)]
+    by_cut = [ShapedImages.of(part) for part in zip(*cut, strict=True)]
+    return torch.stack(squares) if squares else None, by_cut
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

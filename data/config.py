@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from data.images import Augment
 
 OnError = Literal["skip", "raise"]
+Fit = Literal["crop", "squash", "aspect"]  # see `data.transform.ImageTransform.fit`
 MAX_PIXELS = 100_000_000  # of an image that is decoded
 
 

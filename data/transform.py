@@ -1,7 +1,8 @@
 """The transform in front of an image tower: an image of any size to normalised pixels."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +10,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from data.batch import Cut, Pixels
+from data.config import Fit
 from data.errors import UsageError
 from data.images import decode_image, upright_rgb
 from data.pixels import as_image, as_pixels, decode_pixels
 
 AnyImage: TypeAlias = Image.Image | UInt8[Tensor, "3 h w"]
+Cuts: TypeAlias = Callable[[tuple[int, int]], Sequence[Cut]]
+"""What an image of (height, width) becomes: one cut for each way in which it is read."""
 
 VERSIONS = (1, 2)
-Fit = Literal["crop", "squash", "aspect"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class ImageTransform:
         `data.images.decode_image`."""
         return (decode_image if self.version == 1 else decode_pixels)(data, max_pixels)
 
-    def at(self, image: AnyImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    def at(self, image: AnyImage, height: int, width: int) -> UInt8[Tensor, "3 t u"]:
         """What the tower sees at this size, before it is normalised; a square unless `fit` is
         aspect."""
         if self.fit != "aspect":
@@ -63,11 +67,25 @@ class ImageTransform:
             image = as_pixels(upright_rgb(image))
         return _resize(image, (width, height)).contiguous()
 
+    def pixels(self, image: AnyImage, cuts: "Cuts | None" = None) -> Pixels:
+        """What the tower sees, before it is normalised: a square, or an image by each of `cuts`."""
+        if cuts is None:
+            return self.square(image)
+        if isinstance(image, Image.Image):
+            image = upright_rgb(image)
+        shape = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[1:]
+        sizes: dict[tuple[int, int], Tensor] = {}
+        asked = cuts((shape[0], shape[1]))
+        for height, width, _ in asked:
+            if (height, width) not in sizes:
+                sizes[height, width] = self.at(image, height, width)
+        return [(cut, sizes[cut.height, cut.width]) for cut in asked]
+
     def check_square(self) -> None:
         """Raise `UsageError` where `square` has none to give."""
         if self.fit == "aspect":
             raise UsageError(
-                "fit aspect gives images of many shapes, which so far only encode_image reads; "
+                "fit aspect gives images of many shapes, which training and exports do not read; "
                 "allowed here: crop, squash"
             )
 

@@ -19,10 +19,11 @@ from typing import Annotated
 
 import tyro
 
-from data.config import OnError
+from data.config import Fit, OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.detail import MaxTokens, said_pair
+from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches, check_sizes
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index_places import find_place
@@ -51,6 +52,10 @@ class Args:
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
     """With --images: patch sizes in pixels. Empty: all of the model's."""
+    max_tokens: tuple[int, ...] = ()
+    """With --images, instead of patch sizes: at most so many patches an image."""
+    fit: Fit | None = None
+    """With --images: crop, squash or aspect, as of launch/embed.py."""
     prune: bool = False
     """With --images: drop photos of folders that are empty, missing or cannot be listed."""
     add: bool = False
@@ -68,6 +73,8 @@ class Args:
     """With --calibrate: a file of texts that the images answer, one a line, instead of captions."""
     refine_patch_size: int | None = None
     """With --calibrate: also a patch size that the index does not hold; all images are encoded."""
+    refine_max_tokens: int | None = None
+    """The same, by a budget of tokens."""
     batch_size: int = BATCH_SIZE
     """With --images: images read together; 0: 64, on a GPU 512."""
     num_workers: int = NUM_WORKERS
@@ -93,8 +100,11 @@ def check(args: Args) -> None:
         raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
-    if (args.texts or args.refine_patch_size is not None) and not args.calibrate:
-        raise UsageError("--texts and --refine-patch-size need --calibrate")
+    fine = (args.refine_patch_size, args.refine_max_tokens)
+    if (args.texts or fine != (None, None)) and not args.calibrate:
+        raise UsageError("--texts, --refine-patch-size and --refine-max-tokens need --calibrate")
+    if None not in fine:
+        raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
     changes = args.delete or args.compact or args.words or args.calibrate
     if not (args.embeddings or args.images or changes):
         raise UsageError(
@@ -107,10 +117,13 @@ def check(args: Args) -> None:
                 raise UsageError(
                     f"--{flag} is for a folder; Milvus takes --embeddings and --delete"
                 )
+    if (args.max_tokens or args.fit) and not args.images:
+        raise UsageError("--max-tokens and --fit need --images; embeddings have theirs already")
     if args.texts:
         read_texts(args.texts)
     if args.images:
         check_batches(args.batch_size, args.num_workers)
+        check_sizes(args.patch_sizes, args.max_tokens)
         if not Path(args.images).is_dir():
             raise UsageError(f"{args.images} is no folder of photos")
         check_model_folder(args.model)
@@ -188,7 +201,7 @@ def _index_photos(args: Args) -> None:
     report = index_photos(
         args.images, args.model, args.out, args.patch_sizes, args.index_type, args.device,
         args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
-        prune=args.prune,
+        prune=args.prune, max_tokens=args.max_tokens, fit=args.fit,
     )  # fmt: skip
     for line in report.lines(args.images):
         print(f"{args.out}: {line}")
@@ -222,9 +235,10 @@ def _calibrate(args: Args) -> None:
     from retrieval import calibrate_index, recalibrate
 
     if args.calibrate:
+        tokens = args.refine_max_tokens
         found = calibrate_index(
             args.out, device=args.device, texts=read_texts(args.texts) if args.texts else (),
-            fine=args.refine_patch_size,
+            fine=args.refine_patch_size if tokens is None else MaxTokens(tokens),
         )  # fmt: skip
     else:
         again = recalibrate(args.out, device=args.device)
@@ -240,7 +254,7 @@ def _calibrate(args: Args) -> None:
             print(f"{args.out}: {error}")
         else:
             print(
-                f"{args.out}: patch {coarse} to {fine}: {count:,} candidates lose at most "
+                f"{args.out}: {said_pair(coarse, fine)}: {count:,} candidates lose at most "
                 f"{LOST:.0%} of the first ten"
             )
 

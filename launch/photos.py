@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from data.config import Fit
 from data.errors import exit_on_usage_error
 from retrieval.photo_service import prepare, serve_photos
 
@@ -25,6 +26,10 @@ class Args:
     """Folder of the index. Not given: one under ~/.cache/flexilit/photos."""
     patch_sizes: tuple[int, ...] = ()
     """In pixels; the coarsest comes first. Not given: the model's coarsest, and a finer one."""
+    fit: Fit | None = None
+    """How a new index reads photos: crop a square from the middle, squash the whole into one, or
+    aspect, which keeps their shape and cuts nothing away. Not given: the model's own, mostly crop.
+    """
     watch: bool = False
     """Look for new, changed and removed photos every minute."""
     port: int | None = None
@@ -36,7 +41,7 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     with exit_on_usage_error(Args):
-        found = prepare(args.folder, args.index, args.model, args.patch_sizes, args.watch)
+        found = prepare(args.folder, args.index, args.model, args.patch_sizes, args.watch, args.fit)
         serve_photos(found, args.port, not args.no_browser)
 
 

@@ -3,6 +3,7 @@
     python launch/search.py --index index "a red bicycle" "two dogs" -k 10 --picture hits.png
     python launch/search.py --index index photo.jpg --query-patch-size 14
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
+    python launch/search.py --index index photo.jpg --max-tokens 100 --refine-max-tokens 256
     python launch/search.py --index index '"invoice 2023" stamp*' --words 0.5
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
@@ -20,6 +21,7 @@ import tyro
 from data.errors import UsageError, exit_on_usage_error
 from data.image_headers import names_image
 from data.progress import say_once
+from retrieval.detail import Detail, MaxTokens
 from retrieval.index.config import Device
 from retrieval.index_places import find_place, index_folder
 from retrieval.model_folder import check_model_folder
@@ -53,6 +55,11 @@ class Args:
     """Patch size at which query images are encoded. Not given: the index's."""
     refine_patch_size: int | None = None
     """Re-encode the best candidates at this patch size and rank again."""
+    max_tokens: int | None = None
+    """Instead of a patch size: at most so many patches an image. A text is looked for at the finest
+    that the index holds within it; a query image is encoded by it."""
+    refine_max_tokens: int | None = None
+    """Instead of --refine-patch-size."""
     candidates: int = CANDIDATES
     """How many candidates are re-encoded, per query."""
     lost: float | None = None
@@ -94,21 +101,18 @@ def main() -> None:
             raise UsageError(
                 'nothing to look for; give at least one query, such as "a red bicycle"'
             )
-        budget = None
-        if args.max_gflops is not None or args.max_ms is not None:
-            budget = Budget(args.max_gflops, args.max_ms)
-        if budget and (args.patch_size is not None or args.query_patch_size is not None):
-            raise UsageError("give patch sizes, or --max-gflops and --max-ms, not both")
+        budget = budget_of(args)
         are_images = [names_image(query) for query in args.queries]
         if args.query_patch_size is not None and not any(are_images):
             raise UsageError(
                 "--query-patch-size is for images; texts are looked for at --patch-size"
             )
         if args.lost is not None and (
-            args.refine_patch_size is None or any(are_images) or args.where or args.words
+            refinement(args) is None or any(are_images) or args.where or args.words
         ):
             raise UsageError(
-                "--lost is for texts, with --refine-patch-size and without --where and --words"
+                "--lost is for texts, with --refine-patch-size or --refine-max-tokens, and without "
+                "--where and --words"
             )
         if args.lost is not None:
             index_folder(args.index, "--lost")
@@ -141,8 +145,31 @@ def main() -> None:
                 )
 
 
+def budget_of(args: Args) -> Budget | MaxTokens | None:
+    """What an image may cost, where that is said in place of patch sizes."""
+    budget: Budget | MaxTokens | None = None
+    if args.max_gflops is not None or args.max_ms is not None:
+        budget = Budget(args.max_gflops, args.max_ms)
+    if args.max_tokens is not None:
+        if budget is not None:
+            raise UsageError("give --max-tokens, or --max-gflops and --max-ms, not both")
+        budget = MaxTokens(args.max_tokens)
+    if budget and (args.patch_size is not None or args.query_patch_size is not None):
+        raise UsageError("give patch sizes, or --max-tokens, --max-gflops and --max-ms, not both")
+    return budget
+
+
+def refinement(args: Args) -> Detail | None:
+    """At what the best candidates are ranked again."""
+    if args.refine_max_tokens is None:
+        return args.refine_patch_size
+    if args.refine_patch_size is not None:
+        raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
+    return MaxTokens(args.refine_max_tokens)
+
+
 def search(
-    args: Args, are_images: list[bool], budget: Budget | None
+    args: Args, are_images: list[bool], budget: Budget | MaxTokens | None
 ) -> "tuple[list[list[Hit]], list[float | None]]":
     """Texts together, and images together: hits, and per text of a calibrated index the confidence
     that there is something like it."""
@@ -155,17 +182,20 @@ def search(
     say_how_texts_are_read(args.queries, are_images, searcher.model)
     found: list[list[Hit]] = [[] for _ in read]
     confidences: list[float | None] = [None for _ in read]
+    refine = refinement(args)
     for by_image in (False, True):
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
-        size = args.patch_size if by_image or budget is None else budget
+        size: PatchSizeOrBudget = args.patch_size if by_image or budget is None else budget
+        if by_image and isinstance(budget, MaxTokens):
+            size = searcher.for_image(budget)
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)
         hits = searcher.search(
             queries, args.k, size,
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
-            refine_patch_size=args.refine_patch_size, candidates=candidates,
+            refine_patch_size=refine, candidates=candidates,
             where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
         )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
@@ -176,19 +206,20 @@ def search(
             said = searcher.confidence(embeds, hits, size)
             for number, confidence in zip(rows, said, strict=True):
                 confidences[number] = confidence
-        if rows and (warning := searcher.warning(size, args.refine_patch_size)):
+        if rows and (warning := searcher.warning(size, refine)):
             say_once(warning)
     return found, confidences
 
 
 def keep_promise(args: Args, searcher: "Searcher", size: PatchSizeOrBudget) -> int:
     """How many candidates lose at most --lost. Raises `UsageError` where none do."""
+    fine = refinement(args)
     assert args.lost is not None
-    assert args.refine_patch_size is not None
+    assert fine is not None
     if searcher.calibration is None:
         raise UsageError(f"--lost: {args.index} is not calibrated; index.py --calibrate does that")
     coarse = searcher.profile.choose(size, searcher.patch_sizes)
-    count = searcher.calibration.candidates(coarse, args.refine_patch_size, args.k, args.lost)
+    count = searcher.calibration.candidates(coarse, fine, args.k, args.lost)
     print(f"{count:,} candidates lose at most {args.lost:.2g} of the answers", file=sys.stderr)
     return count
 

@@ -2,6 +2,7 @@
 
     deepspeed launch/zeroshot.py --model runs/demo/model --dataset imagenet --root ILSVRC2012 \\
         --patch-sizes 56 28 --out report            # or python launch/zeroshot.py ...
+    python launch/zeroshot.py ... --max-tokens 16 36 64 100 --fit aspect
 
 ROOT holds the data as published, unpacked; nothing is downloaded.
 
@@ -25,10 +26,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from contrastive.launch_context import take_arguments
-from data.config import OnError
+from data.config import Fit, OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
-from retrieval.embed.config import check_batches
+from retrieval.embed.config import check_batches, check_sizes
 from retrieval.evaluation.config import MAX_EXAMPLES
 from retrieval.evaluation.datasets import EvalDataset, load_dataset, tell_apart
 from retrieval.model_folder import check_model_folder
@@ -49,6 +50,11 @@ class Args:
     An unknown name lists all."""
     patch_sizes: tuple[int, ...] = ()
     """In pixels. Empty: all of the model's."""
+    max_tokens: tuple[int, ...] = ()
+    """Instead of patch sizes: at most so many patches an image, any number."""
+    fit: Fit | None = None
+    """crop cuts a square from the middle of an image, squash makes one of the whole, aspect keeps
+    its shape. Not given: the model's own."""
     recall: bool = False
     """Also measure recall@k between images and captions; retrieval sets always do.
     Images without captions count for the accuracy only."""
@@ -83,14 +89,15 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
     are still reported."""
     from contrastive.distributed import barrier, device, is_main
     from contrastive.model.lit import LitModel
-    from retrieval.embed.bulk import check_patch_sizes
+    from contrastive.model.with_fit import with_fit
+    from retrieval.embed.encode import check_details
     from retrieval.evaluation.costs import measure_costs
     from retrieval.evaluation.evaluate import evaluate
     from retrieval.evaluation.report import Report
     from retrieval.evaluation.results import DatasetResult
 
-    model = LitModel.from_pretrained(args.model, device=device())
-    sizes = check_patch_sizes(model, args.patch_sizes)
+    model = with_fit(LitModel.from_pretrained(args.model, device=device()), args.fit)
+    sizes = check_details(model, args.patch_sizes, args.max_tokens)
     costs = measure_costs(model, sizes) if is_main() else []
     barrier(patient=True)
     how = (sizes, args.recall, args.batch_size, args.num_workers, args.on_error, args.calibrate)
@@ -131,6 +138,7 @@ def main() -> None:
     args = tyro.cli(Args, args=take_arguments(), description=__doc__)
     with exit_on_usage_error(Args):
         check_batches(args.batch_size, args.num_workers, least_size=1)
+        check_sizes(args.patch_sizes, args.max_tokens)
         if not 0 <= args.calibrate <= MAX_EXAMPLES:
             raise UsageError(f"--calibrate {args.calibrate}: allowed are 0 to {MAX_EXAMPLES}")
         if args.out:

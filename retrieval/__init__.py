@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from retrieval.dense.detect import ZeroShotDetector
     from retrieval.dense.mask_folder import MaskFolder, evaluate_masks
     from retrieval.dense.segment import ZeroShotSegmenter
+    from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
     from retrieval.evaluation.costs import measure_costs
@@ -33,6 +34,7 @@ _MODULES = {
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
     "MaskFolder": "retrieval.dense.mask_folder",
+    "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
@@ -62,6 +64,7 @@ __all__ = [
     "EvalDataset",
     "Hit",
     "MaskFolder",
+    "MaxTokens",
     "Report",
     "Searcher",
     "ZeroShotClassifier",

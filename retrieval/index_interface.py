@@ -9,6 +9,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
+from retrieval.detail import Detail
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.manifest import IndexManifest
@@ -41,7 +42,7 @@ class IndexState(Protocol):
     def width(self) -> int: ...
 
     @property
-    def patch_sizes(self) -> tuple[int, ...]: ...
+    def patch_sizes(self) -> tuple[Detail, ...]: ...
 
     @property
     def columns(self) -> pa.Schema | None:
@@ -52,11 +53,11 @@ class IndexState(Protocol):
     def rows(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[dict[str, Any]]:
         """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
 
-    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The stored vectors of ids, float32. Raises KeyError for an unknown one."""
 
     def known_vectors(
-        self, ids: Sequence[int], patch_size: int
+        self, ids: Sequence[int], patch_size: Detail
     ) -> Mapping[int, Float[np.ndarray, " d"]]:
         """`vectors` by id, without the unknown ones."""
 
@@ -91,7 +92,7 @@ class IndexState(Protocol):
         self,
         queries: Float[np.ndarray, "q d"],
         k: int,
-        patch_size: int,
+        patch_size: Detail,
         where: Where | None = None,
         nprobe: int | None = None,
         ef: int | None = None,

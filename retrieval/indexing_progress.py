@@ -4,6 +4,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from retrieval.detail import Detail
+
 RATE_S = 30.0
 
 
@@ -11,7 +13,7 @@ RATE_S = 30.0
 class IndexingProgress:
     """What a page shows, "1,234 of 50,000 photos"."""
 
-    patch_size: int  # at which photos are embedded now
+    patch_size: Detail  # at which photos are embedded now
     done: int  # photos that have a vector at it, or were skipped
     total: int  # photos; 0: not known yet
     seconds_left: float | None = None  # None: not known yet

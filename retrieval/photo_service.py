@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.config import Fit
 from data.errors import UsageError, check_utf8
 from data.files import make_folder
 from data.locks import only_writer
+from retrieval.detail import MaxTokens, said
 from retrieval.early_page import EarlyPage
 from retrieval.index.manifest import read_index_manifest
 from retrieval.indexing_progress import IndexingProgress
@@ -40,6 +42,7 @@ class PhotoService:
 
     job: Job
     model: str  # that makes the index, "" for one that exists
+    fit: Fit | None = None  # of an index that is made; None: the model's own
 
 
 def prepare(
@@ -48,6 +51,7 @@ def prepare(
     model: str = "",
     patch_sizes: tuple[int, ...] = (),
     watch: bool = False,
+    fit: Fit | None = None,
 ) -> PhotoService:
     """What can be refused before torch is imported, is. index: "" for the album of this folder.
 
@@ -70,8 +74,10 @@ def prepare(
         make_folder(album.parent)
     elif index:
         _check_given(album, images, model)
+    if not is_new:
+        _check_read(album, fit, patch_sizes)
     job = Job(str(images), str(album), patch_sizes, WATCH_S if watch else 0.0)
-    return PhotoService(job, model if is_new else "")
+    return PhotoService(job, model if is_new else "", fit)
 
 
 def _check_given(album: Path, images: Path, model: str) -> None:
@@ -87,6 +93,21 @@ def _check_given(album: Path, images: Path, model: str) -> None:
     if model and AlbumFacts.read(album).model != model:
         raise UsageError(f"{album} has a model of its own; leave model {model!r} out, or choose "
                          "another folder")  # fmt: skip
+
+
+def _check_read(album: Path, fit: Fit | None, patch_sizes: tuple[int, ...]) -> None:
+    """Raises `UsageError` for an index whose photos are read otherwise."""
+    manifest = read_index_manifest(album)
+    made, budgets = manifest.fit, [d for d in manifest.patch_sizes if isinstance(d, MaxTokens)]
+    if patch_sizes and budgets:
+        raise UsageError(
+            f"the index {album} holds {said(*budgets)} an image: patch_sizes are for others"
+        )
+    if fit is not None and made != fit and (made or fit != "crop"):
+        raise UsageError(
+            f"the index {album} was made with fit {made or 'crop'}, not {fit}; leave that out, or "
+            "name another index"
+        )
 
 
 def serve_photos(service: PhotoService, port: int | None = None, open_browser: bool = True) -> None:
@@ -137,7 +158,10 @@ def make_album(service: PhotoService) -> "LitModel | None":
             model.vision.check_patch_size(size)
         sizes = job.patch_sizes or usual_patch_sizes(model)
         facts = AlbumFacts(service.model, sizes)
-        new_album(album, Path(job.images), service.model, model, (max(sizes),), facts=facts)
+        new_album(
+            album, Path(job.images), service.model, model, (max(sizes),), facts=facts,
+            fit=service.fit,
+        )  # fmt: skip
         return model
 
 

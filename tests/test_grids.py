@@ -19,7 +19,6 @@ from contrastive.vision.grids import OFF_WEIGHT, PatchGrid, choose_grid
 from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.transform import Fit
-from retrieval.embed.bulk import check_patch_sizes
 
 WIDE, TALL = (30, 60), (90, 45)  # height and width
 
@@ -137,8 +136,6 @@ def test_what_takes_squares_refuses_aspect_in_a_sentence(model: LitModel, tmp_pa
     assert again.transform.fit == "aspect"
     assert again.image_fingerprint == model.image_fingerprint
     sentence = "fit aspect gives images of many shapes, .*; allowed here: crop, squash"
-    with pytest.raises(UsageError, match=sentence):
-        check_patch_sizes(again, [])
     with pytest.raises(UsageError, match=sentence):
         export_model(again, "onnx", 48, tmp_path / "out")
     with pytest.raises(UsageError, match=sentence):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from contrastive.vision.resize import default_patch_sizes
+from data.batch import Cut
+from data.config import Fit
 from data.errors import UsageError
-from data.transform import Fit
 
 OFF_WEIGHT = 3.0
 """Of the squared logarithm of how far the aspect ratio is off, against the logarithm of the unused
@@ -36,6 +37,26 @@ class PatchGrid:
     def width(self) -> int:
         """Pixels."""
         return self.columns * self.patch_size
+
+
+@dataclass(frozen=True)
+class GridCuts:
+    """`data.transform.Cuts` by grids: what loader processes resize images to, without the tower."""
+
+    image_size: int
+    fit: Fit
+    asked: tuple[tuple[int, int | None], ...]
+    """(max_tokens, patch size) for each way of reading, as `choose_grid` takes them; a patch size
+    of squares is of one of `image_size`, whatever the first says."""
+
+    def __call__(self, shape: tuple[int, int]) -> list[Cut]:
+        return [self._cut(shape, *asked) for asked in self.asked]
+
+    def _cut(self, shape: tuple[int, int], max_tokens: int, patch_size: int | None) -> Cut:
+        if patch_size is not None and self.fit != "aspect":
+            return Cut(self.image_size, self.image_size, patch_size)
+        grid = choose_grid(shape, max_tokens, self.image_size, self.fit, patch_size)
+        return Cut(grid.height, grid.width, grid.patch_size)
 
 
 @lru_cache(maxsize=4096)

@@ -308,10 +308,12 @@ class VisionTower(nn.Module):
         """What `TowerConfig.from_json` reads back."""
         return self.config.to_json() | {"patch_sizes": self.patch_sizes}
 
-    def num_tokens(self, patch_size: int) -> int:
-        """Sequence length of the transformer (patches and prefix tokens) at `image_size`."""
-        self.check_patch_size(patch_size)
-        return (self.image_size // patch_size) ** 2 + self.num_prefix_tokens
+    def num_tokens(self, patch_size: int, shape: tuple[int, int] | None = None) -> int:
+        """Sequence length of the transformer (patches and prefix tokens), of images of `shape`;
+        when not given, squares of `image_size`."""
+        self.check_patch_size(patch_size, shape)
+        height, width = shape or (self.image_size, self.image_size)
+        return (height // patch_size) * (width // patch_size) + self.num_prefix_tokens
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -319,10 +321,12 @@ class VisionTower(nn.Module):
         return sum(t.shape[1] for t in self.family.prefix(self.net)) if self.flexible else 0
 
     @lru_cache(maxsize=64)  # noqa: B019  (a handful of towers per process, each kept anyway)
-    def gflops(self, patch_size: int) -> float:
-        """10^9 floating-point operations per image (2 x multiply-adds), counted by torch."""
+    def gflops(self, patch_size: int, shape: tuple[int, int] | None = None) -> float:
+        """10^9 floating-point operations per image (2 x multiply-adds), counted by torch.
+
+        shape: (height, width) in pixels; when not given, a square of `image_size`."""
         weight = next(self.net.parameters())
-        image = weight.new_zeros(1, 3, self.image_size, self.image_size)
+        image = weight.new_zeros(1, 3, *(shape or (self.image_size, self.image_size)))
         with torch.no_grad():
             self(image, patch_size)  # resizes kernel and positions, once, which is not counted
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.batch import EvalBatch
+from data.batch import EvalBatch, Pixels, batch_pixels
 from data.captions import read_captions, read_label
 from data.config import MAX_PIXELS, OnError, check_loading
 from data.errors import DataError, UsageError
@@ -24,7 +22,7 @@ from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
 from data.shards.stream import iter_stream
 from data.shards.tar import TarSample
-from data.transform import AnyImage, ImageTransform
+from data.transform import AnyImage, Cuts, ImageTransform
 
 Span = tuple[int, str, int, int, bool]
 """Consecutive samples of a shard: its number, its layout, the first sample, the one after the last,
@@ -60,6 +58,7 @@ class ShardReader:
         allow_pipe: bool = False,
         index_dir: str = "",
         digests: bool = False,
+        cuts: Cuts | None = None,
     ) -> None:
         """`shards`: patterns. `transform` None: pixels are not read, images not checked.
 
@@ -68,7 +67,8 @@ class ShardReader:
         `caption_lines`: each line of KEY.txt is a caption. `share`: (rank, ranks); ranks take the
         batches of local shards, and whole streamed shards, in turn, so that together they give what
         one reader gives. `augment`: (what `transform.decode` gives, key) -> the image that is
-        transformed. `digests`: of the images' bytes, in the batches.
+        transformed. `digests`: of the images' bytes, in the batches. `cuts`: batches hold `shaped`
+        images by these, not squares.
         Raises `UsageError` for impossible values and patterns that match nothing.
         """
         check_loading(num_workers, max_pixels)
@@ -79,7 +79,7 @@ class ShardReader:
         self.shard_errors: dict[int, dict[str, int]] = {}  # those of each shard, by its number
         self.stamps: dict[int, Identity] = {}  # of each shard when its reading began
         self._rules = _Rules(
-            transform, augment, need_captions, need_labels, caption_lines, max_pixels, digests
+            transform, augment, need_captions, need_labels, caption_lines, max_pixels, digests, cuts
         )
         self._rank, self._ranks = share
         self._batch_size, self._num_workers = batch_size, num_workers
@@ -184,7 +184,7 @@ class _Good:
     span: tuple[int, int]  # of the image: offset, size
     captions: tuple[str, ...]
     label: int
-    pixels: UInt8[Tensor, "3 s s"] | None
+    pixels: Pixels | None
     digest: int  # of the image's bytes, 0 where not asked
 
 
@@ -199,6 +199,7 @@ class _Rules:
     caption_lines: bool
     max_pixels: int
     digests: bool
+    cuts: Cuts | None
 
     def check(self, numbered: tuple[int, TarSample]) -> tuple[_Good | None, Problem | None]:
         """The sample where it is good, and what is wrong with it or its label."""
@@ -227,13 +228,13 @@ class _Rules:
                 raise
             return ()
 
-    def _pixels(self, sample: TarSample) -> UInt8[Tensor, "3 s s"] | None:
+    def _pixels(self, sample: TarSample) -> Pixels | None:
         if self.transform is None:
             return None
         image = self.transform.decode(sample.payloads[sample.image_ext], self.max_pixels)
         if self.augment is not None:
             image = self.augment(image, sample.key)
-        return self.transform.square(image)
+        return self.transform.pixels(image, self.cuts)
 
 
 class _LocalBatches(Dataset):
@@ -266,9 +267,10 @@ def _assemble(shard: int, checked: Iterable[tuple[_Good | None, Problem | None]]
     if not good:
         return None, problems
     pixels = [sample.pixels for sample in good if sample.pixels is not None]
+    images, shaped = batch_pixels(pixels)
     batch = EvalBatch(
         keys=[sample.key for sample in good],
-        images=torch.stack(pixels) if pixels else None,
+        images=images,
         captions=[sample.captions for sample in good],
         labels=torch.tensor([sample.label for sample in good]),
         shard=shard,
@@ -276,5 +278,6 @@ def _assemble(shard: int, checked: Iterable[tuple[_Good | None, Problem | None]]
         offsets=torch.tensor([sample.span[0] for sample in good]),
         sizes=torch.tensor([sample.span[1] for sample in good]),
         digests=torch.tensor([s.digest for s in good]) if good[0].digest else None,
+        shaped=shaped,
     )
     return batch, problems

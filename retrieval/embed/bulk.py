@@ -1,4 +1,4 @@
-"""Bulk embedding of shards: several patch sizes in one pass over the pixels.
+"""Bulk embedding of shards: several patch sizes, or budgets of tokens, in one pass over the files.
 
 The work happens in OUT.partial, which gets its name when everything is there. Interrupted, the same
 command continues at the first partition that is missing. `partitions.py` names the files. Shards
@@ -10,28 +10,27 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
 from contrastive.run.lock import locked
 from contrastive.vision.config import is_library_spec
-from data.batch import EvalBatch
-from data.config import OnError
+from data.config import Fit, OnError
 from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity, stamp
+from retrieval.detail import Detail, folder_name, manifest_format, of_manifest, said, to_manifest
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.encode import check_details, embed_batch, reader_cuts
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import (
     PartitionWriter,
@@ -40,34 +39,6 @@ from retrieval.embed.partitions import (
     read_facts,
 )
 from retrieval.json_files import write_json
-
-
-def embed_batches(
-    model: LitModel, reader: Iterable[EvalBatch], patch_sizes: Sequence[int]
-) -> Iterator[tuple[EvalBatch, dict[int, Float[np.ndarray, "b d"]]]]:
-    """Each batch of `reader` with its unit-norm float32 embeddings per patch size."""
-    for batch in reader:
-        yield batch, _embed(model, batch, patch_sizes)
-
-
-def _embed(
-    model: LitModel, batch: EvalBatch, patch_sizes: Sequence[int]
-) -> dict[int, Float[np.ndarray, "b d"]]:
-    assert batch.images is not None
-    images = model.transform.normalise(batch.images.to(model.device, non_blocking=True))
-    embeds = {size: model.encode_image(images, patch_size=size) for size in patch_sizes}
-    return {size: rows.cpu().numpy() for size, rows in embeds.items()}
-
-
-def check_patch_sizes(model: LitModel, patch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """The distinct patch sizes in the order given, or all of the model's when none are given.
-
-    Raises `UsageError` for one that the model cannot run at, and for a model that reads no squares.
-    """
-    model.transform.check_square()
-    for size in patch_sizes:
-        model.vision.check_patch_size(size)
-    return tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)
 
 
 def embed_shards(
@@ -80,11 +51,17 @@ def embed_shards(
     on_error: OnError = "skip",
     allow_pipe: bool = False,
     model_dir: str | Path = "",
+    *,
+    max_tokens: Sequence[int] = (),
+    fit: Fit | None = None,
 ) -> dict[str, Any]:
-    """Embed the images of `shards` at every patch size. Returns the manifest.
+    """Embed the images of `shards` at every patch size, or within every budget. Returns the
+    manifest.
 
     shards: expanded names, see `data.shards.expand_shards`. batch_size: images read together, one
     rank; 0: 64, on a GPU 512. model_dir: where `model` was loaded from; noted for `build_index`.
+    max_tokens: budgets of patches per image, in place of patch sizes. fit: how images become what
+    the tower reads, see `ImageTransform.fit`; the model's own when not given.
     Ranks share the shards. Images that cannot be read are skipped and counted by kind in the
     manifest; with on_error="raise" the first one ends the run. Peak memory does not depend on a
     shard's length.
@@ -95,22 +72,27 @@ def embed_shards(
     """
     check_batches(batch_size, num_workers)
     out = Path(out)
-    patch_sizes = check_patch_sizes(model, patch_sizes)
+    model = with_fit(model, fit)
+    details = check_details(model, patch_sizes, max_tokens)
     shards = [s if "://" in s or s.startswith("pipe:") else os.path.abspath(s) for s in shards]
     shards = list(dict.fromkeys(shards))
     check_utf8(*shards, str(out))
     for file in (out / "manifest.json", out.with_name(out.name + ".partial") / "plan.json"):
         with suppress(OSError, ValueError, AttributeError, KeyError):  # what is wrong is said below
-            model.keep_transform(json.loads(file.read_text())["image_fingerprint"], file.parent)
+            found = json.loads(file.read_text())
+            if fit in (None, found.get("fit", "crop")):
+                model.keep_transform(found["image_fingerprint"], file.parent)
     plan = {
-        "format": 1,
+        "format": manifest_format(details),
         "image_fingerprint": model.image_fingerprint,
         "text_fingerprint": model.text_fingerprint,
         "model": _named(model_dir),
         "width": model.embed_dim,
-        "patch_sizes": list(patch_sizes),
+        **to_manifest(details),
         "shards": shards,
     }
+    if fit is not None or model.transform.fit != "crop":
+        plan["fit"] = model.transform.fit
     read = functools.partial(
         ShardReader,
         transform=model.transform,
@@ -119,6 +101,7 @@ def embed_shards(
         on_error=on_error,
         allow_pipe=allow_pipe,
         digests=True,
+        cuts=reader_cuts(model, details),
     )
     with locked(out, beside=True):
         return _embed_all(model, plan, out, read)
@@ -128,7 +111,7 @@ def _embed_all(
     model: LitModel, plan: dict[str, Any], out: Path, read: Callable[[list[str]], ShardReader]
 ) -> dict[str, Any]:
     """`embed_shards` by its plan."""
-    shards, patch_sizes = plan["shards"], plan["patch_sizes"]
+    shards, details = plan["shards"], of_manifest(plan)
     kept: list[int] = []  # partitions of a finished folder that stay
     if out.is_dir() and any(out.iterdir()):
         finished = read_manifest(out)
@@ -147,13 +130,13 @@ def _embed_all(
     with Progress(
         total=len(mine),
         initial=len(mine) - len(todo),
-        desc=f"embedding at patch {', '.join(map(str, patch_sizes))}",
+        desc=f"embedding at {said(*details)}",
         unit="shard",
         disable=not is_main(),
     ) as bar:
         if todo:
             reader = read([shards[n] for n in todo])
-            _write_partitions(part, model, reader, todo, patch_sizes, bar)
+            _write_partitions(part, model, reader, todo, details, bar)
     barrier(patient=True)
     manifest = _join(part, plan)
     barrier()
@@ -175,7 +158,7 @@ def _write_partitions(
     model: LitModel,
     reader: ShardReader,
     numbers: Sequence[int],
-    patch_sizes: Sequence[int],
+    details: Sequence[Detail],
     bar: Progress,
 ) -> None:
     """A partition for each shard of `reader`; numbers: theirs, in turn."""
@@ -185,13 +168,11 @@ def _write_partitions(
         for position, batch, last in reader.steps():
             shard = reader.shards[position]
             if writer is None:
-                made = PartitionWriter(
-                    partial, numbers[position], shard, patch_sizes, model.embed_dim
-                )
+                made = PartitionWriter(partial, numbers[position], shard, details, model.embed_dim)
                 writer = opened.enter_context(made)
                 found = digesting.submit(identity, shard)  # beside the forwards
             if batch is not None:
-                writer.add(batch, _embed(model, batch, patch_sizes))
+                writer.add(batch, embed_batch(model, batch, details))
                 seen += len(batch.keys)
                 bar.set_postfix(images=seen)
             if last:
@@ -246,12 +227,18 @@ def _renew(
 
 
 def _check_same(folder: Path, plan: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for name in ("image_fingerprint", "patch_sizes", "shards"):
-        if found.get(name) != plan[name]:
+    fits = [entries.get("fit", "crop") for entries in (found, plan)]
+    names = ["image_fingerprint", "patch_sizes", "max_tokens", "shards"]
+    if fits[0] != fits[1] and found.get("image_fingerprint") != plan["image_fingerprint"]:
+        names.insert(0, "fit")  # which says more
+    for name in names:
+        default = {"fit": "crop", "max_tokens": []}.get(name)
+        before, now = found.get(name, default), plan.get(name, default)
+        if before != now:
             what = name.replace("_", " ")
             raise UsageError(
-                f"{folder} was made with another {what}: {_short(found.get(name))}, "
-                f"not {_short(plan[name])}; choose another folder or remove it"
+                f"{folder} was made with another {what}: {_short(before)}, "
+                f"not {_short(now)}; choose another folder or remove it"
             )
 
 
@@ -272,10 +259,11 @@ def _open_partial(partial: Path, plan: Mapping[str, Any], out: Path, kept: Seque
         else:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "metadata").mkdir(parents=True)
-            for size in plan["patch_sizes"]:
-                (partial / f"patch_{size}" / "img_emb").mkdir(parents=True)
+            details = of_manifest(plan)
+            for detail in details:
+                (partial / folder_name(detail) / "img_emb").mkdir(parents=True)
             for number in kept:
-                for file in partition_files(out, plan["patch_sizes"], number).values():
+                for file in partition_files(out, details, number).values():
                     link_or_copy(file, partial / file.relative_to(out))
             write_json(plan_file, plan)
     barrier()

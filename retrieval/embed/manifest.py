@@ -3,6 +3,9 @@
 {"format": 1, "image_fingerprint", "text_fingerprint", "model", "width", "patch_sizes",
  "shards", "count", "errors", "partitions": [{"shard", "count", "identity", "blake2b"}, ...]}
 
+Embeddings within budgets of tokens are format 2: no patch sizes, but "max_tokens": [64, 256].
+"fit" is there where it was asked for, or is not the crop.
+
 identity: what the shard is told by (`data.shards.identity`); blake2b: of the partition's files. In
 folders by 0.1.0 there is neither, and nothing is checked.
 """
@@ -27,11 +30,11 @@ def read_manifest(embeddings: str | Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise UsageError(f"{file} is damaged ({error}); embed these shards again") from error
-    known = isinstance(manifest, dict) and manifest.get("format") == 1
+    known = isinstance(manifest, dict) and manifest.get("format") in (1, 2)
     if not known or not manifest.keys() >= _REQUIRED:
         partial = Path(embeddings).with_name(Path(embeddings).name + ".partial")
         hint = f"; {partial} is unfinished, run embed again" if partial.is_dir() else ""
-        raise UsageError(f"{embeddings} holds no embeddings of format 1{hint}")
+        raise UsageError(f"{embeddings} holds no embeddings of format 1 or 2{hint}")
     return manifest
 
 

@@ -1,6 +1,7 @@
 """The files of bulk embeddings, in clip-retrieval's layout, so its tools and autofaiss read them.
 
 OUT/patch_28/img_emb/img_emb_0000.npy      (n, d) float32, unit norm; one partition per shard
+OUT/tokens_64/img_emb/img_emb_0000.npy     or by budgets of tokens
 OUT/metadata/metadata_0000.parquet         id, key, caption, shard, offset, size, digest
 OUT/manifest.json                          written last, see `manifest.py`
 
@@ -22,6 +23,7 @@ from data.batch import EvalBatch
 from data.errors import UsageError
 from data.files import file_digest, load_array
 from data.shards.identity import Identity
+from retrieval.detail import Detail, folder_name
 
 METADATA_SCHEMA = pa.schema(
     {
@@ -45,14 +47,14 @@ def metadata_file(folder: Path, number: int) -> Path:
     return folder / "metadata" / f"metadata_{number:04d}.parquet"
 
 
-def vector_file(folder: Path, patch_size: int, number: int) -> Path:
+def vector_file(folder: Path, patch_size: Detail, number: int) -> Path:
     """Where the vectors of partition `number` at `patch_size` lie."""
-    return folder / f"patch_{patch_size}" / "img_emb" / f"img_emb_{number:04d}.npy"
+    return folder / folder_name(patch_size) / "img_emb" / f"img_emb_{number:04d}.npy"
 
 
-def partition_files(folder: Path, patch_sizes: Iterable[int], number: int) -> dict[str, Path]:
+def partition_files(folder: Path, patch_sizes: Iterable[Detail], number: int) -> dict[str, Path]:
     """The files of partition `number`, the metadata last."""
-    vectors = {f"patch_{size}": vector_file(folder, size, number) for size in patch_sizes}
+    vectors = {folder_name(size): vector_file(folder, size, number) for size in patch_sizes}
     return {**vectors, "metadata": metadata_file(folder, number)}
 
 
@@ -76,7 +78,7 @@ def read_facts(folder: Path, number: int) -> PartitionFacts | None:
     return PartitionFacts(footer.num_rows, *values)
 
 
-def open_vectors(folder: Path, patch_size: int, number: int) -> Float[np.ndarray, "n d"]:
+def open_vectors(folder: Path, patch_size: Detail, number: int) -> Float[np.ndarray, "n d"]:
     """The vectors of one partition, memory-mapped. Raises `UsageError` for a damaged file."""
     file = vector_file(folder, patch_size, number)
     try:
@@ -133,7 +135,7 @@ class PartitionWriter:
     """
 
     def __init__(
-        self, out: Path, number: int, shard: str, patch_sizes: Sequence[int], width: int
+        self, out: Path, number: int, shard: str, patch_sizes: Sequence[Detail], width: int
     ) -> None:
         self.number, self.shard = number, shard
         self.vector_files = {size: vector_file(out, size, number) for size in patch_sizes}
@@ -144,7 +146,7 @@ class PartitionWriter:
         self.metadata = pq.ParquetWriter(_part(self.metadata_file), _SCHEMA)
         self.waiting: list[pa.RecordBatch] = []
 
-    def add(self, batch: EvalBatch, embeds: Mapping[int, Float[np.ndarray, "b d"]]) -> None:
+    def add(self, batch: EvalBatch, embeds: Mapping[Detail, Float[np.ndarray, "b d"]]) -> None:
         """The next rows of the shard."""
         for size, writer in self.vectors.items():
             writer.add(embeds[size])
@@ -173,7 +175,7 @@ class PartitionWriter:
         for writer in self.vectors.values():
             writer.close()
         digests = {
-            f"patch_{size}": file_digest(_part(file)) for size, file in self.vector_files.items()
+            folder_name(size): file_digest(_part(file)) for size, file in self.vector_files.items()
         }
         facts = (dict(errors), identity, digests)
         self.metadata.add_key_value_metadata(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.files import is_intact, sealed
+from retrieval.detail import Detail, as_key, from_key
 from retrieval.json_files import write_json
 
 BINS = 15  # of equal width (Guo et al. 2017, arXiv:1706.04599, section 2)
@@ -115,20 +116,22 @@ def temperatures_file(model: Path) -> Path:
 
 
 def write_temperatures(
-    model: Path, fingerprints: tuple[str, str], temperatures: Mapping[int, float], source: str
+    model: Path, fingerprints: tuple[str, str], temperatures: Mapping[Detail, float], source: str
 ) -> Path:
     """Keep temperatures by patch size. fingerprints: of the model's images and texts. source: what
     they were fitted on, in words."""
     image, text = fingerprints
     values = {
         "format": 1, "image_fingerprint": image, "text_fingerprint": text, "source": source,
-        "temperatures": {str(size): value for size, value in temperatures.items()},
+        "temperatures": {str(as_key(size)): value for size, value in temperatures.items()},
     }  # fmt: skip
     write_json(temperatures_file(model), sealed(values))
     return temperatures_file(model)
 
 
-def read_temperatures(model: Path, fingerprints: Callable[[], tuple[str, str]]) -> dict[int, float]:
+def read_temperatures(
+    model: Path, fingerprints: Callable[[], tuple[str, str]]
+) -> dict[Detail, float]:
     """Those of this model; {} where there are none, the file is damaged or of another model.
 
     fingerprints: called where there is a file.
@@ -138,7 +141,7 @@ def read_temperatures(model: Path, fingerprints: Callable[[], tuple[str, str]]) 
         held = values["image_fingerprint"], values["text_fingerprint"]
         if values["format"] != 1 or not is_intact(values) or held != fingerprints():
             return {}
-        found = {int(size): float(value) for size, value in values["temperatures"].items()}
+        found = {from_key(size): float(value) for size, value in values["temperatures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return {size: value for size, value in found.items() if 0 < value < math.inf}

@@ -17,6 +17,7 @@ from data.errors import UsageError
 from data.files import check_seal, file_digest, load_array, replaced_folder, sealed
 from data.given import Images, list_images
 from data.progress import Progress
+from retrieval.detail import Detail, encoding
 from retrieval.index.faiss_setup import faiss
 from retrieval.json_files import write_json
 from retrieval.search.config import PatchSizeOrBudget
@@ -146,14 +147,15 @@ class ZeroShotClassifier:
         """Classes, best first, and their cosine similarities; k2 = min(k, number of classes).
 
         images: as `LitModel.encode_image` takes them, one or many. patch_size: None takes the
-        model's finest; a `Budget` may stand for either size. refine_patch_size: images whose first
-        two classes lie less than `margin` apart at `patch_size` are encoded again at this one, and
-        classified by two thirds of the new similarities and one third of the old.
+        model's finest; a `Budget` or `MaxTokens` may stand for either size. refine_patch_size:
+        images whose first two classes lie less than `margin` apart at `patch_size` are encoded
+        again at this one, and classified by two thirds of the new similarities and one third of
+        the old.
         """
         is_batch = isinstance(images, Tensor) and images.ndim == 4
         given: Any = images if is_batch else list_images(images)
         sizes = self.model.patch_sizes
-        coarse = self.profile.choose(patch_size, sizes)
+        coarse = self.profile.encoding(patch_size, sizes)
         embeds = self._encode(given, coarse)
         labels, scores = self.classify_embeddings(embeds, max(k, 2))
         if refine_patch_size is not None:
@@ -165,7 +167,7 @@ class ZeroShotClassifier:
                     if isinstance(given, Tensor)
                     else [given[i] for i in chosen]
                 )
-                fine = self._encode(again, self.profile.choose(refine_patch_size, sizes))
+                fine = self._encode(again, self.profile.encoding(refine_patch_size, sizes))
                 both = blend(fine, embeds[close])
                 labels[close], scores[close] = self.classify_embeddings(both, max(k, 2))
         return labels[:, :k], scores[:, :k]
@@ -180,8 +182,8 @@ class ZeroShotClassifier:
             for line in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _encode(self, images: Images, patch_size: int) -> Float[np.ndarray, "b d"]:
-        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
+    def _encode(self, images: Images, patch_size: Detail) -> Float[np.ndarray, "b d"]:
+        return self.model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()
 
     # ---- files -----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from contrastive.distributed import gather_objects
 from data.batch import EvalBatch
+from retrieval.detail import Detail
 from retrieval.evaluation.calibration_error import (
     CalibrationError,
     ConfidenceBins,
@@ -30,7 +31,7 @@ class ConfidenceCollector:
     def __init__(
         self,
         folder: Path,
-        patch_sizes: Sequence[int],
+        patch_sizes: Sequence[Detail],
         class_embeds: Float[np.ndarray, "c d"],
         scale: float,
         examples: int = 0,
@@ -42,14 +43,14 @@ class ConfidenceCollector:
         self._rows = {size: RowFile(file, width) for size, file in files.items()}
         self._positions: list[np.ndarray] = []  # of each image in the data set
         self._targets: list[np.ndarray] = []
-        self._right: dict[int, list[np.ndarray]] = {size: [] for size in patch_sizes}
+        self._right: dict[Detail, list[np.ndarray]] = {size: [] for size in patch_sizes}
 
     def add(
         self,
         batch: EvalBatch,
         targets: Int[np.ndarray, " b"],
-        embeds: Mapping[int, Float[np.ndarray, "b d"]],
-        right: Mapping[int, Bool[np.ndarray, " b"]],
+        embeds: Mapping[Detail, Float[np.ndarray, "b d"]],
+        right: Mapping[Detail, Bool[np.ndarray, " b"]],
     ) -> None:
         """embeds, right: per patch size, unit-norm embeddings, and whether the first class is
         right."""
@@ -63,7 +64,7 @@ class ConfidenceCollector:
             else:
                 self._bins[size].add(confidence(self._logits(rows)), right[size])
 
-    def errors(self) -> dict[int, CalibrationError]:
+    def errors(self) -> dict[Detail, CalibrationError]:
         """Patch size -> error, equal on every rank. Ranks call it together."""
         if self._examples:
             return self._errors_with_temperatures()
@@ -74,7 +75,7 @@ class ConfidenceCollector:
             found[size] = CalibrationError(bins.error(), images, chance=bins.chance())
         return found
 
-    def _errors_with_temperatures(self) -> dict[int, CalibrationError]:
+    def _errors_with_temperatures(self) -> dict[Detail, CalibrationError]:
         positions = np.concatenate([np.zeros(0, np.int64), *self._positions])
         targets = np.concatenate([np.zeros(0, np.int64), *self._targets])
         everywhere = np.sort(np.concatenate(gather_objects(positions)))

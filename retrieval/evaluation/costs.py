@@ -10,15 +10,16 @@ from contrastive.distributed import is_main
 from contrastive.image_features import full_batch
 from contrastive.model.lit import LitModel
 from data.progress import Progress
+from retrieval.detail import Detail
 from retrieval.machine_load import OthersLoad, warn_if_busy
-from retrieval.tower_speed import SPELL_S, time_forwards
+from retrieval.tower_speed import SPELL_S, square_image, time_forwards
 
 
 @dataclass(frozen=True)
 class PatchCost:
     """What one patch size costs per image."""
 
-    patch_size: int  # pixels
+    patch_size: Detail  # pixels, or a budget of tokens: then of a square image
     tokens: int
     gflops: float  # 2 x multiply-adds, 10^9
     images_per_second: tuple[float, float, float]  # median, lowest, highest of the repeats
@@ -26,7 +27,7 @@ class PatchCost:
 
 def measure_costs(
     model: LitModel,
-    patch_sizes: Sequence[int],
+    patch_sizes: Sequence[Detail],
     batch_size: int | None = None,
     repeats: int = 5,
     spell_s: float = SPELL_S,
@@ -38,7 +39,9 @@ def measure_costs(
     for spell_s seconds (once, where that takes longer). Says so on stderr, once, where other
     programs disturb them.
     """
-    tokens = {size: model.vision.num_tokens(size) for size in patch_sizes}
+    tower = model.vision
+    squares = {size: square_image(tower, size) for size in patch_sizes}
+    tokens = {size: tower.num_tokens(*square) for size, square in squares.items()}
     batches = {size: batch_size or full_batch(tokens[size], model.device) for size in patch_sizes}
     load = OthersLoad()
     with (
@@ -51,8 +54,9 @@ def measure_costs(
         torch.no_grad(),
     ):
         seconds = time_forwards(
-            model.vision, model.image_size, model.device, batches, repeats, spell_s,
-            lambda _: bar.update(1),
+            lambda pixels, size: tower(pixels, squares[size][0]), model.image_size, model.device,
+            batches, repeats, spell_s, lambda _: bar.update(1),
+            {size: shape for size, (_, shape) in squares.items()},
         )  # fmt: skip
     warn_if_busy(load.share(), "images/s")
     speeds = {size: [1 / second for second in seconds[size]] for size in patch_sizes}
@@ -60,7 +64,7 @@ def measure_costs(
         PatchCost(
             size,
             tokens[size],
-            model.vision.gflops(size),
+            tower.gflops(*squares[size]),
             (statistics.median(speeds[size]), min(speeds[size]), max(speeds[size])),
         )
         for size in patch_sizes

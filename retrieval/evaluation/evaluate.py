@@ -17,7 +17,8 @@ from data.config import OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
-from retrieval.embed.bulk import check_patch_sizes, embed_batches
+from retrieval.detail import Detail
+from retrieval.embed.encode import check_encodes, embed_batches, reader_cuts
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.evaluation.confidence_collector import ConfidenceCollector
 from retrieval.evaluation.datasets import EvalDataset
@@ -30,7 +31,7 @@ from retrieval.evaluation.results import DatasetResult
 def evaluate(
     model: LitModel,
     dataset: EvalDataset,
-    patch_sizes: Sequence[int] = (),
+    patch_sizes: Sequence[Detail] = (),
     recall: bool = False,
     batch_size: int = 64,
     num_workers: int = 2,
@@ -40,10 +41,11 @@ def evaluate(
     """Top-1 and top-5 accuracy, mean per-class recall and the expected calibration error (where the
     set has class names and, for the second, one class for each image), and recall@1/5/10 both ways.
 
-    patch_sizes: none means all of the model's. recall: of the images that have captions; a
-    retrieval set's is always measured. Ranks share the images; each returns the result of all,
-    equal to one process's, calibration errors to rounding. examples: so many images, at most half,
-    are drawn for a temperature per patch size, and calibration errors are of the others.
+    patch_sizes: or budgets of tokens; none means all of the model's patch sizes. recall: of the
+    images that have captions; a retrieval set's is always measured. Ranks share the images; each
+    returns the result of all, equal to one process's, calibration errors to rounding. examples: so
+    many images, at most half, are drawn for a temperature per patch size, and calibration errors
+    are of the others.
     Embeddings for it and for the recall wait in the system's temporary folder (TMPDIR).
     Raises `UsageError` for a label outside the class names, or nothing to evaluate.
     """
@@ -52,20 +54,24 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="flexilit-") as folder:
         recall = recall or dataset.captioned
         need_captions = recall and not dataset.class_names
-        reader = dataset.reader(model.transform, batch_size, num_workers, on_error, need_captions)
-        return _evaluate(model, dataset, patch_sizes, reader, recall, Path(folder), examples)
+        sizes = tuple(dict.fromkeys(patch_sizes)) or tuple(model.patch_sizes)
+        check_encodes(model, *sizes)
+        reader = dataset.reader(
+            model.transform, batch_size, num_workers, on_error, need_captions,
+            reader_cuts(model, sizes),
+        )  # fmt: skip
+        return _evaluate(model, dataset, sizes, reader, recall, Path(folder), examples)
 
 
 def _evaluate(
     model: LitModel,
     dataset: EvalDataset,
-    patch_sizes: Sequence[int],
+    sizes: Sequence[Detail],
     reader: ShardReader | ImageReader,
     recall: bool,
     folder: Path,
     examples: int,
 ) -> DatasetResult:
-    sizes = check_patch_sizes(model, patch_sizes)
     classifier = sureness = None
     if dataset.class_names:
         classifier = ZeroShotClassifier(model, dataset.class_names, dataset.templates)
@@ -84,7 +90,7 @@ def _evaluate(
             if classifier is not None and sureness is not None:
                 targets = _targets(batch, dataset)
                 accepted = [dataset.accepted[i] for i in batch.indices] if dataset.accepted else ()
-                right: dict[int, np.ndarray] = {}
+                right: dict[Detail, np.ndarray] = {}
                 for size in sizes:
                     labels, _ = classifier.classify_embeddings(embeds[size])
                     right[size] = counts[size].add(labels, targets, accepted)

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.errors import UsageError
 from data.files import write_atomically
 from data.numbers import rounded
+from retrieval.detail import MaxTokens
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.results import DatasetResult
 
@@ -58,9 +59,11 @@ def plot_accuracy(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     top = axes.secondary_xaxis("top")
-    top.set_xticks(gflops, [f"{c.patch_size}" for c in costs])
+    sizes = [c.patch_size for c in costs]
+    by_tokens = any(isinstance(size, MaxTokens) for size in sizes)
+    top.set_xticks(gflops, [f"{s.count if isinstance(s, MaxTokens) else s}" for s in sizes])
     top.xaxis.set_minor_locator(NullLocator())
-    top.set_xlabel("patch size (pixels)")
+    top.set_xlabel("patches at most" if by_tokens else "patch size (pixels)")
     top.spines["top"].set_visible(False)
     top.tick_params(length=0)
     axes.legend(frameon=False, loc="lower right")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from contrastive.distributed import barrier, gather_objects, is_main, world_size
 from data.batch import EvalBatch
 from data.captions import concept_id
+from retrieval.detail import Detail
 from retrieval.evaluation.metrics import Recall, recall_at_k
 
 Encode = Callable[[list[str]], Float[np.ndarray, "b d"]]
@@ -32,7 +33,7 @@ class RecallCollector:
     """
 
     def __init__(
-        self, folder: Path, patch_sizes: Sequence[int], width: int, shared_captions: bool
+        self, folder: Path, patch_sizes: Sequence[Detail], width: int, shared_captions: bool
     ) -> None:
         self._embeds = {size: RowFile(folder / f"image_{size}", width) for size in patch_sizes}
         self._texts = RowFile(folder / "text", width)
@@ -43,7 +44,7 @@ class RecallCollector:
         self._row_of: dict[int, int] | None = {} if shared_captions else None
         self._num_texts = 0
 
-    def add(self, batch: EvalBatch, embeds: Mapping[int, Float[np.ndarray, "b d"]]) -> None:
+    def add(self, batch: EvalBatch, embeds: Mapping[Detail, Float[np.ndarray, "b d"]]) -> None:
         """embeds: patch size -> unit-norm embeddings of the batch's images.
 
         Images without a caption are left out.
@@ -69,7 +70,7 @@ class RecallCollector:
         """This rank's images with captions."""
         return len(self._positions)
 
-    def recall(self, encode: Encode) -> dict[int, Recall]:
+    def recall(self, encode: Encode) -> dict[Detail, Recall]:
         """Patch size -> recall, on every rank. Ranks call it together, and `encode` equally often.
 
         {} where no image has a caption.

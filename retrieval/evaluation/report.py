@@ -13,6 +13,7 @@ from rich.text import Text
 
 from data.files import write_text_atomically
 from data.numbers import rounded
+from retrieval.detail import MaxTokens, said
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.plot import plot_accuracy
 from retrieval.evaluation.report_json import report_json
@@ -42,11 +43,17 @@ class Report:
         costs = self.costs
         speeds = [c.images_per_second[0] for c in costs]
         return [
-            Column("", "patch", [f"{c.patch_size}" for c in costs]),
+            *self._size_columns(),
             Column("", "tokens", [f"{c.tokens}" for c in costs]),
             Column("", "GFLOPs", [rounded(c.gflops, 3) for c in costs]),
             Column("", "images/s", [f"{s:,.0f}" if s >= 10 else f"{s:.1f}" for s in speeds]),
         ]
+
+    def _size_columns(self) -> list[Column]:
+        sizes = [c.patch_size for c in self.costs]
+        if all(isinstance(size, MaxTokens) for size in sizes):
+            return [Column("", "at most", [str(size) for size in sizes])]
+        return [Column("", "patch", [f"{size}" for size in sizes])]
 
     def _accuracy_columns(self) -> list[Column]:
         sizes = [c.patch_size for c in self.costs]
@@ -78,7 +85,7 @@ class Report:
         """(title, columns) of every table: costs with accuracy, then recall per data set."""
         tables = [("", self._cost_columns() + self._accuracy_columns())]
         tables += [
-            (f"Recall, {d.name}", self._cost_columns()[:1] + self._recall_columns(d))
+            (f"Recall, {d.name}", self._size_columns() + self._recall_columns(d))
             for d in self.results
             if d.recall
         ]
@@ -92,6 +99,8 @@ class Report:
                 "per class: mean per-class recall."
             )
         notes.append("GFLOPs (2 x multiply-adds) and images/s are of the image tower, per image.")
+        if any(isinstance(c.patch_size, MaxTokens) for c in self.costs):
+            notes.append("At most so many patches an image; tokens and costs are a square's.")
         for d in self.results:
             note = f"{d.name}: {d.num_images:,} images"
             if d.num_classes:
@@ -158,7 +167,7 @@ def _calibration_note(found: DatasetResult) -> list[str]:
         f"{found.name}: ECE is the expected calibration error of the first class in per cent, of "
         f"{one.images:,} images in 15 bins of equal width; chance alone gives {chance}."
     )
-    fitted = [f"{e.temperature:.2f} at patch {s}" for s, e in errors.items() if e.temperature]
+    fitted = [f"{e.temperature:.2f} at {said(s)}" for s, e in errors.items() if e.temperature]
     if fitted:
         before = ", ".join(f"{100 * e.ece:.1f}" for e in errors.values())
         note += (

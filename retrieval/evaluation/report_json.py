@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from retrieval.detail import Detail, answered, as_key
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.metrics import Estimate
 from retrieval.evaluation.results import DatasetResult
@@ -38,7 +39,7 @@ def report_json(
         },
         "patch_sizes": [
             {
-                "patch_size": c.patch_size,
+                **{name: n for name, n in answered("", c.patch_size).items() if n is not None},
                 "tokens": c.tokens,
                 "gflops": c.gflops,
                 "images_per_second": dict(
@@ -56,16 +57,16 @@ def report_json(
                 "left_out": d.left_out,
                 "empty_classes": d.empty_classes,
                 "uncaptioned": d.uncaptioned,
-                "accuracy": {str(size): _plain(by_k, "top") for size, by_k in d.accuracy.items()},
+                "accuracy": {_key(size): _plain(by_k, "top") for size, by_k in d.accuracy.items()},
                 "mean_per_class_recall": {
-                    str(size): _plain_estimate(e) for size, e in d.class_recall.items()
+                    _key(size): _plain_estimate(e) for size, e in d.class_recall.items()
                 },
                 "calibration": {
-                    str(size): {name: _number(value) for name, value in asdict(error).items()}
+                    _key(size): {name: _number(value) for name, value in asdict(error).items()}
                     for size, error in d.calibration.items()
                 },
                 "recall": {
-                    str(size): {
+                    _key(size): {
                         "image_to_text": _plain(recall.image_to_text, "recall"),
                         "text_to_image": _plain(recall.text_to_image, "recall"),
                     }
@@ -75,6 +76,10 @@ def report_json(
             for d in results
         ],
     }
+
+
+def _key(size: Detail) -> str:
+    return str(as_key(size))
 
 
 def _plain(estimates: Mapping[int, Estimate], name: str) -> dict[str, dict[str, Any]]:

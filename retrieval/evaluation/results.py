@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from retrieval.detail import Detail, as_key
 from retrieval.evaluation.calibration_error import CalibrationError
 from retrieval.evaluation.metrics import Estimate, Recall
 
@@ -15,10 +16,10 @@ class DatasetResult:
     num_images: int  # that were read
     num_classes: int = 0  # 0: not classified
     errors: Mapping[str, int] = field(default_factory=dict)  # images that were not read, by kind
-    accuracy: Mapping[int, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
-    recall: Mapping[int, Recall] = field(default_factory=dict)  # patch ->
-    class_recall: Mapping[int, Estimate] = field(default_factory=dict)  # patch -> mean over classes
-    calibration: Mapping[int, CalibrationError] = field(default_factory=dict)  # patch ->
+    accuracy: Mapping[Detail, Mapping[int, Estimate]] = field(default_factory=dict)  # patch -> k
+    recall: Mapping[Detail, Recall] = field(default_factory=dict)  # patch ->
+    class_recall: Mapping[Detail, Estimate] = field(default_factory=dict)  # mean over classes
+    calibration: Mapping[Detail, CalibrationError] = field(default_factory=dict)  # patch ->
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
     uncaptioned: int = 0  # images that recall, which was asked for, leaves out
@@ -27,12 +28,16 @@ class DatasetResult:
         """All shares by name, `pets/p28/top1`, and how many images were not read."""
         found: dict[str, float] = {}
         for size, by_k in self.accuracy.items():
-            found |= {f"p{size}/top{k}": e.value for k, e in by_k.items()}
-        found |= {f"p{size}/per_class": e.value for size, e in self.class_recall.items()}
-        found |= {f"p{size}/ece": error.final for size, error in self.calibration.items()}
+            found |= {f"{_name(size)}/top{k}": e.value for k, e in by_k.items()}
+        found |= {f"{_name(size)}/per_class": e.value for size, e in self.class_recall.items()}
+        found |= {f"{_name(size)}/ece": error.final for size, error in self.calibration.items()}
         for size, recall in self.recall.items():
             for way in ("image_to_text", "text_to_image"):
                 by_k = getattr(recall, way)
-                found |= {f"p{size}/{way}/recall{k}": e.value for k, e in by_k.items()}
+                found |= {f"{_name(size)}/{way}/recall{k}": e.value for k, e in by_k.items()}
         not_read = {"not_read": float(sum(self.errors.values()))} if self.errors else {}
         return {f"{self.name}/{name}": value for name, value in (found | not_read).items()}
+
+
+def _name(detail: Detail) -> str:
+    return f"p{detail}" if isinstance(detail, int) else str(as_key(detail))

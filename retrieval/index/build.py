@@ -5,7 +5,7 @@ tombstones; `compact_index` turns both into large segments again. All of it work
 of readers and one writer at a time. Ids are given once and never reused.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import torch
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
+from data.config import Fit
 from data.errors import UsageError
 from data.locks import only_writer
 from data.progress import Progress
+from retrieval.detail import Detail, coarsest, of_manifest, said
 from retrieval.embed.manifest import check_shards, read_manifest
 from retrieval.index.choose import (
     choose_index_type,
@@ -39,7 +42,7 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import Trial, caption_queries, tune
 from retrieval.model_folder import check_model_folder, to_copy
 
-Written = tuple[SegmentEntry, dict[int, Trial]]
+Written = tuple[SegmentEntry, dict[Detail, Trial]]
 
 
 def build_index(
@@ -68,10 +71,11 @@ def build_index(
     if not sum(partition["count"] for partition in source["partitions"]):
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
     check_shards(embeddings, source)
-    model = find_model(str(model_dir or source["model"]), source["image_fingerprint"])
+    model = find_model(str(model_dir or source["model"]), source)
     manifest = new_manifest(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
-        source["patch_sizes"], "", kind or index_type, device, latency_ms, memory_gib,
+        of_manifest(source), "", kind or index_type, device, latency_ms, memory_gib,
+        fit=source.get("fit"),
     )  # fmt: skip
     with only_writer(Path(out)):
         return index_rows(out, model, manifest, embedded_partitions(embeddings, source), device)
@@ -81,14 +85,16 @@ def new_manifest(
     image_fingerprint: str,
     text_fingerprint: str,
     width: int,
-    patch_sizes: Sequence[int],
+    patch_sizes: Sequence[Detail],
     images: str = "",
     index_type: IndexTypeChoice = "auto",
     device: Device = "auto",
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
+    fit: Fit | None = None,
 ) -> IndexManifest:
-    """The manifest of an empty index. images: the folder that its photos come from.
+    """The manifest of an empty index. images: the folder that its photos come from. fit: by which
+    the model reads images, None for its own.
 
     Raises `UsageError` for values that cannot work.
     """
@@ -104,6 +110,7 @@ def new_manifest(
         text_fingerprint=text_fingerprint,
         width=width,
         patch_sizes=tuple(patch_sizes),
+        fit=fit,
         images=images,
         asked_type=index_type,
         index_type="flat" if index_type == "auto" else index_type,
@@ -152,13 +159,16 @@ def read_addition(embeddings: Path, manifest: IndexManifest, index: str) -> dict
     """The manifest of embeddings that can be added to an index. Raises `UsageError`."""
     source = read_manifest(embeddings)
     if source["image_fingerprint"] != manifest.image_fingerprint:
+        fits = [fit or "crop" for fit in (source.get("fit"), manifest.fit)]
+        if fits[0] != fits[1]:
+            raise UsageError(f"{embeddings} was made with fit {fits[0]}, {index} with {fits[1]}")
         raise UsageError(f"{embeddings} was made with another image tower than {index}")
     check_shards(embeddings, source)
-    missing = set(manifest.patch_sizes) - set(source["patch_sizes"])
+    missing = set(manifest.patch_sizes) - set(of_manifest(source))
     if missing:
         raise UsageError(
-            f"{embeddings} lacks patch size {max(missing)}, which {index} has; embed at "
-            f"{', '.join(map(str, manifest.patch_sizes))}"
+            f"{embeddings} lacks {said(coarsest(missing))}, which {index} has; embed at "
+            f"{said(*manifest.patch_sizes)}"
         )
     return source
 
@@ -294,11 +304,11 @@ def _write_segments(
             )  # fmt: skip
 
 
-def find_model(name: str, image_fingerprint: str) -> Path | LitModel:
-    """The model that the embeddings were made with, checked."""
+def find_model(name: str, source: Mapping[str, Any]) -> Path | LitModel:
+    """The model that the embeddings of a manifest were made with, checked."""
     check_model_folder(name)
     model = LitModel.from_pretrained(name)
-    if model.image_fingerprint != image_fingerprint:
+    if with_fit(model, source.get("fit")).image_fingerprint != source["image_fingerprint"]:
         raise UsageError(
             f"the model at {name} has another image tower than the one the embeddings were made "
             "with; name that one, or embed again"

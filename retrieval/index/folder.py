@@ -2,6 +2,7 @@
 
 NAME/patch_28/image.index           segment 0: inner product on unit-norm vectors, int64 ids
 NAME/patch_28/image_0007.index      a later segment
+NAME/tokens_64/image.index          the same of an index by budgets of tokens
 NAME/metadata/metadata_0000.arrow   its rows, in the vectors' order, ids ascending
 NAME/words/words_0000.sqlite        the words of its texts, see `retrieval.words`
 NAME/deleted_0003.npy               tombstones: the deleted ids, ascending
@@ -27,6 +28,7 @@ from jaxtyping import Int
 
 from data.errors import UsageError
 from data.files import bytes_digest, file_digest, load_array
+from retrieval.detail import Detail, folder_name
 from retrieval.index.manifest import (
     IndexManifest,
     SegmentEntry,
@@ -39,10 +41,10 @@ if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
 
 
-def index_file(folder: Path, patch_size: int, number: int) -> Path:
+def index_file(folder: Path, patch_size: Detail, number: int) -> Path:
     """Where the vectors of segment `number` at `patch_size` lie."""
     name = f"image_{number:04d}.index" if number else "image.index"
-    return folder / f"patch_{patch_size}" / name
+    return folder / folder_name(patch_size) / name
 
 
 def rows_file(folder: Path, number: int) -> Path:
@@ -55,9 +57,9 @@ def words_file(folder: Path, number: int) -> Path:
     return folder / "words" / f"words_{number:04d}.sqlite"
 
 
-def segment_files(folder: Path, number: int, patch_sizes: Iterable[int]) -> dict[str, Path]:
+def segment_files(folder: Path, number: int, patch_sizes: Iterable[Detail]) -> dict[str, Path]:
     """The files of segment `number`, as its entry in the manifest names them."""
-    files = {f"patch_{size}": index_file(folder, size, number) for size in patch_sizes}
+    files = {folder_name(size): index_file(folder, size, number) for size in patch_sizes}
     return {"metadata": rows_file(folder, number), **files}
 
 
@@ -160,8 +162,8 @@ def _sweep(folder: Path, manifest: IndexManifest) -> None:
     kept |= {words_file(folder, n) for n in numbers}
     # Words last: who misses them misses other files too, and looks for a newer state.
     for pattern in (
-        "patch_*/image*.index*", "metadata/metadata_*.arrow*", "deleted_*.npy",
-        "words/words_*.sqlite*",
+        "patch_*/image*.index*", "tokens_*/image*.index*", "metadata/metadata_*.arrow*",
+        "deleted_*.npy", "words/words_*.sqlite*",
     ):  # fmt: skip
         for file in folder.glob(pattern):
             if file not in kept:

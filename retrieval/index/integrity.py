@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.errors import UsageError
 from data.files import file_digest
+from retrieval.detail import Detail
 from retrieval.index.folder import read_tombstones, segment_files, words_file
 from retrieval.index.manifest import IndexManifest, SegmentEntry
 
@@ -33,7 +34,7 @@ def check_words_files(folder: Path, manifest: IndexManifest) -> None:
 
 
 def check_segment(
-    folder: Path, entry: SegmentEntry, patch_sizes: Iterable[int], intact: set[str] | None = None
+    folder: Path, entry: SegmentEntry, patch_sizes: Iterable[Detail], intact: set[str] | None = None
 ) -> None:
     """`check_index` for one segment."""
     intact = set() if intact is None else intact

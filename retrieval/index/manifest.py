@@ -9,8 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.config import Fit
 from data.errors import UsageError
 from data.files import is_intact, sealed
+from retrieval.detail import (
+    Detail,
+    as_key,
+    from_key,
+    manifest_format,
+    of_manifest,
+    said,
+    to_manifest,
+)
 from retrieval.index.choose import RERANKED
 from retrieval.index.config import K_FACTOR, LATENCY_MS, IndexType, IndexTypeChoice
 from retrieval.json_files import write_json
@@ -58,7 +68,7 @@ class SegmentEntry:
     last_id: int
     bytes: Mapping[str, int]  # per file, see `segment_files`
     blake2b: Mapping[str, str] = field(default_factory=dict)  # per file; of earlier indexes none
-    tuning: Mapping[int, Tuning] = field(default_factory=dict)  # per patch size; of a delta none
+    tuning: Mapping[Detail, Tuning] = field(default_factory=dict)  # by patch size; of a delta none
     delta: bool = False  # added since the last compaction
     words: Mapping[str, Any] = field(default_factory=dict)  # of `write_words`; {}: there are none
     unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of others, kept as they are
@@ -70,7 +80,7 @@ class SegmentEntry:
         del values["kind"]
         more = values.pop("tuned", {})
         values["tuning"] = {
-            int(size): Tuning(**measured, **more.get(size, {}))
+            from_key(size): Tuning(**measured, **more.get(size, {}))
             for size, measured in values.get("tuning", {}).items()
         }
         return cls(**_known(cls, values))
@@ -86,7 +96,7 @@ class SegmentEntry:
             "blake2b": dict(self.blake2b),
         }
         if self.tuning:
-            tuning = {str(size): asdict(measured) for size, measured in self.tuning.items()}
+            tuning = {str(as_key(size)): asdict(measured) for size, measured in self.tuning.items()}
             more = {size: {key: one.pop(key) for key in _TUNED} for size, one in tuning.items()}
             entry["tuning"] = tuning
             if any(one != _TUNED for one in more.values()):
@@ -103,7 +113,8 @@ class IndexManifest:
     image_fingerprint: str
     text_fingerprint: str  # of the model at the build; not compared
     width: int
-    patch_sizes: tuple[int, ...]
+    patch_sizes: tuple[Detail, ...]
+    fit: Fit | None = None  # by which the model reads images here; None: by its own
     images: str = ""  # folder of the photos that the index follows, "" for one made from shards
     count: int = 0  # rows, without deleted ones
     asked_type: IndexTypeChoice = "auto"
@@ -125,11 +136,12 @@ class IndexManifest:
         """Raises KeyError, TypeError or AttributeError for what is no manifest."""
         values = {**manifest, "generation": manifest["generation"], "deleted": manifest["deleted"]}
         values["segments"] = tuple(map(SegmentEntry.from_json, manifest["segments"]))
-        values["patch_sizes"] = tuple(manifest["patch_sizes"])
+        values["patch_sizes"] = of_manifest(manifest)
+        values.pop("max_tokens", None)
         values |= {name: values.pop(key) for name, key in _KEYS.items() if key in values}
         return cls(**_known(cls, values))
 
-    def tuning_line(self, patch_size: int) -> str:
+    def tuning_line(self, patch_size: Detail) -> str:
         """How far a search looks at a patch size and what it finds there, of the segment that finds
         least; "" for exact types."""
         measured = [(e.tuning[patch_size], e) for e in self.segments if patch_size in e.tuning]
@@ -137,18 +149,20 @@ class IndexManifest:
             return ""
         tuning, entry = min(measured, key=lambda pair: pair[0].recall)
         line = tuning.line(entry.index_type)
-        return f"patch {patch_size}: {line}" if line else ""
+        return f"{said(patch_size)}: {line}" if line else ""
 
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["segments"] = [entry.to_json() for entry in self.segments]
-        values["patch_sizes"] = list(self.patch_sizes)
+        values |= to_manifest(self.patch_sizes)
+        if not self.fit:
+            del values["fit"]
         unknown = values.pop("unknown")
         named = {_KEYS.get(name, name): value for name, value in values.items()}
-        return {"format": 1, **named, **unknown}
+        return {"format": manifest_format(self.patch_sizes), **named, **unknown}
 
 
-# Keys of format 1 that are named otherwise here.
+# Keys that are named otherwise here.
 _KEYS = {
     "asked_type": "asked_kind", "index_type": "kind", "tombstones": "deleted",
     "tombstones_blake2b": "deleted_blake2b",
@@ -170,8 +184,12 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         manifest = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise UsageError(f"{file} is damaged ({error}); build the index again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != 1 or "segments" not in manifest:
-        raise UsageError(f"{folder} holds no index of format 1; launch/index.py makes one")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") not in (1, 2)
+        or "segments" not in manifest
+    ):
+        raise UsageError(f"{folder} holds no index of format 1 or 2; launch/index.py makes one")
     try:
         seal = manifest.pop("seal", {})
         if seal.get("generation") == manifest["generation"] and not is_intact({**manifest, **seal}):

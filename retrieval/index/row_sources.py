@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
 from data.files import file_digest
+from retrieval.detail import Detail, folder_name, said
 from retrieval.embed.partitions import (
     DIGEST,
     METADATA_SCHEMA,
@@ -30,7 +31,7 @@ class RowSource(Protocol):
 
     count: int
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         """Rows start to stop, unit norm, float32."""
 
     def metadata(self, start: int, stop: int) -> pa.Table:
@@ -54,13 +55,13 @@ class EmbeddedPartition:
         self._unchecked = dict(blake2b or {})
         self._table: pa.Table | None = None
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
-        self._check(f"patch_{patch_size}", vector_file(self.folder, patch_size, self.number))
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        self._check(folder_name(patch_size), vector_file(self.folder, patch_size, self.number))
         vectors = open_vectors(self.folder, patch_size, self.number)
         if len(vectors) != self.count:
             raise UsageError(
-                f"partition {self.number} of {self.folder} has {len(vectors)} vectors of patch "
-                f"size {patch_size} for {self.count} rows; embed these shards again"
+                f"partition {self.number} of {self.folder} has {len(vectors)} vectors at "
+                f"{said(patch_size)} for {self.count} rows; embed these shards again"
             )
         return np.ascontiguousarray(vectors[start:stop], np.float32)
 
@@ -95,7 +96,7 @@ class _SomeRows:
         """rows: ascending."""
         self._source, self._rows, self.count = source, rows, len(rows)
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         first, wanted, end = self._span(start, stop)
         return self._source.vectors(patch_size, first, end)[wanted]
 
@@ -161,11 +162,13 @@ def _is_met(image: tuple[int, int], met: Mapping[int, int]) -> bool:
 class RowsInMemory:
     """Rows that are added to an index at once."""
 
-    def __init__(self, vectors: Mapping[int, Float[np.ndarray, "n d"]], metadata: pa.Table) -> None:
+    def __init__(
+        self, vectors: Mapping[Detail, Float[np.ndarray, "n d"]], metadata: pa.Table
+    ) -> None:
         """vectors: per patch size, unit norm."""
         self._vectors, self._metadata, self.count = vectors, metadata, len(metadata)
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         return np.ascontiguousarray(self._vectors[patch_size][start:stop], np.float32)
 
     def metadata(self, start: int, stop: int) -> pa.Table:

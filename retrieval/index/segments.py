@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from data.errors import UsageError
 from data.files import file_digest
 from data.progress import say_once
+from retrieval.detail import Detail, folder_name, said
 from retrieval.index.choose import needs_tuning, type_for_count
 from retrieval.index.config import IndexType
 from retrieval.index.create import add, ivf_of, new_index, num_training, type_of
@@ -44,14 +45,14 @@ def write_segment(
     index_type: IndexType,
     sources: Sequence[RowSource],
     span: tuple[int, int],
-    patch_sizes: Iterable[int],
+    patch_sizes: Iterable[Detail],
     width: int,
     schema: pa.Schema | None = None,
     gpus: int = 0,
     device: torch.device | None = None,
     progress: Callable[[int], object] = lambda count: None,
     captions: Float[np.ndarray, "q d"] | None = None,
-) -> tuple[SegmentEntry, dict[int, Trial]]:
+) -> tuple[SegmentEntry, dict[Detail, Trial]]:
     """Write rows span[0] to span[1] of `sources` as segment `number`.
 
     schema: of the index's metadata; None takes that of the first source. gpus: that FAISS trains
@@ -64,7 +65,7 @@ def write_segment(
     count = span[1] - span[0]
     index_type = type_for_count(index_type, count)
     ids = _write_rows(rows_file(folder, number), sources, span, schema)
-    trials: dict[int, Trial] = {}
+    trials: dict[Detail, Trial] = {}
     for patch_size in patch_sizes:
         sample, found = np.zeros((0, width), np.float32), None
         if needs_tuning(index_type, count):
@@ -111,7 +112,11 @@ def write_segment(
 
 
 def _sample(
-    sources: Sequence[RowSource], patch_size: int, span: tuple[int, int], share: float, width: int
+    sources: Sequence[RowSource],
+    patch_size: Detail,
+    span: tuple[int, int],
+    share: float,
+    width: int,
 ) -> Float[np.ndarray, "n d"]:
     """About `share` of the vectors, the same ones every time."""
     draw = np.random.default_rng(0)
@@ -125,18 +130,18 @@ def _sample(
 
 
 def checked_vectors(
-    vectors: Float[np.ndarray, "n d"], width: int, patch_size: int
+    vectors: Float[np.ndarray, "n d"], width: int, patch_size: Detail
 ) -> Float[np.ndarray, "n d"]:
     """The same; FAISS would end in a traceback, or find nothing."""
     if vectors.shape[1] != width:
         raise UsageError(
-            f"vectors of patch size {patch_size} are of width {vectors.shape[1]}, not {width}; "
+            f"vectors at {said(patch_size)} are of width {vectors.shape[1]}, not {width}; "
             "embed these images again"
         )
     # a sum is finite where all of its terms are, and needs no second array
     if not np.isfinite(vectors.sum()) and not np.isfinite(vectors).all():
         raise UsageError(
-            f"vectors of patch size {patch_size} hold numbers that are not finite; embed these "
+            f"vectors at {said(patch_size)} hold numbers that are not finite; embed these "
             "images again"
         )
     return vectors
@@ -188,7 +193,7 @@ class Segment:
         self,
         folder: Path,
         entry: SegmentEntry,
-        patch_sizes: Iterable[int],
+        patch_sizes: Iterable[Detail],
         width: int,
         tombstones: Int[np.ndarray, " t"],
     ) -> None:
@@ -211,11 +216,11 @@ class Segment:
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])])
         if len(self.ids) != self.count:
             raise UsageError(f"{file} has {len(self.ids)} rows, not {self.count}; build it again")
-        self._maps: dict[int, Any] = {}
-        self.indexes: dict[int, faiss.Index] = {}  # patch size -> what lies inside an `IndexIDMap`
+        self._maps: dict[Detail, Any] = {}
+        self.indexes: dict[Detail, faiss.Index] = {}  # what lies inside an `IndexIDMap`
         for size in patch_sizes:
             path = index_file(folder, size, self.number)
-            _check_bytes(path, entry.bytes.get(f"patch_{size}"))
+            _check_bytes(path, entry.bytes.get(folder_name(size)))
             self._maps[size] = whole = _read(path)
             if whole.d != width or whole.ntotal != self.count:
                 raise UsageError(
@@ -230,7 +235,7 @@ class Segment:
         self.alive[gone] = False
         self.num_alive = int(self.alive.sum())
 
-    def tuning(self, patch_size: int) -> Tuning:
+    def tuning(self, patch_size: Detail) -> Tuning:
         """How far a search looks by default."""
         return self.entry.tuning.get(patch_size, Tuning())
 
@@ -251,7 +256,9 @@ class Segment:
                 found[place] = row
         return found
 
-    def reconstruct(self, patch_size: int, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+    def reconstruct(
+        self, patch_size: Detail, rows: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n d"]:
         """The stored vectors of rows. Not thread-safe until the first call has returned: an ivf
         then builds its table of where every row lies, 8 bytes each."""
         index: Any = self.indexes[patch_size]
@@ -268,7 +275,7 @@ class SurvivingRows:
         self._rows = np.flatnonzero(segment.alive)
         self.count = len(self._rows)
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         return self._segment.reconstruct(patch_size, self._rows[start:stop])
 
     def metadata(self, start: int, stop: int) -> pa.Table:

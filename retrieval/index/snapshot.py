@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from data.errors import UsageError
 from data.progress import say_once
+from retrieval.detail import Detail
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.exact import ExactVectors
@@ -50,7 +51,7 @@ class Snapshot:
         self._first = np.array([segment.ids[0] for segment in self.segments], np.int64)
         self._lock = threading.Lock()
         self._selections: OrderedDict[tuple[int, str], Selection] = OrderedDict()
-        self._gpu: dict[tuple[int, int], ExactVectors | ListsOnGpus] = {}
+        self._gpu: dict[tuple[int, Detail], ExactVectors | ListsOnGpus] = {}
         for segment in self.segments:
             held = segment.count * bytes_per_vector(segment.index_type, self.width)
             for size in self.patch_sizes:
@@ -117,7 +118,7 @@ class Snapshot:
                 found[row] = columns
         return found
 
-    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The stored vectors of ids, float32. Raises KeyError for an unknown one."""
         out = np.zeros((len(ids), self.width), np.float32)
         for segment, at, places in self._find(ids):
@@ -126,7 +127,7 @@ class Snapshot:
         return out
 
     def known_vectors(
-        self, ids: Sequence[int], patch_size: int
+        self, ids: Sequence[int], patch_size: Detail
     ) -> dict[int, Float[np.ndarray, " d"]]:
         """`vectors` by id, without the unknown ones."""
         try:
@@ -197,7 +198,7 @@ class Snapshot:
         self,
         queries: Float[np.ndarray, "q d"],
         k: int,
-        patch_size: int,
+        patch_size: Detail,
         where: Where | None = None,
         nprobe: int | None = None,
         ef: int | None = None,
@@ -227,7 +228,7 @@ class Snapshot:
         segment: Segment,
         queries: Float[np.ndarray, "q d"],
         k: int,
-        patch_size: int,
+        patch_size: Detail,
         chosen: Selection | None,
         nprobe: int | None,
         ef: int | None,

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from data.errors import UsageError
 from data.files import file_digest
+from retrieval.detail import Detail, coarse_first, said
 from retrieval.index.build import write_base
 from retrieval.index.config import Device
 from retrieval.index.folder import commit, locked, words_file
@@ -24,23 +25,28 @@ VectorsOf = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, "n d"]]
 
 
 def add_patch_size(
-    folder: str | Path, patch_size: int, vectors_of: VectorsOf, device: Device = "auto"
+    folder: str | Path, patch_size: Detail, vectors_of: VectorsOf, device: Device = "auto"
 ) -> str:
     """Give every image of an index a vector at a further patch size, in one atomic step. Returns
     the reason for the index type.
 
     vectors_of: is asked for blocks of ids, perhaps twice. Additions and deletions are merged as by
     `compact_index`. Raises `UsageError` for a patch size that the index has, while another program
-    changes it, and for a damaged file.
+    changes it, for a damaged file, and for a patch size in an index of budgets.
     """
     folder = Path(folder)
     with locked(folder):
         manifest = read_index_manifest(folder)
         if patch_size in manifest.patch_sizes:
-            raise UsageError(f"patch_size {patch_size}: {folder} has it already")
+            raise UsageError(f"{said(patch_size)}: {folder} has it already")
+        if isinstance(patch_size, int) != isinstance(manifest.patch_sizes[0], int):
+            raise UsageError(
+                f"{folder} holds {said(*manifest.patch_sizes)}: an index holds patch sizes or "
+                f"budgets of tokens, so it takes no {said(patch_size)}"
+            )
         check_index(folder, manifest)  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)
-        sizes = tuple(sorted((*manifest.patch_sizes, patch_size), reverse=True))
+        sizes = tuple(coarse_first((*manifest.patch_sizes, patch_size)))
         sources = [_Widened(segment, patch_size, vectors_of) for segment in snapshot.segments]
         wider = replace(snapshot.manifest, patch_sizes=sizes)
         wider, segments = write_base(folder, wider, sources, device, folder / "model")
@@ -75,12 +81,12 @@ def index_words(folder: str | Path) -> int:
 class _Widened:
     """The rows of a segment that were not deleted, with vectors at one more patch size."""
 
-    def __init__(self, segment: Segment, patch_size: int, vectors_of: VectorsOf) -> None:
+    def __init__(self, segment: Segment, patch_size: Detail, vectors_of: VectorsOf) -> None:
         self._rows, self._ids = SurvivingRows(segment), segment.ids[segment.alive]
         self._patch_size, self._vectors_of = patch_size, vectors_of
         self.count = self._rows.count
 
-    def vectors(self, patch_size: int, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, patch_size: Detail, start: int, stop: int) -> Float[np.ndarray, "n d"]:
         if patch_size == self._patch_size:
             return self._vectors_of(self._ids[start:stop])
         return self._rows.vectors(patch_size, start, stop)

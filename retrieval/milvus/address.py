@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UsageError
+from retrieval.detail import Detail, folder_name
 
 PREFIX = "milvus:"
 EXAMPLE = "milvus:http://localhost:19530/photos"
@@ -23,9 +24,9 @@ class MilvusAddress:
     def __str__(self) -> str:
         return f"{PREFIX}{self.uri}/{self.name}"
 
-    def collection(self, patch_size: int) -> str:
+    def collection(self, patch_size: Detail) -> str:
         """The collection of the images at a patch size."""
-        return f"{self.name}_patch_{patch_size}"
+        return f"{self.name}_{folder_name(patch_size)}"
 
 
 def is_address(text: str | Path) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from data.errors import UsageError
+from retrieval.detail import coarse_first
 from retrieval.index.manifest import IndexManifest
 from retrieval.index_interface import IndexUnavailable
 from retrieval.milvus.address import MilvusAddress
@@ -87,9 +88,7 @@ class Catalogue:
 
     def collections(self, manifest: IndexManifest) -> list[str]:
         """Of the images; the finest, written and deleted from last, comes last."""
-        return [
-            self.address.collection(size) for size in sorted(manifest.patch_sizes, reverse=True)
-        ]
+        return [self.address.collection(size) for size in coarse_first(manifest.patch_sizes)]
 
     def load(self, manifest: IndexManifest) -> None:
         """Have Milvus Lite search them again after its restart; clusters remember."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
+from retrieval.detail import Detail
 from retrieval.index.filters import Where
 from retrieval.index.manifest import IndexManifest
 from retrieval.milvus.catalogue import Catalogue
@@ -83,14 +84,14 @@ class MilvusState:
                 self._kept.popitem(last=False)
         return found
 
-    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The stored vectors of ids, float32. Raises KeyError for an unknown one."""
         found = self.known_vectors(ids, patch_size)
         rows = [found[int(id)] for id in ids]
         return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
 
     def known_vectors(
-        self, ids: Sequence[int], patch_size: int
+        self, ids: Sequence[int], patch_size: Detail
     ) -> dict[int, Float[np.ndarray, " d"]]:
         """`vectors` by id, without the unknown ones."""
         rows = self._get(self._address.collection(patch_size), ids, [VECTOR])
@@ -168,7 +169,7 @@ class MilvusState:
         self,
         queries: Float[np.ndarray, "q d"],
         k: int,
-        patch_size: int,
+        patch_size: Detail,
         where: Where | None = None,
         nprobe: int | None = None,
         ef: int | None = None,
@@ -196,7 +197,7 @@ class MilvusState:
         self,
         queries: Float[np.ndarray, "q d"],
         k: int,
-        patch_size: int,
+        patch_size: Detail,
         asked: str,
         reach: Mapping[str, int],
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:

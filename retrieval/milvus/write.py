@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from data.errors import UsageError
 from data.progress import Progress
+from retrieval.detail import coarse_first, of_manifest
 from retrieval.embed.manifest import check_shards, read_manifest
 from retrieval.index.build import find_model, new_manifest, read_addition
 from retrieval.index.choose import HNSW_LINKS, num_lists
@@ -67,10 +68,10 @@ def build_in_milvus(
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
     check_shards(embeddings, source)
     model = str(model_dir or source["model"])
-    find_model(model, source["image_fingerprint"])
+    find_model(model, source)
     manifest = new_manifest(
         source["image_fingerprint"], source["text_fingerprint"], source["width"],
-        source["patch_sizes"], index_type=index_type, device="cpu",
+        of_manifest(source), index_type=index_type, device="cpu", fit=source.get("fit"),
     )  # fmt: skip
     return rows_to_milvus(address, model, manifest, sources)
 
@@ -200,7 +201,7 @@ def _push(
                 raise UsageError("the ids of the metadata do not ascend; embed these shards again")
             spans.append((int(ids[0]), int(ids[-1])))
             rows = catalogue.columns.encode(table)
-            for size in sorted(sizes, reverse=True):
+            for size in coarse_first(sizes):
                 vectors = source.vectors(size, start, start + len(table))
                 for row, vector in zip(
                     rows, checked_vectors(vectors, manifest.width, size), strict=True

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import sentence_of
 from data.problems import Problem
+from retrieval.detail import Detail, as_key, coarse_first, finest
 from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.listing import Photo
@@ -97,13 +98,15 @@ class AlbumKeeper:
 
     def update(self) -> None:
         """Take in what has changed."""
+        from contrastive.model.with_fit import with_fit
         from retrieval.photos.finer import add_finer
         from retrieval.photos.indexing import index_photos, load_model
 
         album, is_first = self._album, self._is_first
         self._is_first = False
-        held = read_index_manifest(album).patch_sizes
-        tell, start, seen = _Teller(self._say, min(held)), time.monotonic(), []
+        manifest = read_index_manifest(album)
+        held, fit = manifest.patch_sizes, manifest.fit
+        tell, start, seen = _Teller(self._say, finest(held)), time.monotonic(), []
 
         def progress(done: int, total: int, before: int) -> None:
             seen.append(time.monotonic() - start)
@@ -118,9 +121,9 @@ class AlbumKeeper:
         if has_changed:
             self._say(report=asdict(report))
         wanted = self._job.patch_sizes or AlbumFacts.read(album).patch_sizes
-        missing = sorted(set(wanted) - set(held), reverse=True)
+        missing = coarse_first(set(wanted) - set(held))
         missing = [size for size in missing if not self._is_as_before(size)]
-        model = load_model(album / "model", "auto") if missing else None
+        model = with_fit(load_model(album / "model", "auto"), fit) if missing else None
         if has_changed:
             self._compare_sizes(model)
         for size in missing:
@@ -172,12 +175,12 @@ class _State:
 class _Teller:
     """Says how far an album is, not more often than a reader can follow."""
 
-    def __init__(self, say: Callable[..., None], patch_size: int) -> None:
+    def __init__(self, say: Callable[..., None], patch_size: Detail) -> None:
         self._say, self._patch_size, self._next = say, patch_size, 0.0
 
     def __call__(self, done: int, total: int, before: int = 0) -> None:
         if time.monotonic() >= self._next or done == total:
-            self._say(patch_size=self._patch_size, done=done, total=total, before=before)
+            self._say(patch_size=as_key(self._patch_size), done=done, total=total, before=before)
             self._next = time.monotonic() + REPORT_S
 
 

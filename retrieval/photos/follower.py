@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data.progress import Progress
+from retrieval.detail import Detail, finest, from_key, said
 from retrieval.index.manifest import read_index_manifest
 from retrieval.indexing_progress import IndexingProgress, TimeLeft
 from retrieval.photos.follow import Job
@@ -29,10 +30,11 @@ class Follower:
         where it has ended well, or waits to look again."""
         self._job, self._on_progress = job, on_progress
         self._bar: Progress | None = None
-        self._bar_size, self._time_left = 0, TimeLeft()
+        self._bar_size: Detail = 0
+        self._time_left = TimeLeft()
         self._is_ending = False
         sizes = read_index_manifest(Path(job.album)).patch_sizes
-        self._last = IndexingProgress(min(sizes), 0, 0)
+        self._last = IndexingProgress(finest(sizes), 0, 0)
         on_progress(self._last)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "retrieval.photos.follow", json.dumps(asdict(job))],
@@ -94,17 +96,18 @@ class Follower:
         for line in lines:
             self._print(line.rstrip("\n"))
 
-    def _show(self, patch_size: int, done: int, total: int, before: int) -> None:
-        if self._bar is None or self._bar_size != patch_size:
+    def _show(self, patch_size: int | str, done: int, total: int, before: int) -> None:
+        size = from_key(patch_size)
+        if self._bar is None or self._bar_size != size:
             self._close_bar()
-            self._bar_size, self._time_left = patch_size, TimeLeft()
+            self._bar_size, self._time_left = size, TimeLeft()
             if not total:  # nothing is new; what was wrong is over
                 self._last = replace(self._last, problem="")
                 return
-            self._bar = Progress(total=total, desc=f"patch {patch_size}", unit=" photos")
+            self._bar = Progress(total=total, desc=said(size), unit=" photos")
         self._bar.update(done - self._bar.n)
         left = self._time_left(done, total)
-        self._tell(IndexingProgress(patch_size, before + done, before + total, left))
+        self._tell(IndexingProgress(size, before + done, before + total, left))
         if done == total:
             self._close_bar()
 

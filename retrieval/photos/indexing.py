@@ -17,14 +17,16 @@ from torch.utils.data import DataLoader
 
 from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
-from data.config import OnError
+from contrastive.model.with_fit import with_fit
+from data.config import Fit, OnError
 from data.errors import UsageError, check_utf8
 from data.locks import only_writer
 from data.pipeline.workers import outlive_signals
 from data.problems import Problem, skip_or_raise
 from data.progress import Progress
-from retrieval.embed.bulk import check_patch_sizes
+from retrieval.detail import Detail, MaxTokens, said
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.encode import check_details, check_encodes, reader_cuts
 from retrieval.index.build import change_index, compact_index, new_manifest, write_base
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
@@ -66,17 +68,20 @@ def index_photos(
     kind: IndexTypeChoice | None = None,
     on_progress: OnProgress | None = None,
     failed: dict[Photo, Problem] | None = None,
+    max_tokens: Sequence[int] = (),
+    fit: Fit | None = None,
 ) -> PhotosReport:
     """Index the photos under a folder; for an existing index, only what is new or changed.
 
-    patch_sizes: none means the index's, or all of the model's for a new one. index_type,
-    latency_ms, memory_gib, kind: of a new index, see `build_index`. Photos that cannot be read are
-    skipped, counted by reason and tried again by the next run; with on_error="raise" the first one,
-    or the first caption that cannot be used, ends the run. prune: drop photos of folders that are
-    empty, missing or cannot be listed, which are kept without. on_progress: is told, in place of
-    a bar, how many photos of how many are done, and how many the index held. failed: photos that
-    are not tried again as long as their files stay as they were; those that fail are added. A
-    folder that holds what the index was made from elsewhere is taken for the same, moved.
+    patch_sizes, max_tokens, fit: as of `embed_shards`; none means the index's, or all of the
+    model's patch sizes and its fit for a new one. index_type, latency_ms, memory_gib, kind: of a
+    new index, see `build_index`. Photos that cannot be read are skipped, counted by reason and
+    tried again by the next run; with on_error="raise" the first one, or the first caption that
+    cannot be used, ends the run. prune: drop photos of folders that are empty, missing or cannot be
+    listed, which are kept without. on_progress: is told, in place of a bar, how many photos of how
+    many are done, and how many the index held. failed: photos that are not tried again as long as
+    their files stay as they were; those that fail are added. A folder that holds what the index was
+    made from elsewhere is taken for the same, moved.
     Raises `UsageError` for a folder without photos, an index of something else or of another image
     tower, and while another program writes it.
     """
@@ -93,11 +98,12 @@ def index_photos(
             model = load_model(model_dir, device)
         if model and is_new:
             new_album(
-                out, images, model_dir, model, patch_sizes, kind or index_type, device, latency_ms,
-                memory_gib,
+                out, images, model_dir, model, check_details(model, patch_sizes, max_tokens),
+                kind or index_type, device, latency_ms, memory_gib, fit=fit,
             )  # fmt: skip
         snapshot = Snapshot.open(out)
-        _check_same(out, snapshot, model, patch_sizes)
+        model = model and with_fit(model, fit or snapshot.manifest.fit)
+        _check_same(out, snapshot, model, (*patch_sizes, *map(MaxTokens, max_tokens)), fit)
         moved_from = _moved_from(out, snapshot, images, listing)
         if moved_from:
             _note_folder(out, images)
@@ -115,11 +121,17 @@ def index_photos(
         if on_progress is not None:
             on_progress(0, len(changes.new), changes.num_unchanged)
         if changes.new:
-            model = model or load_model(model_dir, device)
+            model = model or with_fit(load_model(model_dir, device), snapshot.manifest.fit)
             to_read = [photo for photo in changes.new if photo.key not in changes.same_file]
             contents = known_contents(snapshot, to_read)
             loader = DataLoader(
-                Photos(changes.new, model.transform, changes.same_file, contents),
+                Photos(
+                    changes.new,
+                    model.transform,
+                    changes.same_file,
+                    contents,
+                    reader_cuts(model, snapshot.patch_sizes),
+                ),
                 batch_size=batch_size or images_read_together(model.device),
                 num_workers=num_workers,
                 worker_init_fn=outlive_signals,
@@ -148,19 +160,22 @@ def new_album(
     images: Path,
     model_dir: str | Path,
     model: LitModel,
-    patch_sizes: Sequence[int] = (),
+    details: Sequence[Detail],
     index_type: IndexTypeChoice = "auto",
     device: Device = "auto",
     latency_ms: float = LATENCY_MS,
     memory_gib: float = 0.0,
     facts: AlbumFacts | None = None,
+    fit: Fit | None = None,
 ) -> None:
     """An index of a folder of photos that holds none of them yet. model_dir: what `model` was
-    loaded by. facts: to be kept in it."""
+    loaded by. details: patch sizes or budgets. facts: to be kept in it. fit: None for the model's
+    own."""
+    fitted = with_fit(model, fit)
+    check_encodes(fitted, *details)
     manifest = new_manifest(
-        model.image_fingerprint, model.text_fingerprint, model.embed_dim,
-        check_patch_sizes(model, patch_sizes), str(images), index_type, device, latency_ms,
-        memory_gib,
+        fitted.image_fingerprint, model.text_fingerprint, model.embed_dim, details, str(images),
+        index_type, device, latency_ms, memory_gib, fit,
     )  # fmt: skip
     with new_folder(out, to_copy(model_dir, model)) as partial:
         manifest, segments = write_base(partial, manifest, [], device, model)
@@ -170,7 +185,11 @@ def new_album(
 
 
 def _check_same(
-    out: Path, snapshot: Snapshot, model: LitModel | None, patch_sizes: Sequence[int]
+    out: Path,
+    snapshot: Snapshot,
+    model: LitModel | None,
+    details: Sequence[Detail],
+    fit: Fit | None,
 ) -> None:
     """model: None for the index's own."""
     manifest = snapshot.manifest
@@ -178,12 +197,18 @@ def _check_same(
         raise UsageError(f"{out} was made from shards, not from photos; choose another folder")
     if snapshot.columns is not None and not set(SCHEMA_0_1.names) <= set(snapshot.columns.names):
         raise UsageError(f"{out} was made by an earlier version; choose another folder")
+    if model and fit is not None and manifest.fit != fit and (manifest.fit or fit != "crop"):
+        raise UsageError(
+            f"{out} was made with fit {manifest.fit or 'crop'}, not {fit}; leave --fit out, or "
+            "choose another folder"
+        )
     if model and manifest.image_fingerprint != model.image_fingerprint:
         raise UsageError(f"{out} was made with another image tower; give that, or another folder")
-    if patch_sizes and set(patch_sizes) != set(snapshot.patch_sizes):
+    if details and set(details) != set(snapshot.patch_sizes):
+        kind = "patch sizes" if isinstance(snapshot.patch_sizes[0], int) else "budgets of"
         raise UsageError(
-            f"{out} has patch sizes {', '.join(map(str, snapshot.patch_sizes))}, not "
-            f"{', '.join(map(str, patch_sizes))}; give these, or choose another folder"
+            f"{out} has {kind} {', '.join(map(str, snapshot.patch_sizes))}, not "
+            f"{', '.join(map(str, details))}; give these, or choose another folder"
         )
 
 
@@ -253,11 +278,10 @@ def _add_photos(
     snapshot: of the index before, for the vectors of contents that it holds. failed: is told of
     those that cannot be read.
     """
-    sizes = ", ".join(map(str, snapshot.patch_sizes))
     waiting = Waiting(snapshot)
     done, total = 0, len(changes.new)
     written = 0.0  # so the first batch can be searched at once
-    what, silent = f"embedding at patch {sizes}", on_progress is not None
+    what, silent = f"embedding at {said(*snapshot.patch_sizes)}", on_progress is not None
     with Progress(total=total, desc=what, unit="img", disable=silent) as bar:
         for batch in loader:
             for loaded in batch:

@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.batch import Pixels
 from data.captions import read_captions
 from data.config import MAX_PIXELS
 from data.problems import BadSample, Problem, attempt
 from data.shards.location import image_digest
 from data.shards.tar import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
-from data.transform import ImageTransform
+from data.transform import Cuts, ImageTransform
 from retrieval.photos.exif import UNKNOWN, Exif, read_exif
 from retrieval.photos.listing import Photo
 
@@ -25,7 +24,7 @@ class LoadedPhoto:
     photo: Photo
     caption: str = ""
     digest: int = 0  # 0 where it was not read
-    pixels: UInt8[Tensor, "3 s s"] | None = None
+    pixels: Pixels | None = None
     known: int | None = None
     exif: Exif = UNKNOWN
     problem: Problem | None = None
@@ -41,9 +40,11 @@ class Photos(Dataset):
         transform: ImageTransform,
         same_file: Mapping[str, int],
         contents: Mapping[int, int],
+        cuts: Cuts | None = None,
     ) -> None:
-        """same_file: key -> id of the row that was made of this file; contents: digest -> id."""
-        self._photos, self._transform = photos, transform
+        """same_file: key -> id of the row that was made of this file; contents: digest -> id. cuts:
+        what photos are read by in place of squares."""
+        self._photos, self._transform, self._cuts = photos, transform, cuts
         self._same_file, self._contents = same_file, contents
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class Photos(Dataset):
             return LoadedPhoto(photo, "", *loaded, caption_problem=caption)
         return LoadedPhoto(photo, caption, *loaded)
 
-    def _read(self, photo: Photo) -> tuple[int, Tensor | None, int | None, Exif]:
+    def _read(self, photo: Photo) -> tuple[int, Pixels | None, int | None, Exif]:
         """Digest, pixels, id, facts."""
         if photo.key in self._same_file:
             return 0, None, self._same_file[photo.key], UNKNOWN
@@ -67,7 +68,8 @@ class Photos(Dataset):
         digest = image_digest(data)
         if digest in self._contents:
             return digest, None, self._contents[digest], read_exif(data)
-        return digest, self._transform.read(data, MAX_PIXELS), None, read_exif(data)
+        image = self._transform.decode(data, MAX_PIXELS)
+        return digest, self._transform.pixels(image, self._cuts), None, read_exif(data)
 
 
 def read_caption(photo: Photo) -> str:

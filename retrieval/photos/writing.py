@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from contrastive.model.lit import LitModel
+from data.batch import batch_pixels
+from retrieval.detail import Detail
+from retrieval.embed.encode import embed_pixels
 from retrieval.index.build import change_index
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
@@ -29,7 +31,9 @@ class Waiting:
     def _clear(self) -> None:
         self.replaced: list[int] = []
         self.rows: list[LoadedPhoto] = []
-        self.embeds: dict[int, list[np.ndarray]] = {size: [] for size in self._snapshot.patch_sizes}
+        self.embeds: dict[Detail, list[np.ndarray]] = {
+            size: [] for size in self._snapshot.patch_sizes
+        }
 
     @property
     def num_seen(self) -> int:
@@ -39,10 +43,9 @@ class Waiting:
         """Photos with pixels, which are embedded, or with known contents."""
         new = [loaded for loaded in batch if loaded.pixels is not None]
         if new:
-            images = torch.stack([p for loaded in new if (p := loaded.pixels) is not None])
-            images = model.transform.normalise(images.to(model.device))
-            for size, embeds in self.embeds.items():
-                embeds.append(model.encode_image(images, patch_size=size).cpu().numpy())
+            pixels = batch_pixels([p for loaded in new if (p := loaded.pixels) is not None])
+            for size, rows_at in embed_pixels(model, pixels, [*self.embeds]).items():
+                self.embeds[size].append(rows_at)
             self.rows += [replace(loaded, pixels=None) for loaded in new]
         ids = [id for loaded in batch if (id := loaded.known) is not None]
         if ids:
@@ -70,7 +73,7 @@ def _exif_of(row: Mapping[str, Any]) -> Exif:
 def _rows(
     first_id: int,
     rows: Sequence[LoadedPhoto],
-    vectors: Mapping[int, np.ndarray],
+    vectors: Mapping[Detail, np.ndarray],
     schema: pa.Schema,
 ) -> list[RowsInMemory]:
     photos = [row.photo for row in rows]

@@ -6,12 +6,13 @@ beside the manifest, and read here, without torch.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data.files import is_intact, sealed
+from retrieval.detail import Detail, as_key, from_key, said
 from retrieval.json_files import write_json
 
 NEAREST = 10  # neighbours of an image that are compared
@@ -39,16 +40,16 @@ class SizeAgreement:
 class Agreement:
     """What was measured of an index."""
 
-    own: int  # the patch size that the others are compared with
+    own: Detail  # the patch size that the others are compared with
     queries: int  # images whose neighbours were looked for
     images: int  # among which: all of the index, or those that were encoded at the own size
     count: int  # images of the index then
     next_id: int  # of the index then: images with higher ids were added since
     image_fingerprint: str
-    indexed: tuple[int, ...]  # patch sizes of the index
-    sizes: Mapping[int, SizeAgreement] = field(default_factory=dict)  # by patch size; not the own
+    indexed: tuple[Detail, ...]  # patch sizes of the index
+    sizes: Mapping[Detail, SizeAgreement] = field(default_factory=dict)  # not of the own
 
-    def line(self, patch_size: int) -> str:
+    def line(self, patch_size: Detail) -> str:
         """What was found at a patch size, "" where it was not compared."""
         found = self.sizes.get(patch_size)
         if found is None:
@@ -59,11 +60,11 @@ class Agreement:
             else f", {found.candidates:.0%} among its first candidates"
         )
         return (
-            f"patch {patch_size} finds {found.neighbours:.0%} of the nearest images that patch "
-            f"{self.own} finds{among}"
+            f"{_finds(patch_size)} {found.neighbours:.0%} of the nearest images that "
+            f"{_finds(self.own)}{among}"
         )
 
-    def warning(self, patch_size: int, refined: bool = False) -> str:
+    def warning(self, patch_size: Detail, refined: bool = False) -> str:
         """One sentence where a patch size finds too little, else "".
 
         refined: its candidates are ranked again at the own patch size.
@@ -74,7 +75,7 @@ class Agreement:
         if found.candidates is not None and found.candidates < MIN_CANDIDATES:
             too_few = "too few even for candidates that are ranked again"
         elif found.neighbours < MIN_NEIGHBOURS and not refined:
-            too_few = f"too few to do without ranking again at patch {self.own}"
+            too_few = f"too few to do without ranking again at {said(self.own)}"
         else:
             return ""
         return (
@@ -83,8 +84,9 @@ class Agreement:
         )
 
     def as_json(self) -> dict[str, Any]:
-        sizes = {str(size): asdict(found) for size, found in self.sizes.items()}
-        return sealed({"format": 1, **asdict(self), "indexed": list(self.indexed), "sizes": sizes})
+        sizes = {str(as_key(size)): asdict(found) for size, found in self.sizes.items()}
+        keys = {"own": as_key(self.own), "indexed": [as_key(size) for size in self.indexed]}
+        return sealed({"format": 1, **asdict(replace(self, sizes={})), **keys, "sizes": sizes})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Agreement":
@@ -92,8 +94,14 @@ class Agreement:
         if values["format"] != 1 or not is_intact(values):
             raise ValueError("other values than were written")
         given = {name: values[name] for name in cls.__dataclass_fields__}
-        sizes = {int(size): SizeAgreement(**found) for size, found in values["sizes"].items()}
-        return cls(**{**given, "indexed": tuple(values["indexed"]), "sizes": sizes})
+        sizes = {from_key(key): SizeAgreement(**found) for key, found in values["sizes"].items()}
+        indexed = tuple(map(from_key, values["indexed"]))
+        own = from_key(values["own"])
+        return cls(**{**given, "own": own, "indexed": indexed, "sizes": sizes})
+
+
+def _finds(detail: Detail) -> str:
+    return f"{said(detail)} find" + ("s" if isinstance(detail, int) else "")
 
 
 def agreement_file(folder: Path) -> Path:

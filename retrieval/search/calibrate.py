@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
 from data.errors import UsageError
 from data.progress import Progress
+from retrieval.detail import Detail, coarse_first, said
+from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_places import index_folder
@@ -42,14 +45,14 @@ def calibrate_index(
     device: Device = "auto",
     *,
     texts: Sequence[str] = (),
-    fine: int | None = None,
+    fine: Detail | None = None,
 ) -> Calibration:
     """Measure what an index's similarities say, and keep it in its folder.
 
     model: of the index; when not given, read from the folder, on a GPU where `device` allows it and
     there is one. texts: that the index answers; when not given, its own captions. fine: a patch
-    size at which all images are encoded, where the index does not hold it, so that coarse to fine
-    can promise something of it.
+    size, or a budget of tokens, at which all images are encoded, where the index does not hold it,
+    so that coarse to fine can promise something of it.
     Raises `UsageError` for Milvus, a folder that is no index, and where there is no text.
     """
     folder = index_folder(folder, "calibrating")
@@ -57,6 +60,7 @@ def calibrate_index(
     if model is None:
         encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         model = LitModel.from_pretrained(folder / "model", device=encode_on)
+    model = with_fit(model, snapshot.manifest.fit)
     captions = _captions(snapshot)
     source = f"{len(texts):,} given texts" if texts else CAPTIONS
     asked = _some(texts or captions.values())
@@ -139,7 +143,7 @@ def _encode(model: LitModel, texts: Sequence[str]) -> Float[np.ndarray, "t d"]:
 def _measure(
     found: Calibration,
     snapshot: Snapshot,
-    size: int,
+    size: Detail,
     asked: Sequence[str],
     embeds: Float[np.ndarray, "t d"],
     own_captions: bool,
@@ -164,7 +168,7 @@ def _measure(
 def _scores(
     found: Calibration,
     snapshot: Snapshot,
-    size: int,
+    size: Detail,
     texts: Float[np.ndarray, "t d"],
     best: Int[np.ndarray, " t"],
 ) -> Float[np.ndarray, " n"]:
@@ -178,14 +182,14 @@ def _rank(
     snapshot: Snapshot,
     model: LitModel,
     embeds: Float[np.ndarray, "t d"],
-    fine: int | None,
+    fine: Detail | None,
 ) -> None:
     """Where the candidates hold each text's answers, at every two patch sizes that the index holds,
     and at `fine`."""
-    held = sorted(snapshot.patch_sizes, reverse=True)
+    held = coarse_first(snapshot.patch_sizes)
     pairs = [(coarse, other) for n, coarse in enumerate(held) for other in held[n + 1 :]]
     if fine is not None and fine not in held:
-        model.vision.check_patch_size(fine)
+        check_encodes(model, fine)
         pairs += [(coarse, fine) for coarse in held]
     if not pairs or len(snapshot) > EXACTLY:
         return
@@ -216,13 +220,13 @@ def places(
 
 
 def _encode_images(
-    snapshot: Snapshot, model: LitModel, patch_size: int
+    snapshot: Snapshot, model: LitModel, patch_size: Detail
 ) -> Float[np.ndarray, "n d"]:
     """All of the index; those that cannot be read are zeros."""
     kept = FineVectors(model, snapshot.folder / "fine.sqlite")
     ids = snapshot.ids()
     found = np.zeros((len(ids), snapshot.width), np.float32)
-    starts = Progress(range(0, len(ids), IMAGES), f"encoding at patch {patch_size}", unit="block")
+    starts = Progress(range(0, len(ids), IMAGES), f"encoding at {said(patch_size)}", unit="block")
     for start in starts:
         rows = snapshot.rows(ids[start : start + IMAGES])
         vectors = kept.get({row["id"]: Hit.of(0.0, row).location for row in rows}, patch_size)

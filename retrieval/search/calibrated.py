@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from retrieval.detail import Detail
 from retrieval.index_interface import IndexState
 from retrieval.search.calibration import Calibration, read_calibration
 
@@ -40,7 +41,7 @@ class Calibrated:
         snapshot: IndexState,
         embeds: Float[np.ndarray, "q d"],
         best: list[int | None],
-        patch_size: int,
+        patch_size: Detail,
     ) -> list[float | None]:
         """Per text, the share of texts with an answer whose best image fits as badly. best: its id;
         None where there is none: nothing is said of that text."""

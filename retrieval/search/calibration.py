@@ -16,6 +16,7 @@ import numpy as np
 
 from data.errors import UsageError
 from data.files import bytes_digest, write_atomically
+from retrieval.detail import Detail, as_key, from_key, said, said_pair
 from retrieval.search.background import answer_scores
 from retrieval.search.config import MAX_K
 from retrieval.search.conformal import fewest_candidates, p_values
@@ -44,13 +45,13 @@ class Calibration:
 
     facts: Facts
     background: np.ndarray  # (b, d): texts among which a query is to be probable
-    present: dict[int, np.ndarray] = field(default_factory=dict)
+    present: dict[Detail, np.ndarray] = field(default_factory=dict)
     """Scores of the texts, (n,)."""
-    absent: dict[int, np.ndarray] = field(default_factory=dict)
+    absent: dict[Detail, np.ndarray] = field(default_factory=dict)
     """The same with each text's own images taken out; empty where nobody knows which these are."""
-    labels: dict[int, np.ndarray] = field(default_factory=dict)
+    labels: dict[Detail, np.ndarray] = field(default_factory=dict)
     """Scores of an image's own caption, (n,)."""
-    ranks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    ranks: dict[tuple[Detail, Detail], np.ndarray] = field(default_factory=dict)
     """By coarse and fine patch size: the place among the candidates of each text's fine answers,
     best first, (n, k); `MAX_K` where it is none of them."""
 
@@ -58,7 +59,9 @@ class Calibration:
         """How well each image (n, d) answers its text (n, d): `answer_scores`, (n,)."""
         return answer_scores(texts, unit(images), self.background, self.facts.scale)
 
-    def confidence(self, scores: np.ndarray, patch_size: int, labels: bool = False) -> np.ndarray:
+    def confidence(
+        self, scores: np.ndarray, patch_size: Detail, labels: bool = False
+    ) -> np.ndarray:
         """The share of texts with an answer that score as low, (q,); NaN where nothing was
         measured. labels: of images and their captions."""
         found = (self.labels if labels else self.present).get(patch_size)
@@ -66,7 +69,7 @@ class Calibration:
             return np.full(len(scores), np.nan)
         return p_values(scores + ROUNDING, found)
 
-    def refused(self, patch_size: int, rate: float) -> float | None:
+    def refused(self, patch_size: Detail, rate: float) -> float | None:
         """Of the texts whose own images are taken out, the share that is refused where `rate` of
         those with an answer are; None where nobody knows."""
         found = self.absent.get(patch_size)
@@ -74,7 +77,7 @@ class Calibration:
             return None
         return float((self.confidence(found, patch_size) <= rate).mean())
 
-    def line(self, patch_size: int, rate: float) -> str:
+    def line(self, patch_size: Detail, rate: float) -> str:
         """What a refusal means at a patch size, in one sentence; "" where nothing was measured."""
         examples = self.present.get(patch_size)
         if examples is None or not len(examples):
@@ -82,7 +85,7 @@ class Calibration:
         if rate * (len(examples) + 1) < 1:
             least = int(np.ceil(1 / rate)) - 1
             return (
-                f"patch {patch_size}: {len(examples):,} of {self.facts.source} are too few to "
+                f"{said(patch_size)}: {len(examples):,} of {self.facts.source} are too few to "
                 f"refuse {rate:.0%} of what is there; {least:,} are needed"
             )
         refused = self.refused(patch_size, rate)
@@ -90,12 +93,12 @@ class Calibration:
             "" if refused is None else f", and {refused:.0%} once their own images are taken out"
         )
         return (
-            f"patch {patch_size}: of texts like {self.facts.source} ({len(examples):,} were asked) "
+            f"{said(patch_size)}: of texts like {self.facts.source} ({len(examples):,} were asked) "
             f'{rate:.0%} are answered "nothing like this here"{power}; of other words, such as the '
             "model has not learned, this promises nothing"
         )
 
-    def candidates(self, coarse: int, fine: int, k: int, lost: float) -> int:
+    def candidates(self, coarse: Detail, fine: Detail, k: int, lost: float) -> int:
         """The fewest candidates with which a search coarse to fine loses, of texts like these, on
         average at most this share of the k answers that ranking all images again would give.
 
@@ -104,8 +107,9 @@ class Calibration:
         ranks = self.ranks.get((coarse, fine))
         if ranks is None:
             raise UsageError(
-                f"lost {lost:g}: patch {coarse} to {fine} is not calibrated; index.py --calibrate "
-                "does that, of patch sizes that the index holds or --refine-patch-size names"
+                f"lost {lost:g}: {said_pair(coarse, fine)} is not calibrated; index.py "
+                "--calibrate does that, of patch sizes that the index holds or --refine-patch-size "
+                "names"
             )
         if k > ranks.shape[1]:
             raise UsageError(f"lost {lost:g}: is promised for k up to {ranks.shape[1]}, not {k}")
@@ -113,8 +117,8 @@ class Calibration:
         if found is None or found > MAX_K:
             why = f"{len(ranks):,} texts are too few" if found is None else f"{MAX_K:,} lose more"
             raise UsageError(
-                f"lost {lost:g}: no number of candidates promises that at patch {coarse} to "
-                f"{fine}: {why}"
+                f"lost {lost:g}: no number of candidates promises that at "
+                f"{said_pair(coarse, fine)}: {why}"
             )
         return max(found, k)
 
@@ -151,9 +155,9 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     arrays = {"background": calibration.background.astype(np.float32)}
     for name in ("present", "absent", "labels"):
         for size, found in getattr(calibration, name).items():
-            arrays[f"{name}.{size}"] = found.astype(np.float64)
+            arrays[f"{name}.{as_key(size)}"] = found.astype(np.float64)
     for (coarse, fine), ranks in calibration.ranks.items():
-        arrays[f"ranks.{coarse}.{fine}"] = ranks.astype(np.int32)
+        arrays[f"ranks.{as_key(coarse)}.{as_key(fine)}"] = ranks.astype(np.int32)
     facts = json.dumps(vars(calibration.facts))
     digest = _digest(facts, arrays)
     data = save(arrays, {"format": "1", "facts": facts, "blake2b": digest})
@@ -187,7 +191,7 @@ def _read(file: Path, modified: int, inode: int) -> Calibration | None:
         for name, array in arrays.items():
             kind, *sizes = name.split(".")
             if sizes:
-                numbers = tuple(map(int, sizes))
+                numbers = tuple(map(from_key, sizes))
                 parts[kind][numbers if len(numbers) > 1 else numbers[0]] = array
         return Calibration(facts, arrays["background"], **parts)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):

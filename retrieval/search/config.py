@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UsageError
+from retrieval.detail import Detail
 
 MAX_K = 2048  # hits; what FAISS searches on a GPU
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -28,8 +29,8 @@ class Budget:
             raise UsageError("a budget needs max_gflops or max_ms")
 
 
-PatchSizeOrBudget = int | Budget | None
-"""Pixels, what an image may cost, or None for the finest."""
+PatchSizeOrBudget = Detail | Budget | None
+"""Pixels, a budget of tokens, what an image may cost, or None for the finest."""
 
 
 def check_k(k: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from retrieval.detail import Detail
 from retrieval.index.filters import Where
 from retrieval.index_interface import IndexState
 from retrieval.words.asked import WordQuery
@@ -43,7 +44,7 @@ class Fusion:
         self,
         embeds: Float[np.ndarray, "q d"],
         count: int,
-        patch_size: int,
+        patch_size: Detail,
         nprobe: int | None,
         ef: int | None,
     ) -> Found:
@@ -87,7 +88,7 @@ class Fusion:
         self,
         embeds: Float[np.ndarray, "q d"],
         depth: int,
-        patch_size: int,
+        patch_size: Detail,
         nprobe: int | None,
         ef: int | None,
     ) -> Found:

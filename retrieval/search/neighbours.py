@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
 from data.progress import Progress
+from retrieval.detail import Detail, MaxTokens, finest, num_tokens, said
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_places import index_folder
@@ -62,10 +64,11 @@ def measure_agreement(
     if model is None:
         encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         model = LitModel.from_pretrained(folder / "model", device=encode_on)
+    model = with_fit(model, snapshot.manifest.fit)
     ids = snapshot.ids()
     queries = np.random.default_rng(0).permutation(ids)[:QUERIES]
     own, held = _reference(model, snapshot.patch_sizes), snapshot.patch_sizes
-    sizes: dict[int, SizeAgreement] = {}
+    sizes: dict[Detail, SizeAgreement] = {}
     coarse = [size for size in held if size != own]
     until = time.monotonic() + seconds
     images = len(ids)
@@ -129,12 +132,14 @@ def without_self(
     return np.take_along_axis(found, order, axis=1)[:, :-1]
 
 
-def _reference(model: LitModel, held: Sequence[int]) -> int:
+def _reference(model: LitModel, held: Sequence[Detail]) -> Detail:
     """The patch size that others are compared with: the model's own; where a model that offers
     several is not indexed at that, the finest that is indexed."""
-    own = model.vision.own_patch_size
+    own: Detail = model.vision.own_patch_size
+    if any(isinstance(size, MaxTokens) for size in held):
+        own = MaxTokens(num_tokens(own, model.image_size))
     several = len(model.patch_sizes) > 1 and len(held) > 1
-    return min(held) if several and own not in held else own
+    return finest(held) if several and own not in held else own
 
 
 def _has_changed(snapshot: Snapshot, known: Agreement) -> bool:
@@ -152,15 +157,15 @@ def _has_changed(snapshot: Snapshot, known: Agreement) -> bool:
 def _compare_all(
     snapshot: Snapshot,
     queries: Int[np.ndarray, " q"],
-    own: int,
-    coarse: Sequence[int],
+    own: Detail,
+    coarse: Sequence[Detail],
     until: float,
-    sizes: dict[int, SizeAgreement],
+    sizes: dict[Detail, SizeAgreement],
 ) -> Int[np.ndarray, " q"]:
     """Fill `sizes`, of neighbours among all images. Returns the queries that there was time for."""
     exact = len(snapshot) <= EXACTLY
     depth = min(CANDIDATES, len(snapshot) - 1)
-    found: dict[int, list[np.ndarray]] = {size: [] for size in (own, *coarse)}
+    found: dict[Detail, list[np.ndarray]] = {size: [] for size in (own, *coarse)}
     starts = range(0, len(queries), BATCH)
     for start in Progress(starts, "comparing patch sizes", unit="batch", delay=5, leave=False):
         if start and time.monotonic() > until:
@@ -183,14 +188,14 @@ def _encode(
     snapshot: Snapshot,
     kept: FineVectors,
     queries: Int[np.ndarray, " q"],
-    own: int,
+    own: Detail,
     until: float,
 ) -> dict[int, Float[np.ndarray, " d"]]:
     """Vectors at the own patch size, of images that can be read and there is time for. They are
     kept for coarse to fine."""
     fine: dict[int, np.ndarray] = {}
     starts = range(0, len(queries), BATCH)
-    for start in Progress(starts, f"encoding at patch {own}", unit="batch", delay=5, leave=False):
+    for start in Progress(starts, f"encoding at {said(own)}", unit="batch", delay=5, leave=False):
         if len(fine) >= MIN_IMAGES and time.monotonic() > until:
             break
         rows = snapshot.rows(queries[start : start + BATCH])

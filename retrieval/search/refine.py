@@ -12,18 +12,22 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from data.batch import Pixels, batch_pixels
 from data.config import MAX_PIXELS
 from data.errors import UsageError
 from data.problems import BadSample
 from data.shards.location import ImageLocation, read_images
+from data.transform import Cuts
+from retrieval.detail import Detail, as_key
+from retrieval.embed.encode import embed_pixels, reader_cuts
 
 MAX_KEPT = 1_000_000  # vectors, of all patch sizes: 1.5 GB at width 384
 BATCH = 32  # images per forward
@@ -79,7 +83,7 @@ class FineVectors:
         self.num_encoded = 0  # images, since this object was made
 
     def get(
-        self, locations: Mapping[int, ImageLocation], patch_size: int
+        self, locations: Mapping[int, ImageLocation], patch_size: Detail
     ) -> dict[int, Float[np.ndarray, " d"]]:
         """id -> unit-norm vector; ids whose image cannot be read are missing."""
         found = self._look_up([*locations], patch_size)
@@ -92,36 +96,37 @@ class FineVectors:
                 found |= computed
         return found
 
-    def forget(self, patch_size: int) -> None:
+    def forget(self, patch_size: Detail) -> None:
         """Keep no vectors of a patch size: the index has them now."""
         with self._lock, suppress(sqlite3.DatabaseError):
-            self._database.execute("DELETE FROM fine WHERE patch_size = ?", (patch_size,))
+            self._database.execute("DELETE FROM fine WHERE patch_size = ?", (as_key(patch_size),))
             self._database.commit()
 
     def _encode(
-        self, locations: Mapping[int, ImageLocation], patch_size: int
+        self, locations: Mapping[int, ImageLocation], patch_size: Detail
     ) -> dict[int, Float[np.ndarray, " d"]]:
         ordered = sorted(locations.items(), key=lambda item: item[1][:2])
         computed: dict[int, np.ndarray] = {}
+        cuts = reader_cuts(self._model, [patch_size])
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(ordered), BATCH):
                 part = ordered[start : start + BATCH]
                 files = read_images(location for _, location in part)
-                pixels = list(pool.map(self._pixels, files))
+                pixels = list(pool.map(partial(self._pixels, cuts=cuts), files))
                 good = [(id, p) for (id, _), p in zip(part, pixels, strict=True) if p is not None]
                 if good:
-                    squares = torch.stack([p for _, p in good]).to(self._model.device)
-                    images = self._model.transform.normalise(squares)
-                    rows = self._model.encode_image(images, patch_size=patch_size).cpu().numpy()
+                    together = batch_pixels([p for _, p in good])
+                    rows = embed_pixels(self._model, together, [patch_size])[patch_size]
                     computed |= {id: row for (id, _), row in zip(good, rows, strict=True)}
         self.num_encoded += len(computed)
         return computed
 
-    def _pixels(self, data: bytes | None) -> torch.Tensor | None:
+    def _pixels(self, data: bytes | None, cuts: Cuts | None) -> Pixels | None:
+        transform = self._model.transform
         try:
             if data is None:
                 return None
-            return self._model.transform.read(data, MAX_PIXELS)
+            return transform.pixels(transform.decode(data, MAX_PIXELS), cuts)
         except BadSample:
             return None
 
@@ -135,7 +140,7 @@ class FineVectors:
             weakref.finalize(self, self._opened.close)
         return self._opened
 
-    def _look_up(self, ids: Sequence[int], patch_size: int) -> dict[int, np.ndarray]:
+    def _look_up(self, ids: Sequence[int], patch_size: Detail) -> dict[int, np.ndarray]:
         found = {}
         with self._lock:
             for start in range(0, len(ids), 500):
@@ -143,7 +148,7 @@ class FineVectors:
                 marks = ",".join("?" * len(part))
                 query = f"SELECT id, vector FROM fine WHERE patch_size = ? AND id IN ({marks})"
                 try:
-                    rows = self._database.execute(query, (patch_size, *part)).fetchall()
+                    rows = self._database.execute(query, (as_key(patch_size), *part)).fetchall()
                 except sqlite3.DatabaseError:  # damaged
                     return {}
                 for id, blob in rows:
@@ -151,10 +156,10 @@ class FineVectors:
                         found[id] = np.frombuffer(blob[:-4], np.float32)
         return {id: vector for id, vector in found.items() if len(vector) == self._width}
 
-    def _keep(self, vectors: Mapping[int, np.ndarray], patch_size: int) -> None:
+    def _keep(self, vectors: Mapping[int, np.ndarray], patch_size: Detail) -> None:
         """Add vectors, and forget the oldest above the limit."""
         rows = [
-            (patch_size, id, _checked(patch_size, id, vector.astype(np.float32).tobytes()))
+            (as_key(patch_size), id, _checked(patch_size, id, vector.astype(np.float32).tobytes()))
             for id, vector in vectors.items()
         ]
         # a full disk, or a damaged file, costs only the cache
@@ -165,8 +170,10 @@ class FineVectors:
             self._database.commit()
 
 
-def _checked(patch_size: int, id: int, vector: bytes) -> bytes:
-    return vector + zlib.crc32(vector, zlib.crc32(f"{patch_size} {id}".encode())).to_bytes(4, "big")
+def _checked(patch_size: Detail, id: int, vector: bytes) -> bytes:
+    return vector + zlib.crc32(vector, zlib.crc32(f"{as_key(patch_size)} {id}".encode())).to_bytes(
+        4, "big"
+    )
 
 
 def _open(file: Path | None, image_fingerprint: str) -> sqlite3.Connection:

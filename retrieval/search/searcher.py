@@ -10,8 +10,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
 from data.errors import UsageError
 from data.given import Images
+from retrieval.detail import (
+    Detail,
+    MaxTokens,
+    coarse_first,
+    encoding,
+    finest,
+    num_tokens,
+    said,
+)
+from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
@@ -49,7 +60,7 @@ class Searcher:
         self._reload_lock = threading.Lock()
         self._opened = self._open()
         self.model_folder = self.folder / "model"
-        self.profile = CostProfile(model)
+        self.profile = CostProfile(self.model)
 
     @classmethod
     def load(
@@ -85,6 +96,8 @@ class Searcher:
     def _open(self, before: _Opened | None = None) -> _Opened:
         snapshot = self.place.open(self._device)
         found = snapshot.manifest.image_fingerprint
+        if before is None and (fitted := with_fit(self.model, snapshot.manifest.fit)) != self.model:
+            self.model, self._image_fingerprint = fitted, fitted.image_fingerprint
         if self._image_fingerprint != found and self.model.keep_transform(found, snapshot.kept):
             self._image_fingerprint = found
         if self._image_fingerprint != found:
@@ -128,13 +141,26 @@ class Searcher:
         return len(self.snapshot)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(map(str, self.patch_sizes))
-        return f"Searcher({str(self.place)!r}: {len(self):,} images at patch {sizes})"
+        sizes = said(*self.patch_sizes)
+        return f"Searcher({str(self.place)!r}: {len(self):,} images at {sizes})"
 
     @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        """Those of the index."""
+    def patch_sizes(self) -> tuple[Detail, ...]:
+        """Those of the index; or its budgets of tokens, of an index that was embedded by them."""
         return self.snapshot.patch_sizes
+
+    @property
+    def encodable(self) -> list[Detail]:
+        """Those of the model and those of the index, coarsest first: a checkpoint offers its own
+        alone, and may be indexed at others. Of an index by budgets, budgets."""
+        known: set[Detail] = {*self.model.patch_sizes}
+        if any(isinstance(size, MaxTokens) for size in self.patch_sizes):
+            known = {MaxTokens(num_tokens(size, self.model.image_size)) for size in known}
+        return coarse_first(known | {*self.patch_sizes})
+
+    def for_image(self, encoded: Detail) -> Detail:
+        """Which of the index answers an image that is encoded so: the same, else its finest."""
+        return encoded if encoded in self.patch_sizes else finest(self.patch_sizes)
 
     @property
     def agreement(self) -> Agreement | None:
@@ -195,7 +221,8 @@ class Searcher:
         `LitModel.encode_image` takes them. A text that is the path of an image file searches by
         that image. k: 1 to 2,048.
         patch_size: which index answers; None takes its finest. query_patch_size: how query images
-        are encoded; None takes the answering index's. Any of the three may be a `Budget` instead.
+        are encoded; None takes the answering index's. Any of the three may be `MaxTokens`, or a
+        `Budget`, instead.
         refine_patch_size: the best `candidates` of the index are encoded again at this patch size,
         from their files, and ranked by two thirds of that similarity and one third of the index's;
         their fine vectors are kept for the next search.
@@ -221,11 +248,11 @@ class Searcher:
             texts = [unmarked(text) for text in texts] if words else texts
             embeds[~is_image] = self.model.encode_text(texts).float().cpu().numpy()
         if images:
-            coarse = self.profile.choose(query_patch_size, self.model.patch_sizes)
+            coarse = self.profile.encoding(query_patch_size, self.encodable)
             coarse = size if query_patch_size is None else coarse
             embeds[is_image] = self._encode_images(images, coarse)
             if refine_patch_size is not None:
-                refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+                refined = self.profile.encoding(refine_patch_size, self.encodable)
                 if refined != coarse:
                     fine = embeds.copy()
                     fine[is_image] = self._encode_images(images, refined)
@@ -279,7 +306,7 @@ class Searcher:
         else:
             similarities, ids = fusion.candidates(embeds, depth, size, nprobe, ef)
         if refine_patch_size is not None:
-            refined = self.profile.choose(refine_patch_size, self.model.patch_sizes)
+            refined = self.profile.encoding(refine_patch_size, self.encodable)
             queries = embeds if refine_embeds is None else refine_embeds
             similarities, ids = self._refine(opened, queries, similarities, ids, refined)
             if fusion is not None:
@@ -299,10 +326,10 @@ class Searcher:
         queries: Float[np.ndarray, "q d"],
         similarities: Float[np.ndarray, "q c"],
         ids: Int[np.ndarray, "q c"],
-        patch_size: int,
+        patch_size: Detail,
     ) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
         """The candidates, ranked again."""
-        self.model.vision.check_patch_size(patch_size)
+        check_encodes(self.model, patch_size)
         distinct, snapshot = np.unique(ids[ids >= 0]).tolist(), opened.snapshot
         if patch_size in snapshot.patch_sizes:
             vectors = dict(snapshot.known_vectors(distinct, patch_size))
@@ -312,7 +339,7 @@ class Searcher:
             vectors = opened.fine.get(locations, patch_size)
         return rank_again(queries, similarities, ids, vectors)
 
-    def vectors(self, ids: Sequence[int], patch_size: int) -> Float[np.ndarray, "n d"]:
+    def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The index's vectors of ids, as precise as its type. KeyError for an unknown one."""
         return self.snapshot.vectors(ids, self._index_patch_size(patch_size))
 
@@ -320,7 +347,7 @@ class Searcher:
         """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         return self.snapshot.rows(ids)
 
-    def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> int:
+    def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> Detail:
         size = self.profile.choose(patch_size, self.patch_sizes)
         if size not in self.patch_sizes:
             raise UsageError(
@@ -329,5 +356,5 @@ class Searcher:
             )
         return size
 
-    def _encode_images(self, images: Images, patch_size: int) -> Float[np.ndarray, "q d"]:
-        return self.model.encode_image(images, patch_size=patch_size).float().cpu().numpy()
+    def _encode_images(self, images: Images, patch_size: Detail) -> Float[np.ndarray, "q d"]:
+        return self.model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from retrieval.detail import Detail
 from retrieval.search.hit import Hit
 from retrieval.search.searcher import Searcher
 
@@ -10,7 +11,7 @@ DUPLICATE = 0.94  # two hits of at least this cosine count as one, as in clip-re
 
 
 def without_duplicates(
-    searcher: Searcher, found: list[list[Hit]], patch_size: int
+    searcher: Searcher, found: list[list[Hit]], patch_size: Detail
 ) -> list[list[Hit]]:
     """Without the hits that resemble better ones, and those deleted since they were found."""
     ids = dict.fromkeys(hit.id for row in found for hit in row)

@@ -8,7 +8,6 @@ from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
 from retrieval.server.config import ServeConfig
 from retrieval.server.monitoring import Metrics
-from retrieval.server.patch_sizes import usable_sizes
 from retrieval.server.service import Service
 
 
@@ -26,9 +25,9 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
                 searcher.model_folder = named
         if searcher.model not in models:
             models.append(searcher.model)
-        for size in usable_sizes(searcher):  # measured now: the first request need not wait
+        for size in searcher.encodable:  # measured now: the first request need not wait
             searcher.profile.gflops(size)
-        searcher.profile.ms(usable_sizes(searcher))
+        searcher.profile.ms(searcher.encodable)
         searcher.model.encode_text(["warm"])
         _ = searcher.calibration
         searchers[name] = searcher

@@ -1,9 +1,12 @@
-"""Which patch sizes a request means, and whether the index and the model have them."""
+"""At which patch sizes, or within which budgets, a request is answered, and whether the index and
+the model have them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UsageError
+from retrieval.detail import Detail, MaxTokens, coarse_first, finest, num_tokens
+from retrieval.embed.encode import check_encodes
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
 from retrieval.server.refusals import RequestError
@@ -12,56 +15,86 @@ from retrieval.server.requests import PatchSizeFields, SearchRequest
 
 @dataclass(frozen=True)
 class PatchSizes:
-    """The patch sizes of one search."""
+    """Those of one search."""
 
-    index: int  # whose vectors are searched
-    query: int  # at which the query's images are encoded
-    refine: int | None = None  # at which the best hits are ranked again
+    index: Detail  # whose vectors are searched
+    query: Detail  # at which the query's images are encoded
+    refine: Detail | None = None  # at which the best hits are ranked again
 
 
 def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> PatchSizes:
-    """The patch sizes that a search means. Raises `RequestError` naming what is allowed."""
+    """The patch sizes or budgets that a search means. Raises `RequestError` naming what is
+    allowed."""
     images = any(t.image is not None or t.image_url is not None for t in asked.terms())
     if asked.query_patch_size is not None and not images:
         raise RequestError(400, "query_patch_size: is for images; nothing else has patches")
-    usable, held = usable_sizes(searcher), searcher.patch_sizes
+    held, refine = searcher.patch_sizes, asked.refinement()
+    if refine is not None:
+        check_encodable("refine_", refine, searcher)
     budget = budget_of(asked)
-    index = asked.index_patch_size or asked.patch_size
+    if isinstance(budget, MaxTokens) and images:
+        check_encodable("", budget, searcher)
+        return PatchSizes(searcher.for_image(budget), budget, refine)
+    index: Detail | None = asked.index_patch_size or asked.patch_size
     if index is None:
-        index = min(held) if images or budget is None else afford(searcher, budget, held)
+        index = finest(held) if images or budget is None else afford(searcher, budget, held)
     field = "patch_size" if asked.index_patch_size is None else "index_patch_size"
     check_size(field, index, held, f"index {name}")
-    query = asked.query_patch_size or asked.patch_size or index
+    query: Detail = asked.query_patch_size or asked.patch_size or index
     if images and budget is not None:
-        query = afford(searcher, budget, usable)
+        query = afford(searcher, budget)
     if images and asked.query_patch_size is not None:
-        check_size("query_patch_size", query, usable, "the model")
-    if asked.refine_patch_size is not None:
-        check_size("refine_patch_size", asked.refine_patch_size, usable, "the model")
-    return PatchSizes(index, query, asked.refine_patch_size)
+        check_encodable("query_", query, searcher)
+    return PatchSizes(index, query, refine)
 
 
-def usable_sizes(searcher: Searcher) -> tuple[int, ...]:
-    """Those of the model and those of the index, coarsest first: a checkpoint offers its own alone,
-    and may be indexed at others."""
-    return tuple(sorted({*searcher.model.patch_sizes, *searcher.patch_sizes}, reverse=True))
-
-
-def budget_of(asked: PatchSizeFields) -> Budget | None:
+def budget_of(asked: PatchSizeFields) -> Budget | MaxTokens | None:
     """What an image may cost, where a request says so."""
+    if asked.max_tokens is not None:
+        return MaxTokens(asked.max_tokens)
     return Budget(asked.max_gflops, asked.max_ms) if asked.has_budget() else None
 
 
-def afford(searcher: Searcher, budget: Budget, allowed: Sequence[int]) -> int:
-    """The finest of `allowed` within a budget. Raises `RequestError` where none is."""
+def afford(
+    searcher: Searcher, budget: Budget | MaxTokens, held: Sequence[Detail] | None = None
+) -> Detail:
+    """The finest of `held` within a budget; where that is not given, at what an image may be
+    encoded. Raises `RequestError` where there is none."""
     try:
-        return searcher.profile.choose(budget, allowed)
+        if held is not None:
+            return searcher.profile.choose(budget, held)
+        return searcher.profile.encoding(budget, searcher.encodable)
     except UsageError as error:
         raise RequestError(400, str(error)) from error
 
 
-def check_size(field: str, size: int, allowed: Sequence[int], of: str) -> None:
-    """Raises `RequestError` for a patch size that is not offered."""
+def check_size(field: str, size: Detail, allowed: Sequence[Detail], of: str) -> None:
+    """Raises `RequestError` for a patch size or budget that is not offered."""
     if size not in allowed:
-        sizes = ", ".join(map(str, sorted(allowed, reverse=True)))
+        sizes = ", ".join(map(str, coarse_first(allowed)))
         raise RequestError(400, f"{field}: {size} is not one of {of}; allowed: {sizes}")
+
+
+def check_encodable(prefix: str, size: Detail, searcher: Searcher) -> None:
+    """Raises `RequestError` for what images cannot be encoded at. A budget may be any number from
+    the fewest to the most tokens of what is offered, so that no request costs more than these: not
+    in its forward, nor in resizing the kernel, seconds for a patch of the whole image."""
+    if isinstance(size, int):
+        allowed = usable_sizes(searcher)
+        check_size(f"{prefix}patch_size", size, allowed, "the model")
+        return
+    side = searcher.model.image_size
+    offered = [num_tokens(known, side) for known in searcher.encodable]
+    least, most = min(offered), max(offered)
+    if searcher.model.vision.flexible and not least <= size.count <= most:
+        raise RequestError(400, f"{prefix}max_tokens: {size.count}; allowed: {least} to {most}")
+    try:
+        check_encodes(searcher.model, size)
+    except UsageError as error:
+        raise RequestError(400, f"{prefix}max_tokens: {error}") from error
+
+
+def usable_sizes(searcher: Searcher) -> list[Detail]:
+    """The patch sizes at which images can be encoded: the model's and the index's."""
+    held = {size for size in searcher.patch_sizes if isinstance(size, int)}
+    return coarse_first({*searcher.model.patch_sizes, *held})

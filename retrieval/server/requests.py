@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from retrieval.detail import Detail, MaxTokens
 from retrieval.search.config import CANDIDATES
 from retrieval.server.config import Limits
 from retrieval.server.refusals import RequestError
@@ -79,19 +80,39 @@ class PatchSizeFields(Strict):
         description="Instead of a patch size: the finest that costs less an image.",
     )
     max_ms: float | None = Field(default=None, gt=0, description="The same, in ms on the server.")
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Instead of a patch size: at most so many patches an image, any number; of an "
+        "index, the finest within it.",
+    )
     refine_patch_size: int | None = Size
+    refine_max_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _patch_size_or_budget(self) -> "PatchSizeFields":
-        sizes = (self.patch_size, getattr(self, "query_patch_size", None))
-        if self.has_budget() and any(size is not None for size in sizes):
+        sizes = (getattr(self, f"{of}patch_size", None) for of in ("", "query_", "index_"))
+        has_size, by_cost = any(size is not None for size in sizes), self.has_budget()
+        if self.max_tokens is not None and (has_size or by_cost):
+            raise ValueError(
+                "max_tokens stands instead of a patch size, and of max_gflops and max_ms; give one"
+            )
+        if by_cost and (self.patch_size or getattr(self, "query_patch_size", None)) is not None:
             raise ValueError(
                 "max_gflops and max_ms stand instead of a patch size; give one or other"
             )
+        if self.refine_patch_size is not None and self.refine_max_tokens is not None:
+            raise ValueError("refine_max_tokens stands instead of refine_patch_size; give one")
         return self
 
     def has_budget(self) -> bool:
         return self.max_gflops is not None or self.max_ms is not None
+
+    def refinement(self) -> Detail | None:
+        """At what the best are encoded again."""
+        if self.refine_max_tokens is not None:
+            return MaxTokens(self.refine_max_tokens)
+        return self.refine_patch_size
 
 
 class SearchRequest(Query, PatchSizeFields):

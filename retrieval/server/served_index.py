@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from data.errors import UsageError
 from data.shards.location import ImageLocation, read_image
+from retrieval.detail import Detail
 from retrieval.index.filters import Where
 from retrieval.index.manifest import IndexManifest
 from retrieval.index_interface import IndexState, IndexUnavailable
@@ -41,11 +42,11 @@ class ServedIndex:
         self._stamp = searcher.place.stamp()
         self.indexing: IndexingProgress | None = None  # of who adds to it while it is served
         self.damage = ""  # what is wrong with the index's files: it is not to be asked any more
-        self._means: tuple[IndexManifest | None, dict[int, np.ndarray]] = None, {}  # by patch size
+        self._means: tuple[IndexManifest | None, dict[Detail, np.ndarray]] = None, {}
         self._intact: set[str] = set()  # digests of files that were read
         self._checking = threading.Lock()
 
-    async def vector(self, id: int, patch_size: int) -> Float[np.ndarray, " d"]:
+    async def vector(self, id: int, patch_size: Detail) -> Float[np.ndarray, " d"]:
         """The unit-norm vector that the index holds of an image. Raises `RequestError`."""
         loop = asyncio.get_running_loop()
         try:
@@ -92,7 +93,7 @@ class ServedIndex:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, read, self.searcher.snapshot)
 
-    async def mean_vector(self, patch_size: int) -> Float[np.ndarray, " d"]:
+    async def mean_vector(self, patch_size: Detail) -> Float[np.ndarray, " d"]:
         """Of a sample of the unit-norm vectors: its inner product with a query is how similar the
         query is to images at random. Zeros for an empty index."""
         manifest = self.searcher.snapshot.manifest
@@ -104,7 +105,7 @@ class ServedIndex:
         return means[patch_size]
 
     async def confidence(
-        self, vector: Float[np.ndarray, " d"], hits: Sequence[Hit], patch_size: int
+        self, vector: Float[np.ndarray, " d"], hits: Sequence[Hit], patch_size: Detail
     ) -> float | None:
         """`Searcher.confidence` of one text, None at once where nobody has calibrated the index."""
         if not calibration_file(self.searcher.folder).exists():
@@ -157,7 +158,7 @@ def _renewed(searcher: Searcher) -> bool:
     return changed
 
 
-def _mean_vector(snapshot: IndexState, patch_size: int) -> Float[np.ndarray, " d"]:
+def _mean_vector(snapshot: IndexState, patch_size: Detail) -> Float[np.ndarray, " d"]:
     drawn = snapshot.draw(MEAN_OF, seed=0)
     vectors = snapshot.vectors(drawn.tolist(), patch_size)
     norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

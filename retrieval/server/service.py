@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from contrastive.model.lit import LitModel
+from retrieval.detail import Detail
 from retrieval.evaluation.calibration_error import read_temperatures
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.config import REFUSE
@@ -65,7 +66,7 @@ class Service:
         self.encoder = Encoder(models, self.uploads, limits, metrics, batcher)
         self.labels = LabelCache(self.encoder)
         self.search_queue = SearchQueue(searchers, metrics, batcher)
-        self.temperatures: dict[str, dict[int, float]] = {}  # by index and patch size
+        self.temperatures: dict[str, dict[Detail, float]] = {}  # by index and patch size
         for name, searcher in searchers.items():
             self.temperatures[name] = read_temperatures(
                 searcher.model_folder, partial(_fingerprints, searcher.model)

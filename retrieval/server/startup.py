@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.class_names import read_class_names
 from data.errors import UsageError
+from retrieval.detail import said
 from retrieval.model_folder import check_model_folder
 from retrieval.server.config import ServeConfig
 
@@ -39,8 +40,8 @@ def serve(cfg: ServeConfig) -> None:
         listening.listen(BACKLOG)  # connections wait here until the first accept
         host, port = listening.getsockname()[:2]
         for name, index in service.indexes.items():
-            sizes = ", ".join(map(str, index.searcher.patch_sizes))
-            print(f"{name}: {len(index.searcher):,} images at patch {sizes}", flush=True)
+            sizes = said(*index.searcher.patch_sizes)
+            print(f"{name}: {len(index.searcher):,} images at {sizes}", flush=True)
             for size in index.searcher.patch_sizes:
                 if warning := index.searcher.warning(size):
                     print(f"{name}: {warning}", file=sys.stderr, flush=True)

@@ -3,21 +3,21 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from contrastive.model.lit import LitModel
+from contrastive.model.shaped import ShapedPixels
 from data.image_headers import IMAGE_KINDS
 from data.images import decode_image
 from data.problems import BadSample
-from data.transform import ImageTransform
+from retrieval.detail import Detail
+from retrieval.embed.encode import read_image
 from retrieval.server.config import Limits
 from retrieval.server.fetch import fetch
 from retrieval.server.monitoring import Metrics
@@ -40,11 +40,15 @@ class Uploads:
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def pixels(
-        self, model: LitModel, image: str | bytes | None, image_url: str | None
-    ) -> Float[Tensor, "3 s s"]:
-        """An image file, in base64 or fetched, as `model` takes it. Raises `RequestError`."""
-        read = partial(read_upload, model.transform)
-        return await self._decode(read, image, image_url)
+        self,
+        model: LitModel,
+        image: str | bytes | None,
+        image_url: str | None,
+        details: Sequence[Detail],
+    ) -> dict[Detail, ShapedPixels]:
+        """An image file, in base64 or fetched, as `model` takes it at these patch sizes or within
+        these budgets. Raises `RequestError`."""
+        return await self._decode(partial(read_upload, model, details), image, image_url)
 
     async def picture(self, image: str | bytes | None, image_url: str | None) -> Image.Image:
         """An image file at its own resolution, RGB. Raises `RequestError`."""
@@ -94,11 +98,11 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def read_upload(
-    transform: ImageTransform, data: bytes, max_pixels: int, field: str
-) -> Float[Tensor, "3 s s"]:
+    model: LitModel, details: Sequence[Detail], data: bytes, max_pixels: int, field: str
+) -> dict[Detail, ShapedPixels]:
     """Normalised pixels of untrusted bytes."""
     with _refusing(max_pixels, field):
-        return transform.normalise(transform.read(data, max_pixels))
+        return read_image(model, data, max_pixels, details)
 
 
 def read_picture(data: bytes, max_pixels: int, field: str) -> Image.Image:

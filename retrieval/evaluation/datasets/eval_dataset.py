@@ -14,7 +14,7 @@ from retrieval.evaluation.datasets.image_source import ImageSource
 
 if TYPE_CHECKING:
     from data.pipeline.reader import ShardReader
-    from data.transform import ImageTransform
+    from data.transform import Cuts, ImageTransform
     from retrieval.evaluation.datasets.image_reader import ImageReader
 
 
@@ -62,15 +62,19 @@ class EvalDataset:
         num_workers: int = 2,
         on_error: OnError = "skip",
         need_captions: bool = False,
+        cuts: "Cuts | None" = None,
     ) -> "ShardReader | ImageReader":
-        """This rank's share, which yields `EvalBatch`: whole batches, which ranks take in turn."""
+        """This rank's share, which yields `EvalBatch`: whole batches, which ranks take in turn.
+        cuts: of `shaped` images."""
         from contrastive.distributed import rank, world_size
         from data.pipeline.reader import ShardReader
         from retrieval.evaluation.datasets.image_reader import ImageReader
 
         share = rank(), world_size()
         if self.images is not None:
-            return ImageReader(self.images, transform, batch_size, num_workers, on_error, share)
+            return ImageReader(
+                self.images, transform, batch_size, num_workers, on_error, share, cuts=cuts
+            )
         return ShardReader(
             self.shards,
             transform,
@@ -81,4 +85,5 @@ class EvalDataset:
             caption_lines=self.captioned,
             share=share,
             on_error=on_error,
+            cuts=cuts,
         )

@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.batch import EvalBatch
+from data.batch import EvalBatch, Pixels, batch_pixels
 from data.config import OnError, check_loading
 from data.pipeline.workers import outlive_signals
 from data.problems import Problem, attempt, skip_or_raise
-from data.transform import ImageTransform
+from data.transform import Cuts, ImageTransform
 from retrieval.evaluation.datasets.image_source import ImageSource
 
 
@@ -31,13 +29,14 @@ class ImageReader:
         on_error: OnError = "skip",
         share: tuple[int, int] = (0, 1),
         max_pixels: int = 100_000_000,
+        cuts: Cuts | None = None,
     ) -> None:
         check_loading(num_workers, max_pixels)
         self.errors: dict[str, int] = {}
         self._on_error: OnError = on_error
         starts = range(share[0] * batch_size, len(images), share[1] * batch_size)
         self._loader = DataLoader(
-            _Images(images, transform, max_pixels),
+            _Images(images, transform, max_pixels, cuts),
             batch_sampler=[list(range(s, min(s + batch_size, len(images)))) for s in starts],
             num_workers=num_workers,
             worker_init_fn=outlive_signals,
@@ -55,24 +54,29 @@ class ImageReader:
             if good:
                 rows, keys, labels, captions, pixels = zip(*good, strict=True)
                 zeros = torch.zeros(len(good), dtype=torch.int64)
+                squares, shaped = batch_pixels(pixels)
                 yield EvalBatch(
                     keys=list(keys),
-                    images=torch.stack(pixels),
+                    images=squares,
                     captions=list(captions),
                     labels=torch.tensor(labels),
                     shard=0,
                     indices=torch.tensor(rows),
                     offsets=zeros,
                     sizes=zeros,
+                    shaped=shaped,
                 )
 
 
-Loaded = tuple[int, str, int, tuple[str, ...], UInt8[Tensor, "3 s s"]]
+Loaded = tuple[int, str, int, tuple[str, ...], Pixels]
 
 
 class _Images(Dataset):
-    def __init__(self, images: ImageSource, transform: ImageTransform, max_pixels: int) -> None:
+    def __init__(
+        self, images: ImageSource, transform: ImageTransform, max_pixels: int, cuts: Cuts | None
+    ) -> None:
         self.images, self.transform, self.max_pixels = images, transform, max_pixels
+        self.cuts = cuts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,4 +87,4 @@ class _Images(Dataset):
 
     def _load(self, row: int, key: str) -> Loaded:
         image, label = self.images.load(row, self.max_pixels)
-        return row, key, label, self.images.captions(row), self.transform.square(image)
+        return row, key, label, self.images.captions(row), self.transform.pixels(image, self.cuts)

@@ -47,9 +47,14 @@ class SearchTimes(Answer):
 
 class SearchAnswer(Answer):
     index: str
-    patch_size: int = Field(description="Of the index that answered.")
+    patch_size: int | None = Field(
+        description="Of the index that answered; null of one by budgets of tokens."
+    )
+    max_tokens: int | None = Field(description="The budget of the index that answered.")
     query_patch_size: int | None = Field(description="At which a query image was encoded.")
+    query_max_tokens: int | None
     refine_patch_size: int | None
+    refine_max_tokens: int | None
     hits: list[FoundImage]
     background: float | None = Field(
         description="Mean similarity of the query to images at random, where asked for."
@@ -82,7 +87,8 @@ class ClassifyTimes(Answer):
 
 
 class ClassifyAnswer(Answer):
-    patch_size: int = Field(description="At which the answer was found.")
+    patch_size: int | None = Field(description="At which the answer was found.")
+    max_tokens: int | None = Field(description="Or within which budget.")
     refined: bool
     found: bool | None = Field(
         description="false: none of the labels, as in a search. null: nothing is said."
@@ -113,7 +119,10 @@ class SegmentAnswer(Answer):
 
 
 class PatchSizeCost(Answer):
-    patch_size: int
+    patch_size: int | None
+    max_tokens: int | None = Field(
+        description="Patches that an image has at most; null of a patch size."
+    )
     in_index: bool
     neighbours: float | None = Field(
         description="Share of the nearest images at the own patch size that this one finds, "
@@ -133,7 +142,8 @@ class PatchSizeCost(Answer):
 
 
 class IndexingAnswer(Answer):
-    patch_size: int = Field(description="At which images are embedded now.")
+    patch_size: int | None = Field(description="At which images are embedded now.")
+    max_tokens: int | None = Field(description="Or within which budget.")
     done: int = Field(description="Images that are embedded at it.")
     total: int = Field(description="0: not known yet.")
     seconds_left: float | None = Field(description="null: not known yet.")
@@ -147,8 +157,13 @@ class IndexAnswer(Answer):
     width: int = Field(description="Numbers of a vector.")
     generation: int = Field(description="Grows with every change.")
     image_size: int = Field(description="Side of an image as the image tower reads it, in pixels.")
-    own_patch_size: int = Field(description="With which the others are compared.")
-    patch_sizes: list[PatchSizeCost]
+    budgets: bool = Field(description="Whether an image may be read within any number of tokens.")
+    fit: str = Field(description="crop, squash or aspect: how an image becomes what is read.")
+    own_patch_size: int | None = Field(description="With which the others are compared.")
+    own_max_tokens: int | None
+    patch_sizes: list[PatchSizeCost] = Field(
+        description="Or budgets of tokens, of an index by those."
+    )
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
     words: bool = Field(description="Whether its texts can be searched by their words.")
     indexing: IndexingAnswer | None = Field(
@@ -211,7 +226,8 @@ class ColumnsAnswer(Answer):
 
 class ScaleAnswer(Answer):
     index: str
-    patch_size: int
+    patch_size: int | None
+    max_tokens: int | None
     words: float | None = Field(
         description="How far above their background the best hits of ordinary words lie; null for "
         "an empty index."

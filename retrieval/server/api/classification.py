@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES
+from retrieval.detail import Detail, answered
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
 from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
-from retrieval.server.patch_sizes import afford, budget_of, check_size, usable_sizes
+from retrieval.server.patch_sizes import afford, budget_of, check_encodable
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_LABELS, ClassifyRequest, check_text
 from retrieval.server.served_index import ServedIndex
@@ -25,30 +26,29 @@ async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyA
     start = time.perf_counter()
     index = service.index(asked.index)
     searcher, model = index.searcher, index.searcher.model
-    usable = usable_sizes(searcher)
-    coarse = asked.patch_size or min(model.patch_sizes)
+    coarse: Detail = asked.patch_size or min(model.patch_sizes)
     if (budget := budget_of(asked)) is not None:
-        coarse = afford(searcher, budget, usable)
-    check_size("patch_size", coarse, usable, "the model")
-    if asked.refine_patch_size is not None:
-        check_size("refine_patch_size", asked.refine_patch_size, usable, "the model")
+        coarse = afford(searcher, budget)
+    check_encodable("", coarse, searcher)
+    if (refine := asked.refinement()) is not None:
+        check_encodable("refine_", refine, searcher)
     classes = await _classes_of(service, index, asked)
-    pixels = await service.uploads.pixels(model, asked.image, asked.image_url)
+    needed = [coarse] if refine in (None, coarse) else [coarse, refine]
+    pixels = await service.uploads.pixels(model, asked.image, asked.image_url, needed)
     encoded = await service.encoder.image(model, pixels, coarse)
     rows, similarities = await classes.rank(service, encoded.vector)
-    refine = asked.refine_patch_size
     refined = refine is not None and bool(close_calls(similarities[None], asked.margin)[0])
     ms = encoded.ms
     if refine is not None and refined:
         fine = await service.encoder.image(model, pixels, refine)
         ms += fine.ms
         rows, similarities = await classes.rank(service, blend(fine.vector, encoded.vector))
-    answered = refine if refine is not None and refined else coarse
-    temperature = service.temperatures[index.name].get(answered)
+    size = refine if refine is not None and refined else coarse
+    temperature = service.temperatures[index.name].get(size)
     confidence = None
     if service.refuse and len(rows):
         vector = fine.vector if refine is not None and refined else encoded.vector
-        confidence = await _confidence(service, index, classes.names[rows[0]], vector, answered)
+        confidence = await _confidence(service, index, classes.names[rows[0]], vector, size)
     shares: list[float | None] = [None] * len(rows)
     if len(classes.names) <= MAX_LABELS:  # then all of them are ranked
         logits = model.text.scale().item() / (temperature or 1.0) * similarities
@@ -56,7 +56,7 @@ async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyA
         shares = (powers / powers.sum()).tolist()
     best = list(zip(rows.tolist(), similarities.tolist(), shares, strict=True))[: asked.k]
     return ClassifyAnswer(
-        patch_size=answered,
+        **answered("", size),
         refined=refined,
         found=None if confidence is None else confidence > service.refuse,
         confidence=confidence,
@@ -71,7 +71,7 @@ async def _confidence(
     index: ServedIndex,
     label: str,
     image: Float[np.ndarray, " d"],
-    patch_size: int,
+    patch_size: Detail,
 ) -> float | None:
     """The share of images that fit their own caption as badly as this one its best label."""
     calibration = index.searcher.calibration

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from retrieval.detail import finest
 from retrieval.search.hit import Hit
 from retrieval.server.api.answers import KnnEntry, MetadataEntry
 from retrieval.server.api.route import ModelRoute
@@ -78,7 +79,7 @@ async def _search(service: Service, asked: KnnRequest) -> list[KnnEntry]:
     index = service.index(asked.indice_name or None, "indice_name")
     if asked.modality != "image":
         raise RequestError(400, f"modality: {asked.modality[:20]!r}; allowed: image")
-    size = min(index.searcher.patch_sizes)
+    size = finest(index.searcher.patch_sizes)
     term = term_of(asked)
     # clip-retrieval's page asks for thousands of ids; it gets as many as a search may give
     wanted = asked.num_result_ids or max(1, asked.num_images)

@@ -1,12 +1,14 @@
 """What indexes hold: their sizes and costs, their images, the values of their columns."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
+from retrieval.detail import Detail, MaxTokens, answered, finest
 from retrieval.index.filters import parse_where
 from retrieval.index.manifest import IndexManifest
+from retrieval.indexing_progress import IndexingProgress
 from retrieval.search.hit import Hit
 from retrieval.server.api.answers import (
     ClassSetAnswer,
@@ -21,7 +23,7 @@ from retrieval.server.api.answers import (
     ScaleAnswer,
 )
 from retrieval.server.api.column_values import describe_columns
-from retrieval.server.api.described_sizes import describe_sizes, own_patch_size
+from retrieval.server.api.described_sizes import describe_sizes, own_size
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.similarity_scale import similarity_scale
 from retrieval.server.api.stored_images import MAX_CHOSEN
@@ -39,7 +41,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=ModelRoute)
     # of a state of an index, which a generation does not tell: it may have been built anew
     columns_of: dict[str, tuple[IndexManifest, ColumnsAnswer]] = {}  # by index
-    scale_of: dict[tuple[str, int], tuple[IndexManifest, ScaleAnswer]] = {}  # and patch size
+    scale_of: dict[tuple[str, Detail], tuple[IndexManifest, ScaleAnswer]] = {}  # and patch size
 
     @router.get("/indices", summary="Indexes, what their patch sizes cost, class sets, limits")
     async def indices() -> IndicesAnswer:
@@ -94,11 +96,22 @@ def routes(service: Service) -> APIRouter:
         return kept[1]
 
     @router.get("/indices/{index}/scale", summary="What a similarity means here")
-    async def scale(index: str, patch_size: int | None = None) -> ScaleAnswer:
+    async def scale(
+        index: str,
+        patch_size: int | None = None,
+        max_tokens: Annotated[int | None, Query(ge=1)] = None,
+    ) -> ScaleAnswer:
+        """Of the finest where neither a patch size nor a budget is given."""
         found = service.index(index)
         sizes, manifest = found.searcher.patch_sizes, found.searcher.snapshot.manifest
-        size = patch_size or min(sizes)
-        check_size("patch_size", size, sizes, f"index {found.name}")
+        if patch_size is not None and max_tokens is not None:
+            raise RequestError(400, "give patch_size or max_tokens, not both")
+        size = patch_size or finest(sizes)
+        if max_tokens is not None:
+            size = MaxTokens(max_tokens)
+        check_size(
+            "patch_size" if max_tokens is None else "max_tokens", size, sizes, f"index {found.name}"
+        )
         kept = scale_of.get((found.name, size))
         if kept is None or kept[0] != manifest:
             kept = manifest, await similarity_scale(service, found, size)
@@ -117,6 +130,11 @@ def _images(index: ServedIndex, rows: list[tuple[int, dict[str, Any]]]) -> list[
     return [FoundImage.of(index.name, Hit.of(0.0, row)) for _, row in rows]
 
 
+def _progress(found: IndexingProgress) -> IndexingAnswer:
+    values = {**asdict(found), **answered("", found.patch_size)}
+    return IndexingAnswer(**values)
+
+
 def _describe(index: ServedIndex, refuse: float) -> IndexAnswer:
     searcher, snapshot = index.searcher, index.searcher.snapshot
     columns = {} if snapshot.columns is None else {f.name: str(f.type) for f in snapshot.columns}
@@ -127,9 +145,11 @@ def _describe(index: ServedIndex, refuse: float) -> IndexAnswer:
         width=snapshot.width,
         generation=snapshot.generation,
         image_size=searcher.model.image_size,
-        own_patch_size=own_patch_size(searcher),
+        budgets=searcher.model.vision.flexible,
+        fit=searcher.model.transform.fit,
+        **answered("own_", own_size(searcher)),
         patch_sizes=describe_sizes(searcher, refuse),
         columns=columns,
         words=snapshot.has_words,
-        indexing=IndexingAnswer(**asdict(index.indexing)) if index.indexing else None,
+        indexing=_progress(index.indexing) if index.indexing else None,
     )

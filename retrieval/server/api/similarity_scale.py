@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from retrieval.detail import Detail, answered
 from retrieval.search.background import NONSENSE, WORDS
 from retrieval.server.api.answers import ScaleAnswer
 from retrieval.server.queues.searching import SearchKey
@@ -22,7 +23,7 @@ from retrieval.server.service import Service
 QUANTILE = 0.9
 
 
-async def similarity_scale(service: Service, index: ServedIndex, patch_size: int) -> ScaleAnswer:
+async def similarity_scale(service: Service, index: ServedIndex, patch_size: Detail) -> ScaleAnswer:
     """Of the index's present state, by a search per text. Raises `RequestError`."""
     words = luck = None
     if len(index.searcher):
@@ -30,11 +31,11 @@ async def similarity_scale(service: Service, index: ServedIndex, patch_size: int
             np.quantile(await _above_background(service, index, patch_size, WORDS), QUANTILE)
         )
         luck = float(np.median(await _above_background(service, index, patch_size, NONSENSE)))
-    return ScaleAnswer(index=index.name, patch_size=patch_size, words=words, luck=luck)
+    return ScaleAnswer(index=index.name, words=words, luck=luck, **answered("", patch_size))
 
 
 async def _above_background(
-    service: Service, index: ServedIndex, patch_size: int, texts: Sequence[str]
+    service: Service, index: ServedIndex, patch_size: Detail, texts: Sequence[str]
 ) -> Float[np.ndarray, " t"]:
     """How far the best hit of each text lies above the text's background."""
     vectors = await service.labels.vectors(index.searcher.model, texts, ["{c}"])

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from data.errors import UsageError
+from retrieval.detail import Detail, answered
 from retrieval.server.api.answers import (
     ClassifyAnswer,
     FoundImage,
@@ -79,9 +80,9 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     wanted = asked.offset + asked.k
     return SearchAnswer(
         index=index.name,
-        patch_size=patch_sizes.index,
-        query_patch_size=patch_sizes.query if query.image_ms > 0 else None,
-        refine_patch_size=patch_sizes.refine,
+        **answered("", patch_sizes.index),
+        **answered("query_", patch_sizes.query if query.image_ms > 0 else None),
+        **answered("refine_", patch_sizes.refine),
         hits=[FoundImage.of(index.name, hit) for hit in hits[asked.offset : wanted]],
         background=background,
         found=None if confidence is None else confidence > service.refuse,
@@ -120,7 +121,7 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
     return key, patch_sizes
 
 
-def _candidates(index: ServedIndex, asked: SearchRequest, coarse: int, fine: int) -> int:
+def _candidates(index: ServedIndex, asked: SearchRequest, coarse: Detail, fine: Detail) -> int:
     """How many are refined. Raises `RequestError` where that many do not keep a promise."""
     if asked.lost is None:
         return asked.candidates

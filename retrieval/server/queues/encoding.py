@@ -1,15 +1,16 @@
 """From a request's query to a unit-norm vector; concurrent requests share forwards."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from contrastive.model.shaped import ShapedPixels
+from retrieval.detail import Detail
 from retrieval.server.config import Limits
 from retrieval.server.monitoring import Metrics
 from retrieval.server.patch_sizes import PatchSizes
@@ -28,7 +29,7 @@ class EncodeKey:
 
     what: Literal["text", "image", "patches"]
     model: int
-    patch_size: int = 0
+    detail: Detail = 0  # patch size or budget, of images
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,13 @@ class Encoder:
         if term.id is not None:
             vector = await index.vector(term.id, patch_sizes.index)
             return EncodedQuery(vector, vector)
-        pixels = await self._uploads.pixels(model, term.image, term.image_url)
-        one = await self.image(model, pixels, patch_sizes.query)
-        if patch_sizes.refine in (None, patch_sizes.query):
+        query, refine = patch_sizes.query, patch_sizes.refine
+        needed = [query] if refine in (None, query) else [query, refine]
+        pixels = await self._uploads.pixels(model, term.image, term.image_url, needed)
+        one = await self.image(model, pixels, query)
+        if refine is None or refine == query:
             return EncodedQuery(one.vector, one.vector, image_ms=one.ms)
-        fine = await self.image(model, pixels, patch_sizes.refine)
+        fine = await self.image(model, pixels, refine)
         return EncodedQuery(one.vector, fine.vector, image_ms=one.ms + fine.ms)
 
     # ---- texts and images ------------------------------------------------------------------
@@ -131,11 +134,11 @@ class Encoder:
         return await self._queue.submit(EncodeKey("text", self._number(model)), texts)
 
     async def image(
-        self, model: LitModel, pixels: Float[torch.Tensor, "3 s s"], patch_size: int
+        self, model: LitModel, pixels: Mapping[Detail, ShapedPixels], detail: Detail
     ) -> Encoded:
-        """The vector of an image at a patch size that the model offers."""
-        key = EncodeKey("image", self._number(model), patch_size)
-        return (await self._queue.submit(key, [pixels]))[0]
+        """The vector of an image at one of the patch sizes or budgets that it was read for."""
+        key = EncodeKey("image", self._number(model), detail)
+        return (await self._queue.submit(key, [pixels[detail]]))[0]
 
     async def patches(
         self, model: LitModel, read: Callable[[], np.ndarray]
@@ -156,7 +159,7 @@ class Encoder:
             if key.what == "text":
                 rows, cut = model.encode_text(items), model.cut_texts(items)
             else:
-                rows = model.encode_image(torch.stack(items), patch_size=key.patch_size)
+                rows = model.embed_shaped(items)
             vectors = rows.float().cpu().numpy()
         return [Encoded(v, clock.ms, c) for v, c in zip(vectors, cut, strict=True)]
 

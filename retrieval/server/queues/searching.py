@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from retrieval.detail import Detail
 from retrieval.search.config import MAX_K
 from retrieval.search.hit import Hit
 from retrieval.search.searcher import Searcher
@@ -26,13 +27,13 @@ class SearchKey:
     """Searches of equal keys can share a pass over the index."""
 
     index: str
-    patch_size: int
+    patch_size: Detail
     k: int
     where: str = ""  # JSON
     deduplicate: bool = False
     nprobe: int | None = None
     ef: int | None = None
-    refine_patch_size: int | None = None
+    refine_patch_size: Detail | None = None
     candidates: int = 0
     words: float = 0.0
 

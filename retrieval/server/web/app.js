@@ -10,7 +10,7 @@ import { button, drawControls, listenToDetails } from "./look.js";
 import { drawProgress, watchProgress } from "./progress.js";
 import { asWords, browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
-import { finest, format } from "./sizes.js";
+import { finest, format, named, sizeOf } from "./sizes.js";
 import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
 import { leave, listenToViewer, openById, openViewer } from "./viewer.js";
 
@@ -48,7 +48,7 @@ async function runSearch(signal) {
   const chosen = sizes(); // for all pages, though a finer one may come meanwhile
   const answers = await search(chosen, 0, signal);
   if (signal.aborted) return;
-  if (byImage()) answers.forEach((answer) => { state.measured[answer.query_patch_size] = answer.ms.image; });
+  if (byImage()) answers.forEach((answer) => { state.measured[sizeOf(answer, "query_")] = answer.ms.image; });
   show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
   if (!answers[0].hits.length) empty(asWords(state.text) ? "No caption, name or other text holds these words." : filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
   say(answers[0], answers.every((answer) => answer.found === false));
@@ -138,13 +138,14 @@ async function runClassify(signal) {
     $("status").textContent = "List what it could be, and see which label fits best.";
     return;
   }
-  answers.forEach((answer) => { state.measured[answer.patch_size] = answer.ms.image; });
+  answers.forEach((answer) => { state.measured[sizeOf(answer)] = answer.ms.image; });
   drawBars(answers);
-  const [{ ms, patch_size: size }, other] = answers;
+  const [answer, other] = answers;
+  const { ms } = answer;
   const times = document.createElement("span");
   times.className = "detail";
-  times.textContent = `Patch ${size}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
-    + (other ? ` · thin bars, patch ${other.patch_size}: read in ${format(other.ms.image)}` : "");
+  times.textContent = `${named(sizeOf(answer))}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
+    + (other ? ` · thin bars, ${named(sizeOf(other)).toLowerCase()}: read in ${format(other.ms.image)}` : "");
   const nothing = answers.every((answer) => answer.found === false);
   $("status").replaceChildren(...(nothing ? ["None of these labels fits."] : []), times);
   drawControls(run);
@@ -225,6 +226,11 @@ function listen(limits) {
   for (const id of ["file", "classify-file"]) $(id).addEventListener("change", takeFile);
   $("chip-remove").addEventListener("click", () => { forget(); run(); $("text").focus(); });
   $("compare").addEventListener("change", (event) => { state.other = event.target.checked ? another() : 0; run(); });
+  $("tokens").addEventListener("change", (event) => {
+    const count = Math.round(Number(event.target.value));
+    if (count > 0) state.size = -count;
+    run();
+  });
   $("index").addEventListener("change", (event) => {
     state.index = indices.find((index) => index.name === event.target.value);
     state.where = {};

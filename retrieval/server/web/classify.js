@@ -1,6 +1,7 @@
 // Zero-shot playground: an image and labels, bars.
 
 import { post, toBase64 } from "./api.js";
+import { asFields } from "./sizes.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -16,8 +17,8 @@ export async function classify(index, blob, sizes, signal) {
   if (!blob || (!labels.length && !set)) return null;
   const image = await toBase64(blob);
   const what = set ? { class_set: set } : { labels };
-  const asked = sizes.map((patch_size) =>
-    post("v1/classify", { index, image, patch_size, k: set ? 12 : 200, ...what }, signal));
+  const asked = sizes.map((size) =>
+    post("v1/classify", { index, image, ...asFields(size), k: set ? 12 : 200, ...what }, signal));
   return Promise.all(asked);
 }
 

@@ -1,7 +1,7 @@
 // Draws what is around the images: the controls, the words under the box, the sizes' costs.
 
 import { asWords, parseWords } from "./query.js";
-import { drawSizes, explain, finest } from "./sizes.js";
+import { drawSizes, explain, finest, sideAt, sizeOf } from "./sizes.js";
 import { another, byImage, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,7 +9,8 @@ const $ = (id) => document.getElementById(id);
 export function drawControls(run) {
   const { index, measured } = state;
   const held = index.patch_sizes.filter((option) => option.in_index || byImage());
-  const offered = (size) => held.some((option) => option.patch_size === size);
+  const free = byImage() && index.budgets; // a file is read within any
+  const offered = (size) => (free && size < 0) || held.some((option) => sizeOf(option) === size);
   if (!offered(state.size)) state.size = finest(index);
   if (state.other && (!offered(state.other) || state.other === state.size)) state.other = another();
   const choose = (which) => (size) => {
@@ -25,7 +26,9 @@ export function drawControls(run) {
   $("compare").checked = Boolean(state.other);
   $("compare").disabled = held.length < 2;
   $("cost").textContent = explain(index, state.size, byImage(), measured);
-  const grid = index.image_size / state.size;
+  const grid = sideAt(index, state.size);
+  $("tokens-of").hidden = !free;
+  $("tokens").value = held.some((option) => sizeOf(option) === state.size) ? "" : -state.size;
   const { image, named } = state;
   $("chip").hidden = !image;
   show($("chip-image"), image?.url, grid);
@@ -59,6 +62,7 @@ function show(frame, url, grid) {
   if (!url) image.removeAttribute("src");
   else if (image.src !== new URL(url, location).href) image.src = url;
   frame.style.setProperty("--n", grid);
+  frame.dataset.fit = state.index.fit;
 }
 
 export function button(text, onClick) {
@@ -77,7 +81,7 @@ function setDetails(on) {
 }
 
 export function listenToDetails() {
-  setDetails(localStorage.getItem("details") === "yes" || state.other > 0 || state.size !== finest(state.index));
+  setDetails(localStorage.getItem("details") === "yes" || state.other !== 0 || state.size !== finest(state.index));
   $("details").addEventListener("click", () => {
     const on = $("details").getAttribute("aria-pressed") !== "true";
     localStorage.setItem("details", on ? "yes" : "no");

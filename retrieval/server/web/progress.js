@@ -1,7 +1,7 @@
 // How far an index is that is still growing.
 
 import { get } from "./api.js";
-import { finest } from "./sizes.js";
+import { finest, sizeOf } from "./sizes.js";
 import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -20,10 +20,12 @@ export function drawProgress() {
   $("growing-bar").value = indexing.done;
 }
 
-function inWords({ done, total, patch_size: size, seconds_left: left }) {
+function inWords(indexing) {
+  const { done, total, seconds_left: left } = indexing;
+  const size = sizeOf(indexing);
   if (!total) return "Indexing begins …";
   const number = (count) => count.toLocaleString("en");
-  const finer = size && !state.index.patch_sizes.some((option) => option.patch_size === size && option.in_index);
+  const finer = size && !state.index.patch_sizes.some((option) => sizeOf(option) === size && option.in_index);
   const what = finer && state.index.count ? "looked at more closely" : "indexed";
   return `${number(done)} of ${number(total)} photos ${what}${left > 0 ? `, ${time(left)} left` : ""}`;
 }

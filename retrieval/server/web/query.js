@@ -1,6 +1,7 @@
 // From what the visitor looks for to the bodies of requests.
 
 import { get, post, toBase64 } from "./api.js";
+import { asFields, sizeOf } from "./sizes.js";
 import { filtered, idOf, state } from "./state.js";
 
 export const PAGE = 24; // images of one page
@@ -35,9 +36,11 @@ async function body(size, offset) {
   const asked = { index: state.index.name, k: PAGE, offset, deduplicate: state.distinct, background: true };
   if (filtered()) asked.where = state.where;
   if (asWords(state.text)) asked.words = WORDS;
-  if (state.image?.blob) {
+  if (size < 0) {
+    asked.max_tokens = -size;
+  } else if (state.image?.blob) {
     asked.query_patch_size = size;
-    const held = state.index.patch_sizes.find((option) => option.patch_size === size)?.in_index;
+    const held = state.index.patch_sizes.find((option) => sizeOf(option) === size)?.in_index;
     if (held) asked.index_patch_size = size;
   } else {
     asked.index_patch_size = size;
@@ -67,8 +70,8 @@ export const columns = () => get(ofIndex("columns"));
 
 const scales = new Map();
 
-function scaleAt(patchSize) {
-  const path = `${ofIndex("scale")}?patch_size=${patchSize}`;
+function scaleAt(size) {
+  const path = `${ofIndex("scale")}?${new URLSearchParams(asFields(size))}`;
   const key = `${path} ${state.index.generation}`;
   if (!scales.has(key)) {
     const found = get(path);
@@ -85,7 +88,7 @@ export async function meterOf(answer) {
   const image = state.image ? 1 : 0;
   const words = (wanted ? 1 : 0) - LESS * unwanted.length;
   const { background } = answer;
-  const scale = words ? await scaleAt(answer.patch_size) : { words: 0, luck: 0 };
+  const scale = words ? await scaleAt(sizeOf(answer)) : { words: 0, luck: 0 };
   if (background === null || scale.words === null) return null;
   const none = (words * scale.luck) / (image + words);
   const full = (image * (1 - background) + words * scale.words) / (image + words);

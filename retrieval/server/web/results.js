@@ -2,7 +2,7 @@
 
 import { blankList, blanks, drawHits, element } from "./hits.js";
 import { meterOf, PAGE } from "./query.js";
-import { format } from "./sizes.js";
+import { format, named, sizeOf } from "./sizes.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -88,7 +88,7 @@ function columns(answers, lists, shown) {
   const shared = [...shown[0]].filter((image) => shown[1].has(image)).length;
   answers.forEach((answer, n) => {
     const column = element("section");
-    const title = element("h2", "", `Patch ${answer.query_patch_size ?? answer.patch_size}`);
+    const title = element("h2", "", named(sizeOf(answer, "query_") || sizeOf(answer)));
     const read = answer.ms.image ? `read in ${format(answer.ms.image)}, ` : "";
     const legend = element("small");
     legend.append(element("span", "only", "●"), " only here");

@@ -2,7 +2,7 @@
 
 import { imageURL } from "./api.js";
 import { isShowable } from "./columns.js";
-import { finest } from "./sizes.js";
+import { finest, sizeOf } from "./sizes.js";
 
 export const state = {
   view: "search",
@@ -13,9 +13,9 @@ export const state = {
   distinct: true, // near-duplicates are left out
   open: "", // id of the image that is shown large
   named: null, // {blob, url}: the image of the playground
-  size: 0,
+  size: 0, // as sizes.js has it
   other: 0, // 0: not compared
-  measured: {}, // ms by patch size, of the image at hand
+  measured: {}, // ms by size, of the image at hand
 };
 
 export const idOf = (hit) => hit.image.split("/").pop(); // 64 bits are too many for a number
@@ -29,10 +29,10 @@ export const imagePath = (id) => `/v1/images/${encodeURIComponent(state.index.na
 // The next coarser size, or the next finer one where there is none.
 export function another() {
   const known = state.index.patch_sizes
-    .filter((option) => (option.in_index || byImage()) && option.patch_size !== state.size)
-    .map((option) => option.patch_size);
+    .filter((option) => (option.in_index || byImage()) && sizeOf(option) !== state.size)
+    .map((option) => sizeOf(option));
   const coarser = known.filter((size) => size > state.size);
-  return coarser.length ? Math.min(...coarser) : Math.max(0, ...known);
+  return coarser.length ? Math.min(...coarser) : known.length ? Math.max(...known) : 0;
 }
 
 export function forget() {
@@ -64,7 +64,8 @@ export function addressOf(changes = {}) {
   set("like", state.image?.hit ? idOf(state.image.hit) : "");
   set("where", filtered() ? JSON.stringify(state.where) : "");
   set("alike", state.distinct ? "" : "all");
-  set("patch", state.size === finest(state.index) ? "" : state.size);
+  set("patch", state.size === finest(state.index) || state.size < 0 ? "" : state.size);
+  set("tokens", state.size === finest(state.index) || state.size > 0 ? "" : -state.size);
   set("beside", state.other);
   set("open", state.open);
   return `${location.pathname}${words.size ? "?" : ""}${words}`;
@@ -84,8 +85,8 @@ export async function readAddress(indices) {
   state.where = readWhere(words.get("where"));
   state.distinct = words.get("alike") !== "all";
   state.open = readId(words.get("open"));
-  const known = (size) => state.index.patch_sizes.some((option) => option.patch_size === size);
-  const size = Number(words.get("patch"));
+  const known = (size) => state.index.patch_sizes.some((option) => sizeOf(option) === size);
+  const size = Number(words.get("patch")) || -Number(words.get("tokens"));
   state.size = known(size) ? size : finest(state.index);
   state.other = known(Number(words.get("beside"))) ? Number(words.get("beside")) : 0;
   const like = readId(words.get("like"));
