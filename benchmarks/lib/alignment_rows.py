@@ -27,6 +27,7 @@ class Row:
     on: Literal["fit", "train"] = "fit"
     judged_on: tuple[str, ...] = ("validation",)
     sizes: tuple[int, ...] = COARSE_SIZES  # that are trained at, and validated
+    lora: int = 0  # rank of what trains of the text tower, where not all does
     model: str = ""  # a folder of the first seed's model, which is there already
 
 
@@ -79,6 +80,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "trained: blocks, near the start": Row(
             {"vision.features": BLOCKS, "text.decay_to_start": 0.3}
         ),
+        "trained: blocks, LoRA": Row({"vision.features": BLOCKS, "optim.lr": 1e-3}, lora=8),
     },
     # several; width 768 and 4 captions where not said otherwise
     "combined": {
