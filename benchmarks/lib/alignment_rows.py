@@ -114,12 +114,10 @@ ROWS: dict[str, dict[str, Row]] = {
     # looked at once
     "final": {
         "today": final(Row(steps=600, model="runs/demo")),  # as `make demo` leaves it
-        BEST: final(frozen(BLOCKS, **WIDE, vision__head="mlp")),
-        f"{BEST}, at 56 and 28": final(frozen(BLOCKS, **WIDE, vision__head="mlp"), COARSE_SIZES),
-        "own, frozen text tower": final(frozen(data__captions_per_image=4)),
-        "own, frozen text tower, at 56 and 28": final(
-            frozen(data__captions_per_image=4), COARSE_SIZES
-        ),
+        BEST: final(frozen(BLOCKS, **WIDE, vision__head="mlp"), COARSE_SIZES),
+        f"{BEST}, at four sizes": final(frozen(BLOCKS, **WIDE, vision__head="mlp")),
+        "own, frozen text tower": final(frozen(data__captions_per_image=4), COARSE_SIZES),
+        "own, frozen text tower, at four sizes": final(frozen(data__captions_per_image=4)),
         "mean@10, trained text tower": final(Row({"vision.features": "mean@10"}, 600)),
     },
 }
