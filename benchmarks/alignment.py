@@ -41,7 +41,6 @@ from lib.alignment_rows import BEST, ROWS, TERMS, TESTS, TOWER, Row
 from lib.harness import RESULTS, Target, finish
 from lib.icons import build_named_icons
 from lib.joined_features import JoinedFeatures, keys_of
-from lib.lora import train_lora
 from lib.validation_split import split_train
 from retrieval import ZeroShotClassifier, load_dataset
 
@@ -153,7 +152,7 @@ def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[i
         quiet = {"checkpoint_every": 0, "keep_checkpoints": 1, "data.num_workers": 1}
         cfg: TrainConfig = changed(demo(), {**row.changes, **bench.training(row), **run, **quiet})
         shutil.rmtree(folder, ignore_errors=True)
-        train_lora(cfg, row.lora) if row.lora else train(cfg)
+        train(cfg)
     for test in row.judged_on:
         sizes = test_sizes if row.on == "train" else row.sizes
         if missing := [size for size in sizes if f"{test}@{size}" not in found]:

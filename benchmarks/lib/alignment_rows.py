@@ -27,7 +27,6 @@ class Row:
     on: Literal["fit", "train"] = "fit"
     judged_on: tuple[str, ...] = ("validation",)
     sizes: tuple[int, ...] = COARSE_SIZES  # that are trained at, and validated
-    lora: int = 0  # rank of what trains of the text tower, where not all does
     model: str = ""  # a folder of the first seed's model, which is there already
 
 
@@ -80,7 +79,6 @@ ROWS: dict[str, dict[str, Row]] = {
         "trained: blocks, near the start": Row(
             {"vision.features": BLOCKS, "text.decay_to_start": 0.3}
         ),
-        "trained: blocks, LoRA": Row({"vision.features": BLOCKS, "optim.lr": 1e-3}, lora=8),
     },
     # several; width 768 and 4 captions where not said otherwise
     "combined": {
@@ -114,10 +112,12 @@ ROWS: dict[str, dict[str, Row]] = {
     # looked at once
     "final": {
         "today": final(Row(steps=600, model="runs/demo")),  # as `make demo` leaves it
-        BEST: final(frozen(BLOCKS, **WIDE, vision__head="mlp"), COARSE_SIZES),
-        f"{BEST}, at four sizes": final(frozen(BLOCKS, **WIDE, vision__head="mlp")),
-        "own, frozen text tower": final(frozen(data__captions_per_image=4), COARSE_SIZES),
-        "own, frozen text tower, at four sizes": final(frozen(data__captions_per_image=4)),
+        BEST: final(frozen(BLOCKS, **WIDE, vision__head="mlp")),
+        f"{BEST}, at 56 and 28": final(frozen(BLOCKS, **WIDE, vision__head="mlp"), COARSE_SIZES),
+        "own, frozen text tower": final(frozen(data__captions_per_image=4)),
+        "own, frozen text tower, at 56 and 28": final(
+            frozen(data__captions_per_image=4), COARSE_SIZES
+        ),
         "mean@10, trained text tower": final(Row({"vision.features": "mean@10"}, 600)),
     },
 }
