@@ -104,15 +104,19 @@ def main() -> None:
     run_stage = functools.partial(stage, out / "timings.json")
     run_stage("drawings", data, "python", "-m", "data.emoji", str(data))
     run_stage("training", last_checkpoint(run), "deepspeed", "launch/lit.py", *train)
-    run_stage(
-        "embedding every drawing", out / "embeddings",
-        "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
-        f"{data}/*/*.tar", "--patch-sizes", "28", "56", "--out", f"{out}/embeddings",
-    )  # fmt: skip
-    run_stage(
-        "index", index,
-        "python", "launch/index.py", "--embeddings", f"{out}/embeddings", "--out", str(index),
-    )  # fmt: skip
+
+    def embed_and_index(what: str, shards: str, embeddings: Path, index: Path) -> None:
+        run_stage(
+            f"embedding {what}", embeddings,
+            "python", "launch/embed.py", "--model", f"{run}/model", "--shards", shards,
+            "--patch-sizes", "28", "56", "--out", str(embeddings),
+        )  # fmt: skip
+        run_stage(
+            f"index of {what}", index,
+            "python", "launch/index.py", "--embeddings", str(embeddings), "--out", str(index),
+        )  # fmt: skip
+
+    embed_and_index("every drawing", f"{data}/*/*.tar", out / "embeddings", index)
     run_stage(
         "zero-shot evaluation", report / "report.json",
         "python", "launch/zeroshot.py", "--model", f"{run}/model", "--root",
@@ -130,16 +134,8 @@ def main() -> None:
         optional=True,
     )  # fmt: skip
     if fetched:
-        run_stage(
-            "embedding the photographs", album / "embeddings",
-            "python", "launch/embed.py", "--model", f"{run}/model", "--shards",
-            f"{photographs}/*.tar", "--patch-sizes", "28", "56", "--out", f"{album}/embeddings",
-        )  # fmt: skip
-        run_stage(
-            "index of the photographs", album / "index",
-            "python", "launch/index.py", "--embeddings", f"{album}/embeddings",
-            "--out", f"{album}/index",
-        )  # fmt: skip
+        shards = f"{photographs}/*.tar"
+        embed_and_index("the photographs", shards, album / "embeddings", album / "index")
         run_stage(
             "search in the photographs", album / "hits.png",
             "python", "launch/search.py", *QUERIES_FOR_PHOTOGRAPHS, "--index", f"{album}/index",
