@@ -3,6 +3,7 @@
     python benchmarks/alignment.py                       # rows, judged on validation alone
     python benchmarks/alignment.py --rows final          # recipes, on the tests: looked at once
     python benchmarks/alignment.py --only own mean@10    # some rows; the others stay in the result
+    python benchmarks/alignment.py --measured            # the result of rows that are done
 
 The demo's recipe on the default drawings. Every expression of features is a choice of columns of
 one joined cache, filled once in runs/alignment. A sixth of the trained groups of concepts is kept
@@ -16,9 +17,7 @@ import argparse
 import dataclasses
 import json
 import shutil
-import tarfile
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,19 @@ from contrastive.text_features import text_vectors
 from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.feature_terms import OWN
-from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
+from data.class_names import CLASS_NAMES_FILE
 from data.emoji.build import build_emoji
 from data.photographs.build import build_photographs
 from data.pipeline.reader import ShardReader
-from data.shards.tar import add_member
 from data.token_ids import TokenIds
-from lib.alignment_rows import BEST, ROWS, TERMS, TOWER, Row
+from lib.alignment_rows import BEST, ROWS, TERMS, TESTS, TOWER, Row
 from lib.harness import RESULTS, Target, finish
 from lib.icons import build_named_icons
 from lib.joined_features import JoinedFeatures, keys_of
+from lib.validation_split import split_train
 from retrieval import ZeroShotClassifier, load_dataset
 
 OUT = Path("runs/alignment")
-TESTS = ("heldout_captions", "heldout_style", "photographs")
-SIZES = (56, 28)  # that are trained at, and validated
 TEST_SIZES = (56, 32, 28, 16, 14)
 ACCEPTED = "no row that was tried reaches it"
 Hits = dict[str, np.ndarray]
@@ -74,7 +71,7 @@ class Bench:
     def training(self, row: Row) -> dict[str, Any]:
         """The recipe's fields that say on what it trains."""
         for source in ("train", "icons") if row.icons else ("train",):
-            self.features.add(source, self.shards[source], SIZES)
+            self.features.add(source, self.shards[source], row.sizes)
         drawings = ["fit"] if row.on == "fit" else ["fit", "validation"]
         counts = {source: len(keys_of(self.shards[source])) for source in drawings}
         shares = {s: (1 - row.icons) * n / sum(counts.values()) for s, n in counts.items()}
@@ -82,12 +79,12 @@ class Bench:
             shares["icons"] = row.icons
         shards = [shard for source in shares for shard in self.shards[source]]
         expression = row.changes.get("vision.features", OWN)
-        folder = self.features.cache("+".join(shares), shards, expression, SIZES)
+        folder = self.features.cache("+".join(shares), shards, expression, row.sizes)
         return {
             "data.shards": tuple(f"{self.folders[source]}/*.tar" for source in shares),
             "data.weights": tuple(shares.values()) if row.icons else (),
             "data.features": folder,
-            "vision.patch_sizes": SIZES,
+            "vision.patch_sizes": row.sizes,
         }
 
     @torch.no_grad()
@@ -127,45 +124,6 @@ def _encode(model: LitModel, name: str, texts: Sequence[str]) -> torch.Tensor:
     return normalize(model.text.encoder.project(torch.from_numpy(vectors)).float(), dim=-1)
 
 
-def split_train(data: Path) -> dict[str, Path]:
-    """The trained drawings in two: `fit`, and `validation`, a sixth of the groups of concepts."""
-    out = OUT / "data"
-    if not (out / "validation" / TEMPLATES_FILE).exists():
-        names: set[str] = set()
-        members: dict[str, list[tuple[str, dict[str, bytes]]]] = {"fit": [], "validation": []}
-        for shard in sorted((data / "train").glob("*.tar")):
-            for key, sample in _samples(shard).items():
-                about = json.loads(sample["json"])
-                kept = blake2b(about["group"].encode(), digest_size=1).digest()[0] % 6 == 0
-                members["validation" if kept else "fit"].append((key, sample))
-                names |= {about["label"]} if kept else set()
-        classes = sorted(names)
-        for name, samples in members.items():
-            (out / name).mkdir(parents=True, exist_ok=True)
-            with tarfile.open(out / name / f"{name}.tar", "w") as tar:
-                for key, sample in samples:
-                    if name == "validation":
-                        label = json.loads(sample["json"])["label"]
-                        sample = sample | {"cls": str(classes.index(label)).encode()}
-                    for suffix, content in sample.items():
-                        add_member(tar, f"{key}.{suffix}", content)
-        (out / "validation" / CLASS_NAMES_FILE).write_text("".join(f"{n}\n" for n in classes))
-        templates = (data / "heldout_captions" / TEMPLATES_FILE).read_text()
-        (out / "validation" / TEMPLATES_FILE).write_text(templates)
-    return {name: out / name for name in ("fit", "validation")}
-
-
-def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            file = tar.extractfile(member)
-            assert file is not None
-            samples.setdefault(key, {})[suffix] = file.read()
-    return samples
-
-
 def changed(recipe: Config, changes: Mapping[str, Any]) -> Any:
     """A recipe with dotted fields replaced, those of a group together."""
     groups: dict[str, dict[str, Any]] = {}
@@ -178,20 +136,25 @@ def changed(recipe: Config, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(recipe, **own)
 
 
+def row_file(name: str, seed: int) -> Path:
+    """Where a row's hits are kept."""
+    return OUT / "rows" / f"{''.join(c if c.isalnum() else '-' for c in name)}.{seed}.npz"
+
+
 def run_row(name: str, row: Row, seed: int, bench: Bench, test_sizes: Sequence[int]) -> Hits:
     """What it gets right, read where it was measured before."""
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    file = OUT / "rows" / f"{slug}.{seed}.npz"
+    file = row_file(name, seed)
     found: Hits = dict(np.load(file)) if file.exists() else {}
-    run = {"name": f"{slug}.{seed}", "out": str(OUT / "runs"), "seed": seed, "steps": row.steps}
-    folder = Path(row.model or f"{run['out']}/{run['name']}")
-    if not found and not row.model:
+    run = {"name": file.stem, "out": str(OUT / "runs"), "seed": seed, "steps": row.steps}
+    given = "" if seed else row.model
+    folder = Path(given or f"{run['out']}/{run['name']}")
+    if not found and not given:
         quiet = {"checkpoint_every": 0, "keep_checkpoints": 1, "data.num_workers": 1}
         cfg: TrainConfig = changed(demo(), {**row.changes, **bench.training(row), **run, **quiet})
         shutil.rmtree(folder, ignore_errors=True)
         train(cfg)
-    for test in ("validation",) if row.on == "fit" else TESTS:
-        sizes = SIZES if row.on == "fit" else test_sizes
+    for test in row.judged_on:
+        sizes = test_sizes if row.on == "train" else row.sizes
         if missing := [size for size in sizes if f"{test}@{size}" not in found]:
             model = LitModel.from_pretrained(folder / "model")
             expression = row.changes.get("vision.features", OWN)
@@ -267,10 +230,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of rows; else all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test-sizes", type=int, nargs="+", default=TEST_SIZES)
+    parser.add_argument("--measured", action="store_true", help="train nothing: what is there")
     args = parser.parse_args()
     distributed.ensure_group()
     data = Path(build_emoji(default_data()))
-    folders = split_train(data) | {n: data / n for n in ("train", *TESTS[:2])}
+    folders = split_train(data, OUT / "data") | {n: data / n for n in ("train", *TESTS[:2])}
     folders["photographs"] = build_photographs("runs/data/photographs")
     unlike = [folders[n] / CLASS_NAMES_FILE for n in ("heldout_captions", "validation")]
     names = [name for file in unlike for name in file.read_text().splitlines()]
@@ -283,7 +247,7 @@ def main() -> None:
     found: dict[str, list[Hits]] = {}
     for seed in range(args.seeds):
         for kind, name, row in chosen:
-            if seed and row.model:
+            if args.measured and not row_file(name, seed).exists():
                 continue
             found.setdefault(name, []).append(run_row(name, row, seed, bench, args.test_sizes))
             hits = found[name][-1]
@@ -295,7 +259,7 @@ def main() -> None:
         figures["gains over today"] = {
             name: gains(found["today"], found[name], bench.labels)
             for kind, name, _ in chosen
-            if kind == "final" and name != "today"
+            if kind == "final" and name in found and name != "today"
         }
     packages = ("torch", "timm", "transformers", "deepspeed")
     wanted = targets(figures)

@@ -63,9 +63,7 @@ def demo_large() -> TrainConfig:
         small,
         name="demo-large",
         data=replace(small.data, features="runs/features-large", captions_per_image=4),
-        vision=replace(
-            small.vision, patch_sizes=(56, 28), features="cls@9+cls@10+cls@11", head="mlp"
-        ),
+        vision=replace(small.vision, features="cls@9+cls@10+cls@11", head="mlp"),
         text=TextConfig(tower="minilm", context_length=16, frozen=True, head="mlp"),
         optim=replace(small.optim, lr=1e-3),
         embed_dim=768,

@@ -86,6 +86,8 @@ class Args:
     """A model with the same image tower, instead of the index's own."""
     picture: str = ""
     """Write a contact sheet to this file: .png, .jpg or .webp."""
+    credit: str = ""
+    """A line at the foot of --picture: whose images these are."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
     device: Device = "auto"
@@ -134,7 +136,7 @@ def main() -> None:
         if args.picture:
             from retrieval import contact_sheet
 
-            lost = contact_sheet(args.queries, found, args.picture).info["lost"]
+            lost = contact_sheet(args.queries, found, args.picture, args.credit).info["lost"]
             print(args.picture, file=sys.stderr)
             if lost:
                 moved = f"; if {photos} was moved, index.py --images says where it is now"

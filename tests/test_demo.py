@@ -51,8 +51,10 @@ def demo(
 
     def stage(command: list[str]) -> subprocess.CompletedProcess[str]:
         program, *arguments = command[1:]
-        if program == "-m":
+        if arguments[0] == "data.emoji":
             shutil.copytree(emoji_shards, arguments[1])
+        elif arguments[0] == "data.photographs":
+            shutil.copytree(emoji_shards / "heldout_style", arguments[1])
         elif program == "launch/lit.py":
             model.save_pretrained(here / "runs/demo/model")
         elif program == "launch/zeroshot.py":
@@ -93,6 +95,22 @@ def commands(page: str) -> list[list[str]]:
 def test_the_demo_leaves_an_index_at_two_patch_sizes(demo: Path) -> None:
     assert sorted(Searcher.load(demo / "runs/index").patch_sizes) == [28, 56]
     assert (demo / "runs/hits.png").is_file()
+
+
+def test_the_demo_shows_photographs_found_by_words_where_it_can_fetch_them(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Image.open(demo / "runs/photographs/hits.png") as found:
+        assert found.height > 8 * 168  # a row for each query
+    shutil.rmtree(demo / "runs/data/photographs")
+    without_apt = 2
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda c: subprocess.CompletedProcess(c, without_apt * ("data.photographs" in c)),
+    )
+    launch("launch/demo.py", "--out", str(demo / "runs"))
+    assert f"found by words: {demo / 'runs'}/hits.png\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])

@@ -196,6 +196,9 @@ def test_contact_sheet_shows_every_picture_once(searcher: Searcher, tmp_path: Pa
     one = contact_sheet(["a cat"], hits[:1], tmp_path / "one.png")
     assert one.width == sheet.width
     assert sheet.height > 1.8 * one.height
+    credited = contact_sheet(["a cat"], hits[:1], tmp_path / "credited.png", "whose " * 200)
+    assert credited.size[0] == one.width
+    assert one.height < credited.height < one.height + 100  # two lines at most
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ WITH_MEAN = f"{BLOCKS}+mean@10"
 FOUR = {"data.captions_per_image": 4}
 
 
+TESTS = ("heldout_captions", "heldout_style", "photographs")
+COARSE_SIZES = (56, 28)
+DEMO_SIZES = (56, 32, 28, 16)
+
+
 @dataclass(frozen=True)
 class Row:
     """Dotted fields of the recipe, by what they become."""
@@ -20,13 +25,26 @@ class Row:
     steps: int = 400
     icons: float = 0.0  # share of the samples that are icons
     on: Literal["fit", "train"] = "fit"
-    model: str = ""  # a folder of a model that is there already
+    judged_on: tuple[str, ...] = ("validation",)
+    sizes: tuple[int, ...] = COARSE_SIZES  # that are trained at, and validated
+    model: str = ""  # a folder of the first seed's model, which is there already
 
 
 def frozen(features: str = "own", steps: int = 400, icons: float = 0, **more: Any) -> Row:
     """A frozen text tower under a head; more: fields, a dot as two underscores."""
     changes = {name.replace("__", "."): value for name, value in more.items()}
     return Row({**FROZEN, "vision.features": features, **changes}, steps, icons)
+
+
+def with_icons(steps: int, share: float) -> Row:
+    """The best of the combined rows with icons; photographs are measured, not chosen by."""
+    row = frozen(BLOCKS, steps, share, **WIDE, vision__head="mlp")
+    return replace(row, judged_on=("validation", "photographs"))
+
+
+def final(row: Row, sizes: tuple[int, ...] = DEMO_SIZES) -> Row:
+    """A whole recipe, on all trained drawings."""
+    return replace(row, on="train", judged_on=TESTS, sizes=sizes)
 
 
 BEST = "demo-large"
@@ -53,6 +71,7 @@ ROWS: dict[str, dict[str, Row]] = {
     # the text tower trained too, which takes hours
     "trained": {
         "trained: own": Row(),
+        "trained: mean@10": Row({"vision.features": "mean@10"}),
         "trained: blocks": Row({"vision.features": BLOCKS}),
         "trained: blocks, last two blocks": Row(
             {"vision.features": BLOCKS, "text.trainable": (r"layer\.[45]\.",)}
@@ -74,23 +93,31 @@ ROWS: dict[str, dict[str, Row]] = {
         "blocks and mean": frozen(WITH_MEAN, **WIDE),
         "blocks and mean, mlp": frozen(WITH_MEAN, **WIDE, vision__head="mlp"),
     },
-    # of the best: longer, slower, held back; with icons, a share of the samples
+    # of the best: longer, slower, held back; at the demo's patch sizes
     "further": {
-        "800 steps": frozen(BLOCKS, 800, **WIDE, vision__head="mlp"),
         "1200 steps": frozen(BLOCKS, 1200, **WIDE, vision__head="mlp"),
         "learning rate 0.0004": frozen(BLOCKS, **WIDE, vision__head="mlp", optim__lr=4e-4),
         "weight decay 1": frozen(BLOCKS, **WIDE, vision__head="mlp", optim__weight_decay=1.0),
-        "icons, half": frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"),
-        "icons, half, 800 steps": frozen(BLOCKS, 800, 0.5, **WIDE, vision__head="mlp"),
-    },
-    # whole recipes, on all trained drawings
-    "final": {
-        "today": Row(on="train", model="runs/demo"),  # as `make demo` leaves it
-        BEST: replace(frozen(BLOCKS, **WIDE, vision__head="mlp"), on="train"),
-        f"{BEST} with icons": replace(
-            frozen(BLOCKS, 400, 0.5, **WIDE, vision__head="mlp"), on="train"
+        "four patch sizes": replace(frozen(BLOCKS, **WIDE, vision__head="mlp"), sizes=DEMO_SIZES),
+        "four patch sizes, 800 steps": replace(
+            frozen(BLOCKS, 800, **WIDE, vision__head="mlp"), sizes=DEMO_SIZES
         ),
-        "own, frozen text tower": replace(frozen(data__captions_per_image=4), on="train"),
-        "mean@10, trained text tower": Row({"vision.features": "mean@10"}, 600, on="train"),
+    },
+    # a share of the samples
+    "icons": {
+        f"{steps} steps, {words}": with_icons(steps, share)
+        for steps in (400, 800, 1200)
+        for share, words in ((0.0, "no icons"), (0.5, "half icons"))
+    },
+    # looked at once
+    "final": {
+        "today": final(Row(steps=600, model="runs/demo")),  # as `make demo` leaves it
+        BEST: final(frozen(BLOCKS, **WIDE, vision__head="mlp")),
+        f"{BEST}, at 56 and 28": final(frozen(BLOCKS, **WIDE, vision__head="mlp"), COARSE_SIZES),
+        "own, frozen text tower": final(frozen(data__captions_per_image=4)),
+        "own, frozen text tower, at 56 and 28": final(
+            frozen(data__captions_per_image=4), COARSE_SIZES
+        ),
+        "mean@10, trained text tower": final(Row({"vision.features": "mean@10"}, 600)),
     },
 }

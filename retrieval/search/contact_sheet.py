@@ -25,14 +25,15 @@ INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
 
 
 def contact_sheet(
-    queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path
+    queries: Sequence[str], hits: Sequence[Sequence[Hit]], path: str | Path, credit: str = ""
 ) -> Image.Image:
     """Write a picture with a row of images per query, best first; return it.
 
     path: its suffix says the format, see `picture_format`. Each image has its caption and its
-    cosine similarity below. More than ten hits wrap. An image that cannot be found or read is drawn
-    as an empty box, and the last line says how many there are; so does `info["lost"]` of the image
-    returned. Raises `UsageError` where the picture cannot be written.
+    cosine similarity below. More than ten hits wrap. credit: a line at the foot. An image that
+    cannot be found or read is drawn as an empty box, and a last line says how many there are; so
+    does `info["lost"]` of the image returned. Raises `UsageError` where the picture cannot be
+    written.
     """
     kind = picture_format(path)
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
@@ -57,11 +58,15 @@ def contact_sheet(
         if not row:
             draw.text((MARGIN, y), "nothing found", font=caption_font, fill=FAINT)
         y += used
+    lines = wrap(credit, caption_font, width - 2 * MARGIN, 2) if credit else []
     if lost:
-        sheet = ImageOps.expand(sheet, (0, 0, 0, LINE + GAP), "white")
         line = f"{len(lost)} of {sum(map(len, hits))} images cannot be found or read: {lost[0]}"
-        line = wrap(line, caption_font, width - 2 * MARGIN, 1)[0]
-        ImageDraw.Draw(sheet).text((MARGIN, height - GAP), line, font=caption_font, fill=INK)
+        lines += wrap(line, caption_font, width - 2 * MARGIN, 1)
+    if lines:
+        sheet = ImageOps.expand(sheet, (0, 0, 0, LINE * len(lines) + GAP), "white")
+    for number, line in enumerate(lines):
+        corner = (MARGIN, height - GAP + LINE * number)
+        ImageDraw.Draw(sheet).text(corner, line, font=caption_font, fill=INK)
     try:
         write_atomically(Path(path), lambda out: sheet.save(out, format=kind, quality=90))
     except (OSError, ValueError) as error:  # more pixels a side than the format has, among them

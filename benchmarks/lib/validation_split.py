@@ -1,0 +1,48 @@
+"""A part of the default drawings' concepts, kept for validation."""
+
+import json
+import tarfile
+from hashlib import blake2b
+from pathlib import Path
+
+from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
+from data.shards.tar import add_member
+
+
+def split_train(data: Path, out: Path) -> dict[str, Path]:
+    """The trained drawings in two folders of `out`: `fit`, and `validation`, a sixth of the groups
+    of concepts, with class names and templates."""
+    if not (out / "validation" / TEMPLATES_FILE).exists():
+        names: set[str] = set()
+        members: dict[str, list[tuple[str, dict[str, bytes]]]] = {"fit": [], "validation": []}
+        for shard in sorted((data / "train").glob("*.tar")):
+            for key, sample in _samples(shard).items():
+                about = json.loads(sample["json"])
+                kept = blake2b(about["group"].encode(), digest_size=1).digest()[0] % 6 == 0
+                members["validation" if kept else "fit"].append((key, sample))
+                names |= {about["label"]} if kept else set()
+        classes = sorted(names)
+        for name, samples in members.items():
+            (out / name).mkdir(parents=True, exist_ok=True)
+            with tarfile.open(out / name / f"{name}.tar", "w") as tar:
+                for key, sample in samples:
+                    if name == "validation":
+                        label = json.loads(sample["json"])["label"]
+                        sample = sample | {"cls": str(classes.index(label)).encode()}
+                    for suffix, content in sample.items():
+                        add_member(tar, f"{key}.{suffix}", content)
+        (out / "validation" / CLASS_NAMES_FILE).write_text("".join(f"{n}\n" for n in classes))
+        templates = (data / "heldout_captions" / TEMPLATES_FILE).read_text()
+        (out / "validation" / TEMPLATES_FILE).write_text(templates)
+    return {name: out / name for name in ("fit", "validation")}
+
+
+def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            file = tar.extractfile(member)
+            assert file is not None
+            samples.setdefault(key, {})[suffix] = file.read()
+    return samples
