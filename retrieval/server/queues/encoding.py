@@ -29,7 +29,7 @@ class EncodeKey:
 
     what: Literal["text", "image", "patches"]
     model: int
-    detail: Detail = 0  # patch size or budget, of images
+    patch_size: int = 0  # of images; those within budgets share forwards
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ class Encoder:
         self, model: LitModel, pixels: Mapping[Detail, ShapedPixels], detail: Detail
     ) -> Encoded:
         """The vector of an image at one of the patch sizes or budgets that it was read for."""
-        key = EncodeKey("image", self._number(model), detail)
+        patch_size = detail if isinstance(detail, int) else 0
+        key = EncodeKey("image", self._number(model), patch_size)
         return (await self._queue.submit(key, [pixels[detail]]))[0]
 
     async def patches(
