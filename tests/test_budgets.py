@@ -311,3 +311,17 @@ def test_an_album_is_read_by_the_fit_that_it_was_made_with(
         index_photos(photos, saved, out, device="cpu", num_workers=0, fit="crop")
     with pytest.raises(UsageError, match="has budgets of 9 tokens, not 48; give these"):
         index_photos(photos, saved, out, (48,), device="cpu", num_workers=0)
+
+
+def test_an_album_of_a_model_that_squashes_is_no_other_than_one_asked_to(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    photos, out, squashes = tmp_path / "photos", tmp_path / "index", tmp_path / "squashes"
+    photos.mkdir()
+    pictures()[0].save(photos / "0.png")
+    with_fit(tiny_model, "squash").save_pretrained(squashes)
+    index_photos(photos, squashes, out, (48,), device="cpu", num_workers=0)
+    again = index_photos(photos, squashes, out, device="cpu", num_workers=0, fit="squash")
+    assert (again.unchanged, again.added) == (1, 0)
+    with pytest.raises(UsageError, match="was made with fit squash, not crop"):
+        index_photos(photos, squashes, out, device="cpu", num_workers=0, fit="crop")

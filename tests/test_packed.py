@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contrastive.model import shaped
 from contrastive.model.shaped import ShapedPixels, shaped_features
+from contrastive.vision import tower as tower_module
 from contrastive.vision.packed.block_diagonal import WithinPictures
 from contrastive.vision.packed.forward import packs
 from contrastive.vision.select_features import select_features
@@ -60,6 +61,20 @@ def test_packed_pictures_equal_each_alone(name):
     with torch.no_grad():
         found = shaped_features(tower, images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_pictures_give_no_rows():
+    tower = make_tower("vit_tiny_patch16_224")
+    assert shaped_features(tower, []).shape == (0, tower.embed_dim)
+
+
+def test_rotary_positions_are_kept_of_few_grids():
+    tower = make_tower("eva02_tiny_patch14_224")
+    for columns in range(1, 2 * tower_module.MAX_STEMS):
+        turns = tower.rotary_positions((2, columns))
+        assert turns is not None
+        assert len(turns) == 2 * columns
+        assert 0 < len(tower._rotary) <= tower_module.MAX_STEMS
 
 
 def test_long_lists_are_cut_into_several_sequences(monkeypatch):

@@ -173,6 +173,8 @@ def new_album(
     own."""
     fitted = with_fit(model, fit)
     check_encodes(fitted, *details)
+    if fitted.transform.fit != "crop":
+        fit = fitted.transform.fit  # so that asking for it by name is no other
     manifest = new_manifest(
         fitted.image_fingerprint, model.text_fingerprint, model.embed_dim, details, str(images),
         index_type, device, latency_ms, memory_gib, fit,
