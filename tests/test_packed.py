@@ -8,11 +8,12 @@ import torch
 from test_packing import block_diagonal
 from test_rectangles import NAFLEX, SIZES, spread, tower_of
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contrastive.model import shaped
 from contrastive.model.shaped import ShapedPixels, shaped_features
 from contrastive.vision import tower as tower_module
-from contrastive.vision.packed.block_diagonal import WithinPictures
+from contrastive.vision.packed.block_diagonal import WithinPictures, has_kernel
 from contrastive.vision.packed.forward import packs
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
@@ -126,6 +127,17 @@ def test_the_kernel_for_several_lengths_is_told_where_each_picture_ends(monkeypa
     expected = alone(tower, images)
     assert calls == [257, 257]  # one call for each block
     assert (found - expected).norm() <= 1e-2 * expected.norm()
+
+
+def test_the_kernel_is_not_asked_for_where_it_is_missing_or_turned_off(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert has_kernel(gpu)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not has_kernel(gpu)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert not has_kernel(gpu)
 
 
 @pytest.mark.gpu
