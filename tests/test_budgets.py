@@ -1,5 +1,6 @@
 """Budgets of tokens, from shards to search: what is stored is what `encode_image` gives."""
 
+import asyncio
 import base64
 import io
 import json
@@ -26,6 +27,9 @@ from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.indexing import index_photos
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
+from retrieval.server import ServeConfig, load_service
+from retrieval.server.api.classification import answer_classify
+from retrieval.server.requests import ClassifyRequest
 
 SHAPES = [(40, 48), (96, 30), (20, 90), (64, 64), (1, 50)]  # height, width
 
@@ -233,6 +237,28 @@ def test_the_service_reads_images_within_any_budget(served: Served, searcher: Se
     assert found["refine_max_tokens"] == 30
 
 
+def test_indexes_of_several_fits_share_a_model_and_class_sets(
+    tiny_model: LitModel, saved: Path, index: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shard = write_shard(tmp_path / "a.tar")
+    embed_shards(tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved)
+    build_index(tmp_path / "emb", tmp_path / "squares", device="cpu")
+    (tmp_path / "pets.txt").write_text("cat\ndog\n")
+    config = ServeConfig(
+        index=(str(index[1]), str(tmp_path / "squares")), classes=(str(tmp_path / "pets.txt"),),
+        device="cpu",
+    )  # fmt: skip
+    service = load_service(config)
+    whole, squares = (service.indexes[name].searcher.model for name in ("index", "squares"))
+    assert (whole.transform.fit, squares.transform.fit) == ("aspect", "crop")
+    assert whole.vision.net is squares.vision.net
+    image = base64.b64encode(png(pictures()[1])).decode()
+    for name in ("index", "squares"):
+        asked = ClassifyRequest(index=name, image=image, class_set="pets")
+        assert len(asyncio.run(answer_classify(service, asked)).labels) == 2
+    service.close()
+
+
 def test_the_service_says_what_budgets_there_are(served: Served, searcher: Searcher) -> None:
     (described,) = served.get("/v1/indices").json["indices"]
     assert (described["fit"], described["budgets"]) == ("aspect", True)
@@ -311,3 +337,18 @@ def test_an_album_is_read_by_the_fit_that_it_was_made_with(
         index_photos(photos, saved, out, device="cpu", num_workers=0, fit="crop")
     with pytest.raises(UsageError, match="has budgets of 9 tokens, not 48; give these"):
         index_photos(photos, saved, out, (48,), device="cpu", num_workers=0)
+
+
+def test_an_album_of_a_model_that_squashes_is_no_other_than_one_asked_to(
+    tiny_model: LitModel, tmp_path: Path
+) -> None:
+    photos, out, squashes = tmp_path / "photos", tmp_path / "index", tmp_path / "squashes"
+    photos.mkdir()
+    pictures()[0].save(photos / "0.png")
+    with_fit(tiny_model, "squash").save_pretrained(squashes)
+    index_photos(photos, squashes, out, (48,), device="cpu", num_workers=0)
+    again = index_photos(photos, squashes, out, device="cpu", num_workers=0, fit="squash")
+    assert (again.unchanged, again.added) == (1, 0)
+    for model_dir in (squashes, out / "model"):
+        with pytest.raises(UsageError, match="was made with fit squash, not crop"):
+            index_photos(photos, model_dir, out, device="cpu", num_workers=0, fit="crop")

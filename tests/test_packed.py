@@ -8,10 +8,12 @@ import torch
 from test_packing import block_diagonal
 from test_rectangles import NAFLEX, SIZES, spread, tower_of
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contrastive.model import shaped
 from contrastive.model.shaped import ShapedPixels, shaped_features
-from contrastive.vision.packed.block_diagonal import WithinPictures
+from contrastive.vision import tower as tower_module
+from contrastive.vision.packed.block_diagonal import WithinPictures, has_kernel
 from contrastive.vision.packed.forward import packs
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
@@ -60,6 +62,20 @@ def test_packed_pictures_equal_each_alone(name):
     with torch.no_grad():
         found = shaped_features(tower, images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_pictures_give_no_rows():
+    tower = make_tower("vit_tiny_patch16_224")
+    assert shaped_features(tower, []).shape == (0, tower.embed_dim)
+
+
+def test_rotary_positions_are_kept_of_few_grids():
+    tower = make_tower("eva02_tiny_patch14_224")
+    for columns in range(1, 2 * tower_module.MAX_STEMS):
+        turns = tower.rotary_positions((2, columns))
+        assert turns is not None
+        assert len(turns) == 2 * columns
+        assert 0 < len(tower._rotary) <= tower_module.MAX_STEMS
 
 
 def test_long_lists_are_cut_into_several_sequences(monkeypatch):
@@ -111,6 +127,17 @@ def test_the_kernel_for_several_lengths_is_told_where_each_picture_ends(monkeypa
     expected = alone(tower, images)
     assert calls == [257, 257]  # one call for each block
     assert (found - expected).norm() <= 1e-2 * expected.norm()
+
+
+def test_the_kernel_is_not_asked_for_where_it_is_missing_or_turned_off(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert has_kernel(gpu)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not has_kernel(gpu)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert not has_kernel(gpu)
 
 
 @pytest.mark.gpu

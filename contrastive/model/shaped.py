@@ -82,7 +82,7 @@ def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float
     device = next(tower.parameters()).device
     features = torch.empty(len(images), tower.embed_dim, device=device)
     groups = list(by_shape(images))
-    if len(groups) == 1 or not packs(tower):
+    if len(groups) < 2 or not packs(tower):
         for patch_size, places, pixels in groups:
             features[places] = tower(pixels.to(device), patch_size)
         return features

@@ -278,13 +278,14 @@ class VisionTower(nn.Module):
     ) -> Tensor | None:
         """Sines and cosines of the patches that are kept; None where positions are not rotary."""
         weight = self.family.kernel(self.net)
-        key = (grid, weight.device)
-        if key not in self._rotary:
-            if len(self._rotary) >= MAX_STEMS:
-                self._rotary.clear()
+        known, key = self._rotary, (grid, weight.device)
+        try:
+            rotary = known[key]
+        except KeyError:
+            if len(known) >= MAX_STEMS:  # another, as other threads may be reading this one
+                self._rotary = known = {}
             with torch.inference_mode(False), torch.no_grad():
-                self._rotary[key] = self.family.rotary(self.net, grid)
-        rotary = self._rotary[key]
+                known[key] = rotary = self.family.rotary(self.net, grid)
         if rotary is None or not (isinstance(keep, Tensor) or keep < 1):
             return rotary
         return keep_patches(rotary.expand(num_images, -1, -1), keep)[:, None]

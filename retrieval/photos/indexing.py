@@ -173,6 +173,8 @@ def new_album(
     own."""
     fitted = with_fit(model, fit)
     check_encodes(fitted, *details)
+    if fitted.transform.fit != "crop":
+        fit = fitted.transform.fit  # so that asking for it by name is no other
     manifest = new_manifest(
         fitted.image_fingerprint, model.text_fingerprint, model.embed_dim, details, str(images),
         index_type, device, latency_ms, memory_gib, fit,
@@ -197,7 +199,7 @@ def _check_same(
         raise UsageError(f"{out} was made from shards, not from photos; choose another folder")
     if snapshot.columns is not None and not set(SCHEMA_0_1.names) <= set(snapshot.columns.names):
         raise UsageError(f"{out} was made by an earlier version; choose another folder")
-    if model and fit is not None and manifest.fit != fit and (manifest.fit or fit != "crop"):
+    if fit is not None and manifest.fit != fit and (manifest.fit or fit != "crop"):
         raise UsageError(
             f"{out} was made with fit {manifest.fit or 'crop'}, not {fit}; leave --fit out, or "
             "choose another folder"

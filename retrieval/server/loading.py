@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from contrastive.model.lit import LitModel
+from contrastive.model.with_fit import with_fit
 from data.class_names import DEFAULT_TEMPLATES, read_class_names
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
@@ -19,9 +20,10 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
     for name, folder in zip(cfg.index_names(), cfg.index, strict=True):
         searcher = Searcher.load(folder, model or cfg.model, cfg.device)
         for known in models:  # equal models are kept once, so that their requests share forwards
-            if _same(known, searcher.model):
+            fitted = _read_as(known, searcher.model)
+            if _same(fitted, searcher.model):
                 named = searcher.model_folder
-                searcher = Searcher.load(folder, known, cfg.device)
+                searcher = Searcher.load(folder, fitted, cfg.device)
                 searcher.model_folder = named
         if searcher.model not in models:
             models.append(searcher.model)
@@ -33,6 +35,12 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
         searchers[name] = searcher
     class_sets = {Path(file).stem: _load_classes(Path(file), models[0]) for file in cfg.classes}
     return Service(searchers, class_sets, cfg.limits, Metrics(), cfg.image_urls, cfg.refuse)
+
+
+def _read_as(known: LitModel, other: LitModel) -> LitModel:
+    """`known`, by the fit of `other` where it has that; weights are shared."""
+    fit = other.transform.fit
+    return known if fit == "aspect" and not known.vision.flexible else with_fit(known, fit)
 
 
 def _same(one: LitModel, other: LitModel) -> bool:

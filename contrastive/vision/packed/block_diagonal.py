@@ -85,8 +85,15 @@ class WithinPictures:
 
 
 def has_kernel(device: torch.device) -> bool:
-    """Whether torch's attention for sequences of several lengths runs there."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether torch's attention for sequences of several lengths runs there: in builds that have
+    it, and unless somebody has turned it off."""
+    flash = torch.backends.cuda
+    return (
+        device.type == "cuda"
+        and flash.is_flash_attention_available()
+        and flash.flash_sdp_enabled()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def can_pack(blocks: nn.Module) -> bool:

@@ -115,7 +115,7 @@ async def _classes_of(service: Service, index: ServedIndex, asked: ClassifyReque
         if found is None:
             allowed = ", ".join(service.class_sets) or "none; send labels"
             raise RequestError(404, f"class_set: no {asked.class_set[:80]!r}; allowed: {allowed}")
-        if found.model is not model:
+        if found.model.text is not model.text:  # which models of other fits share
             raise RequestError(
                 400, f"class_set: was made for another model than index {index.name}'s"
             )
