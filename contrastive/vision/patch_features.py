@@ -36,7 +36,7 @@ def patch_features(
     images = images.to(next(tower.net.parameters()).dtype)
     grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
     after = _after(tower, images, patch_size, grid)
-    prefix = sum(token.shape[1] for token in tower.family.prefix(tower.net))
+    prefix = tower.num_prefix_tokens
     means = any(_is_mean(tower, term) for term in tower.terms)
     parts = []
     for term in tower.terms:
@@ -48,7 +48,7 @@ def patch_features(
         patches = after[number][:, prefix:]
         if value_path:
             alone = after[number - 1][:, prefix:].flatten(0, 1)[:, None]
-            alone = tower.family.block(tower.net.blocks[number - 1], alone, None)
+            alone = tower.family.block(tower.net.blocks[number - 1], alone, None, None)
             patches = alone[:, 0].unflatten(0, patches.shape[:2])
         parts.append(_in_place_of_pooled(tower, term, tower.normed(term, patches), prefix))
     return torch.cat(parts, dim=-1).unflatten(1, grid).float()
