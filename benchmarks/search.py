@@ -35,7 +35,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from lib.harness import Target, finish, interleave
+from lib.harness import RESULTS, Target, finish, interleave
 from lib.search_data import MODEL, PATCH, write_default_data, write_mixtures, write_vectors
 from lib.vectors import WIDTH
 from retrieval.embed.partitions import METADATA_SCHEMA
@@ -214,6 +214,9 @@ def main() -> None:
         return args.index_types or [*affordable, "auto"]
 
     figures: dict[str, dict] = {}
+    known = RESULTS / "search_captions.json"
+    if args.mixtures and known.is_file():  # of other counts they stay
+        figures = json.loads(known.read_text())["figures"]
     with ExitStack() as stack:
         keep = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         write = write_mixtures if args.mixtures else write_vectors
