@@ -131,6 +131,7 @@ def test_run_lengths_go_down_the_columns():
     ("values", "says"),
     [
         ({"count": 0}, "at least one scene"),
+        ({"seed": -1}, "seed -1: at least 0"),
         ({"size": 8}, "at least 32 pixels"),
         ({"num_classes": 255}, "2 to 254"),
         ({"num_classes": 250}, "there are"),

@@ -69,6 +69,8 @@ def build_scenes(
         raise UsageError(f"size {size}: scenes need at least 32 pixels a side")
     if not 2 <= num_classes <= MOST_CLASSES:
         raise UsageError(f"classes {num_classes}: allowed are 2 to {MOST_CLASSES}")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: at least 0")
     recipe = {
         "format": FORMAT, "count": count, "size": size, "classes": num_classes, "seed": seed,
         "packages": {style: STYLES[style].version for style in STYLES},

@@ -30,7 +30,7 @@ class MaskFolder:
     """`images/NAME.png|jpg|webp`, `masks/NAME.png` of 8 bits, `classnames.txt`, templates.
 
     A mask's values: 0 is background, k the k-th line of `classnames.txt`, 255 is not counted. As
-    `python -m data.scenes` writes it, and as ADE20K lays out its annotations.
+    `python -m data.scenes` writes it. Where 0 means unlabelled in a set, as in ADE20K, write 255.
     """
 
     root: Path

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Integer
 
 from data.errors import UsageError
 
-IGNORED = 255  # in masks, as Pascal VOC and ADE20K have it
+IGNORED = 255  # in masks, as Pascal VOC has it
 
 
 @dataclass(frozen=True)

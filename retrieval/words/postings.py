@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 COMMON_ROWS = 10_000  # and one row in 32 hold a common word
 COMMON_SHARE = 1 / 32
+AT_ONCE = 1 << 24  # rows whose places are read together; SQLite's values end at 1 GB
 OFFSET_BITS, COLUMN_BITS = 20, 8  # of a place: row, column, offset
 # One text, since a tuple per place would take five times as long.
 PLACES = f"group_concat(((doc << {COLUMN_BITS}) + substr(col, 2) << {OFFSET_BITS}) + offset)"
@@ -45,8 +46,12 @@ def common_words(database: sqlite3.Connection, count: int) -> Iterator[tuple[str
     least = max(COMMON_ROWS, COMMON_SHARE * count)
     terms = database.execute("SELECT term FROM temp.word_row WHERE doc >= ?", (least,)).fetchall()
     for (term,) in terms:
-        query = f"SELECT {PLACES} FROM temp.word_instance WHERE term = ?"
-        rows, counts = rows_of(read_places(database.execute(query, (term,)).fetchone()[0]))
+        query = f"SELECT {PLACES} FROM temp.word_instance WHERE term = ? AND doc >= ? AND doc < ?"
+        parts = [
+            database.execute(query, (term, start, start + AT_ONCE)).fetchone()[0]
+            for start in range(0, count, AT_ONCE)
+        ]
+        rows, counts = rows_of(np.concatenate([read_places(part) for part in parts]))
         held = np.zeros(count, bool)
         held[rows] = True
         again = np.stack([rows, counts], axis=1)[counts > 1]

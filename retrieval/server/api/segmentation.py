@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from contrastive.vision.patch_features import check_has_patches
 from data.errors import UsageError
 from retrieval.dense.segment import ZeroShotSegmenter
 from retrieval.server.api.answers import ClassifyTimes, Region, SegmentAnswer
@@ -29,14 +30,15 @@ async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnsw
     model = searcher.model
     patch_size = asked.patch_size or min(model.patch_sizes)
     check_size("patch_size", patch_size, usable_sizes(searcher), "the model")
-    embeds = await embed_labels(service, model, asked.labels, asked.templates)
-    picture = await service.uploads.picture(asked.image, asked.image_url)
     try:
+        check_has_patches(model.vision)
+        embeds = await embed_labels(service, model, asked.labels, asked.templates)
         segmenter = ZeroShotSegmenter(
             model, asked.labels, background=asked.background, class_embeds=embeds
         )
-    except UsageError as error:  # a model without patches
+    except UsageError as error:
         raise RequestError(400, str(error)) from error
+    picture = await service.uploads.picture(asked.image, asked.image_url)
 
     def read() -> Float[np.ndarray, "r c k"]:
         return segmenter.similarities(picture, patch_size)[0]
