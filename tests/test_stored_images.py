@@ -272,3 +272,10 @@ def test_names_in_a_zip_differ_even_where_case_does_not_count() -> None:
         stream.add(name, b"x")
     with zipfile.ZipFile(io.BytesIO(stream.take() + stream.end())) as archive:
         assert archive.namelist() == ["a.jpg", "A (2).jpg", "a (2) (2).jpg", "b", "b (2)"]
+
+
+def test_an_archive_that_is_left_ends_in_silence() -> None:
+    stream = ZipStream()
+    stream.add("a.jpg", b"x")
+    stream._sink.close()  # as the garbage collector may, before the archive
+    stream._zip.close()

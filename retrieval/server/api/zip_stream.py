@@ -48,6 +48,9 @@ class _Sink(io.RawIOBase):
         self._parts.append(part)
         return len(part)
 
+    def flush(self) -> None:
+        """Nothing to do, even of a download that was left, whose sink may be closed before it."""
+
     def take(self) -> bytes:
         taken = b"".join(self._parts)
         self._parts.clear()
