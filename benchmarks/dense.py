@@ -92,7 +92,7 @@ class Bench:
             for key, (row, seed) in missing.items():
                 segmenter = self.segmenter(row, seed, split)
                 joined = torch.cat([parts[i] for i in PARTS[ROWS[row][0]]], dim=-1)
-                maps = list(class_maps(segmenter.model, segmenter, joined))
+                maps = list(class_maps(segmenter, joined))
                 if seed == 0 and split == "train":  # one pass for all is each model's own
                     own = segmenter.similarities(scenes.pictures[0], patch_size)[0]
                     np.testing.assert_allclose(maps[0], own, atol=2e-3)

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,26 @@ def last_checkpoint(run: Path) -> Path:
     return run / f"checkpoints/step_{steps:08d}/state.json"
 
 
+def status_of(command: list[str]) -> int:
+    """Run a command. At Ctrl-C, which it gets too, it is waited for while it saves and cleans up;
+    a second one kills it. Raises `KeyboardInterrupt` then."""
+    stopped = False
+
+    def wait(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        code = subprocess.run(command).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stopped:
+        raise KeyboardInterrupt
+    return code
+
+
 def stage(timings: Path, title: str, makes: Path, *command: str, optional: bool = False) -> bool:
     """Run a command unless what it makes last is there. When it fails, stop the demo, or return
     False where the stage is optional."""
@@ -73,7 +94,7 @@ def stage(timings: Path, title: str, makes: Path, *command: str, optional: bool 
         "deepspeed": str(Path(sys.executable).parent / "deepspeed"),
     }
     started = time.monotonic()
-    code = subprocess.run([programs[command[0]], *command[1:]]).returncode
+    code = status_of([programs[command[0]], *command[1:]])
     if code and optional:
         print(f"== {title}: status {code}; the demo goes on without", flush=True)
         return False

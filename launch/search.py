@@ -87,7 +87,7 @@ class Args:
     picture: str = ""
     """Write a contact sheet to this file: .png, .jpg or .webp."""
     credit: str = ""
-    """A line at the foot of --picture: whose images these are."""
+    """Whose images these are: at the foot of --picture, in at most two lines."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
     device: Device = "auto"

@@ -3,13 +3,19 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrieval.index_interface import IndexUnavailable
+from retrieval.server import Limits
+from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
+from retrieval.server.queues.encoding import Encoder
 from retrieval.server.refusals import RequestError
+from retrieval.server.uploads import Uploads
 
 
 class Doubling:
@@ -114,3 +120,36 @@ def test_a_job_that_nobody_waits_for_is_not_run() -> None:
     assert asyncio.run(give_up()) == [[0], [4]]
     batcher.close()
     assert [key for key, _ in run.runs] == ["first", "b"]
+
+
+def test_no_patches_are_read_for_a_request_that_has_ended() -> None:
+    limits, metrics = Limits(), Metrics()
+    uploads = Uploads(limits, metrics, image_urls=False)
+    encoder = Encoder([], uploads, limits, metrics, Batcher)
+    read: list[int] = []
+    begun, go_on = ([threading.Event() for _ in range(3)] for _ in range(2))
+
+    def reading(number: int) -> np.ndarray:
+        read.append(number)
+        begun[number].set()
+        assert go_on[number].wait(10)
+        return np.full((1, 1, 1), number)
+
+    async def ask() -> list[Any]:
+        asked = [asyncio.ensure_future(encoder.patches(partial(reading, 0)))]
+        await asyncio.to_thread(begun[0].wait, 10)
+        asked += [asyncio.ensure_future(encoder.patches(partial(reading, n))) for n in (1, 2)]
+        await asyncio.sleep(0.05)
+        go_on[0].set()  # the other two wait
+        await asyncio.to_thread(begun[1].wait, 10)
+        asked[2].cancel()
+        go_on[1].set()
+        go_on[2].set()
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    *found, ended = asyncio.run(ask())
+    encoder.close()
+    uploads.close()
+    assert read == [0, 1]
+    assert [int(values.item()) for values, _ in found] == [0, 1]
+    assert isinstance(ended, asyncio.CancelledError)

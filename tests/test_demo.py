@@ -114,6 +114,22 @@ def test_the_demo_shows_photographs_found_by_words_where_it_can_fetch_them(
     assert f"found by words: {demo / 'runs'}/hits.png\n" in capsys.readouterr().out
 
 
+def test_ctrl_c_waits_for_what_a_stage_still_saves(tmp_path: Path) -> None:
+    stage = runpy.run_path(str(ROOT / "launch/demo.py"))["stage"]
+    saves = (
+        "import os, pathlib, signal, sys, time\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(1)\n"
+        "pathlib.Path(sys.argv[1]).touch()"
+    )
+    command = ("python", "-c", saves, str(tmp_path / "saved"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "timings.json", "saving", tmp_path / "made", *command, optional=True)
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
 def test_what_a_page_says_to_type_works(page: str, demo: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()

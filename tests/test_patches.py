@@ -129,3 +129,5 @@ def test_a_models_patches_have_unit_norm_and_the_texts_width(tiny_model):
     assert wide.shape == (1, 2, 6, model.embed_dim)
     with pytest.raises(UsageError, match="2 shapes"):
         model.encode_patches([normalised, normalised[:, :80]], 40)
+    with pytest.raises(UsageError, match="no images"):
+        model.encode_patches([], 40)

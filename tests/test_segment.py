@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TOWER
-from PIL import Image
+from PIL import ExifTags, Image
 
 from contrastive import LitModel, load_vision_tower
 from contrastive.model.text_side import TextSide
@@ -128,6 +128,7 @@ def test_impossible_pictures_are_refused(segmenter, model):
         ({"patch_size": 7}, "does not divide"),
         ({"patch_size": 40, "shorter_side": 10}, "at least a patch"),
         ({"patch_size": 8, "shorter_side": 40_000}, "at most 65,536"),
+        ({"patch_size": 48, "shorter_side": 12_000}, "12,000 x 12,000 pixels: at most 100,000,000"),
     ):
         with pytest.raises(UsageError, match=says):
             segmenter.predict(square, **values)
@@ -248,6 +249,17 @@ def test_what_is_wrong_with_a_picture_is_counted(folder, segmenter):
     assert report.num_pictures == 2
     wanted = {"no_mask": 1, "mask_size": 1, "mask_labels": 1, "unreadable": 2}
     assert report.skipped == wanted
+
+
+def test_a_mask_is_of_the_picture_as_its_exif_turns_it(folder):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # shown by a quarter turn
+    for name, mask in (("as shown", (80, 120)), ("as stored", (120, 80))):
+        picture(80, 120).save(folder / f"images/{name}.jpg", exif=turned)
+        Image.new("L", mask).save(folder / f"masks/{name}.png")
+    masks = MaskFolder.open(folder)
+    assert (120, 80) in [mask.shape for _, mask in masks]
+    assert masks.skipped == {"mask_size": 1}
 
 
 def test_folders_that_cannot_be_judged_are_refused(folder, segmenter, model):

@@ -1,14 +1,14 @@
 """Maps of scenes from one pass of the tower, for every model of benchmarks/dense.py."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from contrastive import LitModel, load_vision_tower
+from contrastive import load_vision_tower
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.select_features import select_features
 from lib.alignment_rows import TOWER
@@ -18,7 +18,7 @@ from retrieval.dense.miou import IGNORED, IoUCounter
 JOINED = "cls+mean+mean@10"
 """Its patches hold the whole image's class token, then the patches after the last norm, which a
 class token's model reads in its place, then those after block 10."""
-PARTS = {"own": (1,), "cls+mean": (0, 1), "mean@10": (2,), "mean": (1,)}
+PARTS = {"own": (1,), "cls+mean": (0, 1), "mean@10": (2,)}
 """Expression of a model's features -> the parts of `JOINED` that its map reads."""
 NUM_QUANTILES = 19
 
@@ -63,17 +63,17 @@ class Judged:
     """Least cosines."""
     counters: list[IoUCounter]
     """One of each threshold."""
-    inside: IoUCounter = field(default_factory=lambda: IoUCounter(1))
+    inside: IoUCounter
     """Of the pixels of things alone: every pixel is of some class."""
 
 
 @torch.no_grad()
 def class_maps(
-    model: LitModel, segmenter: ZeroShotSegmenter, features: Float[torch.Tensor, "n r c d"]
+    segmenter: ZeroShotSegmenter, features: Float[torch.Tensor, "n r c d"]
 ) -> Iterator[Float[np.ndarray, "r c k"]]:
     """As `segmenter.similarities` has them."""
     for one in features:
-        embeds = model.embed_features(one.flatten(0, 1)).unflatten(0, one.shape[:2])
+        embeds = segmenter.model.embed_features(one.flatten(0, 1)).unflatten(0, one.shape[:2])
         yield (embeds @ segmenter.class_embeds.T).numpy()
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float
 
-from contrastive import VisionTower, distributed, load_vision_tower
+from contrastive import distributed, load_vision_tower
 from contrastive.image_features import fill_cache
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.select_features import select_features
@@ -60,9 +60,7 @@ class JoinedFeatures:
         self, name: str, shards: Sequence[str], expression: str, patch_sizes: Sequence[int]
     ) -> str:
         """The folder of a cache of one expression for these shards, as training reads it."""
-        tower: VisionTower = self._base
-        if expression != OWN:
-            tower = select_features(self._base, expression)
+        tower = select_features(self._base, expression)
         folder = self._folder / "caches" / name / expression
         cache = FeatureCache(
             folder,

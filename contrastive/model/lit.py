@@ -198,13 +198,15 @@ class LitModel(nn.Module, ModelHubMixin):
         A product with `encode_text` says where in an image a text is. images, patch_size: as
         `encode_image` takes them, of one shape. value_path: as
         `contrastive.vision.patch_features.patch_features` takes it.
-        Raises `UsageError` as `encode_image`, for images of several shapes, and for a tower that
-        has no tokens of patches.
+        Raises `UsageError` as `encode_image`, for no images, for those of several shapes, and for a
+        tower that has no tokens of patches.
         """
         if not (isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4):
             shaped = [shaped_pixels(self.vision, i, patch_size, None) for i in list_images(images)]
             shapes = {tuple(one.pixels.shape[1:]) for one in shaped}
-            if len(shapes) != 1:
+            if not shapes:
+                raise UsageError("no images: at least one, whose shape the map has")
+            if len(shapes) > 1:
                 raise UsageError(f"images of {len(shapes)} shapes: one is needed for all")
             images = torch.stack([one.pixels for one in shaped])
         maps = []

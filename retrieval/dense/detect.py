@@ -48,8 +48,8 @@ class ZeroShotDetector:
         """The boxes of each picture, best first, in its own pixels; label k is the k-th query.
 
         images, patch_size, shorter_side: as `ZeroShotSegmenter.similarities` takes them. A score is
-        the mean cosine of the region's pixels. Two things that touch and are of one query are one
-        region, so one box.
+        the mean cosine of the region's pixels. Two things of one query that touch by a side of a
+        pixel, not by a corner alone, are one region, so one box.
         """
         found = []
         for image in opened_images(images):

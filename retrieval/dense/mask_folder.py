@@ -31,6 +31,7 @@ class MaskFolder:
 
     A mask's values: 0 is background, k the k-th line of `classnames.txt`, 255 is not counted. As
     `python -m data.scenes` writes it. Where 0 means unlabelled in a set, as in ADE20K, write 255.
+    A mask is of the picture as shown, turned by its EXIF tag, not of the pixels as stored.
     """
 
     root: Path

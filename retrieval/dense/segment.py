@@ -14,6 +14,7 @@ from contrastive.model.lit import LitModel
 from contrastive.vision.grids import choose_grid
 from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
+from data.config import MAX_PIXELS
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
 from retrieval.dense.upsample import upsampled
@@ -155,6 +156,9 @@ class ZeroShotSegmenter:
             size = (min(rows, side), min(columns, side))
         if rows * columns > MOST_PATCHES:
             raise UsageError(f"{rows} x {columns} patches: at most {MOST_PATCHES:,} of a picture")
+        if rows * columns * patch_size**2 > MAX_PIXELS:
+            size_read = f"{rows * patch_size:,} x {columns * patch_size:,}"
+            raise UsageError(f"{size_read} pixels: at most {MAX_PIXELS:,} of a picture are read")
         whole = replace(tower.transform, fit="aspect")
         pixels = whole.normalise(whole.at(image, rows * patch_size, columns * patch_size))
         down, across = _starts(rows, size[0]), _starts(columns, size[1])

@@ -30,10 +30,10 @@ def contact_sheet(
     """Write a picture with a row of images per query, best first; return it.
 
     path: its suffix says the format, see `picture_format`. Each image has its caption and its
-    cosine similarity below. More than ten hits wrap. credit: a line at the foot. An image that
-    cannot be found or read is drawn as an empty box, and a last line says how many there are; so
-    does `info["lost"]` of the image returned. Raises `UsageError` where the picture cannot be
-    written.
+    cosine similarity below. More than ten hits wrap. credit: at the foot, in at most two lines.
+    An image that cannot be found or read is drawn as an empty box, and a last line says how many
+    there are; so does `info["lost"]` of the image returned. Raises `UsageError` where the picture
+    cannot be written.
     """
     kind = picture_format(path)
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))

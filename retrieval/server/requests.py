@@ -176,69 +176,60 @@ class SearchRequest(Query, PatchSizeFields):
         return [term.model_copy(update={"text": text}) for term, text in pairs]
 
 
-class ClassifyRequest(PatchSizeFields):
-    """An image, and labels or the name of a class set."""
+class ImageToLabel(Strict):
+    """An image, and the templates that its labels stand in."""
 
     image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
     image_url: str | None = Field(
         default=None, min_length=1, description="If the server allows it."
     )
-    labels: list[str] | None = Field(default=None, min_length=1)
-    class_set: str | None = Field(default=None, description="One that /v1/indices names.")
     templates: list[str] | None = Field(
         default=None,
         min_length=1,
         max_length=16,
         description="With {c} where the label goes.",
     )
+
+    @model_validator(mode="after")
+    def _one_image(self) -> "ImageToLabel":
+        if (self.image is None) == (self.image_url is None):
+            raise ValueError("exactly one of image and image_url is needed")
+        if any("{c}" not in template for template in self.templates or ()):
+            raise ValueError("templates: each needs {c} where the label goes")
+        return self
+
+
+class ClassifyRequest(ImageToLabel, PatchSizeFields):
+    """An image, and labels or the name of a class set."""
+
+    labels: list[str] | None = Field(default=None, min_length=1)
+    class_set: str | None = Field(default=None, description="One that /v1/indices names.")
     k: int = Field(default=20, ge=1, le=MAX_LABELS, description="Labels, best first.")
     margin: float = Field(
         default=0.02, ge=0, le=2, description="Refine where the first two lie closer than this."
     )
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> "ClassifyRequest":
-        if (self.image is None) == (self.image_url is None):
-            raise ValueError("exactly one of image and image_url is needed")
+    def _labels_or_class_set(self) -> "ClassifyRequest":
         if (self.labels is None) == (self.class_set is None):
             raise ValueError("exactly one of labels and class_set is needed")
         if self.class_set is not None and self.templates is not None:
             raise ValueError("templates: a class set has its own; give them with labels")
-        if any("{c}" not in template for template in self.templates or ()):
-            raise ValueError("templates: each needs {c} where the label goes")
         return self
 
 
-class SegmentRequest(Strict):
+class SegmentRequest(ImageToLabel):
     """An image, and what its pixels may be of."""
 
     index: str | None = Field(default=None, description="The first when not given.")
     patch_size: int | None = Size
-    image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
-    image_url: str | None = Field(
-        default=None, min_length=1, description="If the server allows it."
-    )
     labels: list[str] = Field(min_length=1, max_length=254)
-    templates: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=16,
-        description="With {c} where the label goes.",
-    )
     background: float | None = Field(
         default=None,
         ge=-1,
         le=1,
         description="Least cosine of a pixel and its label; below, it is of none.",
     )
-
-    @model_validator(mode="after")
-    def _one_image(self) -> "SegmentRequest":
-        if (self.image is None) == (self.image_url is None):
-            raise ValueError("exactly one of image and image_url is needed")
-        if any("{c}" not in template for template in self.templates or ()):
-            raise ValueError("templates: each needs {c} where the label goes")
-        return self
 
 
 class KnnRequest(BaseModel):

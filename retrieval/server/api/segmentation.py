@@ -6,7 +6,7 @@ import io
 import time
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 
 from contrastive.vision.patch_features import check_has_patches
@@ -43,21 +43,19 @@ async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnsw
     def read() -> Float[np.ndarray, "r c k"]:
         return segmenter.similarities(picture, patch_size)[0]
 
-    before = time.perf_counter()
-    similarities = await service.encoder.patches(model, read)
-    ms = 1e3 * (time.perf_counter() - before)
+    similarities, ms = await service.encoder.patches(read)
     scale = min(1.0, MAX_SIDE / max(picture.size))
     width, height = (max(1, round(side * scale)) for side in picture.size)
 
-    def paint() -> tuple[UInt8[np.ndarray, "h w"], str]:
+    def paint() -> tuple[str, Float[np.ndarray, " k"]]:
         mask = segmenter.mask(similarities, (height, width))
         file = io.BytesIO()
         Image.fromarray(mask).save(file, "PNG")
-        return mask, base64.b64encode(file.getvalue()).decode()
+        shares = np.bincount(mask.ravel(), minlength=len(asked.labels) + 1)[1:] / mask.size
+        return base64.b64encode(file.getvalue()).decode(), shares
 
     loop = asyncio.get_running_loop()
-    mask, encoded = await loop.run_in_executor(service.pool, paint)
-    shares = np.bincount(mask.ravel(), minlength=len(asked.labels) + 1)[1:] / mask.size
+    encoded, shares = await loop.run_in_executor(service.pool, paint)
     return SegmentAnswer(
         patch_size=patch_size,
         width=width,

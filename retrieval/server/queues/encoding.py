@@ -27,7 +27,7 @@ MAX_FORWARD = 64  # texts or images of one forward
 class EncodeKey:
     """Texts or images of equal keys can share a forward."""
 
-    what: Literal["text", "image", "patches"]
+    what: Literal["text", "image"]
     model: int
     patch_size: int = 0  # of images; those within budgets share forwards
 
@@ -142,19 +142,25 @@ class Encoder:
         return (await self._queue.submit(key, [pixels[detail]]))[0]
 
     async def patches(
-        self, model: LitModel, read: Callable[[], np.ndarray]
-    ) -> Float[np.ndarray, "r c k"]:
-        """What `read` makes of an image's patches by `model`, in its turn among the forwards."""
-        return (await self._queue.submit(EncodeKey("patches", self._number(model)), [read]))[0]
+        self, read: Callable[[], np.ndarray]
+    ) -> tuple[Float[np.ndarray, "r c k"], float]:
+        """What `read` makes of an image's patches in its turn among the forwards, and milliseconds.
+
+        Each is a run of its own: none is begun for a request that has ended meanwhile.
+        """
+        return (await self._queue.submit(read, [read]))[0]
 
     def _number(self, model: LitModel) -> int:
         return next(n for n, other in enumerate(self._models) if other is model)
 
-    def _forward(self, key: EncodeKey, items: list[Any]) -> Sequence[Any]:
+    def _forward(
+        self, key: EncodeKey | Callable[[], np.ndarray], items: list[Any]
+    ) -> Sequence[Any]:
+        if not isinstance(key, EncodeKey):
+            with self._metrics.timed("image_clip_inference_time") as clock:
+                found = key()
+            return [(found, clock.ms)]
         model = self._models[key.model]
-        if key.what == "patches":
-            with self._metrics.timed("image_clip_inference_time"):
-                return [read() for read in items]
         with self._metrics.timed(f"{key.what}_clip_inference_time") as clock:
             cut = [False] * len(items)
             if key.what == "text":
