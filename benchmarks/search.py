@@ -35,6 +35,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
+from data.files import write_text_atomically
 from lib.harness import RESULTS, Target, finish, interleave
 from lib.search_data import MODEL, PATCH, write_default_data, write_mixtures, write_vectors
 from lib.vectors import WIDTH
@@ -122,7 +123,8 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
         built = folder / f"{type_}.json"
         if not built.is_file():
             shutil.rmtree(folder / type_, ignore_errors=True)
-            built.write_text(json.dumps(_in_own_process("build", folder, type_)))
+            found = _in_own_process("build", folder, type_)
+            write_text_atomically(built, json.dumps(found))
         figures[type_] = json.loads(built.read_text())
         figures[type_] |= _in_own_process("hold", folder, type_)
         print(folder.name, type_, figures[type_], flush=True)
