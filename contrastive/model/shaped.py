@@ -13,7 +13,7 @@ from contrastive.vision.grids import PatchGrid, choose_grid
 from contrastive.vision.packed.forward import packed_features, packs
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-from data.given import as_rgb, is_normalised
+from data.given import Images, as_rgb, is_normalised, is_pixel_batch, list_images
 
 MAX_PACKED = {"cpu": 2**11, "cuda": 2**16}
 """Tokens of one sequence by type of device, which bounds its memory; on a CPU neither half as many
@@ -48,6 +48,20 @@ def shaped_pixels(
     grid = grid_of(tower, (picture.height, picture.width), patch_size, max_tokens)
     pixels = transform.at(picture, grid.height, grid.width)
     return ShapedPixels(grid.patch_size, transform.normalise(pixels))
+
+
+def pixels_of_one_shape(
+    tower: VisionTower, images: Images, patch_size: int | None
+) -> Float[Tensor, "b 3 h w"]:
+    """Normalised pixels of images, as `tower` reads them at a patch size. Raises as
+    `LitModel.encode_patches`."""
+    if is_pixel_batch(images):
+        return images
+    shaped = [shaped_pixels(tower, image, patch_size, None) for image in list_images(images)]
+    shapes = {tuple(one.pixels.shape[1:]) for one in shaped}
+    if len(shapes) != 1:
+        raise UsageError(f"images of {len(shapes)} shapes: one is needed for all")
+    return torch.stack([one.pixels for one in shaped])
 
 
 def grid_of(
