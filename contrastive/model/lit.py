@@ -30,9 +30,9 @@ from contrastive.files.weights import (
     write_weights,
 )
 from contrastive.model.card import Card, ModelFacts, model_card
-from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
+from contrastive.model.saved import build_parts, describe_parts
 from contrastive.model.shaped import (
     ShapedPixels,
     pixels_of_one_shape,
@@ -41,16 +41,12 @@ from contrastive.model.shaped import (
 )
 from contrastive.model.text_side import TextSide
 from contrastive.model.without_init import WithoutInit
-from contrastive.text.encoder import TextEncoder
-from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
 from contrastive.text.tokenizers import cut_texts
-from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import Head, is_library_spec
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
-from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.files import replaced_folder
 from data.given import Images, check_text, in_parts, is_pixel_batch, list_images
@@ -312,21 +308,8 @@ class LitModel(nn.Module, ModelHubMixin):
         folder = Path(folder)
         self.card = card or self.card
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        config = {
-            "format": 1,
-            "vision": self.vision.describe(),
-            "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
-            "text": self.text.encoder.tower.config(),
-            "loss": self.text.loss.as_json(),
-            "card": self.card.as_json(),
-            **(facts or {}),
-        }
-        if self.embed_dim != self.vision.embed_dim:
-            config["embed_dim"] = self.embed_dim
-        if self.head is not None:
-            config["head"] = self.head.kind
-        if self.text.encoder.head is not None:
-            config["text_head"] = self.text.encoder.head.kind
+        facts = {"card": self.card.as_json(), **(facts or {})}
+        config = describe_parts(self.vision, self.text, self.embed_dim, self.head, facts)
         with replaced_folder(folder) as part:
             write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
@@ -353,13 +336,7 @@ class LitModel(nn.Module, ModelHubMixin):
         config = read_config(folder, "text")
         try:
             with files_checked(folder, config), WithoutInit():
-                vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
-                vision.to(getattr(torch, config["vision_dtype"]))
-                width = config.get("embed_dim", vision.embed_dim)
-                tower = build_text_tower(config["text"], folder)
-                encoder = TextEncoder(tower, width, config.get("text_head", "none"))
-                text = TextSide(encoder, LossConfig.from_json(config["loss"]))
-                model = cls(vision.lock(), text, width, config.get("head", "none"))
+                model = cls(*build_parts(folder, config))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error
