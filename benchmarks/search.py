@@ -123,8 +123,7 @@ def measure(folder: Path, types: list[str], rounds: int) -> dict[str, dict]:
         built = folder / f"{type_}.json"
         if not built.is_file():
             shutil.rmtree(folder / type_, ignore_errors=True)
-            found = _in_own_process("build", folder, type_)
-            write_text_atomically(built, json.dumps(found))
+            write_text_atomically(built, json.dumps(_in_own_process("build", folder, type_)))
         figures[type_] = json.loads(built.read_text())
         figures[type_] |= _in_own_process("hold", folder, type_)
         print(folder.name, type_, figures[type_], flush=True)

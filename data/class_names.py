@@ -4,6 +4,7 @@
 `zeroshot_classification_templates.txt` has one template per line with `{c}` where the name goes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.errors import UsageError
@@ -31,6 +32,12 @@ def read_templates(file: str | Path) -> list[str]:
         if "{c}" not in template:
             raise UsageError(f"{file}:{number}: no {{c}} in template {template!r}")
     return templates
+
+
+def write_class_names(folder: Path, class_names: Iterable[str], templates: Iterable[str]) -> None:
+    """Write both files into `folder`."""
+    for file, lines in ((CLASS_NAMES_FILE, class_names), (TEMPLATES_FILE, templates)):
+        (folder / file).write_text("".join(f"{line}\n" for line in lines))
 
 
 def fill_template(template: str, name: str) -> str:

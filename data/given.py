@@ -4,10 +4,11 @@ many."""
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -43,6 +44,11 @@ def list_images(images: Any) -> list[Any]:
 def is_normalised(image: Any) -> bool:
     """Whether it is a tensor of pixels as a tower takes them."""
     return isinstance(image, Tensor) and image.is_floating_point() and image.shape[:-2] == (3,)
+
+
+def is_pixel_batch(images: Any) -> TypeGuard[Float[Tensor, "b c h w"]]:
+    """Whether it is one tensor of several images' pixels as a tower takes them."""
+    return isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
 
 
 def as_rgb(image: Any) -> Image.Image:

@@ -67,7 +67,7 @@ class ImageTransform:
             image = as_pixels(upright_rgb(image))
         return _resize(image, (width, height)).contiguous()
 
-    def pixels(self, image: AnyImage, cuts: "Cuts | None" = None) -> Pixels:
+    def pixels(self, image: AnyImage, cuts: Cuts | None = None) -> Pixels:
         """What the tower sees, before it is normalised: a square, or an image by each of `cuts`."""
         if cuts is None:
             return self.square(image)

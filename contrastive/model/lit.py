@@ -30,24 +30,26 @@ from contrastive.files.weights import (
     write_weights,
 )
 from contrastive.model.card import Card, ModelFacts, model_card
-from contrastive.model.config import LossConfig
 from contrastive.model.head import ImageHead, TextSideAndHead
 from contrastive.model.mixed import encode_mixed, is_one
-from contrastive.model.shaped import ShapedPixels, shaped_features, shaped_pixels
+from contrastive.model.saved import build_parts, describe_parts
+from contrastive.model.shaped import (
+    ShapedPixels,
+    pixels_of_one_shape,
+    shaped_features,
+    shaped_pixels,
+)
 from contrastive.model.text_side import TextSide
 from contrastive.model.without_init import WithoutInit
-from contrastive.text.encoder import TextEncoder
-from contrastive.text.load import build_text_tower
 from contrastive.text.padding import PaddedTokens, TokenBatch, padding_mask
-from contrastive.vision.build import build_vision_tower
+from contrastive.text.tokenizers import cut_texts
 from contrastive.vision.config import Head, is_library_spec
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
-from contrastive.vision.tower_config import TowerConfig
 from data.errors import UsageError
 from data.files import replaced_folder
-from data.given import Images, check_text, in_parts, list_images
+from data.given import Images, check_text, in_parts, is_pixel_batch, list_images
 from data.token_ids import TokenIds
 from data.transform import ImageTransform
 
@@ -168,9 +170,9 @@ class LitModel(nn.Module, ModelHubMixin):
         Raises `UsageError` when the patch size does not divide the image's sides, for a budget
         below one token, for a file that cannot be read, and for what is no image.
         """
-        is_batch = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
-        if isinstance(images, Tensor) and is_batch and max_tokens is None:
-            rows = [self._embed_pixels(part, patch_size) for part in images.split(MAX_FORWARD)]
+        if is_pixel_batch(images) and max_tokens is None:
+            parts = (part.to(self.device) for part in images.split(MAX_FORWARD))
+            rows = [self.embed_features(self.vision(part, patch_size)) for part in parts]
             return rows[0] if len(rows) == 1 else torch.cat(rows)
         given = list_images(images)
         rows = []
@@ -184,11 +186,6 @@ class LitModel(nn.Module, ModelHubMixin):
         """Unit-norm image embeddings of images of any shapes, at patch sizes of their own."""
         return self.embed_features(shaped_features(self.vision, images))
 
-    def _embed_pixels(
-        self, pixels: Float[Tensor, "b 3 h w"], patch_size: int | None
-    ) -> Float[Tensor, "b d"]:
-        return self.embed_features(self.vision(pixels.to(self.device), patch_size))
-
     @torch.no_grad()
     def encode_patches(
         self, images: Images, patch_size: int | None = None, value_path: bool = False
@@ -201,16 +198,8 @@ class LitModel(nn.Module, ModelHubMixin):
         Raises `UsageError` as `encode_image`, for no images, for those of several shapes, and for a
         tower that has no tokens of patches.
         """
-        if not (isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4):
-            shaped = [shaped_pixels(self.vision, i, patch_size, None) for i in list_images(images)]
-            shapes = {tuple(one.pixels.shape[1:]) for one in shaped}
-            if not shapes:
-                raise UsageError("no images: at least one, whose shape the map has")
-            if len(shapes) > 1:
-                raise UsageError(f"images of {len(shapes)} shapes: one is needed for all")
-            images = torch.stack([one.pixels for one in shaped])
         maps = []
-        for part in images.split(MAX_DECODED):
+        for part in pixels_of_one_shape(self.vision, images, patch_size).split(MAX_DECODED):
             features = patch_features(self.vision, part.to(self.device), patch_size, value_path)
             embeds = self.embed_features(features.flatten(0, 2))
             maps.append(embeds.unflatten(0, features.shape[:3]))
@@ -254,13 +243,7 @@ class LitModel(nn.Module, ModelHubMixin):
     def cut_texts(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is longer than the text tower's context, so that `encode_text` does
         not read its end."""
-        tokenizer = self.text.encoder.tower.tokenizer
-        # a token is a byte at least, and two mark the ends: short texts need not be read again
-        long = [len(text.encode(errors="replace")) + 2 > tokenizer.context_length for text in texts]
-        found = iter(
-            tokenizer.cut([text for text, is_long in zip(texts, long, strict=True) if is_long])
-        )
-        return [is_long and next(found) for is_long in long]
+        return cut_texts(self.text.encoder.tower.tokenizer, texts)
 
     # ---- identity --------------------------------------------------------------------------
 
@@ -325,21 +308,8 @@ class LitModel(nn.Module, ModelHubMixin):
         folder = Path(folder)
         self.card = card or self.card
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        config = {
-            "format": 1,
-            "vision": self.vision.describe(),
-            "vision_dtype": str(next(self.vision.parameters()).dtype).removeprefix("torch."),
-            "text": self.text.encoder.tower.config(),
-            "loss": self.text.loss.as_json(),
-            "card": self.card.as_json(),
-            **(facts or {}),
-        }
-        if self.embed_dim != self.vision.embed_dim:
-            config["embed_dim"] = self.embed_dim
-        if self.head is not None:
-            config["head"] = self.head.kind
-        if self.text.encoder.head is not None:
-            config["text_head"] = self.text.encoder.head.kind
+        facts = {"card": self.card.as_json(), **(facts or {})}
+        config = describe_parts(self.vision, self.text, self.embed_dim, self.head, facts)
         with replaced_folder(folder) as part:
             write_weights(part / "model.safetensors", state)
             (part / "README.md").write_text(model_card(self.facts(), self.card), encoding="utf-8")
@@ -366,13 +336,7 @@ class LitModel(nn.Module, ModelHubMixin):
         config = read_config(folder, "text")
         try:
             with files_checked(folder, config), WithoutInit():
-                vision = build_vision_tower(TowerConfig.from_json(config["vision"]))
-                vision.to(getattr(torch, config["vision_dtype"]))
-                width = config.get("embed_dim", vision.embed_dim)
-                tower = build_text_tower(config["text"], folder)
-                encoder = TextEncoder(tower, width, config.get("text_head", "none"))
-                text = TextSide(encoder, LossConfig.from_json(config["loss"]))
-                model = cls(vision.lock(), text, width, config.get("head", "none"))
+                model = cls(*build_parts(folder, config))
             model.card = Card.from_json(config.get("card", {}))
         except (KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{folder} is not a whole model folder: {error}") from error

@@ -13,7 +13,7 @@ from contrastive.vision.grids import PatchGrid, choose_grid
 from contrastive.vision.packed.forward import packed_features, packs
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
-from data.given import as_rgb, is_normalised
+from data.given import Images, as_rgb, is_normalised, is_pixel_batch, list_images
 
 MAX_PACKED = {"cpu": 2**11, "cuda": 2**16}
 """Tokens of one sequence by type of device, which bounds its memory; on a CPU neither half as many
@@ -50,6 +50,22 @@ def shaped_pixels(
     return ShapedPixels(grid.patch_size, transform.normalise(pixels))
 
 
+def pixels_of_one_shape(
+    tower: VisionTower, images: Images, patch_size: int | None
+) -> Float[Tensor, "b 3 h w"]:
+    """Normalised pixels of images, as `tower` reads them at a patch size. Raises as
+    `LitModel.encode_patches`."""
+    if is_pixel_batch(images):
+        return images
+    shaped = [shaped_pixels(tower, image, patch_size, None) for image in list_images(images)]
+    if not shaped:
+        raise UsageError("no images: at least one, whose shape the map has")
+    shapes = {tuple(one.pixels.shape[1:]) for one in shaped}
+    if len(shapes) > 1:
+        raise UsageError(f"images of {len(shapes)} shapes: one is needed for all")
+    return torch.stack([one.pixels for one in shaped])
+
+
 def grid_of(
     tower: VisionTower, shape: tuple[int, int], patch_size: int | None, max_tokens: int | None
 ) -> PatchGrid:
@@ -81,29 +97,23 @@ def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float
     """
     device = next(tower.parameters()).device
     features = torch.empty(len(images), tower.embed_dim, device=device)
-    groups = list(by_shape(images))
-    if len(groups) < 2 or not packs(tower):
-        for patch_size, places, pixels in groups:
+    if len({(size, pixels.shape) for size, pixels in images}) < 2 or not packs(tower):
+        for patch_size, places, pixels in by_shape(images):
             features[places] = tower(pixels.to(device), patch_size)
         return features
-    for part in _packs(
-        [_num_tokens(tower, image) for image in images], MAX_PACKED.get(device.type, 2**11)
-    ):
+    finest = tower.patch_sizes[-1]
+    num_tokens = [
+        tower.num_tokens(finest if size is None else size, (pixels.shape[1], pixels.shape[2]))
+        for size, pixels in images
+    ]
+    for part in _packs(num_tokens, MAX_PACKED.get(device.type, 2**11)):
         groups = list(by_shape([images[place] for place in part]))
         packed = [
-            (tower.patch_sizes[-1] if size is None else size, pixels.to(device))
-            for size, _, pixels in groups
+            (finest if size is None else size, pixels.to(device)) for size, _, pixels in groups
         ]
         order = [part[number] for _, numbers, _ in groups for number in numbers]
         features[order] = packed_features(tower, packed)
     return features
-
-
-def _num_tokens(tower: VisionTower, image: ShapedPixels) -> int:
-    patch_size = tower.patch_sizes[-1] if image.patch_size is None else image.patch_size
-    height, width = image.pixels.shape[-2:]
-    tower.check_patch_size(patch_size, (height, width))
-    return (height // patch_size) * (width // patch_size) + tower.num_prefix_tokens
 
 
 def _packs(num_tokens: Sequence[int], most: int) -> list[list[int]]:

@@ -81,6 +81,16 @@ class OpenClipHFTokenizer(HFTokenizer):
         return super()._facts() | {"clean": self.clean, "strip": self.strip_sep_token}
 
 
+def cut_texts(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """What `tokenizer.cut` says, which reads only the texts again that may be too long."""
+    # a token is a byte at least, and two mark the ends
+    long = [len(text.encode(errors="replace")) + 2 > tokenizer.context_length for text in texts]
+    found = iter(
+        tokenizer.cut([text for text, is_long in zip(texts, long, strict=True) if is_long])
+    )
+    return [is_long and next(found) for is_long in long]
+
+
 def load_hf_tokenizer(name: str, what: str) -> Any:
     """The tokenizer in a folder or of a hub name. Raises `UsageError`; what: it is for."""
     from transformers import AutoTokenizer

@@ -40,7 +40,7 @@ def patch_features(
     means = any(_is_mean(tower, term) for term in tower.terms)
     parts = []
     for term in tower.terms:
-        number = len(tower.net.blocks) if term.block is None else term.block
+        number = term.block or len(tower.net.blocks)
         if means and not _is_mean(tower, term):
             whole = tower.pooled(term, tower.normed(term, after[number]))
             parts.append(whole[:, None].expand(-1, grid[0] * grid[1], -1))
@@ -75,8 +75,7 @@ def _after(
     """Tokens after each block that a term names, and before it; 0 is before the first."""
     family, net = tower.family, tower.net
     tokens = tower.embed_patches(images, patch_size)
-    numbers = {len(net.blocks) if term.block is None else term.block for term in tower.terms}
-    numbers |= {number - 1 for number in numbers}
+    numbers = tower.needed_blocks | {number - 1 for number in tower.needed_blocks}
     found = family.after(net, tokens, tower.rotary_positions(grid), numbers)
     return found if 0 not in numbers else {0: family.enter(net, tokens), **found}
 

@@ -5,10 +5,8 @@ stays in eval mode whatever its parents do, and caches its resized kernels and p
 forward at any patch size costs what a ViT of that patch size costs.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from contrastive.files.weights import hash_weights, tensor_bytes
 from contrastive.vision.config import check_keep_rate
 from contrastive.vision.families import family_of
 from contrastive.vision.feature_terms import OWN, Term, resolve_features
@@ -26,7 +23,7 @@ from contrastive.vision.flexible_families import PlainViT
 from contrastive.vision.grids import check_divides
 from contrastive.vision.patch_dropout import keep_patches
 from contrastive.vision.resize import default_patch_sizes, resample_patch_embed
-from contrastive.vision.tower_config import TowerConfig
+from contrastive.vision.tower_config import TowerConfig, fingerprint, made_of
 from data.errors import UsageError
 from data.transform import Fit, ImageTransform
 
@@ -338,28 +335,9 @@ class VisionTower(nn.Module):
     def made_of(self) -> dict[str, str]:
         """What `fingerprint` covers, by name, so that an error can say what differs; the weights
         last."""
-        digest = hashlib.blake2b(digest_size=8)
-        for _, tensor in sorted(self.state_dict().items()):
-            digest.update(tensor_bytes(tensor))
-        transform, positions = self.transform, self.config.positions
-        return {
-            "tower": self.config.name,
-            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
-            "image side": f"{self.image_size} px",
-            "mean and std": f"{transform.mean} and {transform.std}",
-            "features": self.config.features,
-            "version of the transform": str(transform.version),
-            "fit": transform.fit,
-            "resizing of positions": json.dumps(asdict(positions)),
-            "arguments": json.dumps(self.config.args, sort_keys=True),
-            "weights": digest.hexdigest(),
-        }
+        return made_of(self, self.config, self.transform)
 
     @property
     def fingerprint(self) -> str:
         """Changes when the weights, their dtype, the resize rule or the transform change."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps(self.config.hashed(), sort_keys=True).encode())
-        digest.update(self.transform.fingerprint().encode())
-        hash_weights(digest, self.state_dict())
-        return digest.hexdigest()
+        return fingerprint(self, self.config, self.transform)

@@ -1,12 +1,17 @@
 """What an image tower is rebuilt from, as config.json keeps it and fingerprints hash it."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from torch import nn
+
+from contrastive.files.weights import hash_weights, tensor_bytes
 from contrastive.vision.resize import MODES, PositionResize
 from data.errors import UsageError
-from data.transform import VERSIONS, Fit
+from data.transform import VERSIONS, Fit, ImageTransform
 
 Library = Literal["timm", "transformers", "open_clip", "vit_pytorch"]
 LIBRARIES: tuple[str, ...] = get_args(Library)
@@ -93,6 +98,34 @@ class TowerConfig:
             | changed_fields(self.positions, {"mode", "antialias"}),
         }
         return facts | changed_fields(self, {*facts, *KEYS, "library", "projection"})
+
+
+def fingerprint(tower: nn.Module, config: TowerConfig, transform: ImageTransform) -> str:
+    """`VisionTower.fingerprint`, of a tower with this configuration and transform."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(config.hashed(), sort_keys=True).encode())
+    digest.update(transform.fingerprint().encode())
+    hash_weights(digest, tower.state_dict())
+    return digest.hexdigest()
+
+
+def made_of(tower: nn.Module, config: TowerConfig, transform: ImageTransform) -> dict[str, str]:
+    """`VisionTower.made_of`, of a tower with this configuration and transform."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, tensor in sorted(tower.state_dict().items()):
+        digest.update(tensor_bytes(tensor))
+    return {
+        "tower": config.name,
+        "dtype": str(next(tower.parameters()).dtype).removeprefix("torch."),
+        "image side": f"{config.image_size} px",
+        "mean and std": f"{transform.mean} and {transform.std}",
+        "features": config.features,
+        "version of the transform": str(transform.version),
+        "fit": transform.fit,
+        "resizing of positions": json.dumps(asdict(config.positions)),
+        "arguments": json.dumps(config.args, sort_keys=True),
+        "weights": digest.hexdigest(),
+    }
 
 
 def changed_fields(config: Any, known: set[str] | Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
+from data.class_names import write_class_names
 from data.emoji.concepts import (
     Concept,
     digest,
@@ -169,10 +169,7 @@ def _write(
     _write_shards(root, plan, size, progress)
     for folder, classes in (("heldout_captions", unseen), ("heldout_style", concepts)):
         if (root / folder).exists():
-            names = root / folder / CLASS_NAMES_FILE
-            names.write_text("".join(f"{c.name}\n" for c in classes))
-            templates = root / folder / TEMPLATES_FILE
-            templates.write_text("".join(f"{t}\n" for t in TEMPLATES))
+            write_class_names(root / folder, (c.name for c in classes), TEMPLATES)
     images: dict[str, int] = {}
     for name, part in plan.items():
         images[Path(name).parent.name] = images.get(Path(name).parent.name, 0) + len(part)

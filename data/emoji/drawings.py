@@ -72,12 +72,12 @@ def check_can_draw() -> None:
         raise UsageError("resvg-py, which draws, is not installed: `pip install 'flexilit[demo]'`")
 
 
-def render(svg: str, size: int) -> bytes:
-    """A drawing on white as a square PNG of `size` pixels a side."""
+def render(svg: str, size: int, background: str | None = "#ffffff") -> bytes:
+    """A drawing on white as a square PNG of `size` pixels a side; None: on nothing."""
     import resvg_py
 
     return bytes(
         resvg_py.svg_to_bytes(
-            svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
+            svg_string=svg, width=size, height=size, background=background, skip_system_fonts=True
         )
     )

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
+from data.class_names import write_class_names
 from data.errors import UsageError
 from data.files import cache_folder, make_folder
 from data.shards.tar import add_member
@@ -65,8 +65,7 @@ def build_photographs(out: str | Path) -> Path:
                 about_one = {"captions": [sentence], "label": name}
                 add_member(tar, f"{key}.json", json.dumps(about_one, ensure_ascii=False).encode())
                 add_member(tar, f"{key}.cls", str(names.index(name)).encode())
-        (partial / CLASS_NAMES_FILE).write_text("".join(f"{name}\n" for name in names))
-        (partial / TEMPLATES_FILE).write_text("".join(f"{template}\n" for template in TEMPLATES))
+        write_class_names(partial, names, TEMPLATES)
         (partial / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
         os.rename(partial, out)
     return out

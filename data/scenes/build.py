@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
+from data.class_names import write_class_names
 from data.emoji.build import is_built, split_concepts
 from data.emoji.concepts import Concept, digest
 from data.emoji.drawings import STYLES, check_can_draw
@@ -170,8 +170,7 @@ def _write_split(
     categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
     found = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(found) + "\n")
-    (folder / CLASS_NAMES_FILE).write_text("".join(f"{name}\n" for name in names))
-    (folder / TEMPLATES_FILE).write_text("".join(f"{t}\n" for t in TEMPLATES))
+    write_class_names(folder, names, TEMPLATES)
 
 
 def _make(drawings: Sequence[Sequence[str]], size: int, seed: tuple[int, ...]) -> Scene:

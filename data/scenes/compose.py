@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from data.emoji.drawings import render
 from data.scenes.grounds import draw_ground
 
 NUM_THINGS = (3, 6)
@@ -86,7 +87,5 @@ def compose(drawings: Sequence[Sequence[str]], size: int, rng: np.random.Generat
 
 def render_cut_out(svg: str, side: int) -> UInt8[np.ndarray, "n n 4"]:
     """A drawing as a square of RGBA, transparent around it."""
-    import resvg_py
-
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
-    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    png = render(svg, side, background=None)
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
