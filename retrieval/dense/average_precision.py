@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
+from data.dense.picture import Box, Number, TrueBox
 from data.errors import UsageError
 
 MOST_BOXES = 100  # of one class in one picture, the best scores
 RECALLS = np.linspace(0, 1, 101)
-Number = int | float
-Box = tuple[Number, Number, Number, Number]
-"""Left, top, width and height, pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,6 @@ class ScoredBox:
     box: Box
     label: int
     score: float
-
-
-@dataclass(frozen=True)
-class TrueBox:
-    box: Box
-    label: int
-    crowd: bool = False
-    """Several things in one box: what falls into it counts neither for nor against."""
 
 
 @dataclass

@@ -15,15 +15,14 @@ from contrastive.vision.grids import choose_grid
 from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
 from data.config import MAX_PIXELS
+from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
 from retrieval.dense.upsample import upsampled
 from retrieval.evaluation.classify import ZeroShotClassifier
 
 MAX_WINDOWS = 32  # of one forward
-MOST_CLASSES = 254  # as masks of 8 bits hold beside the background and what is ignored
 MOST_PATCHES = 65_536  # of one picture, in all windows
-BACKGROUND = 0
 
 
 class Windows(NamedTuple):
