@@ -1,0 +1,77 @@
+"""Train a decoder that says what each pixel is, on the patches of a locked image tower.
+
+deepspeed launch/dense.py [RECIPE] [--flags]      # recipes: scenes (the default)
+deepspeed launch/dense.py --resume runs/NAME      # go on from the newest checkpoint
+"""
+
+from typing import TYPE_CHECKING
+
+from contrastive.cli import parse_run
+from contrastive.dense.config import DenseConfig
+from contrastive.launch_context import take_arguments
+from contrastive.recipes import DENSE_RECIPES, default_scenes
+from contrastive.vision.config import check_tower_spec
+from data.errors import UsageError, exit_on_usage_error
+
+if TYPE_CHECKING:
+    from contrastive.dense.decoder_folder import TrainedDecoder
+    from contrastive.dense.loop import Callback
+    from data.dense.dense_dataset import DenseDataset
+
+
+def open_named(text: str, split: str = "") -> "DenseDataset":
+    """LAYOUT:FOLDER, or a folder whose layout is recognised."""
+    from pathlib import Path
+
+    from data.class_names import read_class_names
+    from data.dense.dense_dataset import DenseDataset
+    from data.dense.mask_files import MaskFiles, class_values
+
+    root = Path(text)
+    names = read_class_names(root / "classnames.txt")
+    images = sorted((root / "images").glob("*.png"))
+    masks = [root / "masks" / f.name for f in images]
+    files = MaskFiles(images, masks, class_values(len(names), 0))
+    return DenseDataset(root.name, names, [], files, True)
+
+
+def evaluators(cfg: DenseConfig) -> "list[Callback]":
+    """An evaluation of each set of `eval_data`, on all ranks, at `eval_patch_sizes`."""
+    from retrieval.dense.trained import TrainedSegmenter, evaluate_decoder
+
+    def evaluator(dataset: "DenseDataset") -> "Callback":
+        def run(step: int, trained: "TrainedDecoder") -> dict[str, float]:
+            sizes = cfg.eval_patch_sizes or trained.patch_sizes
+            return evaluate_decoder(TrainedSegmenter(trained), dataset, sizes)
+
+        return run
+
+    return [evaluator(open_named(text)) for text in cfg.eval_data]
+
+
+def main() -> None:
+    with exit_on_usage_error(DenseConfig, "resume"):
+        what = "Train a decoder that says what each pixel is, on a locked image tower's patches."
+        cfg, resume = parse_run(take_arguments(), DENSE_RECIPES, "scenes", "launch/dense.py", what)
+        check_tower_spec(cfg.vision.tower)
+        scenes = cfg.data.pictures == DENSE_RECIPES["scenes"]().data.pictures  # built if missing
+        if not cfg.data.pictures:
+            raise UsageError("data.pictures: name the folder of pictures with masks to train on")
+
+        from contrastive import distributed
+        from contrastive.dense.loop import train_decoder
+
+        with distributed.launched():
+            if scenes and distributed.is_main():
+                from data.scenes.build import build_scenes
+
+                build_scenes(default_scenes(), count=300, num_classes=120, kinds=True)
+            distributed.barrier(patient=True)
+            dataset = open_named(cfg.data.pictures, cfg.data.split)
+            folder = train_decoder(cfg, dataset, evaluators(cfg), resume=resume)
+            if distributed.is_main():
+                print(f"decoder: {folder / 'model'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Segmentation by a decoder that was trained on the patches of a locked tower."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from contrastive import distributed
+from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
+from contrastive.vision.patch_features import patch_features
+from contrastive.vision.tower import VisionTower
+from data.dense.dense_dataset import DenseDataset
+from data.errors import UsageError
+from data.given import Images
+from retrieval.dense.miou import IoUCounter
+from retrieval.dense.segment import map_by_windows, opened_images, shape_of
+from retrieval.dense.upsample import upsampled
+
+
+class TrainedSegmenter:
+    """Says of each pixel which of the classes it is of that the decoder was trained for, at any
+    patch size."""
+
+    def __init__(self, trained: TrainedDecoder) -> None:
+        self.trained = trained
+        self.class_names: Sequence[str] = list(trained.class_names)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, tower: VisionTower | None = None
+    ) -> "TrainedSegmenter":
+        """The `model/` of a run of `launch/dense.py`.
+
+        tower: one that is loaded already; None loads the one that the folder names. Raises
+        `UsageError` for another than the decoder was trained on.
+        """
+        trained = load_decoder(folder, tower)
+        trained.decoder.to(next(trained.tower.parameters()).device)
+        return cls(trained)
+
+    def predict(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[UInt8[np.ndarray, "h w"]]:
+        """A mask of each picture, at its own resolution: 0 is background, k the k-th class.
+
+        images, shorter_side: as `ZeroShotSegmenter.predict` takes them. patch_size: None takes the
+        finest that was trained.
+        """
+        masks = []
+        for image in opened_images(images):
+            mask = np.empty(shape_of(image), np.uint8)
+            for rows, values in upsampled(self._map(image, patch_size, shorter_side), mask.shape):
+                mask[rows] = values.argmax(-1)
+            masks.append(mask)
+        return masks
+
+    def logits(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[Float[np.ndarray, "r c k"]]:
+        """Of each patch, background first: what `predict` resizes to the picture."""
+        return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
+
+    def _map(
+        self, image: Image.Image | Tensor, patch_size: int | None, shorter_side: int | None
+    ) -> Float[np.ndarray, "r c k"]:
+        tower, decoder = self.trained.tower, self.trained.decoder
+        device = next(tower.parameters()).device
+
+        def logits(pixels: Tensor, size: int) -> Tensor:
+            features = patch_features(tower, pixels.to(device), size)
+            return decoder(features).float().permute(0, 2, 3, 1)
+
+        size = min(self.trained.patch_sizes) if patch_size is None else patch_size
+        return map_by_windows(tower, logits, image, size, shorter_side)
+
+
+def evaluate_decoder(
+    segmenter: TrainedSegmenter, dataset: DenseDataset, patch_sizes: Sequence[int]
+) -> dict[str, float]:
+    """Mean IoU at each patch size, over all pictures that can be used, of all ranks.
+
+    Raises `UsageError` where the class names differ.
+    """
+    if segmenter.class_names != list(dataset.class_names):
+        raise UsageError(f"the decoder's class names are not those of {dataset.name}")
+    counters = {size: IoUCounter(len(segmenter.class_names)) for size in patch_sizes}
+    for _, picture in dataset.read((distributed.rank(), distributed.world_size())):
+        if picture.mask is not None:
+            for size, counter in counters.items():
+                counter.add(picture.mask, segmenter.predict(picture.image, size)[0])
+    figures = {}
+    for size, counter in counters.items():
+        counts = torch.from_numpy(counter.counts).to(distributed.device())
+        counter.counts = distributed.all_reduce_sum(counts).cpu().numpy()
+        labels = range(0 if dataset.background else 1, counter.num_classes + 1)
+        figures[f"{dataset.name}/p{size}/miou"] = counter.result(labels).mean
+    return figures
