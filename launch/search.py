@@ -189,8 +189,9 @@ def search(
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
         size: PatchSizeOrBudget = args.patch_size if by_image or budget is None else budget
-        if by_image and isinstance(budget, MaxTokens):
-            size = searcher.for_image(budget)
+        if by_image and budget is not None:
+            encoded = searcher.profile.encoding(budget, searcher.encodable)
+            size = searcher.for_image(encoded) if isinstance(encoded, MaxTokens) else size
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)

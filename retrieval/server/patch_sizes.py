@@ -1,6 +1,7 @@
 """At which patch sizes, or within which budgets, a request is answered, and whether the index and
 the model have them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
     held, refine = searcher.patch_sizes, asked.refinement()
     if refine is not None:
         check_encodable("refine_", refine, searcher)
+        refine = kept_detail(refine, searcher)
     budget = budget_of(asked)
     if isinstance(budget, MaxTokens) and images:
         check_encodable("", budget, searcher)
@@ -43,6 +45,8 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
     query: Detail = asked.query_patch_size or asked.patch_size or index
     if images and budget is not None:
         query = afford(searcher, budget)
+        if isinstance(query, MaxTokens) and asked.index_patch_size is None:
+            index = searcher.for_image(query)
     if images and asked.query_patch_size is not None:
         check_encodable("query_", query, searcher)
     return PatchSizes(index, query, refine)
@@ -92,6 +96,18 @@ def check_encodable(prefix: str, size: Detail, searcher: Searcher) -> None:
         check_encodes(searcher.model, size)
     except UsageError as error:
         raise RequestError(400, f"{prefix}max_tokens: {error}") from error
+
+
+def kept_detail(refine: Detail, searcher: Searcher) -> Detail:
+    """At what stored images are encoded again: for a budget, the largest square number within it,
+    or one that the index holds or is calibrated for. Each keeps vectors of its own, so there must
+    be few."""
+    if isinstance(refine, int):
+        return refine
+    calibration = searcher.calibration
+    known = {fine for _, fine in calibration.ranks} if calibration else set()
+    known |= {MaxTokens(math.isqrt(refine.count) ** 2), *searcher.encodable}
+    return max(d for d in known if isinstance(d, MaxTokens) and d <= refine)
 
 
 def usable_sizes(searcher: Searcher) -> list[Detail]:

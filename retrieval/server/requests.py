@@ -87,7 +87,12 @@ class PatchSizeFields(Strict):
         "index, the finest within it.",
     )
     refine_patch_size: int | None = Size
-    refine_max_tokens: int | None = Field(default=None, ge=1)
+    refine_max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Instead of refine_patch_size; a search takes the largest square number within "
+        "it, or a budget of the index.",
+    )
 
     @model_validator(mode="after")
     def _patch_size_or_budget(self) -> "PatchSizeFields":
