@@ -83,6 +83,28 @@ def test_quality_is_what_sets_of_pixels_say() -> None:
     assert measured.result([1, 3]).pq == pytest.approx(rows[[0, 2], 0].mean())
 
 
+TORCHMETRICS = {
+    0: (0.43695007, 0.73172169, 0.59844387),
+    1: (0.40768477, 0.74094180, 0.55213499),
+    2: (0.45880495, 0.75380354, 0.60878003),
+}
+"""seed -> PQ, SQ and RQ of PanopticQuality of torchmetrics 1.9.0."""
+
+
+@pytest.mark.parametrize("seed", TORCHMETRICS)
+def test_quality_is_torchmetrics(seed: int) -> None:
+    """Where every pixel is found to be of some segment, as they disagree with the paper where it is
+    not, and without crowds, which they do not have."""
+    rng = np.random.default_rng(seed)
+    measured = PanopticQuality(NUM_CLASSES + 1)
+    for _ in range(12):
+        true, found = random_segments(rng)
+        ids, labels = np.where(found.ids == 0, 9, found.ids), {**found.labels, 9: NUM_CLASSES + 1}
+        measured.add(Segments(true.ids, true.labels), Segments(ids, labels))
+    result = measured.result()
+    assert (result.pq, result.sq, result.rq) == pytest.approx(TORCHMETRICS[seed], abs=1e-7)
+
+
 def test_what_is_unlabelled_or_a_crowd_excuses_and_the_ground_does_not() -> None:
     found = segments([[1, 1, 1, 2, 2, 2]], {1: 1, 2: 2})
     cases = [
