@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from data.dense.layouts import load_dense
 from data.dense.picture import TrueBox
 from data.errors import DataError, UsageError
 from data.scenes.build import build_scenes
+from retrieval import evaluate_dense
 
 
 def columns(*values: int) -> list[int]:
@@ -287,3 +289,49 @@ def test_a_picture_of_another_size_than_its_annotations_is_left_out(tmp_path: Pa
     save_picture(tmp_path / "val2017/2.jpg", (5, 5))
     assert len(list(dataset)) == 1
     assert dataset.skipped == {"picture_size": 1}
+
+
+# ---- measured ----------------------------------------------------------------------------------
+
+
+class Told:
+    """Says of every picture the mask that it was given."""
+
+    def __init__(self, class_names: Sequence[str], mask: np.ndarray) -> None:
+        self.class_names, self.mask = list(class_names), mask
+
+    def labels_and_scores(
+        self, picture: Image.Image, patch_size: int | None, shorter_side: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.mask, np.ones(self.mask.shape, np.float32)
+
+
+def test_truth_is_perfect_and_what_is_unlabelled_does_not_count(tmp_path: Path) -> None:
+    infos = [{"id": 9, "category_id": 3}, {"id": 4, "category_id": 90}]
+    dataset = load_dense(write_panoptic(tmp_path / "coco", [9, 4, 0, 4], infos))
+    told = np.array(columns(2, 3, 1, 3), np.uint8)[None].repeat(SIZE[1], 0)
+    scores = evaluate_dense(Told(dataset.class_names, told), dataset, [16]).dense[16]
+    assert (scores.miou, scores.pixel_accuracy, scores.pq) == (1, 1, 1)
+    assert (scores.pq_things, scores.pq_stuff, scores.ap) == (1, 1, None)
+
+
+@pytest.mark.parametrize(("write", "wanted"), [(write_ade20k, 1 / 2), (write_voc, 1.5 / 3)])
+def test_background_is_measured_where_it_is_a_class(
+    write: Callable[[Path], Path], wanted: float, tmp_path: Path
+) -> None:
+    """All is found but the class at the right, which is taken for background."""
+    dataset = load_dense(write(tmp_path))
+    (picture,) = dataset
+    missed = picture.mask == picture.mask[0, -1]
+    told = np.where(missed | (picture.mask == 255), 0, picture.mask)
+    scores = evaluate_dense(Told(dataset.class_names, told), dataset, [16]).dense[16]
+    assert scores.miou == pytest.approx(wanted)
+    assert scores.pixel_accuracy == pytest.approx(1 - missed.sum() / (picture.mask != 255).sum())
+
+
+def test_boxes_of_pictures_without_any_count_against_what_is_found(tmp_path: Path) -> None:
+    box = {"category_id": 1, "bbox": [0, 0, 12, 8]}
+    dataset = load_dense(write_coco(tmp_path, {"0.jpg": [], "1.jpg": [box]}))
+    told = np.ones((SIZE[1], SIZE[0]), np.uint8)
+    scores = evaluate_dense(Told(dataset.class_names, told), dataset, [16]).dense[16]
+    assert (scores.ap, scores.miou, scores.pq) == (pytest.approx(0.5), None, None)

@@ -42,7 +42,7 @@ def plot_dense(
             points = {s: (value, math.nan) for s, value in found.items() if value is not None}
             if points:
                 lines.append((f"{dataset.name}: {name}", points))
-    return _plot(costs, lines, "zero-shot masks and boxes", path)
+    return _plot(costs, lines, "mIoU, AP50, PQ", path)
 
 
 Line = tuple[str, Mapping[Detail, tuple[float, float]]]
@@ -63,11 +63,13 @@ def _plot(costs: Sequence[PatchCost], lines: Sequence[Line], what: str, path: st
     colours = ["#0b62a4", "#d1495b", "#2e8b57", "#8a5fbf", "#c98a1b", "#4a4a4a"]
     markers = "osD^vP"
     for number, (name, points) in enumerate(lines):
-        shares = [points[c.patch_size] for c in costs]
+        values = [points[c.patch_size] for c in costs]
+        shares = [(value, 0.0 if math.isnan(error) else error) for value, error in values]
+        bars = any(error for _, error in shares)
         axes.errorbar(
             gflops,
             [100 * share for share, _ in shares],
-            yerr=[0.0 if math.isnan(error) else 100 * error for _, error in shares],
+            yerr=[100 * error for _, error in shares] if bars else None,
             label=name,
             color=colours[number % len(colours)],
             marker=markers[number % len(markers)],
@@ -80,7 +82,7 @@ def _plot(costs: Sequence[PatchCost], lines: Sequence[Line], what: str, path: st
     axes.set_xticks(gflops, [rounded(g, 2) for g in gflops])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GFLOPs per image (image tower, log scale)")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}%"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_ylim(bottom=0)
     axes.margins(x=0.06, y=0.12)
     axes.set_ylabel(what)
