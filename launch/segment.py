@@ -24,7 +24,7 @@ from contrastive.launch_context import take_arguments
 from data.config import OnError
 from data.dense.dense_dataset import DenseDataset
 from data.dense.layouts import load_dense
-from data.errors import exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
 from retrieval.embed.config import check_sizes
 from retrieval.evaluation.datasets import tell_apart
@@ -92,10 +92,7 @@ def evaluate_all(args: Args, datasets: list[DenseDataset]) -> None:
             )
     finally:
         if is_main() and results:
-            report = Report(args.model, costs, results)
-            print(report.text())
-            for file in report.save(args.out) if args.out else []:
-                print(file)
+            Report(args.model, costs, results).tell(args.out)
     barrier()
 
 
@@ -103,6 +100,10 @@ def main() -> None:
     args = tyro.cli(Args, args=take_arguments(), description=__doc__)
     with exit_on_usage_error(Args):
         check_sizes(args.patch_sizes, ())
+        if args.background is not None and not -1 <= args.background <= 1:
+            raise UsageError(f"background={args.background}: a cosine, -1 to 1")
+        if args.shorter_side is not None and args.shorter_side < 1:
+            raise UsageError(f"shorter_side {args.shorter_side}: at least 1")
         if args.out:
             make_folder(args.out)
         found = [load_dense(root, args.dataset, args.split) for root in args.root]

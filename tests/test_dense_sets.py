@@ -121,6 +121,11 @@ def test_segments_that_are_not_those_of_the_list_are_never_guessed(
     assert dataset.skipped == {kind: 1}
 
 
+def test_lists_of_segments_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="picture 1 has no segments_info"):
+        load_dense(write_panoptic(tmp_path, [1, 2], [{"id": [1], "category_id": 3}]))
+
+
 @pytest.mark.parametrize("masks", ["stuffthingmaps/val2017", "annotations/val2017"])
 def test_coco_stuff_leaves_out_what_no_pixel_has(masks: str, tmp_path: Path) -> None:
     names = {0: "unlabeled", 1: "person", 11: "fire hydrant", 12: "street sign", 92: "wall-other"}

@@ -74,9 +74,10 @@ def open_stuff(root: Path, split: str, name: str) -> DenseDataset:
         if number and number not in NO_MASKS:
             names.append(_clean(match[2]))
             values[number - 1] = len(names)
-    folder = _image_folder(root, split)
-    images = [folder / f"{mask.stem}.jpg" for mask in sorted(masks.glob("*.png"))]
-    files = MaskFiles(images, sorted(masks.glob("*.png")), values)
+    if not names:
+        raise UsageError(f"{_labels_file(root)} has no classes; expected lines such as 1: person")
+    folder, found = _image_folder(root, split), sorted(masks.glob("*.png"))
+    files = MaskFiles([folder / f"{mask.stem}.jpg" for mask in found], found, values)
     return DenseDataset(name, names, DEFAULT_TEMPLATES, files)
 
 
@@ -122,7 +123,7 @@ class _Panoptic:
         image = read_picture(Path(self.key(row)))
         colours = read_mask(file, ["RGB"], image).astype(np.int32)
         ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
-        infos: dict[Any, dict[str, Any]] = {one.get("id"): one for one in self._infos(picture)}
+        infos: dict[int, dict[str, Any]] = {one["id"]: one for one in self._infos(picture)}
         numbers, places = np.unique(ids, return_inverse=True)
         if set(numbers.tolist()) - {0} != set(infos):
             raise BadSample("segments", f"those in {file} are not those of the list")
@@ -139,9 +140,13 @@ class _Panoptic:
     def _infos(self, picture: CocoPicture) -> list[dict[str, Any]]:
         here = self.annotations.of_picture[picture.id]
         infos = here[0].get("segments_info") if here else []
-        if not isinstance(infos, list) or not all(isinstance(one, dict) for one in infos):
+        if not isinstance(infos, list) or not all(map(_is_segment, infos)):
             raise UsageError(f"{self.annotations.file}: picture {picture.id} has no segments_info")
         return infos
+
+
+def _is_segment(one: object) -> bool:
+    return isinstance(one, dict) and type(one.get("id")) is int
 
 
 # ---- files -----------------------------------------------------------------------------------

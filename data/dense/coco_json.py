@@ -89,7 +89,14 @@ def read_coco(file: Path) -> CocoAnnotations:
     try:
         given = json.loads(read_text(file, "COCO's annotations"))
         return _parsed(file, given)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, UsageError):
             raise
         why = f"{type(error).__name__}: {error}"

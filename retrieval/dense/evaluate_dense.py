@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from contrastive.distributed import barrier, gather_objects, is_main, world_size
-from contrastive.distributed import rank as own_rank
+from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
 from data.config import OnError
 from data.dense.dense_dataset import DenseDataset
 from data.dense.picture import AnnotatedPicture
@@ -58,7 +57,7 @@ def evaluate_dense(
     if not sizes:
         raise UsageError("no patch size to evaluate at")
     collectors = {size: DenseCollector(dataset) for size in sizes}
-    share = own_rank(), world_size()
+    share = rank(), world_size()
     number = 0
     with Progress(
         desc=f"evaluating {dataset.name}",

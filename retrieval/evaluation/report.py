@@ -164,6 +164,12 @@ class Report:
             blocks.append((f"## {title}\n\n" if title else "") + table)
         return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in self._notes())]) + "\n"
 
+    def tell(self, folder: str | Path = "") -> None:
+        """Print the text, then the files that `save` writes where there is a folder."""
+        print(self.text())
+        for file in self.save(folder) if folder else []:
+            print(file)
+
     def save(self, folder: str | Path) -> list[Path]:
         """Write report.json, report.md, report.txt, and accuracy.png or dense.png (of what was
         classified, of masks and boxes) into `folder`; return the files."""
