@@ -21,7 +21,6 @@ from PIL import Image
 from data.dense.layouts import load_dense
 from data.dense.picture import TrueBox
 from data.errors import DataError, UsageError
-from data.scenes.build import build_scenes
 from retrieval import evaluate_dense
 
 
@@ -141,14 +140,8 @@ def test_coco_stuff_leaves_out_what_no_pixel_has(masks: str, tmp_path: Path) -> 
     assert dataset.skipped == {"mask_labels": 1}
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dense") / "scenes"
-    return build_scenes(out, count=3, size=64, num_classes=20, progress=False) / "heldout_style"
-
-
-def test_scenes_have_masks_boxes_and_segments_that_agree(scenes: Path) -> None:
-    dataset = load_dense(scenes)
+def test_scenes_have_masks_boxes_and_segments_that_agree(small_scenes: Path) -> None:
+    dataset = load_dense(small_scenes / "heldout_style")
     assert dataset.background
     assert any("drawing" in template for template in dataset.templates)
     assert len(list(dataset)) == 3
@@ -166,8 +159,10 @@ def test_scenes_have_masks_boxes_and_segments_that_agree(scenes: Path) -> None:
             assert (width, height) == (across.max() + 1 - left, rows.max() + 1 - top)
 
 
-def test_annotations_that_do_not_fit_their_folder_are_counted(scenes: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(scenes, tmp_path / "scenes")
+def test_annotations_that_do_not_fit_their_folder_are_counted(
+    small_scenes: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small_scenes / "heldout_style", tmp_path / "scenes")
     values = json.loads((root / "annotations.json").read_text())
     values["images"][0]["width"] += 1
     first = next(one for one in values["annotations"] if one["image_id"] == 1)

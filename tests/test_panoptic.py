@@ -7,7 +7,7 @@ from test_detect import PYCOCOTOOLS, random_boxes
 from data.dense.picture import Segments
 from data.errors import UsageError
 from retrieval.dense.average_precision import AveragePrecision
-from retrieval.dense.detect import segments_of
+from retrieval.dense.connected import segments_of
 from retrieval.dense.panoptic_quality import PanopticQuality
 
 NUM_CLASSES = 4

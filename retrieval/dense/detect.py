@@ -1,19 +1,16 @@
 """Zero-shot detection: a box around each connected region that is most like a text."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
-from scipy import ndimage
+from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES
-from data.dense.picture import Segments
 from data.given import Images
 from retrieval.dense.average_precision import ScoredBox
+from retrieval.dense.connected import boxes_of
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
-
-LEAST_AREA = 0.001  # of the picture; smaller regions are specks
 
 
 class ZeroShotDetector:
@@ -65,47 +62,3 @@ class ZeroShotDetector:
         labels, most = self.segmenter.best(similarities, shape)
         labels[most < (self.segmenter.background or 0.0)] = 0
         return boxes_of(labels, most)
-
-
-def boxes_of(labels: UInt8[np.ndarray, "h w"], most: Float[np.ndarray, "h w"]) -> list[ScoredBox]:
-    """A box around each region of a mask but for specks, best first.
-
-    most: how sure each pixel is of its label; a box's score is the mean of its region.
-    """
-    boxes = []
-    for label, regions, numbers in _regions(labels):
-        scores = ndimage.mean(most, regions, numbers)
-        places = ndimage.find_objects(regions)
-        for number, score in zip(numbers, scores, strict=True):
-            rows, columns = places[number - 1]
-            size = (columns.stop - columns.start, rows.stop - rows.start)
-            boxes.append(ScoredBox((columns.start, rows.start, *size), label, float(score)))
-    return sorted(boxes, key=lambda box: -box.score)
-
-
-def segments_of(labels: UInt8[np.ndarray, "h w"], stuff: Collection[int] = ()) -> Segments:
-    """A mask as segments: each region of a thing but for specks, and of stuff all of it."""
-    ids = np.zeros(labels.shape, np.int32)
-    label_of: dict[int, int] = {}
-    for label in stuff:
-        if (labels == label).any():
-            label_of[len(label_of) + 1] = label
-            ids[labels == label] = len(label_of)
-    for label, regions, numbers in _regions(labels):
-        if label not in stuff:
-            for number in numbers:
-                label_of[len(label_of) + 1] = label
-                ids[regions == number] = len(label_of)
-    return Segments(ids, label_of)
-
-
-def _regions(
-    labels: UInt8[np.ndarray, "h w"],
-) -> Iterator[tuple[int, Int32[np.ndarray, "h w"], list[int]]]:
-    """(label, the region's number of each of its pixels, the numbers of those that are large)."""
-    for label in np.unique(labels[labels > 0]).tolist():
-        regions, count = ndimage.label(labels == label)
-        areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-        large = np.flatnonzero(areas >= LEAST_AREA * labels.size) + 1
-        if len(large):
-            yield label, regions, large.tolist()

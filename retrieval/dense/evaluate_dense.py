@@ -16,7 +16,7 @@ from data.errors import UsageError
 from data.pipeline.prefetch import prefetched
 from data.progress import Progress
 from retrieval.dense.average_precision import AveragePrecision
-from retrieval.dense.detect import boxes_of, segments_of
+from retrieval.dense.connected import boxes_of, segments_of
 from retrieval.dense.miou import IoUCounter
 from retrieval.dense.panoptic_quality import PanopticQuality
 from retrieval.evaluation.results import DatasetResult, DenseScores
