@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from data.dense.layouts import load_dense
     from retrieval.dense.detect import ZeroShotDetector
-    from retrieval.dense.mask_folder import MaskFolder, evaluate_masks
+    from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
@@ -33,7 +34,6 @@ _MODULES = {
     "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
-    "MaskFolder": "retrieval.dense.mask_folder",
     "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
@@ -48,7 +48,8 @@ _MODULES = {
     "delete_ids": "retrieval.index.build",
     "embed_shards": "retrieval.embed.bulk",
     "evaluate": "retrieval.evaluation.evaluate",
-    "evaluate_masks": "retrieval.dense.mask_folder",
+    "evaluate_dense": "retrieval.dense.evaluate_dense",
+    "load_dense": "data.dense.layouts",
     "index_photos": "retrieval.photos.indexing",
     "index_words": "retrieval.index.widen",
     "load_dataset": "retrieval.evaluation.datasets",
@@ -63,7 +64,6 @@ __all__ = [
     "Budget",
     "EvalDataset",
     "Hit",
-    "MaskFolder",
     "MaxTokens",
     "Report",
     "Searcher",
@@ -78,10 +78,11 @@ __all__ = [
     "delete_ids",
     "embed_shards",
     "evaluate",
-    "evaluate_masks",
+    "evaluate_dense",
     "index_photos",
     "index_words",
     "load_dataset",
+    "load_dense",
     "measure_agreement",
     "measure_costs",
     "recalibrate",

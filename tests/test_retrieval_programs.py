@@ -86,6 +86,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (["zeroshot.py", "--model", "m", "--root", ".", "--dataset", "x"], "unknown data set 'x'"),
         (["zeroshot.py", "--model", "/no", "--root", "launch", "--dataset", "shards"], "no *.tar"),
+        (["segment.py", "--model", "m", "--root", "/no"], "/no is not a folder"),
+        (["segment.py", "--model", "m", "--root", "launch"], "holds no set with masks or boxes"),
+        (["segment.py", "--model", "m", "--root", ".", "--dataset", "x"], "unknown data set 'x'"),
+        (["segment.py", "--model", "m", "--root", ".", "--patch-sizes", "0"], "--patch-sizes"),
+        (["segment.py", "--model", "m", "--root", ".", "--background", "2"], "a cosine, -1 to 1"),
     ],
 )
 def test_mistakes_are_told_at_once(arguments: list[str], words: str) -> None:

@@ -26,6 +26,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from data.class_names import write_class_names
+from data.dense.picture import MOST_CLASSES
 from data.emoji.build import is_built, split_concepts
 from data.emoji.concepts import Concept, digest
 from data.emoji.drawings import STYLES, check_can_draw
@@ -44,7 +45,6 @@ LEFT_OUT = {
     "religion", "sky-weather", "time", "transport-sign", "warning", "zodiac",
 }  # fmt: skip
 """Unicode's subgroups of signs, clocks, moons and faces, as are all of faces, hands and people."""
-MOST_CLASSES = 254  # of 8 bits, 0 is the ground and 255 what is to be ignored
 
 
 def build_scenes(

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES
 from data.given import Images
 from retrieval.dense.average_precision import ScoredBox
+from retrieval.dense.connected import boxes_of
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
-
-LEAST_AREA = 0.001  # of the picture; smaller regions are specks
 
 
 class ZeroShotDetector:
@@ -63,20 +61,4 @@ class ZeroShotDetector:
         """What `predict` makes of a map for a picture of `shape` = (height, width)."""
         labels, most = self.segmenter.best(similarities, shape)
         labels[most < (self.segmenter.background or 0.0)] = 0
-        boxes = []
-        for label in np.unique(labels[labels > 0]):
-            regions, count = ndimage.label(labels == label)
-            numbers = range(1, count + 1)
-            areas = ndimage.sum_labels(np.ones(shape, np.int32), regions, numbers)
-            scores = ndimage.mean(most, regions, numbers)
-            for place, area, score in zip(
-                ndimage.find_objects(regions), areas, scores, strict=True
-            ):
-                if place is None or area < LEAST_AREA * labels.size:
-                    continue
-                rows, columns = place
-                size = (columns.stop - columns.start, rows.stop - rows.start)
-                boxes.append(
-                    ScoredBox((columns.start, rows.start, *size), int(label), float(score))
-                )
-        return sorted(boxes, key=lambda box: -box.score)
+        return boxes_of(labels, most)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from data.dense.picture import IGNORED
 from data.errors import UsageError
-
-IGNORED = 255  # in masks, as Pascal VOC has it
 
 
 @dataclass(frozen=True)

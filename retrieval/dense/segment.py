@@ -15,15 +15,14 @@ from contrastive.vision.grids import choose_grid
 from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
 from data.config import MAX_PIXELS
+from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
 from retrieval.dense.upsample import upsampled
 from retrieval.evaluation.classify import ZeroShotClassifier
 
 MAX_WINDOWS = 32  # of one forward
-MOST_CLASSES = 254  # as masks of 8 bits hold beside the background and what is ignored
 MOST_PATCHES = 65_536  # of one picture, in all windows
-BACKGROUND = 0
 
 
 class Windows(NamedTuple):
@@ -90,6 +89,17 @@ class ZeroShotSegmenter:
         Raises `UsageError` for a picture that cannot be read, and as `LitModel.encode_patches`.
         """
         return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
+
+    def labels_and_scores(
+        self, picture: Image.Image, patch_size: int | None, shorter_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The mask that `predict` gives, and the cosine of each pixel and the class it is most
+        like."""
+        similarities = self._map(picture, patch_size, shorter_side)
+        labels, most = self.best(similarities, shape_of(picture))
+        if self.background is not None:
+            labels[most < self.background] = BACKGROUND
+        return labels, most
 
     def mask(
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
