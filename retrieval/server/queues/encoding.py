@@ -120,7 +120,7 @@ class Encoder:
             return EncodedQuery(vector, vector)
         query, refine = patch_sizes.query, patch_sizes.refine
         needed = [query] if refine in (None, query) else [query, refine]
-        pixels = await self._uploads.pixels(model, term.image, term.image_url, needed)
+        pixels = await self._uploads.pixels(model, term.image, term.image_url, needed, term.box)
         one = await self.image(model, pixels, query)
         if refine is None or refine == query:
             return EncodedQuery(one.vector, one.vector, image_ms=one.ms)
