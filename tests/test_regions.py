@@ -1,20 +1,27 @@
-"""Parts of pictures as vectors of their own: what they are, what finds them, how they follow."""
+"""Parts of pictures as vectors of their own: what they are, what finds them, how they follow; the
+same over HTTP, with the maps that the page draws."""
 
+import base64
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from index_maker import PATCH, write_embeddings
 from PIL import Image
+from server_thread import Served, serving
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import build_index, delete_ids, index_photos, index_regions
+from retrieval import ZeroShotSegmenter, build_index, delete_ids, index_photos, index_regions
 from retrieval.regions import indexing
 from retrieval.regions.boxes import WHOLE, WINDOWS, Box, check_box
 from retrieval.regions.encode import part_of, reads_whole
 from retrieval.search.searcher import Searcher
+from retrieval.server import service
 
 SHAPES = [(96, 96), (60, 100), (130, 70), (96, 96), (64, 64)]
 
@@ -211,3 +218,136 @@ def test_an_index_whose_pictures_are_gone_has_regions_of_none(tmp_path: Path, ti
     (hits,) = Searcher.load(tmp_path / "index", tiny_model).search(["rain"], k=30, regions=True)
     assert len(hits) == 29
     assert {hit.box for hit in hits} == {WHOLE}
+
+
+# ---- over HTTP ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(searcher: Searcher, emoji_index: Path, tiny_model: LitModel) -> Iterator[Served]:
+    drawings = Searcher.load(emoji_index, tiny_model, device="cpu")
+    with serving({"photos": searcher, "drawings": drawings}) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def photo(made: Path) -> bytes:
+    return (made / "photos/2.png").read_bytes()
+
+
+def search(served: Served, **body: Any) -> dict[str, Any]:
+    answer = served.post("/v1/search", body)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def test_hits_have_the_searchers_boxes(served: Served, searcher: Searcher) -> None:
+    found = search(served, text="rain", regions=True, k=3)
+    (hits,) = searcher.search(["rain"], k=3, regions=True)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in hits]
+    for one, hit in zip(found["hits"], hits, strict=True):
+        assert one["box"] == pytest.approx(hit.box)
+        assert one["similarity"] == pytest.approx(hit.similarity, abs=1e-5)
+    assert (found["patch_size"], found["found"]) == (48, None)
+    assert [hit["box"] for hit in search(served, text="rain")["hits"]] == [None] * len(searcher)
+    whole = search(served, text="rain", regions=True, k=2, offset=2)["hits"]
+    assert whole[0]["id"] == hits[2].id
+    described = {one["name"]: one for one in served.get("/v1/indices").json["indices"]}
+    assert described["photos"]["region_sizes"] == [48]
+    assert described["drawings"]["region_sizes"] == []
+
+
+def test_a_part_of_a_picture_is_a_query(served: Served, searcher: Searcher, photo: bytes) -> None:
+    box = WINDOWS[8]
+    (hits,) = searcher.search(["rain"], k=9)
+    (id,) = [hit.id for hit in hits if hit.key == "2.png"]
+    encoded = base64.b64encode(photo).decode()
+    for query in ({"image": encoded}, {"id": id}, {"mix": [{"id": id, "box": box}]}):
+        asked = {**query, "regions": True} | ({} if "mix" in query else {"box": box})
+        hit = search(served, **asked)["hits"][0]
+        assert (hit["key"], hit["box"]) == ("2.png", pytest.approx(box, abs=1e-6))
+        assert hit["similarity"] == pytest.approx(1, abs=1e-4)
+    form = served.form("/v1/search", image=photo, box=list(box), regions="true").json
+    assert form["hits"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+    whole = search(served, image=encoded, box=box)["hits"]  # among whole pictures
+    assert whole[0]["similarity"] < 0.999
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"id": 0, "box": [0, 0, 1.2, 1]}, ["box", "four numbers from 0 to 1"]),
+        ({"id": 0, "box": [0.5, 0, 0.5, 1]}, ["box", "left below right"]),
+        ({"id": 0, "box": [0, 0, 1]}, ["box", "four numbers"]),
+        ({"id": 0, "box": [0, 0, 1, "1"]}, ["box"]),
+        ({"id": 0, "box": "0011"}, ["box"]),
+        ({"id": 10**9, "box": [0, 0, 1, 1]}, ["1000000000 is not in index"]),
+        ({"text": "rain", "box": [0, 0, 1, 1]}, ["box", "image"]),
+        ({"mix": [{"id": 0}], "box": [0, 0, 1, 1]}, ["box", "image"]),
+        ({"text": "rain", "regions": True, "words": 0.5}, ["regions", "no words"]),
+        ({"text": "rain", "regions": True, "refine_patch_size": 40}, ["regions", "refine nothing"]),
+        ({"text": "rain", "regions": True, "patch_size": 40}, ["40", "regions of", "allowed: 48"]),
+        ({"text": "rain", "regions": "yes"}, ["regions"]),
+        ({"index": "drawings", "text": "rain", "regions": True}, ["drawings has none"]),
+    ],
+)
+def test_what_is_no_part_is_refused(served: Served, body: Any, words: list[str]) -> None:
+    answer = served.post("/v1/search", body)
+    assert answer.status in (400, 404)
+    assert set(answer.json) == {"error"}
+    for word in words:
+        assert word in answer.json["error"]
+
+
+def test_a_map_is_the_segmenters(
+    served: Served,
+    searcher: Searcher,
+    tiny_model: LitModel,
+    photo: bytes,
+    made: Path,
+) -> None:
+    vectors = tiny_model.encode_text(["rain"]).numpy()
+    segmenter = ZeroShotSegmenter(tiny_model, ["rain"], class_embeds=vectors)
+    (expected,) = segmenter.similarities(Image.open(made / "photos/2.png"), 24)
+    (hits,) = searcher.search(["rain"], k=9)
+    (id,) = [hit.id for hit in hits if hit.key == "2.png"]
+    for image in ({"id": id}, {"image": base64.b64encode(photo).decode()}):
+        found = served.post("/v1/map", {**image, "text": "rain", "patch_size": 24}).json
+        np.testing.assert_allclose(found["similarities"], expected[..., 0], atol=1e-3)
+        assert found["patch_size"] == 24
+    (described,) = (
+        one for one in served.get("/v1/indices").json["indices"] if one["name"] == "photos"
+    )
+    assert described["map_patch_sizes"] == sorted(tiny_model.patch_sizes, reverse=True)
+    mask = served.post("/v1/segment", {"id": id, "labels": ["rain", "sun"]})
+    assert mask.status == 200
+    for body, word in (
+        ({"id": id}, "text"),
+        ({"text": "rain"}, "exactly one of image, image_url and id"),
+        ({"id": id, "text": "rain", "patch_size": 9}, "patch_size: 9"),
+        ({"id": 99999, "text": "rain"}, "99999 is not in index"),
+    ):
+        answer = served.post("/v1/map", body)
+        assert answer.status in (400, 404)
+        assert word in answer.json["error"]
+
+
+def test_regions_that_come_while_an_index_is_served_are_taken_up(
+    made: Path,
+    tiny_model: LitModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "WATCH_S", 0.05)
+    index = Path(shutil.copytree(made / "index", tmp_path / "index"))
+    (index / "regions").rename(tmp_path / "regions")
+    searcher = Searcher.load(index, tiny_model, device="cpu")
+    with serving({"photos": searcher}) as one:
+        asked = json.dumps({"text": "rain", "regions": True}).encode()
+        assert "has none" in one.post("/v1/search", asked).json["error"]
+        (tmp_path / "regions").rename(index / "regions")
+        for _ in range(200):
+            answer = one.post("/v1/search", asked)
+            if answer.status == 200:
+                break
+        assert answer.json["hits"][0]["box"]
