@@ -39,6 +39,9 @@ class FolderPlace:
         from retrieval.index.integrity import check_index, check_words_files
 
         check_index(self.folder, manifest, intact)
+        regions = regions_folder(self.folder)
+        if (regions / "manifest.json").is_file():
+            check_index(regions, read_index_manifest(regions), intact)
         if intact is None:  # a service goes on without words
             check_words_files(self.folder, manifest)
 

@@ -43,7 +43,11 @@ class Regions:
         """None for an index that has none, or those of another image tower."""
         if regions_manifest(images.kept) is None:
             return None
-        regions = Snapshot.open(regions_folder(images.kept), device)
+        folder = regions_folder(images.kept)
+        try:
+            regions = Snapshot.open(folder, device)
+        except UsageError as error:
+            raise UsageError(f"{error}; or remove {folder}, which --regions makes again") from error
         same = regions.manifest.image_fingerprint == images.manifest.image_fingerprint
         return cls(regions, images) if same else None
 

@@ -200,10 +200,9 @@ class SearchRequest(Query, PatchSizeFields):
         return [term.model_copy(update={"text": text}) for term, text in pairs]
 
 
-class OneImage(Strict):
+class Picture(Strict):
     """An image that is sent, named by URL, or stored in an index."""
 
-    index: str | None = Field(default=None, description="The first when not given.")
     image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
     image_url: str | None = Field(
         default=None, min_length=1, description="If the server allows it."
@@ -211,9 +210,27 @@ class OneImage(Strict):
     id: Id | None = Field(default=None, description="An image of the index.")
 
     @model_validator(mode="after")
-    def _one_image(self) -> "OneImage":
+    def _one_image(self) -> "Picture":
         if sum(given is not None for given in (self.image, self.image_url, self.id)) != 1:
             raise ValueError("exactly one of image, image_url and id is needed")
+        return self
+
+
+class OneImage(Picture):
+    """An image, and the index whose model reads it."""
+
+    index: str | None = Field(default=None, description="The first when not given.")
+
+
+class Example(Picture):
+    """An image of what is looked for, or the part of one that shows it."""
+
+    box: list[float] | None = Field(default=None, description="As in a search.")
+
+    @model_validator(mode="after")
+    def _part(self) -> "Example":
+        if self.box is not None:
+            check_box(self.box)
         return self
 
 
@@ -264,6 +281,25 @@ class SegmentRequest(ImageToLabel):
         le=1,
         description="Least cosine of a pixel and its label; below, it is of none.",
     )
+
+
+class DetectRequest(ImageToLabel):
+    """An image, and what may be in it: labels, examples or both."""
+
+    patch_size: int | None = Size
+    labels: list[str] = Field(default=[], max_length=254)
+    examples: list[Example] = Field(
+        default=[], max_length=16, description="Images of what is looked for."
+    )
+    background: float = Field(
+        ge=-1, le=1, description="Least cosine of a pixel and its label, and of a box's score."
+    )
+
+    @model_validator(mode="after")
+    def _some_query(self) -> "DetectRequest":
+        if not self.labels and not self.examples:
+            raise ValueError("labels or examples: at least one of them is needed")
+        return self
 
 
 class MapRequest(OneImage):

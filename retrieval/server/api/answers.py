@@ -122,6 +122,19 @@ class SegmentAnswer(Answer):
     ms: ClassifyTimes
 
 
+class Detection(Answer):
+    box: list[float] = Field(description="Left, top, right and bottom in the image, 0 to 1.")
+    label: str | None = Field(description="null where it was found by an example.")
+    example: int | None = Field(description="Its number among the examples, from 0.")
+    score: float = Field(description="Mean cosine of the region's pixels.")
+
+
+class DetectAnswer(Answer):
+    patch_size: int
+    boxes: list[Detection] = Field(description="Best first.")
+    ms: ClassifyTimes
+
+
 class MapAnswer(Answer):
     patch_size: int
     similarities: list[list[float]] = Field(

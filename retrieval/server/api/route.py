@@ -21,6 +21,7 @@ FORM_JSON = (
     "labels",
     "templates",
     "box",
+    "examples",
 )  # fields of a form that are JSON
 MAX_FIELD_BYTES = 1 << 20  # of a form's part that is no file
 

@@ -18,7 +18,7 @@ from retrieval.server.api.answers import AboutAnswer, FoundImage
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.zip_stream import ZipStream
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import MAX_ID, OneImage, Query
+from retrieval.server.requests import MAX_ID, Picture, Query
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 from retrieval.server.thumbnails import MAX_SIDE
@@ -152,7 +152,7 @@ class _Download(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def image_of(found: ServedIndex, asked: OneImage | Query) -> str | bytes | None:
+async def image_of(found: ServedIndex, asked: Picture | Query) -> str | bytes | None:
     """The file of a request's image, as it was sent or of the index; None for one named by URL.
     Raises `RequestError`."""
     return asked.image if asked.id is None else await _read(found, await _stored(found, asked.id))

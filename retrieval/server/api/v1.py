@@ -1,4 +1,4 @@
-"""The service's own endpoints for queries: search, classify, segment and map."""
+"""The service's own endpoints for queries: search, classify, segment, detect, map."""
 
 import json
 import time
@@ -11,6 +11,7 @@ from data.errors import UsageError
 from retrieval.detail import Detail, answered
 from retrieval.server.api.answers import (
     ClassifyAnswer,
+    DetectAnswer,
     FoundImage,
     MapAnswer,
     SearchAnswer,
@@ -19,7 +20,7 @@ from retrieval.server.api.answers import (
 )
 from retrieval.server.api.classification import answer_classify
 from retrieval.server.api.route import ModelRoute, form_of
-from retrieval.server.api.segmentation import answer_map, answer_segment
+from retrieval.server.api.segmentation import answer_detect, answer_map, answer_segment
 from retrieval.server.api.stored_images import image_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
@@ -27,6 +28,7 @@ from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import (
     ClassifyRequest,
+    DetectRequest,
     MapRequest,
     SearchRequest,
     SegmentRequest,
@@ -61,6 +63,12 @@ def routes(service: Service) -> APIRouter:
     )
     async def segment(asked: SegmentRequest) -> SegmentAnswer:
         return await answer_segment(service, asked)
+
+    @router.post(
+        "/detect", summary="Boxes around labels in an image", openapi_extra=form_of(DetectRequest)
+    )
+    async def detect(asked: DetectRequest) -> DetectAnswer:
+        return await answer_detect(service, asked)
 
     @router.post(
         "/map",

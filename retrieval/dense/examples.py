@@ -1,0 +1,51 @@
+"""Queries for boxes: texts, and pictures of what is looked for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from contrastive.model.lit import LitModel
+from data.given import as_rgb
+from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.regions.encode import reads_whole
+
+SHARE = 0.25  # of a picture's patches, by which it is looked for
+
+
+@torch.no_grad()
+def example_embed(
+    model: LitModel, picture: Any, patch_size: int | None = None
+) -> Float[np.ndarray, " d"]:
+    """The unit-norm vector by which a thing is found in the maps of other pictures, of a picture of
+    it: the mean of the quarter of its patches that are most like the picture as a whole.
+
+    picture: one of `data.given.Images`, nothing of which is cut away. patch_size: None takes the
+    model's finest. Raises `UsageError` as `LitModel.encode_patches`.
+    """
+    whole, rgb = reads_whole(model), as_rgb(picture)
+    patches = whole.encode_patches(rgb, patch_size)[0].flatten(0, 1)
+    alike = patches @ whole.encode_image(rgb, patch_size)[0]
+    chosen = patches[alike.topk(max(1, round(SHARE * len(patches)))).indices]
+    embed: np.ndarray = torch.nn.functional.normalize(chosen.mean(0), dim=0).float().cpu().numpy()
+    return embed
+
+
+def query_embeds(
+    model: LitModel, queries: Sequence[Any], templates: str | Sequence[str]
+) -> tuple[list[str], Float[np.ndarray, "c d"]]:
+    """Names of queries, and their unit-norm vectors. queries: texts, which take the place of class
+    names in templates; what is no text is a picture."""
+    texts = [query for query in queries if isinstance(query, str)]
+    embeds = np.empty((len(queries), model.embed_dim), np.float32)
+    if texts:
+        rows = [number for number, query in enumerate(queries) if isinstance(query, str)]
+        embeds[rows] = ZeroShotClassifier(model, texts, templates).class_embeds
+    names = []
+    for number, query in enumerate(queries):
+        names.append(query if isinstance(query, str) else f"picture {number + 1}")
+        if not isinstance(query, str):
+            embeds[number] = example_embed(model, query)
+    return names, embeds
