@@ -224,7 +224,7 @@ def search(
             said = searcher.confidence(embeds, hits, size)
             for number, confidence in zip(rows, said, strict=True):
                 confidences[number] = confidence
-        if rows and (warning := searcher.warning(size, refine)):
+        if rows and not args.regions and (warning := searcher.warning(size, refine)):
             say_once(warning)
     return found, confidences
 

@@ -34,6 +34,12 @@ def found(page: Page, list_: str = "#results") -> list[str]:
     return page.locator(f"{list_} .hit .caption").all_inner_texts()
 
 
+def ids(page: Page, selector: str) -> list[int]:
+    """Of images."""
+    script = "items => items.map(item => Number(item.dataset.id))"
+    return page.locator(selector).evaluate_all(script)
+
+
 def images_shown(page: Page) -> int:
     """Images whose pixels have arrived."""
     script = "[...document.querySelectorAll('.hit img')].filter(i => i.naturalWidth > 0).length"
@@ -234,10 +240,11 @@ def parts(page: Page, url: str, picture: str) -> Seen:
     seen: Seen = {}
     page.goto(f"{url}/?q=rain&alike=all")
     found(page)
-    seen["words"] = after(page, lambda: page.click("#regions"))
+    after(page, lambda: page.click("#regions"))
+    seen["found"] = ids(page, "#results .hit")
     seen["address"] = page.url.partition("?")[2]
     until(page, "document.querySelectorAll('.hit .box').length > 5")
-    seen["framed"] = page.locator(".hit:has(.box) .caption").all_inner_texts()
+    seen["framed"] = ids(page, ".hit:has(.box)")
     page.locator(".hit:has(.box) > a").nth(0).click()
     page.wait_for_selector("#viewer[open]")
     page.wait_for_selector("#viewer-box:not([hidden])")
@@ -267,7 +274,8 @@ def parts(page: Page, url: str, picture: str) -> Seen:
     seen["hint"] = page.inner_text("#hint")
     seen["part_address"] = page.url.partition("?")[2]
     page.reload()
-    seen["again"] = found(page)
+    found(page)
+    seen["again"] = ids(page, "#results .hit")
     page.click("#chip-image")
     page.wait_for_selector("#part-box:not([hidden])")
     stage = page.locator("#part-stage").bounding_box()

@@ -166,11 +166,13 @@ def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
     served: Served, searcher: Searcher, width: int
 ) -> None:
     seen = drive(served, "parts", width)
-    (hits,) = searcher.search(["rain"], k=PAGE, regions=True)
-    assert seen["words"] == [hit.caption or hit.key for hit in hits]
+    (hits,) = searcher.search(["rain"], k=len(searcher), regions=True)
+    by_id = {hit.id: hit for hit in hits}
+    similar = [by_id[id].similarity for id in seen["found"]]
+    assert similar == pytest.approx([hit.similarity for hit in hits[:PAGE]], abs=1e-5)
     assert seen["address"] == "q=rain&alike=all&regions=yes"
-    parts = [hit for hit in hits if hit.box != WHOLE]
-    assert seen["framed"] == [hit.caption or hit.key for hit in parts][: len(seen["framed"])]
+    parts = [by_id[id] for id in seen["framed"]]
+    assert all(hit.box != WHOLE for hit in parts)
     assert seen["asked"] == "Where is “rain”?"
     texts = searcher.model.encode_text(["rain"]).numpy()
     segmenter = ZeroShotSegmenter(searcher.model, ["rain"], class_embeds=texts)
@@ -185,7 +187,7 @@ def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
     assert (asked["id"], asked["regions"]) == (str(parts[0].id), True)
     assert "a part of your image" in seen["hint"]
     assert "part=0.3%2C0.25%2C0.8%2C0.8" in seen["part_address"]
-    assert seen["again"][0] == (parts[0].caption or parts[0].key)
+    assert seen["again"][0] == parts[0].id
     left, top, right, bottom = seen["drawn"]
     assert (left, top) == pytest.approx((0.5, 0.5), abs=0.01)
     assert (right, bottom) == (1, 1)

@@ -24,6 +24,7 @@ from retrieval import (
     index_photos,
     index_regions,
 )
+from retrieval.detail import MaxTokens
 from retrieval.regions import indexing
 from retrieval.regions.boxes import WHOLE, WINDOWS, Box, check_box
 from retrieval.regions.encode import part_of, reads_whole
@@ -213,6 +214,20 @@ def test_what_cannot_be_is_refused(copy: Path, searcher: Searcher, tiny_model: L
     shutil.rmtree(copy / "index/regions")
     with pytest.raises(UsageError, match=r"index has no regions; `python launch/index.py .* --reg"):
         Searcher.load(copy / "index", tiny_model).search(["rain"], regions=True)
+
+
+def test_an_index_of_budgets_has_regions_within_the_smallest(
+    made: Path, tiny_model: LitModel, tmp_path: Path
+):
+    index_photos(
+        made / "photos", made / "model", tmp_path / "index", max_tokens=(16, 9), num_workers=0
+    )
+    report = index_regions(tmp_path / "index", model=tiny_model)
+    assert report.patch_sizes == (MaxTokens(9),)
+    searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
+    (hits,) = searcher.search([str(made / "photos/1.png")], k=1, regions=True, box=WINDOWS[2])
+    assert (hits[0].key, hits[0].box) == ("1.png", pytest.approx(WINDOWS[2], abs=1e-6))
+    assert hits[0].similarity == pytest.approx(1, abs=1e-4)
 
 
 def test_an_index_whose_pictures_are_gone_has_regions_of_none(tmp_path: Path, tiny_model: LitModel):

@@ -24,7 +24,7 @@ from data.locks import only_writer
 from data.problems import BadSample
 from data.progress import Progress
 from data.shards.location import ImageLocation, read_images
-from retrieval.detail import Detail, MaxTokens, coarsest, said
+from retrieval.detail import Detail, coarsest, said
 from retrieval.embed.encode import embed_pixels
 from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import change_index, new_manifest, write_base
@@ -67,23 +67,22 @@ class RegionsReport:
 def index_regions(
     folder: str | Path,
     patch_sizes: Sequence[int] = (),
-    max_tokens: Sequence[int] = (),
     device: Device = "auto",
     model: LitModel | None = None,
 ) -> RegionsReport:
     """Embed the windows of an index's pictures, of those that have none yet.
 
-    patch_sizes, max_tokens: of the index's; none means its coarsest, or those that its regions have
-    already. model: None for the index's own. Pictures are read where they lie; what was done stays
+    patch_sizes: of the index's; none means its coarsest, or its smallest budget of tokens, or what
+    its regions have already. model: None for the index's own. Pictures are read where they lie; what was done stays
     where a run is interrupted.
-    Raises `UsageError` for a patch size that the index has not, or its regions have not, and while
-    another program makes them.
+    Raises `UsageError` for a patch size that the index has not, or its regions have not, for a
+    model with another image tower, and while another program makes them.
     """
     folder = Path(folder)
     regions = regions_folder(folder)
     with only_writer(regions):
         snapshot = Snapshot.open(folder)
-        before = _opened(regions, snapshot, (*patch_sizes, *map(MaxTokens, max_tokens)))
+        before = _opened(regions, snapshot, patch_sizes)
         details = before.patch_sizes
         images = _images(before)
         gone = before.ids()[~np.isin(images, snapshot.ids())]
@@ -95,7 +94,7 @@ def index_regions(
             if model is None:
                 on = "cuda" if num_gpus(device) else "cpu"
                 model = LitModel.from_pretrained(folder / "model", device=on)
-            model = reads_whole(with_fit(model, snapshot.manifest.fit))
+            model = _checked(model, snapshot)
             what = f"regions at {said(*details)}"
             with Progress(total=len(new), desc=what, unit="img") as bar:
                 for start in range(0, len(new), WRITE_EVERY):
@@ -109,6 +108,14 @@ def index_regions(
     return RegionsReport(added, num_gone, len(new) - added, count, details)
 
 
+def _checked(model: LitModel, snapshot: Snapshot) -> LitModel:
+    """As it reads parts of the index's pictures. Raises `UsageError` for another image tower."""
+    model, found = with_fit(model, snapshot.manifest.fit), snapshot.manifest.image_fingerprint
+    if model.image_fingerprint != found and not model.keep_transform(found, snapshot.folder):
+        raise UsageError(f"{snapshot.folder} was made with another image tower; give that")
+    return reads_whole(model)
+
+
 def _images(regions: Snapshot) -> Int[np.ndarray, " n"]:
     """Of each region its picture's id."""
     if regions.columns is None:
@@ -119,7 +126,7 @@ def _images(regions: Snapshot) -> Int[np.ndarray, " n"]:
 def _opened(regions: Path, snapshot: Snapshot, details: Sequence[Detail]) -> Snapshot:
     """The regions so far, none of an index that has none. Raises as `index_regions`."""
     manifest = snapshot.manifest
-    if not snapshot.patch_sizes or any(size not in snapshot.patch_sizes for size in details):
+    if any(size not in snapshot.patch_sizes for size in details):
         raise UsageError(
             f"regions at {said(*details)}: {snapshot.folder} holds {said(*snapshot.patch_sizes)}; "
             "allowed are these"

@@ -1,12 +1,12 @@
 """The regions of an index, opened for search: the best part of each picture, or the whole."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
 from retrieval.detail import Detail
@@ -88,6 +88,11 @@ class Regions:
         places = np.searchsorted(ids, regions).clip(max=len(ids) - 1)
         return np.where(ids[places] == regions, images[places], -1)
 
+    def _are_of(
+        self, pictures: Int[np.ndarray, " m"], regions: Int[np.ndarray, " n"]
+    ) -> Bool[np.ndarray, " n"]:
+        return np.isin(self.pictures(regions), pictures)
+
     def nearest(
         self,
         queries: Float[np.ndarray, "q d"],
@@ -102,13 +107,9 @@ class Regions:
         Arguments as those of `IndexState.nearest`.
         """
         whole = self._images.nearest(queries, k, patch_size, where, nprobe, ef)
-        among = where
+        among = None
         if where is not None or self._has_stale:
-            held = self._images.ids(where)
-
-            def among(ids: np.ndarray) -> np.ndarray:  # type: ignore[misc]
-                return np.isin(self.pictures(ids), held)
-
+            among = partial(self._are_of, self._images.ids(where))
         depth = max(1, k * self._most)  # so many hold k pictures
         parts = self._regions.nearest(queries, depth, patch_size, among, nprobe, ef)
         similarities = np.concatenate([whole[0], parts[0]], axis=1)

@@ -82,7 +82,11 @@ export function listenToPart(onChange) {
   $("chip-image").addEventListener("click", openPart);
   listenToPointer();
   listenToArrows();
-  $("part-image").addEventListener("load", draw);
+  $("part-image").addEventListener("load", () => {
+    const { src } = $("part-image");
+    if (src !== state.image?.url) URL.revokeObjectURL(src); // of one fetched with a token
+    draw();
+  });
   new ResizeObserver(draw).observe($("part-stage"));
   $("part-whole").addEventListener("click", () => take(null));
   $("part-search").addEventListener("click", () => take(box));
