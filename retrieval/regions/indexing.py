@@ -73,8 +73,8 @@ def index_regions(
     """Embed the windows of an index's pictures, of those that have none yet.
 
     patch_sizes: of the index's; none means its coarsest, or its smallest budget of tokens, or what
-    its regions have already. model: None for the index's own. Pictures are read where they lie; what was done stays
-    where a run is interrupted.
+    its regions have already. model: None for the index's own. Pictures are read where they lie;
+    what was done stays where a run is interrupted.
     Raises `UsageError` for a patch size that the index has not, or its regions have not, for a
     model with another image tower, and while another program makes them.
     """
