@@ -216,6 +216,18 @@ def test_what_cannot_be_is_refused(copy: Path, searcher: Searcher, tiny_model: L
         Searcher.load(copy / "index", tiny_model).search(["rain"], regions=True)
 
 
+def test_a_damaged_vector_is_noticed_by_who_reads_all(copy: Path, tiny_model: LitModel):
+    (file,) = (copy / "index/regions/patch_48").glob("image*.index")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match="regions"):
+        Searcher.load(copy / "index", tiny_model, check=True)
+    file.write_bytes(data[:-9])
+    with pytest.raises(UsageError, match=r"or remove .*regions, which --regions makes again"):
+        Searcher.load(copy / "index", tiny_model)
+
+
 def test_an_index_of_budgets_has_regions_within_the_smallest(
     made: Path, tiny_model: LitModel, tmp_path: Path
 ):

@@ -11,7 +11,7 @@ from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
 from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
-from retrieval.dense.examples import query_embeds
+from retrieval.dense.examples import query_embeds, query_names
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
 
 LEAST_AREA = 0.001  # of the picture; smaller regions are specks
@@ -37,12 +37,12 @@ class ZeroShotDetector:
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
         check_has_patches(model.vision)
-        names = [query for query in queries if isinstance(query, str)]
-        if class_embeds is None and len(names) < len(queries):
-            names, class_embeds = query_embeds(model, queries, templates)
+        names = queries if isinstance(queries, str) else query_names(queries)
+        if class_embeds is None and not all(isinstance(query, str) for query in queries):
+            class_embeds = query_embeds(model, queries, templates)
         self.segmenter = ZeroShotSegmenter(
             model,
-            queries if isinstance(queries, str) else names,
+            names,
             templates,
             background=background,
             value_path=value_path,

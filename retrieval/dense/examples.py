@@ -33,19 +33,21 @@ def example_embed(
     return embed
 
 
+def query_names(queries: Sequence[Any]) -> list[str]:
+    """What queries are called: texts by themselves, pictures by their number, from 1."""
+    return [q if isinstance(q, str) else f"picture {n}" for n, q in enumerate(queries, 1)]
+
+
 def query_embeds(
     model: LitModel, queries: Sequence[Any], templates: str | Sequence[str]
-) -> tuple[list[str], Float[np.ndarray, "c d"]]:
-    """Names of queries, and their unit-norm vectors. queries: texts, which take the place of class
-    names in templates; what is no text is a picture."""
-    texts = [query for query in queries if isinstance(query, str)]
+) -> Float[np.ndarray, "c d"]:
+    """The unit-norm vectors of queries: texts, which take the place of class names in templates;
+    what is no text is a picture."""
+    is_text = np.array([isinstance(query, str) for query in queries])
     embeds = np.empty((len(queries), model.embed_dim), np.float32)
-    if texts:
-        rows = [number for number, query in enumerate(queries) if isinstance(query, str)]
-        embeds[rows] = ZeroShotClassifier(model, texts, templates).class_embeds
-    names = []
-    for number, query in enumerate(queries):
-        names.append(query if isinstance(query, str) else f"picture {number + 1}")
-        if not isinstance(query, str):
-            embeds[number] = example_embed(model, query)
-    return names, embeds
+    if is_text.any():
+        texts = [query for query in queries if isinstance(query, str)]
+        embeds[is_text] = ZeroShotClassifier(model, texts, templates).class_embeds
+    for number in np.flatnonzero(~is_text):
+        embeds[number] = example_embed(model, queries[number])
+    return embeds

@@ -289,7 +289,7 @@ class DetectRequest(ImageToLabel):
     patch_size: int | None = Size
     labels: list[str] = Field(default=[], max_length=254)
     examples: list[Example] = Field(
-        default=[], max_length=16, description="Images of what is looked for."
+        default=[], max_length=8, description="Images of what is looked for."
     )
     background: float = Field(
         ge=-1, le=1, description="Least cosine of a pixel and its label, and of a box's score."
