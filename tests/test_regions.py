@@ -25,9 +25,9 @@ from retrieval import (
     index_regions,
 )
 from retrieval.detail import MaxTokens
-from retrieval.regions import indexing
+from retrieval.regions import updating
 from retrieval.regions.boxes import WHOLE, WINDOWS, Box, check_box
-from retrieval.regions.encode import part_of, reads_whole
+from retrieval.regions.parts import part_of, reads_whole
 from retrieval.search.searcher import Searcher
 from retrieval.server import service
 
@@ -177,18 +177,18 @@ def test_a_run_goes_on_where_another_was_stopped(
     copy: Path, tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.rmtree(copy / "index/regions")
-    monkeypatch.setattr(indexing, "WRITE_EVERY", 2)
-    write, written = indexing._write, []
+    monkeypatch.setattr(updating, "WRITE_EVERY", 2)
+    write, written = updating._write, []
 
     def stop_at_second(*args: object) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(write(*args))
 
-    monkeypatch.setattr(indexing, "_write", stop_at_second)
+    monkeypatch.setattr(updating, "_write", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         index_regions(copy / "index", model=tiny_model)
-    monkeypatch.setattr(indexing, "_write", write)
+    monkeypatch.setattr(updating, "_write", write)
     (copy / "photos/4.png").rename(copy / "4.png")  # cannot be read, for now
     report = index_regions(copy / "index", model=tiny_model)
     assert (report.added, report.unread) == (2, 1)

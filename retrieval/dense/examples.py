@@ -10,7 +10,7 @@ from jaxtyping import Float
 from contrastive.model.lit import LitModel
 from data.given import as_rgb
 from retrieval.evaluation.classify import ZeroShotClassifier
-from retrieval.regions.encode import reads_whole
+from retrieval.regions.parts import reads_whole
 
 SHARE = 0.25  # of a picture's patches, by which it is looked for
 

@@ -29,8 +29,8 @@ from retrieval.index.gpu_check import num_gpus
 from retrieval.index_interface import IndexPlace, IndexState
 from retrieval.index_places import find_place
 from retrieval.regions.boxes import check_box
-from retrieval.regions.encode import part_of, reads_whole
 from retrieval.regions.opened import Regions, opened_regions, regions_manifest
+from retrieval.regions.parts import part_of, reads_whole
 from retrieval.search.agreement import Agreement, read_agreement
 from retrieval.search.calibrated import Calibrated
 from retrieval.search.calibration import Calibration

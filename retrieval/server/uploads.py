@@ -19,7 +19,7 @@ from data.problems import BadSample
 from retrieval.detail import Detail
 from retrieval.embed.encode import read_image
 from retrieval.regions.boxes import check_box
-from retrieval.regions.encode import read_part
+from retrieval.regions.parts import read_part
 from retrieval.server.config import Limits
 from retrieval.server.fetch import fetch
 from retrieval.server.monitoring import Metrics

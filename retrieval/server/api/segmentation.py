@@ -19,7 +19,7 @@ from retrieval.dense.detect import ZeroShotDetector
 from retrieval.dense.examples import example_embed
 from retrieval.dense.segment import ZeroShotSegmenter
 from retrieval.regions.boxes import check_box
-from retrieval.regions.encode import part_of
+from retrieval.regions.parts import part_of
 from retrieval.server.api.answers import (
     ClassifyTimes,
     DetectAnswer,

@@ -36,8 +36,8 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import compact_when_due
 from retrieval.index_places import regions_folder
 from retrieval.regions.boxes import WINDOWS
-from retrieval.regions.encode import read_parts, reads_whole
 from retrieval.regions.opened import BOX, IMAGE
+from retrieval.regions.parts import read_parts, reads_whole
 
 SCHEMA = pa.schema([*METADATA_SCHEMA, (IMAGE, pa.int64()), *((name, pa.float32()) for name in BOX)])
 BATCH = 16  # pictures whose windows share a forward
