@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
     from retrieval.index.widen import index_words
     from retrieval.photos.indexing import index_photos
+    from retrieval.regions.updating import index_regions
     from retrieval.search.calibrate import calibrate_index, recalibrate
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
@@ -51,6 +52,7 @@ _MODULES = {
     "evaluate_dense": "retrieval.dense.evaluate_dense",
     "load_dense": "data.dense.layouts",
     "index_photos": "retrieval.photos.indexing",
+    "index_regions": "retrieval.regions.updating",
     "index_words": "retrieval.index.widen",
     "load_dataset": "retrieval.evaluation.datasets",
     "measure_agreement": "retrieval.search.neighbours",
@@ -80,6 +82,7 @@ __all__ = [
     "evaluate",
     "evaluate_dense",
     "index_photos",
+    "index_regions",
     "index_words",
     "load_dataset",
     "load_dense",

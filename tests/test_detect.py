@@ -1,7 +1,10 @@
 """Boxes by words, and their average precision."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from test_segment import NAMES, model, picture, segmenter  # noqa: F401
 
 from data.errors import UsageError
@@ -108,3 +111,22 @@ def test_regions_that_do_not_touch_are_boxes_of_their_own_and_specks_are_none(mo
     assert all(0.5 < box.score <= most for box, most in zip(boxes, (0.9, 0.7, 0.6), strict=True))
     assert len(detector.boxes(maps, (800, 1600))) == len(boxes)
     assert detector.boxes(np.zeros((4, 4, 3), np.float32), (40, 40)) == []
+
+
+def test_a_picture_of_a_thing_finds_it_as_its_name_does(model, segmenter):  # noqa: F811
+    """Two of the queries are pictures of one colour."""
+    green = Image.new("RGB", (64, 64), "green")
+    queries = [Image.new("RGB", (240, 240), "red"), np.asarray(green), "rain"]
+    detector = ZeroShotDetector(model, queries, background=-1.0, value_path=True)
+    assert detector.segmenter.class_names == ["picture 1", "picture 2", "rain"]
+    texts = ZeroShotDetector(model, ["rain"], background=-1.0).segmenter.class_embeds
+    np.testing.assert_allclose(detector.segmenter.class_embeds[2], texts[0], atol=1e-6)
+    embeds = detector.segmenter.class_embeds
+    own = model.encode_patches(queries[0], 8)[0].flatten(0, 1)
+    assert (own @ embeds[0]).max() > 0.99
+    for label, vector in ((1, embeds[0]), (2, embeds[1])):
+        (similarities,) = detector.segmenter.similarities(picture(240, 240), 40)
+        down, across = np.unravel_index(similarities[..., label - 1].argmax(), (6, 6))
+        assert (down < 3, across < 3) == (True, label == 1), vector
+    with pytest.raises(UsageError, match="cannot be read"):
+        ZeroShotDetector(model, [Path("no-such-file.png")], background=0.0)

@@ -72,6 +72,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["search.py", "a", "--index", "i", "--max-tokens", "9", "--max-ms", "3"],
             "give --max-tokens, or --max-gflops and --max-ms, not both",
         ),
+        (
+            ["search.py", __file__, "--index", "i", "--box", "0", "0", "0.5", "0.5"],
+            "--box is for images",
+        ),
+        (
+            ["search.py", "a", "--index", "i", "--box", "0", "0", "2", "1"],
+            "four numbers from 0 to 1",
+        ),
+        (
+            ["search.py", "a", "--index", "i", "--regions", "--words", "0.5"],
+            "--regions are found by one vector",
+        ),
         (["serve.py", "--help"], "usage"),
         (["serve.py", "--idnex", "/no"], "--idnex"),
         (["serve.py", "--index", "/no"], "/no holds no index"),

@@ -1,4 +1,4 @@
-"""Zero-shot detection: a box around each connected region that is most like a text."""
+"""Zero-shot detection: a box around each connected region that is most like a text or a picture."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,41 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
-from data.given import Images
+from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.connected import boxes_of
+from retrieval.dense.examples import query_embeds, query_names
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
 
 
 class ZeroShotDetector:
-    """Finds things by words, at any patch size.
+    """Finds things by words, or by a picture of one, at any patch size.
 
-    queries: as the class names of `ZeroShotSegmenter`, as are the other arguments. background: the
-    least similarity (a cosine) of a region's pixels; also of each box's score.
-    Raises `UsageError` as `ZeroShotSegmenter`.
+    queries: texts as the class names of `ZeroShotSegmenter`, and pictures: PIL images, arrays,
+    tensors of 8 bits, or a `Path`. The other arguments are that class's. background: the least
+    similarity (a cosine) of a region's pixels; also of each box's score.
+    Raises `UsageError` as `ZeroShotSegmenter`, and for a picture that cannot be read.
     """
 
     def __init__(
         self,
         model: LitModel,
-        queries: Sequence[str],
+        queries: Sequence[str | OneImage],
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         *,
         background: float,
         value_path: bool = False,
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
+        check_has_patches(model.vision)
+        names = queries if isinstance(queries, str) else query_names(queries)
+        if class_embeds is None and not all(isinstance(query, str) for query in queries):
+            class_embeds = query_embeds(model, queries, templates)
         self.segmenter = ZeroShotSegmenter(
             model,
-            queries,
+            names,
             templates,
             background=background,
             value_path=value_path,
