@@ -48,6 +48,7 @@ def query_embeds(
     if is_text.any():
         texts = [query for query in queries if isinstance(query, str)]
         embeds[is_text] = ZeroShotClassifier(model, texts, templates).class_embeds
-    for number in np.flatnonzero(~is_text):
-        embeds[number] = example_embed(model, queries[number])
+    for number, query in enumerate(queries):
+        if not is_text[number]:
+            embeds[number] = example_embed(model, query)
     return embeds

@@ -120,9 +120,8 @@ async def _example(
     index = service.index(asked.index)
     image = await image_of(index, example)
     picture = await service.uploads.picture(image, example.image_url)
-    if example.box is not None:
-        picture = part_of(picture, check_box(example.box))
-    embed, _ = await service.encoder.patches(partial(example_embed, index.searcher.model, picture))
+    shown = picture if example.box is None else part_of(picture, check_box(example.box))
+    embed, _ = await service.encoder.patches(partial(example_embed, index.searcher.model, shown))
     return embed[None]
 
 
