@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
+from torch import Tensor
 
 from contrastive import LitModel
 from contrastive.recipes import default_data
@@ -144,12 +145,12 @@ def measure(scenes: Scenes, model: LitModel) -> dict[str, Any]:
         means = window_means(model, pictures, size)
         for split in SPLITS:
             relevant, ignored = scenes.relevant(split), scenes.ignored(split)
-            for what, queries in (
-                ("name", scenes.names[split]),
-                ("picture", drawings(scenes.names[split], split)),
-            ):
-                encode = model.encode_text if what == "name" else model.encode_image
-                embeds = encode(queries, **({} if what == "name" else {"patch_size": size}))
+            names, drawn = scenes.names[split], drawings(scenes.names[split], split)
+            asked: dict[str, tuple[Sequence[Any], Tensor]] = {
+                "name": (names, model.encode_text(names)),
+                "picture": (drawn, model.encode_image(drawn, size)),
+            }
+            for what, (queries, embeds) in asked.items():
                 found = {
                     "whole": similarities_of(searcher, scenes.keys, queries),
                     "regions": similarities_of(searcher, scenes.keys, queries, regions=True),

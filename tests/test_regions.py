@@ -24,6 +24,7 @@ from retrieval import (
     index_photos,
     index_regions,
 )
+from retrieval.dense.examples import example_embed
 from retrieval.detail import MaxTokens
 from retrieval.regions import updating
 from retrieval.regions.boxes import WHOLE, WINDOWS, Box, check_box
@@ -391,36 +392,40 @@ def test_boxes_are_the_detectors(
     served: Served, tiny_model: LitModel, photo: bytes, made: Path
 ) -> None:
     picture = Image.open(made / "photos/2.png")
-    example = part_of(picture, WINDOWS[0])
-    labels = ["rain", "a cat"]
-    detector = ZeroShotDetector(tiny_model, [*labels, example], templates="{c}", background=-1.0)
-    (expected,) = detector.predict(picture, 24)
+    shown = part_of(picture, WINDOWS[0])
     encoded = base64.b64encode(photo).decode()
-    body = {
-        "image": encoded, "labels": labels, "templates": ["{c}"], "patch_size": 24,
-        "examples": [{"image": encoded, "box": list(WINDOWS[0])}], "background": -1,
-    }  # fmt: skip
-    found = served.post("/v1/detect", body).json["boxes"]
-    assert len(found) == len(expected) > 0
-    for one, box in zip(found, expected, strict=True):
-        left, top, right, bottom = one["box"]
-        corner = (70 * left, 130 * top, 70 * (right - left), 130 * (bottom - top))
-        assert corner == pytest.approx(box.box, abs=1e-6)
-        assert one["score"] == pytest.approx(box.score, abs=1e-3)
-        assert (one["label"], one["example"]) == [("rain", None), ("a cat", None), (None, 0)][
-            box.label - 1
-        ]
-    assert served.form("/v1/detect", image=photo, labels=labels, background=-1).status == 200
+    base = {"image": encoded, "patch_size": 24, "background": -1}
+    by_words = {**base, "labels": ["rain", "a cat"], "templates": ["{c}"]}
+    by_example = {**base, "examples": [{"image": encoded, "box": list(WINDOWS[0])}]}
+    words = ZeroShotDetector(tiny_model, ["rain", "a cat"], "{c}", background=-1.0)
+    vector = example_embed(tiny_model, shown, 24)
+    example = ZeroShotDetector(tiny_model, [shown], background=-1.0, class_embeds=vector[None])
+    for body, detector in ((by_words, words), (by_example, example)):
+        (expected,) = detector.predict(picture, 24)
+        found = served.post("/v1/detect", body).json["boxes"]
+        assert len(found) == len(expected) > 0
+        for one, box in zip(found, expected, strict=True):
+            left, top, right, bottom = one["box"]
+            corner = (70 * left, 130 * top, 70 * (right - left), 130 * (bottom - top))
+            assert corner == pytest.approx(box.box, abs=1e-6)
+            assert one["score"] == pytest.approx(box.score, abs=1e-3)
+            named = (["rain", "a cat"][box.label - 1], None) if body is by_words else (None, 0)
+            assert (one["label"], one["example"]) == named
+    form = served.form("/v1/detect", image=photo, labels=["rain"], background=-1)
+    assert form.status == 200
     for change, word in (
         ({"background": None}, "background"),
         ({"background": 2}, "background"),
-        ({"labels": [], "examples": []}, "labels or examples"),
-        ({"examples": [{"text": "a"}]}, "no such field"),
-        ({"examples": [{"id": 0, "box": [0, 0, 2, 1]}]}, "four numbers"),
-        ({"examples": [{"image": "AAAA"}]}, "allowed:"),
+        ({"labels": None}, "exactly one of labels and examples"),
+        ({"labels": []}, "labels"),
+        ({"examples": [{"id": 0}]}, "exactly one of labels and examples"),
+        ({"labels": None, "examples": [{"text": "a"}]}, "no such field"),
+        ({"labels": None, "examples": [{"id": 0, "box": [0, 0, 2, 1]}]}, "four numbers"),
+        ({"labels": None, "examples": [{"id": 0}]}, "templates"),
+        ({"labels": None, "templates": None, "examples": [{"image": "AAAA"}]}, "allowed:"),
         ({"image": None}, "exactly one of image"),
         ({"labels": ["a", " "]}, "empty"),
     ):
-        answer = served.post("/v1/detect", {**body, **change})
+        answer = served.post("/v1/detect", {**by_words, **change})
         assert answer.status == 400, change
         assert word in answer.json["error"]

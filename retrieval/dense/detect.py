@@ -1,6 +1,7 @@
 """Zero-shot detection: a box around each connected region that is most like a text or a picture."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,17 +12,18 @@ from data.class_names import DEFAULT_TEMPLATES
 from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.connected import boxes_of
-from retrieval.dense.examples import query_embeds, query_names
+from retrieval.dense.examples import are_pictures, example_embeds
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
 
 
 class ZeroShotDetector:
-    """Finds things by words, or by a picture of one, at any patch size.
+    """Finds things by words, or by a picture of each, at any patch size.
 
-    queries: texts as the class names of `ZeroShotSegmenter`, and pictures: PIL images, arrays,
+    queries: texts as the class names of `ZeroShotSegmenter`, or pictures: PIL images, arrays,
     tensors of 8 bits, or a `Path`. The other arguments are that class's. background: the least
     similarity (a cosine) of a region's pixels; also of each box's score.
-    Raises `UsageError` as `ZeroShotSegmenter`, and for a picture that cannot be read.
+    Raises `UsageError` as `ZeroShotSegmenter`, for a picture that cannot be read, and for texts and
+    pictures together.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class ZeroShotDetector:
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
         check_has_patches(model.vision)
-        names = queries if isinstance(queries, str) else query_names(queries)
-        if class_embeds is None and not all(isinstance(query, str) for query in queries):
-            class_embeds = query_embeds(model, queries, templates)
+        names: Any = queries
+        if not isinstance(queries, str) and are_pictures(queries):
+            names = [f"picture {number}" for number in range(1, len(queries) + 1)]
+            if class_embeds is None:
+                class_embeds = example_embeds(model, queries)
         self.segmenter = ZeroShotSegmenter(
             model,
             names,

@@ -1,4 +1,4 @@
-"""Queries for boxes: texts, and pictures of what is looked for."""
+"""Pictures of what is looked for, in the place of texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
+from data.errors import UsageError
 from data.given import as_rgb
-from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.regions.parts import reads_whole
 
 SHARE = 0.25  # of a picture's patches, by which it is looked for
@@ -33,21 +33,20 @@ def example_embed(
     return embed
 
 
-def query_names(queries: Sequence[Any]) -> list[str]:
-    """What queries are called: texts by themselves, pictures by their number, from 1."""
-    return [q if isinstance(q, str) else f"picture {n}" for n, q in enumerate(queries, 1)]
-
-
-def query_embeds(
-    model: LitModel, queries: Sequence[Any], templates: str | Sequence[str]
+def example_embeds(
+    model: LitModel, pictures: Sequence[Any], patch_size: int | None = None
 ) -> Float[np.ndarray, "c d"]:
-    """The unit-norm vectors of queries: texts, which take the place of class names in templates;
-    what is no text is a picture."""
-    is_text = np.array([isinstance(query, str) for query in queries])
-    embeds = np.empty((len(queries), model.embed_dim), np.float32)
-    if is_text.any():
-        texts = [query for query in queries if isinstance(query, str)]
-        embeds[is_text] = ZeroShotClassifier(model, texts, templates).class_embeds
-    for number in np.flatnonzero(~is_text):
-        embeds[number] = example_embed(model, queries[number])
-    return embeds
+    """`example_embed` of several."""
+    return np.stack([example_embed(model, picture, patch_size) for picture in pictures])
+
+
+def are_pictures(queries: Sequence[Any]) -> bool:
+    """Whether queries are pictures, which all of them or none may be: cosines of two pictures are
+    larger than those of a picture and a text. Raises `UsageError` for a mixture."""
+    texts = sum(isinstance(query, str) for query in queries)
+    if 0 < texts < len(queries):
+        raise UsageError(
+            f"{texts} texts and {len(queries) - texts} pictures: allowed are either, which "
+            "cannot compete, since pictures are more like each other than like any text"
+        )
+    return not texts and len(queries) > 0

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -22,7 +21,6 @@ from retrieval.detail import (
     num_tokens,
     said,
 )
-from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
@@ -38,20 +36,12 @@ from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.fusion import Fusion
 from retrieval.search.hit import Hit
+from retrieval.search.opened import OpenedIndex
 from retrieval.search.query_images import read_queries
-from retrieval.search.refine import FineVectors, rank_again
+from retrieval.search.refine import FineVectors
 from retrieval.words.asked import WordQuery, unmarked
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
-
-
-class _Opened(NamedTuple):
-    """A state of an index, and what is kept beside it."""
-
-    snapshot: IndexState
-    fine: FineVectors
-    calibrated: Calibrated
-    regions: Regions | None
 
 
 class Searcher:
@@ -97,7 +87,7 @@ class Searcher:
         searcher.model_folder = Path(kept)
         return searcher
 
-    def _open(self, before: _Opened | None = None) -> _Opened:
+    def _open(self, before: OpenedIndex | None = None) -> OpenedIndex:
         snapshot = self.place.open(self._device)
         found = snapshot.manifest.image_fingerprint
         if before is None and (fitted := with_fit(self.model, snapshot.manifest.fit)) != self.model:
@@ -113,7 +103,7 @@ class Searcher:
         if before is not None and before.snapshot.kept == snapshot.kept:
             return before._replace(snapshot=snapshot, regions=regions)
         fine = FineVectors(self.model, snapshot.kept / "fine.sqlite")
-        return _Opened(snapshot, fine, Calibrated(snapshot.kept, self.model), regions)
+        return OpenedIndex(snapshot, fine, Calibrated(snapshot.kept, self.model), regions)
 
     def reload(self) -> bool:
         """Pick up what was added to or deleted from the folder; returns whether there was anything.
@@ -320,10 +310,7 @@ class Searcher:
             if words or refine_patch_size is not None:
                 raise UsageError("regions are found by one vector: give no words, refine nothing")
             parts = opened_regions(opened.regions, self.place)
-            found = parts.nearest(embeds, k, size, where, nprobe, ef)
-            hits = _hits(snapshot, found.similarities, found.ids, np.zeros(found.ids.shape))
-            boxes = iter(parts.boxes(found.regions[found.ids >= 0]))
-            return [[hit._replace(box=next(boxes)) for hit in row] for row in hits]
+            return opened.in_regions(parts, embeds, k, size, where, nprobe, ef)
         depth = k
         if refine_patch_size is not None:
             if not k <= candidates <= MAX_K:
@@ -337,31 +324,12 @@ class Searcher:
         if refine_patch_size is not None:
             refined = self.profile.encoding(refine_patch_size, self.encodable)
             queries = embeds if refine_embeds is None else refine_embeds
-            similarities, ids = self._refine(opened, queries, similarities, ids, refined)
+            similarities, ids = opened.refine(self.model, queries, similarities, ids, refined)
             if fusion is not None:
                 similarities, ids = fusion.ranked(similarities, ids, k)
             similarities, ids = similarities[:, :k], ids[:, :k]
         by_words = np.zeros(ids.shape) if fusion is None else fusion.scores(ids)
-        return _hits(snapshot, similarities, ids, by_words)
-
-    def _refine(
-        self,
-        opened: _Opened,
-        queries: Float[np.ndarray, "q d"],
-        similarities: Float[np.ndarray, "q c"],
-        ids: Int[np.ndarray, "q c"],
-        patch_size: Detail,
-    ) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
-        """The candidates, ranked again."""
-        check_encodes(self.model, patch_size)
-        distinct, snapshot = np.unique(ids[ids >= 0]).tolist(), opened.snapshot
-        if patch_size in snapshot.patch_sizes:
-            vectors = dict(snapshot.known_vectors(distinct, patch_size))
-        else:
-            hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
-            locations = {hit.id: hit.location for hit in hits}
-            vectors = opened.fine.get(locations, patch_size)
-        return rank_again(queries, similarities, ids, vectors)
+        return opened.hits(similarities, ids, by_words)
 
     def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The index's vectors of ids, as precise as its type. KeyError for an unknown one."""
@@ -391,18 +359,3 @@ class Searcher:
             model, part = reads_whole(model), check_box(box)
             images = [part_of(image, part) for image in images]
         return model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()
-
-
-def _hits(
-    snapshot: IndexState,
-    similarities: Float[np.ndarray, "q k"],
-    ids: Int[np.ndarray, "q k"],
-    by_words: Float[np.ndarray, "q k"],
-) -> list[list[Hit]]:
-    """Those whose id is none, -1, are left out."""
-    present = ids >= 0
-    rows = map(
-        Hit.of, similarities[present].tolist(), snapshot.rows(ids[present]),
-        by_words[present].tolist(),
-    )  # fmt: skip
-    return [list(islice(rows, count)) for count in present.sum(axis=1).tolist()]

@@ -289,21 +289,23 @@ class SegmentRequest(ImageToLabel):
 
 
 class DetectRequest(ImageToLabel):
-    """An image, and what may be in it: labels, examples or both."""
+    """An image, and what may be in it: labels or examples."""
 
     patch_size: int | None = Size
-    labels: list[str] = Field(default=[], max_length=254)
-    examples: list[Example] = Field(
-        default=[], max_length=8, description="Images of what is looked for."
+    labels: list[str] | None = Field(default=None, min_length=1, max_length=254)
+    examples: list[Example] | None = Field(
+        default=None, min_length=1, max_length=8, description="Images of what is looked for."
     )
     background: float = Field(
         ge=-1, le=1, description="Least cosine of a pixel and its label, and of a box's score."
     )
 
     @model_validator(mode="after")
-    def _some_query(self) -> "DetectRequest":
-        if not self.labels and not self.examples:
-            raise ValueError("labels or examples: at least one of them is needed")
+    def _labels_or_examples(self) -> "DetectRequest":
+        if (self.labels is None) == (self.examples is None):
+            raise ValueError("exactly one of labels and examples is needed")
+        if self.examples is not None and self.templates is not None:
+            raise ValueError("templates: are for labels")
         return self
 
 

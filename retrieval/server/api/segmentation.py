@@ -81,14 +81,15 @@ async def answer_detect(service: Service, asked: DetectRequest) -> DetectAnswer:
     """Embed labels and examples, read the image's patches, draw boxes. Raises `RequestError`."""
     start = time.perf_counter()
     model, patch_size = _model_and_size(service, asked)
-    names = [*asked.labels, *(f"example {number}" for number in range(len(asked.examples)))]
-    rows = [await _example(service, asked, example) for example in asked.examples]
-    if asked.labels:
-        rows.insert(0, await embed_labels(service, model, asked.labels, asked.templates))
+    if asked.labels is not None:
+        names = asked.labels
+        embeds = await embed_labels(service, model, asked.labels, asked.templates)
+    else:
+        examples = asked.examples or []
+        names = [f"example {number}" for number in range(len(examples))]
+        embeds = np.stack([await _example(service, asked, patch_size, one) for one in examples])
     try:
-        detector = ZeroShotDetector(
-            model, names, background=asked.background, class_embeds=np.concatenate(rows)
-        )
+        detector = ZeroShotDetector(model, names, background=asked.background, class_embeds=embeds)
     except UsageError as error:
         raise RequestError(400, str(error)) from error
     picture, similarities, ms = await _read(service, asked, detector.segmenter, patch_size)
@@ -102,28 +103,26 @@ async def answer_detect(service: Service, asked: DetectRequest) -> DetectAnswer:
     )
 
 
-def _detection(box: ScoredBox, size: tuple[int, int], labels: Sequence[str]) -> Detection:
+def _detection(box: ScoredBox, size: tuple[int, int], labels: Sequence[str] | None) -> Detection:
     (left, top, width, height), number = box.box, box.label - 1
-    by_text = number < len(labels)
     return Detection(
         box=[left / size[0], top / size[1], (left + width) / size[0], (top + height) / size[1]],
-        label=labels[number] if by_text else None,
-        example=None if by_text else number - len(labels),
+        label=None if labels is None else labels[number],
+        example=number if labels is None else None,
         score=box.score,
     )
 
 
 async def _example(
-    service: Service, asked: DetectRequest, example: Example
-) -> Float[np.ndarray, "1 d"]:
+    service: Service, asked: DetectRequest, patch_size: int, example: Example
+) -> Float[np.ndarray, " d"]:
     """The vector of an example."""
     index = service.index(asked.index)
     image = await image_of(index, example)
     picture = await service.uploads.picture(image, example.image_url)
-    if example.box is not None:
-        picture = part_of(picture, check_box(example.box))
-    embed, _ = await service.encoder.patches(partial(example_embed, index.searcher.model, picture))
-    return embed[None]
+    shown = picture if example.box is None else part_of(picture, check_box(example.box))
+    read = partial(example_embed, index.searcher.model, shown, patch_size)
+    return (await service.encoder.patches(read))[0]
 
 
 async def answer_map(service: Service, asked: MapRequest) -> MapAnswer:
