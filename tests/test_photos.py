@@ -145,7 +145,7 @@ def test_run_again_takes_in_only_what_changed(
         lambda self, n: read.append(self._photos[n].key) or getitem(self, n),
     )
     monkeypatch.setattr(widen, "COMPACT_ABOVE", 0.5)
-    monkeypatch.setattr(indexing, "compact_index", lambda *_: pytest.fail("little has changed"))
+    monkeypatch.setattr(widen, "compact_index", lambda *_: pytest.fail("little has changed"))
     again = take_in(folder, model_dir, out)
     assert (again.added, again.changed, again.gone, again.unchanged) == (0, 0, 0, 12)
     assert read == ["broken.jpg"]  # tried again
