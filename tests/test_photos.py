@@ -17,7 +17,6 @@ from data.errors import UsageError
 from data.problems import SampleError
 from retrieval.index import widen
 from retrieval.index.snapshot import Snapshot
-from retrieval.photos import indexing
 from retrieval.photos.changes import compare
 from retrieval.photos.indexing import index_photos
 from retrieval.photos.listing import list_photos
