@@ -28,9 +28,7 @@ from data.errors import UsageError
 from data.transform import Fit, ImageTransform
 
 MAX_STEMS = 64  # resized kernels with positions that a tower keeps, one per patch size and grid
-MAX_STEM_BYTES = (
-    2**28
-)  # of them all: any shape and budget asks for kernels of up to 15 MB at width 384
+MAX_STEM_BYTES = 2**28  # of all of them: a kernel of 57 px has 15 MB at width 384
 
 
 class Stem(NamedTuple):
