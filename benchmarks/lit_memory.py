@@ -4,7 +4,7 @@
 
 One process per case. Image features are random and ready in memory, and no image tower runs. Only
 the case "from pixels" has one: its step also reads and decodes the default drawings, and runs
-ViT-S/16 over them in bfloat16 at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default data's
+ViT-S/16 over them at patch 56 (on a GPU ViT-B/16 at 60). Texts are the default data's
 captions, repeated, of at most 16 tokens, read by MiniLM-L6 (on a GPU BERT-base); linear layers in
 bfloat16, weights in float32. FlexiLiT uses the micro-batch that it finds for the smallest batch.
 open_clip takes its own trainer's step: one forward of all texts, or `--accum-freq` with FlexiLiT's
@@ -93,7 +93,7 @@ def main() -> None:
         what = f"{who}, {loss}: peak at {BATCHES[-1]:,} less the features / peak at {BATCHES[0]:,}"
         targets.append(Target(what, "<= 1.3", ratio))
     packages = ("torch", "deepspeed", "open_clip_torch")
-    figures = {"precision": "bfloat16", "limit_gib": limit_gib(), "rows": rows}
+    figures = {"precision": size_here().precisions[-1], "limit_gib": limit_gib(), "rows": rows}
     finish("lit_memory", figures, targets, lambda file: draw(rows, file), packages)
 
 
@@ -151,10 +151,12 @@ def run_case(text: str, who: str, loss: Loss, pairs: int) -> dict[str, Any]:
     if device.type == "cpu":
         limit = int(limit_gib() * GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    tower = build_tower(size, torch.bfloat16 if who == PIXELS else torch.float32)
+    precision = size.precisions[-1]
+    dtype = getattr(torch, precision)
+    tower = build_tower(size, dtype if who == PIXELS else torch.float32)
     model = build_model(tower, text, loss)
-    chunk = min(pairs, find_micro_batch_size(model, BATCHES[0], torch.bfloat16))
-    zero = ZeroConfig(precision="bfloat16", micro_batch_size=chunk)
+    chunk = min(pairs, find_micro_batch_size(model, BATCHES[0], dtype))
+    zero = ZeroConfig(precision=precision, micro_batch_size=chunk)
     pipeline = drawings(model, pairs, pixels=who == PIXELS)
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:
@@ -241,7 +243,8 @@ def open_clip_step(
     contrast = SigLipLoss() if loss == "sigmoid" else ClipLoss()
     optimizer = adamw(list(model.parameters()))
     parts = tokens.split(chunk)
-    autocast = partial(torch.autocast, images.device.type, torch.bfloat16)
+    dtype = getattr(torch, size_here().precisions[-1])
+    autocast = partial(torch.autocast, images.device.type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast():
         known = [model(text=part)["text_features"] for part in parts] if len(parts) > 1 else []
     for number, part in enumerate(parts):

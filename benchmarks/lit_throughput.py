@@ -329,8 +329,9 @@ def targets(figures: dict[str, dict]) -> list[Target]:
                 values["random_over_open_clip"],
             )
         )
-    trimmed = figures["bfloat16"]["ratios"]["FlexiLiT, cached, trimmed"]
-    found.append(Target("cached, trimmed texts, over open_clip, bfloat16", ">= 12", trimmed))
+    last = SIZE.precisions[-1]
+    trimmed = figures[last]["ratios"]["FlexiLiT, cached, trimmed"]
+    found.append(Target(f"cached, trimmed texts, over open_clip, {last}", ">= 12", trimmed))
     return found
 
 

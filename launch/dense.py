@@ -21,18 +21,12 @@ if TYPE_CHECKING:
 
 def open_named(text: str, split: str = "") -> "DenseDataset":
     """LAYOUT:FOLDER, or a folder whose layout is recognised."""
-    from pathlib import Path
+    from data.dense.layouts import LAYOUTS, load_dense
 
-    from data.class_names import read_class_names
-    from data.dense.dense_dataset import DenseDataset
-    from data.dense.mask_files import MaskFiles, class_values
-
-    root = Path(text)
-    names = read_class_names(root / "classnames.txt")
-    images = sorted((root / "images").glob("*.png"))
-    masks = [root / "masks" / f.name for f in images]
-    files = MaskFiles(images, masks, class_values(len(names), 0))
-    return DenseDataset(root.name, names, [], files, True)
+    kind, found, root = text.partition(":")
+    return (
+        load_dense(root, kind, split) if found and kind in LAYOUTS else load_dense(text, "", split)
+    )
 
 
 def evaluators(cfg: DenseConfig) -> "list[Callback]":

@@ -4,6 +4,7 @@
     python launch/index.py --images photos --model runs/demo/model --out index     # and again
     python launch/index.py --out index --embeddings more --add
     python launch/index.py --out index --delete 17 4294967301 --compact
+    python launch/index.py --out index --regions    # parts of its pictures can be found too
     python launch/index.py --out index --words      # of an index by 0.1.0, or damaged ones
     python launch/index.py --embeddings embeddings --out milvus:http://localhost:19530/photos
 
@@ -26,7 +27,7 @@ from retrieval.detail import MaxTokens, said_pair
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches, check_sizes
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
-from retrieval.index_places import find_place
+from retrieval.index_places import find_place, regions_folder
 from retrieval.milvus.address import is_address, parse_address
 from retrieval.model_folder import check_model_folder
 from retrieval.search.config import LOST, REFUSE, read_texts
@@ -51,7 +52,7 @@ class Args:
     device: Device = "auto"
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
-    """With --images: patch sizes in pixels. Empty: all of the model's."""
+    """With --images or --regions: patch sizes in pixels. Empty: all of the model's."""
     max_tokens: tuple[int, ...] = ()
     """With --images, instead of patch sizes: at most so many patches an image."""
     fit: Fit | None = None
@@ -66,6 +67,9 @@ class Args:
     """Merge additions and deletions into the index."""
     words: bool = False
     """Index the words of an existing index's texts where that has not been done."""
+    regions: bool = False
+    """Index parts of the pictures too, at --patch-sizes of the index, else at its coarsest; once
+    there are some, each run brings them up to date."""
     calibrate: bool = False
     """Measure when a text has no answer here, and how many candidates coarse to fine needs, by the
     images' captions; again by itself once a fifth of the images has changed."""
@@ -105,14 +109,14 @@ def check(args: Args) -> None:
         raise UsageError("--texts, --refine-patch-size and --refine-max-tokens need --calibrate")
     if None not in fine:
         raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
-    changes = args.delete or args.compact or args.words or args.calibrate
+    changes = args.delete or args.compact or args.words or args.regions or args.calibrate
     if not (args.embeddings or args.images or changes):
         raise UsageError(
-            "nothing to do: give --embeddings, --images, --delete, --compact, --words or "
-            "--calibrate"
+            "nothing to do: give --embeddings, --images, --delete, --compact, --words, --regions "
+            "or --calibrate"
         )
     if is_address(args.out):
-        for flag in ("images", "compact", "words", "calibrate"):
+        for flag in ("images", "compact", "words", "regions", "calibrate"):
             if getattr(args, flag):
                 raise UsageError(
                     f"--{flag} is for a folder; Milvus takes --embeddings and --delete"
@@ -170,6 +174,7 @@ def main() -> None:
             _say_how_it_searches(args)
         if args.words:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
+        _index_regions(args)
         _calibrate(args)
 
 
@@ -228,6 +233,17 @@ def _say_how_sizes_agree(args: Args) -> None:
             print(f"{out}: {warning}", file=sys.stderr)
         else:
             print(f"{out}: {found.line(size)}")
+
+
+def _index_regions(args: Args) -> None:
+    """Where they are asked for, or there are some, whose pictures may have changed."""
+    if not args.regions and not regions_folder(Path(args.out)).is_dir():
+        return
+    from retrieval import index_regions
+
+    sizes = args.patch_sizes if args.regions and not args.images else ()
+    report = index_regions(args.out, sizes, device=args.device)
+    print(f"{args.out}: {report.line()}")
 
 
 def _calibrate(args: Args) -> None:

@@ -4,6 +4,8 @@
     python launch/search.py --index index photo.jpg --query-patch-size 14
     python launch/search.py --index index "a cat" --patch-size 56 --refine-patch-size 14
     python launch/search.py --index index photo.jpg --max-tokens 100 --refine-max-tokens 256
+    python launch/search.py --index index "a cat" --regions --picture cats.png
+    python launch/search.py --index index photo.jpg --box 0 0.5 0.5 1
     python launch/search.py --index index '"invoice 2023" stamp*' --words 0.5
     python launch/search.py --index index "a cat" --where '{"size": {">": 100000}}' --json
 
@@ -25,6 +27,7 @@ from retrieval.detail import Detail, MaxTokens
 from retrieval.index.config import Device
 from retrieval.index_places import find_place, index_folder
 from retrieval.model_folder import check_model_folder
+from retrieval.regions.boxes import check_box
 from retrieval.search.config import (
     CANDIDATES,
     REFUSE,
@@ -78,6 +81,10 @@ class Args:
     words: float = 0.0
     """What the words of captions, file names and other texts count beside the vectors, 0 to 1.
     A "phrase" in quotes must be there; wor* is how a word begins."""
+    regions: bool = False
+    """Search parts of pictures too: each hit has the box of its best."""
+    box: tuple[float, float, float, float] | None = None
+    """Of query images the part that is looked for: left, top, right, bottom, from 0 to 1."""
     nprobe: int | None = None
     """Inverted lists that ivf, ivfpq and rabitq search. Not given: tuned by the build."""
     ef: int | None = None
@@ -116,6 +123,12 @@ def main() -> None:
                 "--lost is for texts, with --refine-patch-size or --refine-max-tokens, and without "
                 "--where and --words"
             )
+        if args.box is not None:
+            check_box(args.box)
+            if not all(are_images):
+                raise UsageError("--box is for images; a text has no parts")
+        if args.regions and (args.words or refinement(args) is not None):
+            raise UsageError("--regions are found by one vector: no --words, and refine nothing")
         if args.lost is not None:
             index_folder(args.index, "--lost")
         if args.words:
@@ -189,8 +202,9 @@ def search(
         rows = [n for n, is_image in enumerate(are_images) if is_image == by_image]
         queries: list[Any] = [read[n] for n in rows]
         size: PatchSizeOrBudget = args.patch_size if by_image or budget is None else budget
-        if by_image and isinstance(budget, MaxTokens):
-            size = searcher.for_image(budget)
+        if by_image and budget is not None:
+            encoded = searcher.profile.encoding(budget, searcher.encodable)
+            size = searcher.for_image(encoded) if isinstance(encoded, MaxTokens) else size
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)
@@ -199,16 +213,19 @@ def search(
             query_patch_size=(budget or args.query_patch_size) if by_image else None,
             refine_patch_size=refine, candidates=candidates,
             where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
+            regions=args.regions, box=args.box if by_image else None,
         )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
-        judged = args.refuse and not args.words and searcher.calibration is not None
+        judged = (
+            args.refuse and not args.words and not args.regions and searcher.calibration is not None
+        )
         if rows and not by_image and judged:
             embeds = searcher.model.encode_text(queries).float().cpu().numpy()
             said = searcher.confidence(embeds, hits, size)
             for number, confidence in zip(rows, said, strict=True):
                 confidences[number] = confidence
-        if rows and (warning := searcher.warning(size, refine)):
+        if rows and not args.regions and (warning := searcher.warning(size, refine)):
             say_once(warning)
     return found, confidences
 
@@ -259,7 +276,8 @@ def print_lines(args: Args, found: "list[list[Hit]]", confidences: "list[float |
             print(f"  nothing like this here (confidence {confidence:.2g}); the nearest:")
         for hit in hits:
             words = f"  words {hit.words:.1f}" if hit.words else ""
-            print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]{words}")
+            box = f"  box {' '.join(f'{side:.2f}' for side in hit.box)}" if hit.box else ""
+            print(f"  {hit.similarity:.3f}  {hit.caption or hit.key}  [{hit.key}]{words}{box}")
 
 
 if __name__ == "__main__":

@@ -107,10 +107,7 @@ def evaluate_all(args: Args, datasets: list[EvalDataset]) -> None:
             results.append(evaluate(model, dataset, *how))
     finally:
         if is_main() and results:
-            report = Report(args.model, costs, results)
-            print(report.text())
-            for file in report.save(args.out) if args.out else []:
-                print(file)
+            Report(args.model, costs, results).tell(args.out)
             if args.calibrate:
                 keep_temperatures(args.model, model, results[0])
     barrier()

@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from data.dense.layouts import load_dense
     from retrieval.dense.detect import ZeroShotDetector
-    from retrieval.dense.mask_folder import MaskFolder, evaluate_masks
+    from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
     from retrieval.index.widen import index_words
     from retrieval.photos.indexing import index_photos
+    from retrieval.regions.updating import index_regions
     from retrieval.search.calibrate import calibrate_index, recalibrate
     from retrieval.search.config import Budget
     from retrieval.search.contact_sheet import contact_sheet
@@ -33,7 +35,6 @@ _MODULES = {
     "Budget": "retrieval.search.config",
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
-    "MaskFolder": "retrieval.dense.mask_folder",
     "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
@@ -48,8 +49,10 @@ _MODULES = {
     "delete_ids": "retrieval.index.build",
     "embed_shards": "retrieval.embed.bulk",
     "evaluate": "retrieval.evaluation.evaluate",
-    "evaluate_masks": "retrieval.dense.mask_folder",
+    "evaluate_dense": "retrieval.dense.evaluate_dense",
+    "load_dense": "data.dense.layouts",
     "index_photos": "retrieval.photos.indexing",
+    "index_regions": "retrieval.regions.updating",
     "index_words": "retrieval.index.widen",
     "load_dataset": "retrieval.evaluation.datasets",
     "measure_agreement": "retrieval.search.neighbours",
@@ -63,7 +66,6 @@ __all__ = [
     "Budget",
     "EvalDataset",
     "Hit",
-    "MaskFolder",
     "MaxTokens",
     "Report",
     "Searcher",
@@ -78,10 +80,12 @@ __all__ = [
     "delete_ids",
     "embed_shards",
     "evaluate",
-    "evaluate_masks",
+    "evaluate_dense",
     "index_photos",
+    "index_regions",
     "index_words",
     "load_dataset",
+    "load_dense",
     "measure_agreement",
     "measure_costs",
     "recalibrate",

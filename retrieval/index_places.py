@@ -1,5 +1,6 @@
 """Where indexes lie: folders of this machine, searched by FAISS, and Milvus."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,25 @@ class FolderPlace:
         from retrieval.index.integrity import check_index, check_words_files
 
         check_index(self.folder, manifest, intact)
+        regions = regions_folder(self.folder)
+        if (regions / "manifest.json").is_file():
+            check_index(regions, read_index_manifest(regions), intact)
         if intact is None:  # a service goes on without words
             check_words_files(self.folder, manifest)
 
     def stamp(self) -> tuple[int, ...]:
-        try:
-            stat = (self.folder / "manifest.json").stat()
-        except OSError:
-            return ()
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        found: list[int] = []
+        for folder in (self.folder, regions_folder(self.folder)):
+            with suppress(OSError):
+                stat = (folder / "manifest.json").stat()
+                found += [stat.st_ino, stat.st_mtime_ns, stat.st_size]
+        return tuple(found)
+
+
+def regions_folder(kept: Path) -> Path:
+    """Where the regions of an index lie, an index folder of their own (`retrieval.regions`). kept:
+    the index's folder, or that of what is kept of one in Milvus."""
+    return kept / "regions"
 
 
 def index_folder(name: str | Path, what: str) -> Path:

@@ -28,6 +28,15 @@ def emoji_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes of 64 px of each split, of 20 classes."""
+    from data.scenes.build import build_scenes
+
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    return build_scenes(folder, count=3, size=64, num_classes=20, progress=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A transformers folder with a two-layer BERT of width 32 and a real WordPiece tokenizer."""
     from tokenizers import BertWordPieceTokenizer

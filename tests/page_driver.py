@@ -34,6 +34,12 @@ def found(page: Page, list_: str = "#results") -> list[str]:
     return page.locator(f"{list_} .hit .caption").all_inner_texts()
 
 
+def ids(page: Page, selector: str) -> list[int]:
+    """Of images."""
+    script = "items => items.map(item => Number(item.dataset.id))"
+    return page.locator(selector).evaluate_all(script)
+
+
 def images_shown(page: Page) -> int:
     """Images whose pixels have arrived."""
     script = "[...document.querySelectorAll('.hit img')].filter(i => i.naturalWidth > 0).length"
@@ -229,6 +235,66 @@ def look(page: Page, url: str, picture: str) -> Seen:
     return seen
 
 
+def parts(page: Page, url: str, picture: str) -> Seen:
+    """Parts of images: found, mapped, and drawn on an image to search with."""
+    seen: Seen = {}
+    page.goto(f"{url}/?q=rain&alike=all")
+    found(page)
+    after(page, lambda: page.click("#regions"))
+    seen["found"] = ids(page, "#results .hit")
+    seen["address"] = page.url.partition("?")[2]
+    until(page, "document.querySelectorAll('.hit .box').length > 5")
+    seen["framed"] = ids(page, ".hit:has(.box)")
+    page.locator(".hit:has(.box) > a").nth(0).click()
+    page.wait_for_selector("#viewer[open]")
+    page.wait_for_selector("#viewer-box:not([hidden])")
+    seen["asked"] = page.inner_text("#viewer-where legend")
+    for size in ("48", "24"):
+        with page.expect_response("**/v1/map") as answer:
+            page.locator("#viewer-where label", has_text=size).click()
+        seen[f"at {size}"] = answer.value.json()["similarities"]
+        until(page, f"document.getElementById('viewer-map').width === {240 // int(size)}")
+    seen["over"] = page.evaluate(
+        """['viewer-map', 'viewer-image'].map(id => document.getElementById(id)
+        .getBoundingClientRect()).every(({left, right}) => left >= 0 && right <= innerWidth)"""
+    )
+    seen["range"] = page.inner_text("#viewer-map-range")
+    page.locator("#viewer-where label", has_text="Off").click()
+    seen["off"] = page.is_hidden("#viewer-map")
+
+    page.click("#viewer-part")
+    page.wait_for_selector("#part[open]")
+    until(page, "document.getElementById('part-image').naturalWidth > 0")
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowDown"):  # the first one makes a rectangle
+        page.keyboard.press(key)
+    with page.expect_request("**/v1/search") as request:
+        page.click("#part-search")
+    seen["by_part"] = request.value.post_data_json
+    found(page)
+    seen["hint"] = page.inner_text("#hint")
+    seen["part_address"] = page.url.partition("?")[2]
+    page.reload()
+    found(page)
+    seen["again"] = ids(page, "#results .hit")
+    page.click("#chip-image")
+    page.wait_for_selector("#part-box:not([hidden])")
+    stage = page.locator("#part-stage").bounding_box()
+    assert stage is not None
+    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"], stage["y"] + stage["height"], steps=3)
+    page.mouse.up()
+    with page.expect_request("**/v1/search") as request:
+        page.click("#part-search")
+    seen["drawn"] = request.value.post_data_json["box"]
+    found(page)
+    page.click("#chip-image")
+    with page.expect_request("**/v1/search") as request:
+        page.click("#part-whole")
+    seen["whole"] = request.value.post_data_json
+    return seen
+
+
 def fill_day(input_: Any, day: str) -> None:
     input_.fill(day)
     input_.dispatch_event("change")
@@ -267,6 +333,14 @@ def check(page: Page, url: str, picture: str) -> Seen:
     page.locator(".hit > a").nth(1).click()
     page.wait_for_selector("#viewer-facts dt:text-is('File')")
     look_at("viewer")
+    page.click("#viewer-part")
+    page.wait_for_selector("#part[open]")
+    look_at("part")
+    page.keyboard.press("Escape")
+    page.click("#chip-remove")
+    after(page, lambda: page.fill("#text", "rain"))
+    page.locator(".hit > a").nth(1).click()
+    page.wait_for_selector("#viewer[open]")
     page.keyboard.press("Escape")
     page.wait_for_url(lambda address: "open=" not in address)
     page.click("#tab-classify")
@@ -305,7 +379,7 @@ def enter(page: Page, url: str, picture: str) -> Seen:
     return seen
 
 
-WAYS = {"ask": ask, "enter": enter, "look": look, "check": check}
+WAYS = {"ask": ask, "enter": enter, "look": look, "parts": parts, "check": check}
 
 
 def main(ways: Mapping[str, Way]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from shard_maker import write_tar
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from data.errors import UsageError
+from launch.search import Args, budget_of, search
 from retrieval.detail import MaxTokens, as_key, from_key, of_manifest, said, said_pair
 from retrieval.embed.bulk import embed_shards
 from retrieval.embed.partitions import open_vectors
@@ -29,6 +31,7 @@ from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
 from retrieval.server import ServeConfig, load_service
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.patch_sizes import kept_detail
 from retrieval.server.requests import ClassifyRequest
 
 SHAPES = [(40, 48), (96, 30), (20, 90), (64, 64), (1, 50)]  # height, width
@@ -232,9 +235,35 @@ def test_the_service_reads_images_within_any_budget(served: Served, searcher: Se
         assert len(labelled["labels"]) == 2
     refined = {"text": "a", "max_tokens": 9, "refine_max_tokens": 30, "candidates": 5, "k": 5}
     found = served.post("/v1/search", refined).json
-    (hits,) = searcher.search(["a"], 5, MaxTokens(9), refine_patch_size=MaxTokens(30), candidates=5)
+    (hits,) = searcher.search(["a"], 5, MaxTokens(9), refine_patch_size=MaxTokens(25), candidates=5)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in hits]
-    assert found["refine_max_tokens"] == 30
+    assert found["refine_max_tokens"] == 25
+
+
+def test_few_budgets_keep_fine_vectors(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever clients ask for: square numbers, those of the index and of its calibration."""
+    kept = {kept_detail(MaxTokens(count), searcher) for count in range(9, 901)}
+    assert kept == {MaxTokens(side**2) for side in range(3, 31)} | {MaxTokens(20)}
+    assert kept_detail(48, searcher) == 48
+    ranks: dict[Any, Any] = {(MaxTokens(9), MaxTokens(60)): None, (48, 24): None}
+    monkeypatch.setattr(Searcher, "calibration", SimpleNamespace(ranks=ranks))
+    found = [kept_detail(MaxTokens(count), searcher) for count in (59, 60, 63, 64)]
+    assert found == [MaxTokens(49), MaxTokens(60), MaxTokens(60), MaxTokens(64)]
+
+
+def test_an_image_is_answered_by_the_budget_that_its_cost_buys(
+    served: Served, searcher: Searcher, index: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(png(pictures()[1]))
+    for count in (9, 20):
+        cost = searcher.profile.gflops(MaxTokens(count))
+        asked = {"image": base64.b64encode(file.read_bytes()).decode(), "max_gflops": cost}
+        found = served.post("/v1/search", asked).json
+        assert (found["max_tokens"], found["query_max_tokens"]) == (count, count)
+        args = Args((str(file),), str(index[1]), max_gflops=cost, device="cpu")
+        ((hit, *_),), _ = search(args, [True], budget_of(args))
+        assert hit.similarity == pytest.approx(1, abs=1e-5)  # of the same budget
 
 
 def test_indexes_of_several_fits_share_a_model_and_class_sets(

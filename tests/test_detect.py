@@ -1,7 +1,10 @@
 """Boxes by words, and their average precision."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from test_segment import NAMES, model, picture, segmenter  # noqa: F401
 
 from data.errors import UsageError
@@ -108,3 +111,19 @@ def test_regions_that_do_not_touch_are_boxes_of_their_own_and_specks_are_none(mo
     assert all(0.5 < box.score <= most for box, most in zip(boxes, (0.9, 0.7, 0.6), strict=True))
     assert len(detector.boxes(maps, (800, 1600))) == len(boxes)
     assert detector.boxes(np.zeros((4, 4, 3), np.float32), (40, 40)) == []
+
+
+def test_a_picture_of_a_thing_finds_it(model, segmenter):  # noqa: F811
+    pictures = [Image.new("RGB", (240, 240), "red"), np.full((64, 90, 3), (0, 255, 0), np.uint8)]
+    detector = ZeroShotDetector(model, pictures, background=-1.0, value_path=True)
+    assert detector.segmenter.class_names == ["picture 1", "picture 2"]
+    own = model.encode_patches(pictures[0], 8)[0].flatten(0, 1)
+    assert (own @ detector.segmenter.class_embeds[0]).max() > 0.99
+    (similarities,) = detector.segmenter.similarities(picture(240, 240), 40)
+    for label, left in ((0, True), (1, False)):
+        down, across = np.unravel_index(similarities[..., label].argmax(), (6, 6))
+        assert (down < 3, across < 3) == (True, left)
+    with pytest.raises(UsageError, match="cannot be read"):
+        ZeroShotDetector(model, [Path("no-such-file.png")], background=0.0)
+    with pytest.raises(UsageError, match="1 texts and 2 pictures"):
+        ZeroShotDetector(model, [*pictures, "rain"], background=0.0)

@@ -3,15 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluate_program import results
 from forked import ranks
 from launcher import ROOT
+from PIL import Image
 from shard_maker import png
 from test_retrieval_sets import captions_of, write_images
 from tree_maker import write_karpathy
 
 from contrastive.model.lit import LitModel
+from data.class_names import write_class_names
+from data.scenes.build import run_lengths
 
 
 def write_folders(root: Path) -> None:
@@ -21,6 +25,35 @@ def write_folders(root: Path) -> None:
         for n in range(count):
             (root / name / f"{n}.png").write_bytes(png(100 * number + n))
     (root / "dog/2.png").write_bytes(b"no picture")
+
+
+def write_scenes(root: Path) -> Path:
+    """Five pictures of a red or green square on grey, a crowd among them; one has no mask."""
+    colours = {"red": (255, 0, 0), "lime": (0, 255, 0), "grey": (128, 128, 128)}
+    annotations, images = [], []
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for number in range(5):
+        mask = np.full((48, 48), 3, np.uint8)
+        side, label = 20 + 4 * number, 1 + number % 2
+        mask[2 : 2 + side, 4 : 4 + side] = label
+        pixels = np.array([(0, 0, 0), *colours.values()], np.uint8)[mask]
+        Image.fromarray(pixels).save(root / f"images/{number}.png")
+        if number != 3:
+            Image.fromarray(mask).save(root / f"masks/{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 48, "height": 48})
+        for which, box in ((label, [4, 2, side, side]), (3, [0, 0, 48, 48])):
+            runs = {"size": [48, 48], "counts": run_lengths(mask == which)}
+            crowd = int(number == 4 and which == label)
+            annotations.append(
+                {"image_id": number, "category_id": which, "bbox": box, "segmentation": runs,
+                 "iscrowd": crowd}
+            )  # fmt: skip
+    categories = [{"id": label, "name": name} for label, name in enumerate(colours, 1)]
+    found = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations.json").write_text(json.dumps(found))
+    write_class_names(root, colours, ["a {c} square"])
+    return root
 
 
 def test_two_ranks_match_one_process(
@@ -34,6 +67,7 @@ def test_two_ranks_match_one_process(
     job = {
         "model": str(tmp_path / "model"),
         "out": str(tmp_path / "out.json"),
+        "dense": [str(write_scenes(tmp_path / "scenes"))],
         "sets": {
             f"folder:{tmp_path / 'pictures'}": False,
             f"flickr30k:{tmp_path}": True,
@@ -46,6 +80,12 @@ def test_two_ranks_match_one_process(
     of_two = json.loads((tmp_path / "out.json").read_text())
     of_one = json.loads(json.dumps(results(tiny_model, job)))
     assert of_two["ranks"] == 2
+    assert of_two["results"]["scenes"] == of_one["scenes"]
+    assert (of_one["scenes"]["num_images"], of_one["scenes"]["errors"]) == (4, {"no_mask": 1})
+    assert of_one["scenes"]["noted"] == {"crowd": 1}
+    shares = of_one["scenes"]["dense"]["48"]
+    assert 0 < shares["miou"] < shares["pixel_accuracy"] < 1
+    assert all(0 < shares[name] < 1 for name in ("ap50", "pq"))
     errors = [[d.pop("calibration") for d in r.values()] for r in (of_two["results"], of_one)]
     assert of_two["results"] == of_one
     for two, one in zip(*errors, strict=True):  # features of other batches differ in rounding

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,8 @@ from server_thread import Served, serving
 
 from contrastive.model.lit import LitModel
 from data.files import file_digest
-from retrieval import build_index
+from retrieval import ZeroShotSegmenter, build_index, index_regions
+from retrieval.regions.boxes import WHOLE
 from retrieval.search.searcher import Searcher
 from retrieval.server import Limits
 
@@ -50,6 +52,7 @@ def searcher(
         partition["blake2b"]["metadata"] = file_digest(file)
     (folder / "emb" / "manifest.json").write_text(json.dumps(manifest))
     build_index(folder / "emb", folder / "drawings", kind="flat", device="cpu")
+    index_regions(folder / "drawings", model=tiny_model)
     return Searcher.load(folder / "drawings", tiny_model, device="cpu")
 
 
@@ -159,9 +162,42 @@ def test_a_visitor_looks_closer_filters_and_downloads(
 
 
 @pytest.mark.parametrize("width", [1280, 390])
+def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
+    served: Served, searcher: Searcher, width: int
+) -> None:
+    seen = drive(served, "parts", width)
+    (hits,) = searcher.search(["rain"], k=len(searcher), regions=True)
+    by_id = {hit.id: hit for hit in hits}
+    similar = [by_id[id].similarity for id in seen["found"]]
+    assert similar == pytest.approx([hit.similarity for hit in hits[:PAGE]], abs=1e-5)
+    assert seen["address"] == "q=rain&alike=all&regions=yes"
+    parts = [by_id[id] for id in seen["framed"]]
+    assert all(hit.box != WHOLE for hit in parts)
+    assert seen["asked"] == "Where is “rain”?"
+    texts = searcher.model.encode_text(["rain"]).numpy()
+    segmenter = ZeroShotSegmenter(searcher.model, ["rain"], class_embeds=texts)
+    for size in (48, 24):
+        (wanted,) = segmenter.similarities(parts[0].image(), size)
+        np.testing.assert_allclose(seen[f"at {size}"], wanted[..., 0], atol=1e-3)
+    assert seen["over"]
+    assert f"{wanted.max():.2f} (full colour)" in seen["range"]
+    assert seen["off"]
+    asked = seen["by_part"]
+    assert asked["box"] == [0.3, 0.25, 0.8, 0.8]
+    assert (asked["id"], asked["regions"]) == (str(parts[0].id), True)
+    assert "a part of your image" in seen["hint"]
+    assert "part=0.3%2C0.25%2C0.8%2C0.8" in seen["part_address"]
+    assert seen["again"][0] == parts[0].id
+    left, top, right, bottom = seen["drawn"]
+    assert (left, top) == pytest.approx((0.5, 0.5), abs=0.01)
+    assert (right, bottom) == (1, 1)
+    assert "box" not in seen["whole"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_that_keeps_people_out(served: Served, width: int) -> None:
     seen = drive(served, "check", width)
-    for view in ("sample", "search", "choosing", "viewer", "naming"):
+    for view in ("sample", "search", "choosing", "viewer", "part", "naming"):
         assert seen[view] == [], view
 
 

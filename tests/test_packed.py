@@ -164,6 +164,17 @@ def test_the_blocks_see_all_pictures_at_once():
     assert seen == [(1, 2 + 65 + 257 + 2 * (17 + 11 + 11 + 29), 32)]  # with class tokens
 
 
+def test_pictures_of_one_patch_size_share_a_product_of_the_stem():
+    tower, counted = make_tower("vit_tiny_patch16_224"), []
+    patches = tower.net.patch_embed.norm.register_forward_hook(
+        lambda _, args, out: counted.append(out.shape[:2].numel())
+    )
+    with torch.no_grad():
+        shaped_features(tower, make_images())
+    patches.remove()
+    assert sorted(counted) == [1 + 2 * (16 + 10 + 10), 64 + 2 * 28, 256]  # of 16, 8 and 4
+
+
 def test_pictures_of_one_shape_are_read_as_ever(monkeypatch):
     """To the last bit, and without packing."""
     monkeypatch.setattr(shaped, "packed_features", None)

@@ -15,8 +15,8 @@ from shard_maker import png
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.problems import SampleError
+from retrieval.index import widen
 from retrieval.index.snapshot import Snapshot
-from retrieval.photos import indexing
 from retrieval.photos.changes import compare
 from retrieval.photos.indexing import index_photos
 from retrieval.photos.listing import list_photos
@@ -143,8 +143,8 @@ def test_run_again_takes_in_only_what_changed(
         "__getitem__",
         lambda self, n: read.append(self._photos[n].key) or getitem(self, n),
     )
-    monkeypatch.setattr(indexing, "COMPACT_ABOVE", 0.5)
-    monkeypatch.setattr(indexing, "compact_index", lambda *_: pytest.fail("little has changed"))
+    monkeypatch.setattr(widen, "COMPACT_ABOVE", 0.5)
+    monkeypatch.setattr(widen, "compact_index", lambda *_: pytest.fail("little has changed"))
     again = take_in(folder, model_dir, out)
     assert (again.added, again.changed, again.gone, again.unchanged) == (0, 0, 0, 12)
     assert read == ["broken.jpg"]  # tried again

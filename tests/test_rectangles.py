@@ -99,6 +99,16 @@ def test_one_kernel_serves_all_grids_and_few_are_kept(vit, monkeypatch):
     assert len({positions.shape for *_, positions in stems}) == 3
 
 
+def test_kept_stems_are_bounded_in_bytes(vit, monkeypatch):
+    kernel = vit.stem(8, (1, 1)).kernel.nbytes
+    monkeypatch.setattr("contrastive.vision.tower.MAX_STEM_BYTES", 6 * kernel)
+    for patch_size in range(6, 13):  # of 0.6 to 2.3 times as many bytes
+        vit(torch.randn(1, 3, patch_size, 2 * patch_size), patch_size)
+        kept = {stem.kernel.shape[-1]: stem.kernel.nbytes for stem in vit._stems.values()}
+        assert sum(kept.values()) <= 6 * kernel
+    assert [*kept] == [10, 11, 12]
+
+
 def test_bfloat16_cuts_the_same_patches():
     images = torch.randn(2, 3, 32, 80)
     kernel = torch.randn(5, 3, 16, 16)

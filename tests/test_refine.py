@@ -191,3 +191,16 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     assert abs(other_vectors[first] - expected[first]).max() > 1e-3
     nowhere = FineVectors(tiny_model, tmp_path / "no folder" / "fine.sqlite")
     assert len(nowhere.get(dict(list(locations.items())[:3]), FINE)) == 3
+
+
+def test_an_index_built_anew_under_its_name_has_none_of_the_old_vectors(
+    coarse: Searcher, tiny_model: LitModel, tmp_path: Path
+) -> None:
+    first, second = (hit.location for hit in coarse.search(["a cat"], k=2)[0])
+    vectors = FineVectors(tiny_model, tmp_path / "fine.sqlite")
+    before = vectors.get({0: first}, FINE)[0]
+    (tmp_path / "fine.sqlite").unlink()
+    after = vectors.get({0: second}, FINE)[0]
+    np.testing.assert_array_equal(after, vectors.get({1: second}, FINE)[1])
+    assert abs(after - before).max() > 1e-3
+    assert vectors.num_encoded == 3

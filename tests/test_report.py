@@ -14,7 +14,7 @@ from retrieval.evaluation.costs import PatchCost, measure_costs
 from retrieval.evaluation.metrics import Estimate, Recall
 from retrieval.evaluation.plot import plot_accuracy
 from retrieval.evaluation.report import Report
-from retrieval.evaluation.results import DatasetResult
+from retrieval.evaluation.results import DatasetResult, DenseScores
 
 
 @pytest.fixture
@@ -97,3 +97,30 @@ def test_finer_patches_cost_more(tiny_model: LitModel) -> None:
     for cost in costs:
         median, low, high = cost.images_per_second
         assert 0 < low <= median <= high
+
+
+def test_masks_and_boxes_stand_beside_their_cost(report: Report, tmp_path) -> None:
+    dense = {
+        56: DenseScores(0.123, 0.5, (math.nan, 0.123), ap50=0.25),
+        28: DenseScores(0.2, 0.625, (0.1, 0.3), ap50=math.nan),
+    }
+    scenes = DatasetResult("scenes", 9, 1, {"no_mask": 2}, dense=dense, noted={"crowd": 3})
+    both = Report("model", report.costs, [*report.results, scenes])
+    text = both.text()
+    for part in ("mIoU", "12.3", "62.5", "AP50", "25.0", "scenes: 9 images, 1 classes; not read: "
+                 "no_mask 2; in its annotations: crowd 3."):  # fmt: skip
+        assert part in text
+    assert "PQ things" not in text
+    files = both.save(tmp_path / "out")
+    assert [f.name for f in files[-2:]] == ["accuracy.png", "dense.png"]
+    saved = json.loads((tmp_path / "out/report.json").read_text())["datasets"][2]
+    assert saved["dense"]["56"] == {
+        "miou": 0.123, "pixel_accuracy": 0.5, "ap50": 0.25, "iou_per_class": [None, 0.123],
+    }  # fmt: skip
+    assert saved["dense"]["28"]["ap50"] is None
+    assert "dense" not in json.loads((tmp_path / "out/report.json").read_text())["datasets"][0]
+    assert scenes.figures() == {
+        "scenes/p56/miou": 0.123, "scenes/p56/pixel_accuracy": 0.5, "scenes/p56/ap50": 0.25,
+        "scenes/p28/miou": 0.2, "scenes/p28/pixel_accuracy": 0.625,
+        "scenes/p28/ap50": pytest.approx(math.nan, nan_ok=True), "scenes/not_read": 2.0,
+    }  # fmt: skip

@@ -72,6 +72,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["search.py", "a", "--index", "i", "--max-tokens", "9", "--max-ms", "3"],
             "give --max-tokens, or --max-gflops and --max-ms, not both",
         ),
+        (
+            ["search.py", __file__, "--index", "i", "--box", "0", "0", "0.5", "0.5"],
+            "--box is for images",
+        ),
+        (
+            ["search.py", "a", "--index", "i", "--box", "0", "0", "2", "1"],
+            "four numbers from 0 to 1",
+        ),
+        (
+            ["search.py", "a", "--index", "i", "--regions", "--words", "0.5"],
+            "--regions are found by one vector",
+        ),
         (["serve.py", "--help"], "usage"),
         (["serve.py", "--idnex", "/no"], "--idnex"),
         (["serve.py", "--index", "/no"], "/no holds no index"),
@@ -86,6 +98,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (["zeroshot.py", "--model", "m", "--root", ".", "--dataset", "x"], "unknown data set 'x'"),
         (["zeroshot.py", "--model", "/no", "--root", "launch", "--dataset", "shards"], "no *.tar"),
+        (["segment.py", "--model", "m", "--root", "/no"], "/no is not a folder"),
+        (["segment.py", "--model", "m", "--root", "launch"], "holds no set with masks or boxes"),
+        (["segment.py", "--model", "m", "--root", ".", "--dataset", "x"], "unknown data set 'x'"),
+        (["segment.py", "--model", "m", "--root", ".", "--patch-sizes", "0"], "--patch-sizes"),
+        (["segment.py", "--model", "m", "--root", ".", "--background", "2"], "a cosine, -1 to 1"),
     ],
 )
 def test_mistakes_are_told_at_once(arguments: list[str], words: str) -> None:

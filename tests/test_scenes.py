@@ -21,12 +21,6 @@ DRAWINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    return build_scenes(folder, count=3, size=64, num_classes=20, progress=False)
-
-
 def annotations(folder: Path) -> dict:
     return json.loads((folder / "annotations.json").read_text())
 
@@ -43,16 +37,16 @@ def decoded(segmentation: dict) -> np.ndarray:
     return np.repeat(values, segmentation["counts"]).reshape(width, height).T.astype(bool)
 
 
-def test_masks_boxes_and_run_lengths_say_the_same(built):
+def test_masks_boxes_and_run_lengths_say_the_same(small_scenes):
     for split in SPLITS:
-        found = annotations(built / split)
-        names = read_class_names(built / split / "classnames.txt")
+        found = annotations(small_scenes / split)
+        names = read_class_names(small_scenes / split / "classnames.txt")
         assert [c["name"] for c in found["categories"]] == names
-        assert read_templates(built / split / "zeroshot_classification_templates.txt")
+        assert read_templates(small_scenes / split / "zeroshot_classification_templates.txt")
         assert len(found["images"]) == 3
         for image in found["images"]:
-            mask = read(built / split / "masks" / image["file_name"])
-            assert read(built / split / "images" / image["file_name"]).shape == (64, 64, 3)
+            mask = read(small_scenes / split / "masks" / image["file_name"])
+            assert read(small_scenes / split / "images" / image["file_name"]).shape == (64, 64, 3)
             again = np.zeros_like(mask)
             for thing in found["annotations"]:
                 if thing["image_id"] == image["id"]:
@@ -71,20 +65,20 @@ def test_masks_boxes_and_run_lengths_say_the_same(built):
             assert np.array_equal(again, mask)
 
 
-def test_held_out_concepts_and_style_are_apart(built):
-    names = {s: set(read_class_names(built / s / "classnames.txt")) for s in SPLITS}
+def test_held_out_concepts_and_style_are_apart(small_scenes):
+    names = {s: set(read_class_names(small_scenes / s / "classnames.txt")) for s in SPLITS}
     assert names["train"] == names["heldout_style"]
     assert not names["train"] & names["heldout_captions"]
 
 
-def test_a_scene_is_a_function_of_its_seed_alone(built, tmp_path):
+def test_a_scene_is_a_function_of_its_seed_alone(small_scenes, tmp_path):
     again = build_scenes(tmp_path / "again", count=2, size=64, num_classes=20, progress=False)
     for split in SPLITS:
         for name in ("images", "masks"):
-            first, second = (built / split / name / f"00000{n}.png" for n in (0, 1))
+            first, second = (small_scenes / split / name / f"00000{n}.png" for n in (0, 1))
             assert first.read_bytes() == (again / split / name / first.name).read_bytes()
             assert first.read_bytes() != second.read_bytes()
-    assert build_scenes(built, count=3, size=64, num_classes=20) == built
+    assert build_scenes(small_scenes, count=3, size=64, num_classes=20) == small_scenes
 
 
 def test_masks_are_where_the_drawings_pixels_are():
@@ -143,9 +137,9 @@ def test_impossible_values_are_refused(values, says, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_else_is_kept(built, tmp_path):
+def test_a_folder_that_holds_something_else_is_kept(small_scenes, tmp_path):
     with pytest.raises(UsageError, match="built with count 3, not 4"):
-        build_scenes(built, count=4, size=64, num_classes=20)
+        build_scenes(small_scenes, count=4, size=64, num_classes=20)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UsageError, match="not a folder of scenes"):
         build_scenes(tmp_path)

@@ -11,8 +11,8 @@ from PIL import ExifTags, Image
 from contrastive import LitModel, load_vision_tower
 from contrastive.model.text_side import TextSide
 from contrastive.vision.select_features import select_features
-from data.errors import UsageError
-from retrieval import MaskFolder, ZeroShotSegmenter, evaluate_masks
+from data.errors import DataError, UsageError
+from retrieval import ZeroShotSegmenter, evaluate_dense, load_dense
 from retrieval.dense import segment
 from retrieval.dense.miou import IoUCounter
 
@@ -224,13 +224,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_judged_by_its_masks(folder, segmenter):
-    report = evaluate_masks(segmenter, MaskFolder.open(folder), 40)
-    assert (report.num_pictures, report.skipped) == (2, {})
-    assert report.iou.mean > 0.8
+    result = evaluate_dense(segmenter, load_dense(folder), [40])
+    assert (result.num_images, result.errors) == (2, {})
+    assert result.dense[40].miou > 0.8
     exact = segmenter.predict(picture(80, 120), 40)[0]
     Image.fromarray(exact).save(folder / "masks/0.png")
     (folder / "images/1.png").unlink()
-    assert evaluate_masks(segmenter, MaskFolder.open(folder), 40).iou.mean == 1
+    assert evaluate_dense(segmenter, load_dense(folder), [40]).dense[40].miou == 1
 
 
 def test_what_is_wrong_with_a_picture_is_counted(folder, segmenter):
@@ -245,10 +245,12 @@ def test_what_is_wrong_with_a_picture_is_counted(folder, segmenter):
     add("d", Image.new("RGB", (120, 80)))
     (folder / "images/e.png").write_bytes(b"no picture")
     Image.new("L", (120, 80)).save(folder / "masks/e.png")
-    report = evaluate_masks(segmenter, MaskFolder.open(folder), 40)
-    assert report.num_pictures == 2
+    result = evaluate_dense(segmenter, load_dense(folder), [40])
+    assert result.num_images == 2
     wanted = {"no_mask": 1, "mask_size": 1, "mask_labels": 1, "unreadable": 2}
-    assert report.skipped == wanted
+    assert result.errors == wanted
+    with pytest.raises(DataError, match=r"images/a\.png: no .*masks/a\.png \(no_mask\)"):
+        evaluate_dense(segmenter, load_dense(folder), [40], on_error="raise")
 
 
 def test_a_mask_is_of_the_picture_as_its_exif_turns_it(folder):
@@ -257,20 +259,20 @@ def test_a_mask_is_of_the_picture_as_its_exif_turns_it(folder):
     for name, mask in (("as shown", (80, 120)), ("as stored", (120, 80))):
         picture(80, 120).save(folder / f"images/{name}.jpg", exif=turned)
         Image.new("L", mask).save(folder / f"masks/{name}.png")
-    masks = MaskFolder.open(folder)
-    assert (120, 80) in [mask.shape for _, mask in masks]
+    masks = load_dense(folder)
+    assert (120, 80) in [one.mask.shape for one in masks]
     assert masks.skipped == {"mask_size": 1}
 
 
 def test_folders_that_cannot_be_judged_are_refused(folder, segmenter, model):
     other = ZeroShotSegmenter(model, ["red"])
     with pytest.raises(UsageError, match="are not those of"):
-        evaluate_masks(other, MaskFolder.open(folder), 40)
+        evaluate_dense(other, load_dense(folder), [40])
     for mask in folder.glob("masks/*"):
         mask.unlink()
     with pytest.raises(UsageError, match="no picture could be used"):
-        evaluate_masks(segmenter, MaskFolder.open(folder), 40)
+        evaluate_dense(segmenter, load_dense(folder), [40])
     for image in folder.glob("images/*"):
         image.unlink()
     with pytest.raises(UsageError, match="has no pictures"):
-        MaskFolder.open(folder)
+        load_dense(folder)

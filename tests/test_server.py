@@ -411,6 +411,8 @@ def test_the_openapi_document_describes_bodies_answers_and_refusals(served: Serv
         ("/v1/search", {"application/json", form}, "SearchAnswer"),
         ("/v1/classify", {"application/json", form}, "ClassifyAnswer"),
         ("/v1/segment", {"application/json", form}, "SegmentAnswer"),
+        ("/v1/detect", {"application/json", form}, "DetectAnswer"),
+        ("/v1/map", {"application/json", form}, "MapAnswer"),
         ("/knn-service", {"application/json"}, "KnnEntry"),
         ("/metadata", {"application/json"}, "MetadataEntry"),
     ):

@@ -146,7 +146,7 @@ def test_a_bad_search_is_refused_with_a_sentence(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"labels": ["a"]}, ["exactly one of image and image_url"]),
+        ({"labels": ["a"]}, ["exactly one of image, image_url and id"]),
         ({"image": SMALL}, ["exactly one of labels and class_set"]),
         ({"image": SMALL, "labels": ["a"] * 6}, ["labels", "at most 5"]),
         ({"image": SMALL, "labels": ["a", " "]}, ["labels", "empty"]),
@@ -164,7 +164,7 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"labels": ["a"]}, ["exactly one of image and image_url"]),
+        ({"labels": ["a"]}, ["exactly one of image, image_url and id"]),
         ({"image": SMALL}, ["labels"]),
         ({"image": SMALL, "labels": []}, ["labels", "at least 1"]),
         ({"image": SMALL, "labels": ["a"] * 6}, ["labels", "at most 5"]),

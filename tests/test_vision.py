@@ -51,7 +51,7 @@ def test_matches_the_reference_at_every_grid(name, side):
         }
     with torch.no_grad():
         features = tower(images, patch_size=240 // side)
-        kernel, _, _ = tower._stem(240 // side, (side, side))
+        kernel, _, _ = tower.stem(240 // side, (side, side))
         stem = torch.nn.functional.conv2d(
             images[:1], kernel, tower.net.patch_embed.proj.bias, stride=240 // side
         )[:, :, :2, :2].permute(0, 2, 3, 1)

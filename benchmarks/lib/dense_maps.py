@@ -11,9 +11,11 @@ from PIL import Image
 from contrastive import load_vision_tower
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.select_features import select_features
+from data.dense.dense_dataset import DenseDataset
+from data.dense.picture import IGNORED
 from lib.alignment_rows import TOWER
-from retrieval import MaskFolder, ZeroShotSegmenter
-from retrieval.dense.miou import IGNORED, IoUCounter
+from retrieval import ZeroShotSegmenter, load_dense
+from retrieval.dense.miou import IoUCounter
 
 JOINED = "cls+mean+mean@10"
 """Its patches hold the whole image's class token, then the patches after the last norm, which a
@@ -27,16 +29,16 @@ NUM_QUANTILES = 19
 class Scenes:
     """A folder of scenes, in memory."""
 
-    folder: MaskFolder
+    folder: DenseDataset
     pictures: list[Image.Image]
     masks: UInt8[np.ndarray, "n s s"]
 
     @classmethod
     def read(cls, root: str, count: int) -> "Scenes":
-        folder = MaskFolder.open(root)
-        folder.files = folder.files[:count]
-        pairs = list(folder)
-        return cls(folder, [picture for picture, _ in pairs], np.stack([m for _, m in pairs]))
+        folder = load_dense(root)
+        pictures = [folder.pictures.load(row) for row in range(count)]
+        masks = [picture.mask for picture in pictures if picture.mask is not None]
+        return cls(folder, [picture.image for picture in pictures], np.stack(masks))
 
 
 class JoinedTower:

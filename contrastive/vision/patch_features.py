@@ -54,10 +54,15 @@ def patch_features(
     return torch.cat(parts, dim=-1).unflatten(1, grid).float()
 
 
+def has_patches(tower: VisionTower) -> bool:
+    """Whether there are tokens of patches to give."""
+    last = isinstance(tower.family, ClassLast) and any(t.block is None for t in tower.terms)
+    return tower.flexible and not last
+
+
 def check_has_patches(tower: VisionTower) -> None:
     """Raises `UsageError` as `patch_features`."""
-    last = isinstance(tower.family, ClassLast) and any(t.block is None for t in tower.terms)
-    if not tower.flexible or last:
+    if not has_patches(tower):
         raise UsageError(
             f"{tower.config.name} (features {tower.config.features}) has no tokens of patches "
             "to give; allowed are ViTs whose class token, mean or pooling reads its patches"

@@ -5,10 +5,10 @@ stays in eval mode whatever its parents do, and caches its resized kernels and p
 forward at any patch size costs what a ViT of that patch size costs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,28 @@ from data.errors import UsageError
 from data.transform import Fit, ImageTransform
 
 MAX_STEMS = 64  # resized kernels with positions that a tower keeps, one per patch size and grid
+MAX_STEM_BYTES = 2**28  # of all of them: a kernel of 57 px has 15 MB at width 384
+
+
+class Stem(NamedTuple):
+    """All that a patch size and a grid change."""
+
+    kernel: Float[Tensor, "d 3 p p"]
+    prefix: Float[Tensor, "1 k d"]
+    """Class tokens and registers with their positions."""
+    positions: Float[Tensor, "1 n d"]
+    """Of the grid; of a tower without any, one that is 0."""
+
+    def place(
+        self, patches: Float[Tensor, "b n d"], keep: float | Int[Tensor, "b k"] = 1.0
+    ) -> Float[Tensor, "b m d"]:
+        """Patches with their positions, those that are kept, after the prefix."""
+        tokens = patches + self.positions
+        if isinstance(keep, Tensor) or keep < 1:
+            tokens = keep_patches(tokens, keep)
+        if self.prefix.shape[1]:
+            tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens
 
 
 class VisionTower(nn.Module):
@@ -62,7 +84,7 @@ class VisionTower(nn.Module):
         self.embed_dim = sum(
             (config.projection or width) if term.token == OWN else self.width for term in self.terms
         )
-        self._stems: dict[tuple, tuple[Tensor, ...]] = {}
+        self._stems: dict[tuple, Stem] = {}
         self._rotary: dict[tuple, Tensor | None] = {}
 
     @property
@@ -213,22 +235,16 @@ class VisionTower(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Tokens with positions, prefix tokens (class, registers) first."""
         rows, columns = (side // patch_size for side in images.shape[-2:])
-        kernel, prefix, positions = self._stem(patch_size, (rows, columns))
+        stem = self.stem(patch_size, (rows, columns))
         images = images[..., : rows * patch_size, : columns * patch_size]
-        tokens = self.family.patches(self.net, images, kernel) + positions
-        if isinstance(keep, Tensor) or keep < 1:
-            tokens = keep_patches(tokens, keep)
-        if prefix.shape[1]:
-            tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens
+        return stem.place(self.family.patches(self.net, images, stem.kernel), keep)
 
     def pool(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """The tower's own pooling (class token, mean, or attention) and what follows it."""
         return self.projection(self.family.pool(self.net, tokens))
 
-    def _stem(self, patch_size: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
-        """(kernel, prefix tokens with their positions, grid positions) at one patch size, for a
-        grid of (rows, columns).
+    def stem(self, patch_size: int, grid: tuple[int, int]) -> Stem:
+        """The stem at one patch size, for a grid of (rows, columns).
 
         Kept until a stored weight changes, so that no call resizes anything; a tower in training
         computes it in each call, differentiably.
@@ -244,19 +260,20 @@ class VisionTower(nn.Module):
             if any(other[2:] != key[2:] for other, _ in known):
                 self._stems.clear()
                 known.clear()
-            elif len(known) >= MAX_STEMS:
-                self._stems.pop(known[0][0], None)
-            same = (kept for other, (kept, *_) in known if other[0] == patch_size)
+            same = (kept.kernel for other, kept in known if other[0] == patch_size)
             kernel = next(same, None)  # of all its grids
             with torch.inference_mode(False), torch.no_grad():
                 parts = self._resize_stem(patch_size, grid, kernel)
-                stem = tuple(p if p is kernel else p.detach().clone() for p in parts)
+                stem = Stem(*(p if p is kernel else p.detach().clone() for p in parts))
+            kept = [*known, (key, stem)]
+            while len(kept) > 1 and (len(kept) > MAX_STEMS or _num_bytes(kept) > MAX_STEM_BYTES):
+                self._stems.pop(kept.pop(0)[0], None)
             self._stems[key] = stem
         return stem
 
     def _resize_stem(
         self, patch_size: int, grid: tuple[int, int], kernel: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    ) -> Stem:
         if kernel is None:
             kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
         width = kernel.shape[0]
@@ -268,7 +285,7 @@ class VisionTower(nn.Module):
         positions = self.family.resized_positions(self.net, grid, self.config.positions)
         if positions is None:
             positions = kernel.new_zeros(1, 1, width)
-        return kernel, prefix, positions
+        return Stem(kernel, prefix, positions)
 
     def rotary_positions(
         self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"] = 1.0, num_images: int = 1
@@ -341,3 +358,8 @@ class VisionTower(nn.Module):
     def fingerprint(self) -> str:
         """Changes when the weights, their dtype, the resize rule or the transform change."""
         return fingerprint(self, self.config, self.transform)
+
+
+def _num_bytes(stems: Sequence[tuple[tuple, Stem]]) -> int:
+    """Of different tensors: grids of one patch size share its kernel."""
+    return sum({id(part): part.nbytes for _, stem in stems for part in stem}.values())

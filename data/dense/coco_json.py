@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from data.dense.mask_files import read_text
 from data.dense.picture import MOST_CLASSES, Box, TrueBox
 from data.errors import UsageError
+from data.problems import BadSample
 
 ROUNDING = 0.01  # pixels; COCO writes boxes with two decimals
 
@@ -27,6 +30,7 @@ class CocoPicture:
 class CocoAnnotations:
     """A file's contents, categories numbered from 1 in the order of their ids."""
 
+    file: Path
     pictures: list[CocoPicture]
     names: list[str]
     labels: dict[int, int]
@@ -41,13 +45,14 @@ class CocoAnnotations:
     def boxes(self, noted: Counter[str]) -> list[tuple[TrueBox, ...]]:
         """Of each picture. noted: what is special is counted there, as `DenseDataset.noted` says.
 
-        A box that reaches beyond its picture stays as it is, as pycocotools has it.
+        A box that reaches beyond its picture stays as it is, as pycocotools has it. Raises
+        `UsageError` for an annotation without a box or a category.
         """
         found = []
         for picture in self.pictures:
             here = []
             for one in self.of_picture.get(picture.id, ()):
-                box, label = _box(one), self.labels.get(one["category_id"])
+                box, label = self._box(one), self.label(one)
                 if label is None:
                     noted["unknown_class"] += 1
                 elif not (all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0):
@@ -64,20 +69,48 @@ class CocoAnnotations:
             del noted[kind]
         return found
 
+    def label(self, annotation: Mapping[str, Any]) -> int | None:
+        """Of its category; None where that is unknown. Raises `UsageError` without one."""
+        number = annotation.get("category_id")
+        if type(number) is not int:
+            raise UsageError(f"{self.file}: an annotation's category_id is {number!r}")
+        return self.labels.get(number)
+
+    def _box(self, annotation: Mapping[str, Any]) -> Box:
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or [type(n) in (int, float) for n in box] != [True] * 4:
+            raise UsageError(f"{self.file}: an annotation's bbox is {box!r}, not four numbers")
+        left, top, width, height = box
+        return left, top, width, height
+
 
 def read_coco(file: Path) -> CocoAnnotations:
     """Raises `UsageError` for what is no such file."""
     try:
         given = json.loads(read_text(file, "COCO's annotations"))
-        return _parsed(given)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return _parsed(file, given)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, UsageError):
             raise
         why = f"{type(error).__name__}: {error}"
         raise UsageError(f"{file} is no file of COCO's annotations ({why})") from None
 
 
-def _parsed(given: Mapping[str, Any]) -> CocoAnnotations:
+def check_size(image: Image.Image, picture: CocoPicture) -> None:
+    """Raises `BadSample` (`picture_size`) for an image of another size than its annotations say."""
+    if image.size != picture.size:
+        sizes = f"{image.width} x {image.height}", f"{picture.size[0]} x {picture.size[1]}"
+        raise BadSample("picture_size", f"{sizes[0]} pixels, its annotations say {sizes[1]}")
+
+
+def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
     pictures = [
         CocoPicture(one["id"], str(one["file_name"]), (int(one["width"]), int(one["height"])))
         for one in given["images"]
@@ -92,6 +125,7 @@ def _parsed(given: Mapping[str, Any]) -> CocoAnnotations:
     if len(names) > MOST_CLASSES:
         raise ValueError(f"{len(names)} categories, at most {MOST_CLASSES} are read")
     found = CocoAnnotations(
+        file,
         pictures,
         names,
         labels,
@@ -99,20 +133,14 @@ def _parsed(given: Mapping[str, Any]) -> CocoAnnotations:
     )
     known: dict[int | str, list[dict[str, Any]]] = {one.id: [] for one in pictures}
     for one in given["annotations"]:
+        if not isinstance(one, dict):
+            raise TypeError(f"an annotation is {one!r}")
         if one["image_id"] in known:
             known[one["image_id"]].append(one)
         else:
             found.unknown_pictures += 1
     found.of_picture = known
     return found
-
-
-def _box(annotation: Mapping[str, Any]) -> Box:
-    left, top, width, height = annotation["bbox"]
-    for value in (left, top, width, height):
-        if type(value) not in (int, float):
-            raise TypeError(f"bbox {annotation['bbox']}")
-    return left, top, width, height
 
 
 def _is_outside(box: Box, size: Sequence[int]) -> bool:

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data.config import OnError
 from data.dense.picture import AnnotatedPicture
 from data.problems import Problem, attempt, skip_or_raise
 
 
+@runtime_checkable
 class PictureSource(Protocol):
     """Annotated pictures by number. Loader processes may hold copies of it."""
 

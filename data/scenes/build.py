@@ -34,6 +34,7 @@ from data.emoji.drawings import STYLES, check_can_draw
 from data.emoji.words import TEMPLATES
 from data.errors import UsageError
 from data.files import replaced_folder
+from data.locks import only_writer
 from data.progress import Progress
 from data.scenes.compose import Scene, compose
 
@@ -67,8 +68,8 @@ def build_scenes(
     pixels. num_classes: drawn from the things, animals, plants, food and places of each split, at
     most one of a group of variants. kinds: the classes are the six `KINDS` that each drawn thing is
     one of, the same in every split; else the things themselves.
-    `out` appears whole or not at all. Raises `UsageError` for impossible values, and as
-    `data.emoji.build.build_emoji`.
+    `out` appears whole or not at all. Raises `UsageError` for impossible values, where another
+    program is making `out`, and as `data.emoji.build.build_emoji`.
     """
     out = Path(out)
     if count < 1:
@@ -89,7 +90,7 @@ def build_scenes(
         return out
     check_can_draw()
     classes, drawings = _choose(num_classes, seed)
-    with replaced_folder(out) as part:
+    with only_writer(out), replaced_folder(out) as part:
         for split in SPLITS:
             (part / split / "images").mkdir(parents=True)
             (part / split / "masks").mkdir()

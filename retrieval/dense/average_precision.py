@@ -25,18 +25,29 @@ class AveragePrecision:
     """Collects boxes of pictures; a box is right where it overlaps a true one by `overlap` (IoU).
 
     The best scores choose first, each true box is found once. Equal to pycocotools over all areas.
+    Those of several ranks are merged, and are then equal to one of all pictures.
     """
 
     overlap: Number = 0.5
-    _scores: dict[int, list[tuple[float, bool]]] = field(default_factory=dict)
+    _scores: dict[int, list[tuple[float, int, bool]]] = field(default_factory=dict)
+    """Of each label: score, number of the picture, whether it is right."""
     _true: dict[int, int] = field(default_factory=dict)
+    _added: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= 1:
             raise UsageError(f"overlap {self.overlap}: above 0, at most 1")
 
-    def add(self, true: Sequence[TrueBox], found: Sequence[ScoredBox]) -> None:
-        """One picture. Raises `UsageError` for boxes without width or height, and unreal scores."""
+    def add(
+        self, true: Sequence[TrueBox], found: Sequence[ScoredBox], picture: int | None = None
+    ) -> None:
+        """One picture. picture: its number among all, by which equal scores are ordered; None: as
+        many as were added before.
+
+        Raises `UsageError` for boxes without width or height, and unreal scores.
+        """
+        number = self._added if picture is None else picture
+        self._added += 1
         for box in [t.box for t in true] + [f.box for f in found]:
             if not (np.isfinite(box).all() and box[2] > 0 and box[3] > 0):
                 raise UsageError(f"box {box}: left, top, and a width and height above 0")
@@ -52,7 +63,7 @@ class AveragePrecision:
             for one in best:
                 right = self._match(one, here, taken)
                 if right is not None:
-                    judged.append((one.score, right))
+                    judged.append((one.score, number, right))
 
     def _match(
         self, one: ScoredBox, here: Sequence[TrueBox], taken: Bool[np.ndarray, " n"]
@@ -71,6 +82,14 @@ class AveragePrecision:
             return False
         taken[best] = True
         return None if here[best].crowd else True
+
+    def merge(self, other: "AveragePrecision") -> None:
+        """Add what another collected of other pictures, which have their numbers."""
+        for label, judged in other._scores.items():
+            self._scores.setdefault(label, []).extend(judged)
+        for label, count in other._true.items():
+            self._true[label] = self._true.get(label, 0) + count
+        self._added += other._added
 
     def per_class(self) -> dict[int, float]:
         """Of each label that is true somewhere."""
@@ -96,10 +115,10 @@ def iou(one: Box, other: Box, crowd: bool = False) -> float:
     return both / area if crowd else both / (area + other[2] * other[3] - both)
 
 
-def _average_precision(judged: Sequence[tuple[float, bool]], total: int) -> float:
+def _average_precision(judged: Sequence[tuple[float, int, bool]], total: int) -> float:
     """The mean over 101 recalls of the best precision at that recall or above."""
-    order = np.argsort([-score for score, _ in judged], kind="stable")
-    right = np.array([hit for _, hit in judged], bool)[order]
+    order = sorted(judged, key=lambda one: (-one[0], one[1]))  # stable within a picture
+    right = np.array([hit for _, _, hit in order], bool)
     hits = np.cumsum(right)
     precision: Float[np.ndarray, " n"] = hits / np.arange(1, len(hits) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]

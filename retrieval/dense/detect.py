@@ -1,41 +1,50 @@
-"""Zero-shot detection: a box around each connected region that is most like a text."""
+"""Zero-shot detection: a box around each connected region that is most like a text or a picture."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from contrastive.model.lit import LitModel
+from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
-from data.given import Images
+from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
+from retrieval.dense.connected import boxes_of
+from retrieval.dense.examples import are_pictures, example_embeds
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
-
-LEAST_AREA = 0.001  # of the picture; smaller regions are specks
 
 
 class ZeroShotDetector:
-    """Finds things by words, at any patch size.
+    """Finds things by words, or by a picture of each, at any patch size.
 
-    queries: as the class names of `ZeroShotSegmenter`, as are the other arguments. background: the
-    least similarity (a cosine) of a region's pixels; also of each box's score.
-    Raises `UsageError` as `ZeroShotSegmenter`.
+    queries: texts as the class names of `ZeroShotSegmenter`, or pictures: PIL images, arrays,
+    tensors of 8 bits, or a `Path`. The other arguments are that class's. background: the least
+    similarity (a cosine) of a region's pixels; also of each box's score.
+    Raises `UsageError` as `ZeroShotSegmenter`, for a picture that cannot be read, and for texts and
+    pictures together.
     """
 
     def __init__(
         self,
         model: LitModel,
-        queries: Sequence[str],
+        queries: Sequence[str | OneImage],
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         *,
         background: float,
         value_path: bool = False,
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
+        check_has_patches(model.vision)
+        names: Any = queries
+        if not isinstance(queries, str) and are_pictures(queries):
+            names = [f"picture {number}" for number in range(1, len(queries) + 1)]
+            if class_embeds is None:
+                class_embeds = example_embeds(model, queries)
         self.segmenter = ZeroShotSegmenter(
             model,
-            queries,
+            names,
             templates,
             background=background,
             value_path=value_path,
@@ -63,20 +72,4 @@ class ZeroShotDetector:
         """What `predict` makes of a map for a picture of `shape` = (height, width)."""
         labels, most = self.segmenter.best(similarities, shape)
         labels[most < (self.segmenter.background or 0.0)] = 0
-        boxes = []
-        for label in np.unique(labels[labels > 0]):
-            regions, count = ndimage.label(labels == label)
-            numbers = range(1, count + 1)
-            areas = ndimage.sum_labels(np.ones(shape, np.int32), regions, numbers)
-            scores = ndimage.mean(most, regions, numbers)
-            for place, area, score in zip(
-                ndimage.find_objects(regions), areas, scores, strict=True
-            ):
-                if place is None or area < LEAST_AREA * labels.size:
-                    continue
-                rows, columns = place
-                size = (columns.stop - columns.start, rows.stop - rows.start)
-                boxes.append(
-                    ScoredBox((columns.start, rows.start, *size), int(label), float(score))
-                )
-        return sorted(boxes, key=lambda box: -box.score)
+        return boxes_of(labels, most)

@@ -91,6 +91,17 @@ class ZeroShotSegmenter:
         """
         return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
 
+    def labels_and_scores(
+        self, picture: Image.Image, patch_size: int | None, shorter_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The mask that `predict` gives, and the cosine of each pixel and the class it is most
+        like."""
+        similarities = self._map(picture, patch_size, shorter_side)
+        labels, most = self.best(similarities, shape_of(picture))
+        if self.background is not None:
+            labels[most < self.background] = BACKGROUND
+        return labels, most
+
     def mask(
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
     ) -> UInt8[np.ndarray, "h w"]:

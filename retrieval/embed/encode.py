@@ -10,7 +10,7 @@ from contrastive.model.lit import LitModel
 from contrastive.model.shaped import ShapedPixels, grid_of
 from contrastive.vision.grids import GridCuts
 from data.batch import EvalBatch, ShapedImages
-from data.transform import Cuts
+from data.transform import AnyImage, Cuts
 from retrieval.detail import Detail, MaxTokens, num_tokens
 from retrieval.embed.config import check_sizes
 
@@ -69,8 +69,15 @@ def read_image(
 ) -> dict[Detail, ShapedPixels]:
     """Normalised pixels of an image file, for each of `details`. Raises as
     `data.images.decode_image`."""
+    return normalised_pixels(model, model.transform.decode(data, max_pixels), details)
+
+
+def normalised_pixels(
+    model: LitModel, picture: AnyImage, details: Sequence[Detail]
+) -> dict[Detail, ShapedPixels]:
+    """Normalised pixels of a picture, for each of `details`."""
     transform = model.transform
-    pixels = transform.pixels(transform.decode(data, max_pixels), reader_cuts(model, details))
+    pixels = transform.pixels(picture, reader_cuts(model, details))
     if isinstance(pixels, Tensor):
         square = transform.normalise(pixels)
         return {detail: ShapedPixels(_size(detail), square) for detail in details}

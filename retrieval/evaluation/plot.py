@@ -1,13 +1,13 @@
-"""Accuracy over cost, as a plot."""
+"""Accuracy over cost, masks and boxes over cost, as plots."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.errors import UsageError
 from data.files import write_atomically
 from data.numbers import rounded
-from retrieval.detail import MaxTokens
+from retrieval.detail import Detail, MaxTokens
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.results import DatasetResult
 
@@ -19,6 +19,37 @@ def plot_accuracy(
 
     Raises `UsageError` without matplotlib.
     """
+    lines: list[Line] = []
+    for dataset in results:
+        if dataset.accuracy:
+            best = {size: next(iter(by_k.values())) for size, by_k in dataset.accuracy.items()}
+            points = {size: (e.value, e.standard_error) for size, e in best.items()}
+            lines.append((f"{dataset.name} ({dataset.num_classes:,} classes)", points))
+    return _plot(costs, lines, "zero-shot top-1 accuracy", path)
+
+
+def plot_dense(
+    costs: Sequence[PatchCost], results: Sequence[DatasetResult], path: str | Path
+) -> Path:
+    """Mean IoU, AP50 and PQ against GFLOPs per image, as far as the data sets have them.
+
+    Raises `UsageError` without matplotlib.
+    """
+    lines: list[Line] = []
+    for dataset in results:
+        for what, name in (("miou", "mIoU"), ("ap50", "AP50"), ("pq", "PQ")):
+            found = {s: getattr(scores, what) for s, scores in dataset.dense.items()}
+            points = {s: (value, math.nan) for s, value in found.items() if value is not None}
+            if points:
+                lines.append((f"{dataset.name}: {name}", points))
+    return _plot(costs, lines, "mIoU, AP50, PQ", path)
+
+
+Line = tuple[str, Mapping[Detail, tuple[float, float]]]
+"""Its name; of each patch size a share and its standard error."""
+
+
+def _plot(costs: Sequence[PatchCost], lines: Sequence[Line], what: str, path: str | Path) -> Path:
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, NullLocator
@@ -31,15 +62,15 @@ def plot_accuracy(
     axes = figure.add_subplot()
     colours = ["#0b62a4", "#d1495b", "#2e8b57", "#8a5fbf", "#c98a1b", "#4a4a4a"]
     markers = "osD^vP"
-    for number, dataset in enumerate(r for r in results if r.accuracy):
-        points = [dataset.accuracy[c.patch_size] for c in costs]
-        best = [next(iter(by_k.values())) for by_k in points]
-        errors = [100 * e.standard_error for e in best]
+    for number, (name, points) in enumerate(lines):
+        values = [points[c.patch_size] for c in costs]
+        shares = [(value, 0.0 if math.isnan(error) else error) for value, error in values]
+        bars = any(error for _, error in shares)
         axes.errorbar(
             gflops,
-            [100 * e.value for e in best],
-            yerr=[0.0 if math.isnan(e) else e for e in errors],
-            label=f"{dataset.name} ({dataset.num_classes:,} classes)",
+            [100 * share for share, _ in shares],
+            yerr=[100 * error for _, error in shares] if bars else None,
+            label=name,
             color=colours[number % len(colours)],
             marker=markers[number % len(markers)],
             markersize=5.5,
@@ -51,10 +82,10 @@ def plot_accuracy(
     axes.set_xticks(gflops, [rounded(g, 2) for g in gflops])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GFLOPs per image (image tower, log scale)")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}%"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_ylim(bottom=0)
     axes.margins(x=0.06, y=0.12)
-    axes.set_ylabel("zero-shot top-1 accuracy")
+    axes.set_ylabel(what)
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,20 @@ from data.files import write_text_atomically
 from data.numbers import rounded
 from retrieval.detail import MaxTokens, said
 from retrieval.evaluation.costs import PatchCost
-from retrieval.evaluation.plot import plot_accuracy
+from retrieval.evaluation.plot import plot_accuracy, plot_dense
 from retrieval.evaluation.report_json import report_json
 from retrieval.evaluation.results import DatasetResult
+
+DENSE = {
+    "miou": "mIoU", "pixel_accuracy": "pixels", "ap50": "AP50", "ap": "AP", "pq": "PQ", "sq": "SQ",
+    "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff",
+}  # fmt: skip
+"""What a set with masks or boxes is measured by -> the heading."""
+
+DENSE_NOTE = (
+    "In per cent: mean IoU over classes and the share of right pixels; AP of boxes as COCO has it "
+    "(mean over overlaps of 0.5 to 0.95); PQ, panoptic quality."
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,12 @@ class Report:
                 columns.append(Column(d.name, f"top-{k}", [e.percent() for e in column]))
                 if k == 1 and column[0].interval:
                     columns.append(Column(d.name, "95%", [e.percent_interval() for e in column]))
+            if d.dense:
+                columns += [
+                    Column(d.name, head, [_percent(getattr(d.dense[size], what)) for size in sizes])
+                    for what, head in DENSE.items()
+                    if getattr(d.dense[sizes[0]], what) is not None
+                ]
             if d.class_recall:
                 cells = [d.class_recall[size].percent() for size in sizes]
                 columns.append(Column(d.name, "per class", cells))
@@ -92,7 +110,13 @@ class Report:
         return tables
 
     def _notes(self) -> list[str]:
-        notes = ["Accuracy and recall in per cent, ± one standard error with each class a cluster."]
+        notes = []
+        if any(d.accuracy or d.recall for d in self.results):
+            notes.append(
+                "Accuracy and recall in per cent, ± one standard error with each class a cluster."
+            )
+        if any(d.dense for d in self.results):
+            notes.append(DENSE_NOTE)
         if any(d.class_recall for d in self.results):
             notes.append(
                 "95%: of top-1, percentiles of 2,000 bootstrap samples of whole classes. "
@@ -104,7 +128,9 @@ class Report:
         for d in self.results:
             note = f"{d.name}: {d.num_images:,} images"
             if d.num_classes:
-                note += f", {d.num_classes:,} classes (chance {rounded(100 / d.num_classes, 2)}%)"
+                note += f", {d.num_classes:,} classes"
+            if d.accuracy:
+                note += f" (chance {rounded(100 / d.num_classes, 2)}%)"
             if d.empty_classes:
                 note += f", {d.empty_classes:,} of them without images"
             if d.left_out:
@@ -114,6 +140,9 @@ class Report:
             if d.errors:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.errors.items()))
                 note += f"; not read: {kinds}"
+            if d.noted:
+                kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.noted.items()))
+                note += f"; in its annotations: {kinds}"
             notes += [*_calibration_note(d), note + "."]
         return notes
 
@@ -135,9 +164,15 @@ class Report:
             blocks.append((f"## {title}\n\n" if title else "") + table)
         return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in self._notes())]) + "\n"
 
+    def tell(self, folder: str | Path = "") -> None:
+        """Print the text, then the files that `save` writes where there is a folder."""
+        print(self.text())
+        for file in self.save(folder) if folder else []:
+            print(file)
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Write report.json, report.md, report.txt and accuracy.png (where anything was
-        classified) into `folder`; return the files."""
+        """Write report.json, report.md, report.txt, and accuracy.png or dense.png (of what was
+        classified, of masks and boxes) into `folder`; return the files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {
@@ -153,7 +188,13 @@ class Report:
         files = [folder / name for name in contents]
         if any(d.accuracy for d in self.results):
             files.append(plot_accuracy(self.costs, self.results, folder / "accuracy.png"))
+        if any(d.dense for d in self.results):
+            files.append(plot_dense(self.costs, self.results, folder / "dense.png"))
         return files
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _calibration_note(found: DatasetResult) -> list[str]:

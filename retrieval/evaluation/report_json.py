@@ -13,7 +13,7 @@ import torch
 from retrieval.detail import Detail, answered, as_key
 from retrieval.evaluation.costs import PatchCost
 from retrieval.evaluation.metrics import Estimate
-from retrieval.evaluation.results import DatasetResult
+from retrieval.evaluation.results import DatasetResult, DenseScores
 
 
 def _faiss_version() -> dict[str, str]:
@@ -61,6 +61,14 @@ def report_json(
                 "mean_per_class_recall": {
                     _key(size): _plain_estimate(e) for size, e in d.class_recall.items()
                 },
+                **(
+                    {
+                        "dense": {_key(size): _dense(scores) for size, scores in d.dense.items()},
+                        "noted": dict(d.noted),
+                    }
+                    if d.dense
+                    else {}
+                ),
                 "calibration": {
                     _key(size): {name: _number(value) for name, value in asdict(error).items()}
                     for size, error in d.calibration.items()
@@ -94,6 +102,12 @@ def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
     if estimate.interval:
         plain["interval_95"] = list(estimate.interval)
     return plain
+
+
+def _dense(scores: DenseScores) -> dict[str, Any]:
+    per_class = [_number(share) for share in scores.iou_per_class]
+    shares = {name: _number(share) for name, share in scores.shares().items()}
+    return {**shares, **({"iou_per_class": per_class} if per_class else {})}
 
 
 def _number(value: int | float | None) -> int | float | None:

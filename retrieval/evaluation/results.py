@@ -1,11 +1,32 @@
 """What an evaluation found: shares with their standard errors, per data set and patch size."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from retrieval.detail import Detail, as_key
 from retrieval.evaluation.calibration_error import CalibrationError
 from retrieval.evaluation.metrics import Estimate, Recall
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """How well masks, boxes and segments were found: shares in [0, 1]; None: the set has none."""
+
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    iou_per_class: tuple[float, ...] = ()  # background first; nan of what is nowhere
+    ap: float | None = None  # mean over overlaps of 0.5 to 0.95, as COCO has it
+    ap50: float | None = None
+    pq: float | None = None
+    sq: float | None = None
+    rq: float | None = None
+    pq_things: float | None = None
+    pq_stuff: float | None = None
+
+    def shares(self) -> dict[str, float]:
+        """What was measured, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "iou_per_class"}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,8 @@ class DatasetResult:
     recall: Mapping[Detail, Recall] = field(default_factory=dict)  # patch ->
     class_recall: Mapping[Detail, Estimate] = field(default_factory=dict)  # mean over classes
     calibration: Mapping[Detail, CalibrationError] = field(default_factory=dict)  # patch ->
+    dense: Mapping[Detail, DenseScores] = field(default_factory=dict)  # patch ->
+    noted: Mapping[str, int] = field(default_factory=dict)  # what its annotations hold, by kind
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
     uncaptioned: int = 0  # images that recall, which was asked for, leaves out
@@ -31,6 +54,8 @@ class DatasetResult:
             found |= {f"{_name(size)}/top{k}": e.value for k, e in by_k.items()}
         found |= {f"{_name(size)}/per_class": e.value for size, e in self.class_recall.items()}
         found |= {f"{_name(size)}/ece": error.final for size, error in self.calibration.items()}
+        for size, scores in self.dense.items():
+            found |= {f"{_name(size)}/{name}": value for name, value in scores.shares().items()}
         for size, recall in self.recall.items():
             for way in ("image_to_text", "text_to_image"):
                 by_k = getattr(recall, way)

@@ -6,6 +6,7 @@ NAME/tokens_64/image.index          the same of an index by budgets of tokens
 NAME/metadata/metadata_0000.arrow   its rows, in the vectors' order, ids ascending
 NAME/words/words_0000.sqlite        the words of its texts, see `retrieval.words`
 NAME/deleted_0003.npy               tombstones: the deleted ids, ascending
+NAME/regions/                       an index of parts of its pictures, see `retrieval.regions`
 NAME/model/                         what `LitModel.from_pretrained` reads (a copy)
 NAME/manifest.json                  written last, replaced by every change
 

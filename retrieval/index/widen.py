@@ -1,4 +1,5 @@
-"""What an index that exists may be given: one more patch size, the words of its texts."""
+"""What an index that exists may be given: one more patch size, the words of its texts, a compaction
+when it is due."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from data.errors import UsageError
 from data.files import file_digest
 from retrieval.detail import Detail, coarse_first, said
-from retrieval.index.build import write_base
+from retrieval.index.build import compact_index, write_base
 from retrieval.index.config import Device
 from retrieval.index.folder import commit, locked, words_file
 from retrieval.index.integrity import check_index
@@ -19,6 +20,8 @@ from retrieval.index.manifest import read_index_manifest
 from retrieval.index.segments import Segment, SurvivingRows
 from retrieval.index.snapshot import Snapshot
 from retrieval.words.fill import write_words
+
+COMPACT_ABOVE = 0.2  # share of an index that was added or deleted since the last compaction
 
 VectorsOf = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, "n d"]]
 """Of ids."""
@@ -76,6 +79,17 @@ def index_words(folder: str | Path) -> int:
         if changed:
             commit(folder, snapshot.manifest, entries, snapshot.tombstones)
     return count
+
+
+def compact_when_due(folder: Path, device: Device) -> str:
+    """Compact when much was added or deleted since the last time. Returns why this index type."""
+    manifest = Snapshot.open(folder).manifest
+    base = sum(entry.count for entry in manifest.segments if not entry.delta)
+    added = sum(entry.count for entry in manifest.segments if entry.delta)
+    deleted = base + added - manifest.count
+    if added + deleted > COMPACT_ABOVE * base:
+        return compact_index(folder, device)
+    return manifest.reason
 
 
 class _Widened:

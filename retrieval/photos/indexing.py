@@ -27,10 +27,11 @@ from data.progress import Progress
 from retrieval.detail import Detail, MaxTokens, said
 from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
 from retrieval.embed.encode import check_details, check_encodes, reader_cuts
-from retrieval.index.build import change_index, compact_index, new_manifest, write_base
+from retrieval.index.build import change_index, new_manifest, write_base
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.snapshot import Snapshot
+from retrieval.index.widen import compact_when_due
 from retrieval.model_folder import to_copy
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.changes import (
@@ -48,7 +49,6 @@ from retrieval.photos.writing import Waiting
 WRITE_EVERY = 8192  # photos
 WRITE_S = 10.0  # a write takes a few hundredths of a second, whatever the index holds
 OnProgress = Callable[[int, int, int], object]
-COMPACT_ABOVE = 0.2  # share of the index that was added or deleted since the last compaction
 
 
 def index_photos(
@@ -145,7 +145,7 @@ def index_photos(
             change_index(out, delete=changes.gone)
         report.kept = len(changes.kept)
         report.kept_folders = sorted(set(changes.kept.values()))
-        report.reason = _compact(out, device)
+        report.reason = compact_when_due(out, device)
         return report
 
 
@@ -248,17 +248,6 @@ def _without_failed(
         else:
             report.skip(problem)
     return replace(changes, new=new)
-
-
-def _compact(out: Path, device: Device) -> str:
-    """Compact when much was added or deleted since the last time. Returns why this index type."""
-    manifest = Snapshot.open(out).manifest
-    base = sum(entry.count for entry in manifest.segments if not entry.delta)
-    added = sum(entry.count for entry in manifest.segments if entry.delta)
-    deleted = base + added - manifest.count
-    if added + deleted > COMPACT_ABOVE * base:
-        return compact_index(out, device)
-    return manifest.reason
 
 
 # ---- embed and write -----------------------------------------------------------------------

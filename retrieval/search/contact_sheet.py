@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.errors import UsageError
 from data.files import write_atomically
 from data.problems import BadSample
+from retrieval.regions.boxes import Box
 from retrieval.search.config import picture_format
 from retrieval.search.hit import Hit
 
@@ -22,6 +23,7 @@ CELL = THUMBNAIL + 10 + LINE * (CAPTION_LINES + 1)
 TITLE = 58
 
 INK, FAINT, BORDER, EMPTY = "#1a1a1a", "#6b7280", "#e2e5ea", "#f3f4f6"
+FOUND = "#d6336c"  # the box of a region
 
 
 def contact_sheet(
@@ -90,12 +92,22 @@ def _draw_hit(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, x: int, y
         draw.rounded_rectangle(box, radius=10, fill="white", outline=BORDER)
         corner = (x + (THUMBNAIL - image.width) // 2, y + (THUMBNAIL - image.height) // 2)
         sheet.paste(image, corner)
+        if hit.box is not None:
+            draw.rectangle(_within(hit.box, corner, image.size), outline=FOUND, width=3)
     y += THUMBNAIL + 10
     for line in wrap(hit.caption or hit.key, font, THUMBNAIL, CAPTION_LINES):
         draw.text((x, y), line, font=font, fill=INK)
         y += LINE
     draw.text((x, y), f"{hit.similarity:.3f}", font=font, fill=FAINT)
     return found
+
+
+def _within(box: Box, corner: tuple[int, int], size: tuple[int, int]) -> tuple[float, ...]:
+    """A part of an image that is drawn at a corner, in pixels."""
+    left, top, right, bottom = (
+        corner[number % 2] + side * (size[number % 2] - 1) for number, side in enumerate(box)
+    )
+    return left, top, right, bottom
 
 
 def wrap(

@@ -9,6 +9,7 @@ from data.config import MAX_PIXELS
 from data.images import decode_image
 from data.shards.location import ImageLocation, read_image
 from retrieval.embed.partitions import OWN_COLUMNS
+from retrieval.regions.boxes import Box
 
 
 class Hit(NamedTuple):
@@ -24,6 +25,7 @@ class Hit(NamedTuple):
     columns: Mapping[str, Any] = {}  # the index's others
     digest: int = 0  # `image_digest` of the image file; 0: the index has none
     words: float = 0.0  # BM25 of its texts, where words were searched for; 0: it has none of them
+    box: Box | None = None  # the part that was found, where regions were searched
 
     @classmethod
     def of(cls, similarity: float, row: Mapping[str, Any], words: float = 0.0) -> "Hit":

@@ -80,6 +80,7 @@ class FineVectors:
         self._encoding = threading.Lock()
         self._file = file
         self._opened: sqlite3.Connection | None = None  # most searches need none
+        self._inode: int | None = None  # of the file that is open
         self.num_encoded = 0  # images, since this object was made
 
     def get(
@@ -134,9 +135,11 @@ class FineVectors:
 
     @property
     def _database(self) -> sqlite3.Connection:
-        """Call with the lock held."""
-        if self._opened is None:
+        """Call with the lock held. Opened again where the file was removed, as with the folder of
+        an index that is built anew: ids are other images there."""
+        if self._opened is None or self._inode != _inode(self._file):
             self._opened = _open(self._file, self._model.image_fingerprint)
+            self._inode = _inode(self._file)
             weakref.finalize(self, self._opened.close)
         return self._opened
 
@@ -174,6 +177,12 @@ def _checked(patch_size: Detail, id: int, vector: bytes) -> bytes:
     return vector + zlib.crc32(vector, zlib.crc32(f"{as_key(patch_size)} {id}".encode())).to_bytes(
         4, "big"
     )
+
+
+def _inode(file: Path | None) -> int | None:
+    with suppress(OSError):
+        return None if file is None else file.stat().st_ino
+    return None
 
 
 def _open(file: Path | None, image_fingerprint: str) -> sqlite3.Connection:

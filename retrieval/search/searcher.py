@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -22,12 +21,14 @@ from retrieval.detail import (
     num_tokens,
     said,
 )
-from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
 from retrieval.index_interface import IndexPlace, IndexState
 from retrieval.index_places import find_place
+from retrieval.regions.boxes import check_box
+from retrieval.regions.opened import Regions, opened_regions, regions_manifest
+from retrieval.regions.parts import part_of, reads_whole
 from retrieval.search.agreement import Agreement, read_agreement
 from retrieval.search.calibrated import Calibrated
 from retrieval.search.calibration import Calibration
@@ -35,19 +36,12 @@ from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.fusion import Fusion
 from retrieval.search.hit import Hit
+from retrieval.search.opened import OpenedIndex
 from retrieval.search.query_images import read_queries
-from retrieval.search.refine import FineVectors, rank_again
+from retrieval.search.refine import FineVectors
 from retrieval.words.asked import WordQuery, unmarked
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
-
-
-class _Opened(NamedTuple):
-    """A state of an index, and what is kept beside it."""
-
-    snapshot: IndexState
-    fine: FineVectors
-    calibrated: Calibrated
 
 
 class Searcher:
@@ -93,7 +87,7 @@ class Searcher:
         searcher.model_folder = Path(kept)
         return searcher
 
-    def _open(self, before: _Opened | None = None) -> _Opened:
+    def _open(self, before: OpenedIndex | None = None) -> OpenedIndex:
         snapshot = self.place.open(self._device)
         found = snapshot.manifest.image_fingerprint
         if before is None and (fitted := with_fit(self.model, snapshot.manifest.fit)) != self.model:
@@ -105,10 +99,11 @@ class Searcher:
                 f"{self.place} was built with another image tower ({found}) than the model's "
                 f"({self._image_fingerprint}); embed and index again"
             )
+        regions = Regions.open(snapshot, self._device)
         if before is not None and before.snapshot.kept == snapshot.kept:
-            return before._replace(snapshot=snapshot)
+            return before._replace(snapshot=snapshot, regions=regions)
         fine = FineVectors(self.model, snapshot.kept / "fine.sqlite")
-        return _Opened(snapshot, fine, Calibrated(snapshot.kept, self.model))
+        return OpenedIndex(snapshot, fine, Calibrated(snapshot.kept, self.model), regions)
 
     def reload(self) -> bool:
         """Pick up what was added to or deleted from the folder; returns whether there was anything.
@@ -117,7 +112,9 @@ class Searcher:
         stays as it is, when the folder is no longer an index for this model.
         """
         with self._reload_lock:
-            if self.place.manifest() == self.snapshot.manifest:
+            found = self.place.manifest(), regions_manifest(self.folder)
+            regions = self._opened.regions
+            if found == (self.snapshot.manifest, regions and regions.manifest):
                 return False
             self._opened = self._open(self._opened)
             return True
@@ -126,6 +123,11 @@ class Searcher:
     def snapshot(self) -> IndexState:
         """The present state of the index."""
         return self._opened.snapshot
+
+    @property
+    def regions(self) -> Regions | None:
+        """Parts of its pictures; None where nobody has indexed them (`index_regions`)."""
+        return self._opened.regions
 
     @property
     def fine(self) -> FineVectors:
@@ -214,6 +216,8 @@ class Searcher:
         nprobe: int | None = None,
         ef: int | None = None,
         words: float = 0.0,
+        regions: bool = False,
+        box: Sequence[float] | None = None,
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
@@ -231,6 +235,9 @@ class Searcher:
         words: what the words of captions, file names and other text columns count beside the
         vectors, 0 for nothing to 1 for all; a "phrase" in quotes must be there, wor* is how a word
         begins. Hits are ranked as `retrieval.search.fusion` says.
+        regions: a picture is as similar as its most similar part, or the whole; each hit has its
+        `box`. box: (left, top, right, bottom) from 0 to 1, the part of the query images that is
+        looked for.
         Raises `UsageError` for values that cannot work.
         """
         check_k(k)
@@ -240,7 +247,9 @@ class Searcher:
         images = [query for query in given if not isinstance(query, str)]
         if not images and query_patch_size is not None:
             raise UsageError("query_patch_size is for images; a text is not cut into patches")
-        size = self._index_patch_size(patch_size)
+        if box is not None and len(images) < len(given):
+            raise UsageError("box is for images; a text has no parts")
+        size = self._index_patch_size(patch_size, regions)
         embeds = fine = np.empty((len(given), self.model.embed_dim), np.float32)
         is_image = np.array([not isinstance(query, str) for query in given])
         if len(images) < len(given):
@@ -250,16 +259,17 @@ class Searcher:
         if images:
             coarse = self.profile.encoding(query_patch_size, self.encodable)
             coarse = size if query_patch_size is None else coarse
-            embeds[is_image] = self._encode_images(images, coarse)
+            embeds[is_image] = self._encode_images(images, coarse, box)
             if refine_patch_size is not None:
                 refined = self.profile.encoding(refine_patch_size, self.encodable)
                 if refined != coarse:
                     fine = embeds.copy()
-                    fine[is_image] = self._encode_images(images, refined)
+                    fine[is_image] = self._encode_images(images, refined, box)
         return self.search_embeds(
             embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
             candidates=candidates, where=where, nprobe=nprobe, ef=ef, words=words,
             texts=[[(query, 1.0)] if isinstance(query, str) else [] for query in given],
+            regions=regions,
         )  # fmt: skip
 
     def search_embeds(
@@ -276,6 +286,7 @@ class Searcher:
         ef: int | None = None,
         words: float = 0.0,
         texts: Sequence[WordQuery] = (),
+        regions: bool = False,
     ) -> list[list[Hit]]:
         """`search` by unit-norm vectors. refine_embeds: the queries as the refinement sees them;
         the same ones when not given. texts: of each vector the texts whose words are looked for,
@@ -294,7 +305,12 @@ class Searcher:
             raise UsageError("a query vector has numbers that are not finite")
         opened = self._opened  # one state of the index, whatever is reloaded meanwhile
         snapshot = opened.snapshot
-        size = self._index_patch_size(patch_size)
+        size = self._index_patch_size(patch_size, regions)
+        if regions:
+            if words or refine_patch_size is not None:
+                raise UsageError("regions are found by one vector: give no words, refine nothing")
+            parts = opened_regions(opened.regions, self.place)
+            return opened.in_regions(parts, embeds, k, size, where, nprobe, ef)
         depth = k
         if refine_patch_size is not None:
             if not k <= candidates <= MAX_K:
@@ -308,36 +324,12 @@ class Searcher:
         if refine_patch_size is not None:
             refined = self.profile.encoding(refine_patch_size, self.encodable)
             queries = embeds if refine_embeds is None else refine_embeds
-            similarities, ids = self._refine(opened, queries, similarities, ids, refined)
+            similarities, ids = opened.refine(self.model, queries, similarities, ids, refined)
             if fusion is not None:
                 similarities, ids = fusion.ranked(similarities, ids, k)
             similarities, ids = similarities[:, :k], ids[:, :k]
         by_words = np.zeros(ids.shape) if fusion is None else fusion.scores(ids)
-        present = ids >= 0
-        rows = map(
-            Hit.of, similarities[present].tolist(), snapshot.rows(ids[present]),
-            by_words[present].tolist(),
-        )  # fmt: skip
-        return [list(islice(rows, count)) for count in present.sum(axis=1).tolist()]
-
-    def _refine(
-        self,
-        opened: _Opened,
-        queries: Float[np.ndarray, "q d"],
-        similarities: Float[np.ndarray, "q c"],
-        ids: Int[np.ndarray, "q c"],
-        patch_size: Detail,
-    ) -> tuple[Float[np.ndarray, "q c"], Int[np.ndarray, "q c"]]:
-        """The candidates, ranked again."""
-        check_encodes(self.model, patch_size)
-        distinct, snapshot = np.unique(ids[ids >= 0]).tolist(), opened.snapshot
-        if patch_size in snapshot.patch_sizes:
-            vectors = dict(snapshot.known_vectors(distinct, patch_size))
-        else:
-            hits = [Hit.of(0.0, row) for row in snapshot.rows(distinct)]
-            locations = {hit.id: hit.location for hit in hits}
-            vectors = opened.fine.get(locations, patch_size)
-        return rank_again(queries, similarities, ids, vectors)
+        return opened.hits(similarities, ids, by_words)
 
     def vectors(self, ids: Sequence[int], patch_size: Detail) -> Float[np.ndarray, "n d"]:
         """The index's vectors of ids, as precise as its type. KeyError for an unknown one."""
@@ -347,14 +339,23 @@ class Searcher:
         """The metadata of ids, in the order given. Raises KeyError for an unknown one."""
         return self.snapshot.rows(ids)
 
-    def _index_patch_size(self, patch_size: PatchSizeOrBudget) -> Detail:
-        size = self.profile.choose(patch_size, self.patch_sizes)
-        if size not in self.patch_sizes:
+    def _index_patch_size(self, patch_size: PatchSizeOrBudget, regions: bool = False) -> Detail:
+        held, where = self.patch_sizes, f"{self.place}"
+        if regions:
+            held = opened_regions(self.regions, self.place).patch_sizes
+            where = f"the regions of {self.place}"
+        size = self.profile.choose(patch_size, held)
+        if size not in held:
             raise UsageError(
-                f"patch size {size} is not in {self.place}; "
-                f"allowed: {', '.join(map(str, self.patch_sizes))}"
+                f"patch size {size} is not in {where}; allowed: {', '.join(map(str, held))}"
             )
         return size
 
-    def _encode_images(self, images: Images, patch_size: Detail) -> Float[np.ndarray, "q d"]:
-        return self.model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()
+    def _encode_images(
+        self, images: Sequence[Any], patch_size: Detail, box: Sequence[float] | None
+    ) -> Float[np.ndarray, "q d"]:
+        model = self.model
+        if box is not None:
+            model, part = reads_whole(model), check_box(box)
+            images = [part_of(image, part) for image in images]
+        return model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()

@@ -1,9 +1,11 @@
 """At which patch sizes, or within which budgets, a request is answered, and whether the index and
 the model have them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contrastive.vision.patch_features import has_patches
 from data.errors import UsageError
 from retrieval.detail import Detail, MaxTokens, coarse_first, finest, num_tokens
 from retrieval.embed.encode import check_encodes
@@ -25,27 +27,40 @@ class PatchSizes:
 def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> PatchSizes:
     """The patch sizes or budgets that a search means. Raises `RequestError` naming what is
     allowed."""
-    images = any(t.image is not None or t.image_url is not None for t in asked.terms())
+    images = any(term.is_encoded() for term in asked.terms())
     if asked.query_patch_size is not None and not images:
         raise RequestError(400, "query_patch_size: is for images; nothing else has patches")
-    held, refine = searcher.patch_sizes, asked.refinement()
+    held, of = searcher.patch_sizes, f"index {name}"
+    if asked.regions:
+        held, of = _region_sizes(searcher, name), f"the regions of index {name}"
+    refine = asked.refinement()
     if refine is not None:
         check_encodable("refine_", refine, searcher)
+        refine = kept_detail(refine, searcher)
     budget = budget_of(asked)
     if isinstance(budget, MaxTokens) and images:
         check_encodable("", budget, searcher)
-        return PatchSizes(searcher.for_image(budget), budget, refine)
+        return PatchSizes(budget if budget in held else finest(held), budget, refine)
     index: Detail | None = asked.index_patch_size or asked.patch_size
     if index is None:
         index = finest(held) if images or budget is None else afford(searcher, budget, held)
     field = "patch_size" if asked.index_patch_size is None else "index_patch_size"
-    check_size(field, index, held, f"index {name}")
+    check_size(field, index, held, of)
     query: Detail = asked.query_patch_size or asked.patch_size or index
     if images and budget is not None:
         query = afford(searcher, budget)
+        if isinstance(query, MaxTokens) and asked.index_patch_size is None:
+            index = searcher.for_image(query)
     if images and asked.query_patch_size is not None:
         check_encodable("query_", query, searcher)
     return PatchSizes(index, query, refine)
+
+
+def _region_sizes(searcher: Searcher, name: str) -> tuple[Detail, ...]:
+    """Raises `RequestError` for an index without regions."""
+    if searcher.regions is None:
+        raise RequestError(400, f"regions: index {name} has none; allowed: false")
+    return searcher.regions.patch_sizes
 
 
 def budget_of(asked: PatchSizeFields) -> Budget | MaxTokens | None:
@@ -92,6 +107,26 @@ def check_encodable(prefix: str, size: Detail, searcher: Searcher) -> None:
         check_encodes(searcher.model, size)
     except UsageError as error:
         raise RequestError(400, f"{prefix}max_tokens: {error}") from error
+
+
+def kept_detail(refine: Detail, searcher: Searcher) -> Detail:
+    """At what stored images are encoded again: for a budget, the largest square number within it,
+    or one that the index holds or is calibrated for. Each keeps vectors of its own, so there must
+    be few."""
+    if isinstance(refine, int):
+        return refine
+    calibration = searcher.calibration
+    known = {fine for _, fine in calibration.ranks} if calibration else set()
+    known |= {MaxTokens(math.isqrt(refine.count) ** 2), *searcher.encodable}
+    return max(d for d in known if isinstance(d, MaxTokens) and d <= refine)
+
+
+def map_patch_sizes(searcher: Searcher) -> list[int]:
+    """Those at which it can be said where in an image something is; none where the image tower has
+    no tokens of patches."""
+    if not has_patches(searcher.model.vision):
+        return []
+    return [size for size in usable_sizes(searcher) if isinstance(size, int)]
 
 
 def usable_sizes(searcher: Searcher) -> list[Detail]:

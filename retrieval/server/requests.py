@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from retrieval.detail import Detail, MaxTokens
+from retrieval.regions.boxes import check_box
 from retrieval.search.config import CANDIDATES
 from retrieval.server.config import Limits
 from retrieval.server.refusals import RequestError
@@ -52,6 +53,23 @@ class Query(Strict):
         description="As wide as the index.",
     )
     id: Id | None = Field(default=None, description="An image of the index.")
+    box: list[float] | None = Field(
+        default=None,
+        description="The part of the image that is looked for: left, top, right, bottom, 0 to 1.",
+    )
+
+    @model_validator(mode="after")
+    def _box_of_an_image(self) -> "Query":
+        if self.box is not None:
+            check_box(self.box)
+            if self.image is None and self.image_url is None and self.id is None:
+                raise ValueError("box: is for an image, image_url or id")
+        return self
+
+    def is_encoded(self) -> bool:
+        """Whether an image has to be read for it."""
+        by_part = self.id is not None and self.box is not None
+        return self.image is not None or self.image_url is not None or by_part
 
     def given(self) -> list[str]:
         return [name for name in QUERIES if getattr(self, name) is not None]
@@ -87,7 +105,12 @@ class PatchSizeFields(Strict):
         "index, the finest within it.",
     )
     refine_patch_size: int | None = Size
-    refine_max_tokens: int | None = Field(default=None, ge=1)
+    refine_max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Instead of refine_patch_size; a search takes the largest square number within "
+        "it, or a budget of the index.",
+    )
 
     @model_validator(mode="after")
     def _patch_size_or_budget(self) -> "PatchSizeFields":
@@ -138,6 +161,10 @@ class SearchRequest(Query, PatchSizeFields):
     )
     deduplicate: bool = Field(default=False, description="Leave out hits much like better ones.")
     background: bool = Field(default=False, description="Say how similar images at random are.")
+    regions: bool = Field(
+        default=False,
+        description="A picture is as similar as its most similar part, or the whole: a hit's box.",
+    )
     nprobe: int | None = Field(
         default=None, ge=1, le=1 << 20, description="Inverted lists that an ivf looks into."
     )
@@ -154,13 +181,15 @@ class SearchRequest(Query, PatchSizeFields):
     def _one_query(self) -> "SearchRequest":
         if len(self.given()) + (self.mix is not None) != 1:
             raise ValueError(f"exactly one of {', '.join(QUERIES)} and mix is needed")
+        if self.regions and (self.words or self.refinement() is not None):
+            raise ValueError("regions: are found by one vector; give no words, refine nothing")
         return self
 
     def terms(self) -> list[Term]:
         """The query as a mix."""
         if self.mix is not None:
             return self.mix
-        return [Term(**{name: getattr(self, name) for name in self.given()})]
+        return [Term(**{name: getattr(self, name) for name in self.given()}, box=self.box)]
 
     def word_query(self) -> tuple[tuple[str, float], ...]:
         """The texts whose words are looked for, with their weights."""
@@ -176,13 +205,43 @@ class SearchRequest(Query, PatchSizeFields):
         return [term.model_copy(update={"text": text}) for term, text in pairs]
 
 
-class ImageToLabel(Strict):
-    """An image, and the templates that its labels stand in."""
+class Picture(Strict):
+    """An image that is sent, named by URL, or stored in an index."""
 
     image: str | bytes | None = Field(default=None, min_length=1, description="As in a search.")
     image_url: str | None = Field(
         default=None, min_length=1, description="If the server allows it."
     )
+    id: Id | None = Field(default=None, description="An image of the index.")
+
+    @model_validator(mode="after")
+    def _one_image(self) -> "Picture":
+        if sum(given is not None for given in (self.image, self.image_url, self.id)) != 1:
+            raise ValueError("exactly one of image, image_url and id is needed")
+        return self
+
+
+class OneImage(Picture):
+    """An image, and the index whose model reads it."""
+
+    index: str | None = Field(default=None, description="The first when not given.")
+
+
+class Example(Picture):
+    """An image of what is looked for, or the part of one that shows it."""
+
+    box: list[float] | None = Field(default=None, description="As in a search.")
+
+    @model_validator(mode="after")
+    def _part(self) -> "Example":
+        if self.box is not None:
+            check_box(self.box)
+        return self
+
+
+class ImageToLabel(OneImage):
+    """An image, and the templates that its labels stand in."""
+
     templates: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -191,9 +250,7 @@ class ImageToLabel(Strict):
     )
 
     @model_validator(mode="after")
-    def _one_image(self) -> "ImageToLabel":
-        if (self.image is None) == (self.image_url is None):
-            raise ValueError("exactly one of image and image_url is needed")
+    def _places_for_labels(self) -> "ImageToLabel":
         if any("{c}" not in template for template in self.templates or ()):
             raise ValueError("templates: each needs {c} where the label goes")
         return self
@@ -221,7 +278,6 @@ class ClassifyRequest(ImageToLabel, PatchSizeFields):
 class SegmentRequest(ImageToLabel):
     """An image, and what its pixels may be of."""
 
-    index: str | None = Field(default=None, description="The first when not given.")
     patch_size: int | None = Size
     labels: list[str] = Field(min_length=1, max_length=254)
     background: float | None = Field(
@@ -232,28 +288,32 @@ class SegmentRequest(ImageToLabel):
     )
 
 
-class KnnRequest(BaseModel):
-    """The first that is given of text, image, image_url and embedding_input counts. Other fields
-    are ignored."""
+class DetectRequest(ImageToLabel):
+    """An image, and what may be in it: labels or examples."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
-    text: str | None = None
-    image: str | None = Field(default=None, description="A file in base64.")
-    image_url: str | None = None
-    embedding_input: list[float] | None = Field(default=None, max_length=65536)
-    modality: str = "image"
-    num_images: int = Field(default=100, ge=0, description="Hits with metadata.")
-    num_result_ids: int | None = Field(default=None, ge=1, description="Hits in all.")
-    indice_name: str | None = None
-    deduplicate: bool = False
+    patch_size: int | None = Size
+    labels: list[str] | None = Field(default=None, min_length=1, max_length=254)
+    examples: list[Example] | None = Field(
+        default=None, min_length=1, max_length=8, description="Images of what is looked for."
+    )
+    background: float = Field(
+        ge=-1, le=1, description="Least cosine of a pixel and its label, and of a box's score."
+    )
+
+    @model_validator(mode="after")
+    def _labels_or_examples(self) -> "DetectRequest":
+        if (self.labels is None) == (self.examples is None):
+            raise ValueError("exactly one of labels and examples is needed")
+        if self.examples is not None and self.templates is not None:
+            raise ValueError("templates: are for labels")
+        return self
 
 
-class MetadataRequest(BaseModel):
-    """Images of an index. Other fields are ignored."""
+class MapRequest(OneImage):
+    """An image, and what is looked for in it."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-    ids: list[Id]
-    indice_name: str | None = None
+    patch_size: int | None = Size
+    text: str = Field(min_length=1, description="What the text tower reads.")
 
 
 def check_text(text: str, limits: Limits, field: str) -> None:

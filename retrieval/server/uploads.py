@@ -18,6 +18,8 @@ from data.images import decode_image
 from data.problems import BadSample
 from retrieval.detail import Detail
 from retrieval.embed.encode import read_image
+from retrieval.regions.boxes import check_box
+from retrieval.regions.parts import read_part
 from retrieval.server.config import Limits
 from retrieval.server.fetch import fetch
 from retrieval.server.monitoring import Metrics
@@ -45,10 +47,11 @@ class Uploads:
         image: str | bytes | None,
         image_url: str | None,
         details: Sequence[Detail],
+        box: Sequence[float] | None = None,
     ) -> dict[Detail, ShapedPixels]:
-        """An image file, in base64 or fetched, as `model` takes it at these patch sizes or within
-        these budgets. Raises `RequestError`."""
-        return await self._decode(partial(read_upload, model, details), image, image_url)
+        """An image file, in base64 or fetched, or the part of it in a box, as `model` takes it at
+        these patch sizes or within these budgets. Raises `RequestError`."""
+        return await self._decode(partial(read_upload, model, details, box), image, image_url)
 
     async def picture(self, image: str | bytes | None, image_url: str | None) -> Image.Image:
         """An image file at its own resolution, RGB. Raises `RequestError`."""
@@ -98,10 +101,17 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def read_upload(
-    model: LitModel, details: Sequence[Detail], data: bytes, max_pixels: int, field: str
+    model: LitModel,
+    details: Sequence[Detail],
+    box: Sequence[float] | None,
+    data: bytes,
+    max_pixels: int,
+    field: str,
 ) -> dict[Detail, ShapedPixels]:
     """Normalised pixels of untrusted bytes."""
     with _refusing(max_pixels, field):
+        if box is not None:
+            return read_part(model, data, check_box(box), max_pixels, details)
         return read_image(model, data, max_pixels, details)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,16 +72,13 @@ class WithinPictures:
     def _attend_by_length(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Float[Tensor, "1 h n w"]:
-        found, start = [], 0
-        for count, length in self.runs:
-            end = start + count * length
-            q, k, v = (
-                part[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
-                for part in (query, key, value)
-            )
+        sizes = [count * length for count, length in self.runs]
+        parts = (part[0].split(sizes, dim=1) for part in (query, key, value))
+        found = []
+        for run, *of_run in zip(self.runs, *parts, strict=True):
+            q, k, v = (part.unflatten(1, run).transpose(0, 1) for part in of_run)
             attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
             found.append(attended.transpose(1, 2).flatten(0, 1))
-            start = end
         return torch.cat(found).transpose(0, 1)[None]
 
 
@@ -99,9 +97,18 @@ def has_kernel(device: torch.device) -> bool:
 def can_pack(blocks: nn.Module) -> bool:
     """Whether `WithinPictures` can be given to these blocks: each takes an `attn_mask`, all their
     attention is torch's, and none is compiled."""
-    fused = [part.fused_attn for part in blocks.modules() if hasattr(part, "fused_attn")]
-    compiled = any(part._compiled_call_impl is not None for part in blocks.modules())
-    takes = all(
-        "attn_mask" in inspect.signature(block.forward).parameters for block in blocks.children()
-    )
-    return takes and bool(fused) and all(fused) and not compiled
+    if not all(_takes_mask(type(block).forward) for block in blocks.children()):
+        return False
+    fused = []
+    for part in blocks.modules():
+        own = vars(part)
+        if own.get("_compiled_call_impl") is not None:
+            return False
+        if "fused_attn" in own:
+            fused.append(own["fused_attn"])
+    return bool(fused) and all(fused)
+
+
+@lru_cache
+def _takes_mask(forward: Callable[..., Any]) -> bool:
+    return "attn_mask" in inspect.signature(forward).parameters

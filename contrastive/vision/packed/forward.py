@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive.vision.packed.block_diagonal import WithinPictures, can_pack
+from contrastive.vision.packed.stem import embed_groups
 from contrastive.vision.tower import VisionTower
 
 
@@ -25,16 +26,15 @@ def packed_features(
     should stand together: they share a call of the attention.
     """
     net, family = tower.net, tower.family
-    tokens, rotary, shapes = [], [], []
+    rotary = []
     for patch_size, images in groups:
         height, width = images.shape[-2:]
         tower.check_patch_size(patch_size, (height, width))
-        of_group = tower.embed_patches(images.to(family.kernel(net)), patch_size)
-        tokens.append(of_group.flatten(0, 1))
-        shapes.append(of_group.shape[:2])
         turns = tower.rotary_positions((height // patch_size, width // patch_size))
         if turns is not None:
             rotary += [_still(turns, tower.num_prefix_tokens), turns] * len(images)
+    embedded = embed_groups(tower, groups)
+    tokens, shapes = [t.flatten(0, 1) for t in embedded], [t.shape[:2] for t in embedded]
     runs = [
         (sum(count for count, _ in same), length)
         for length, same in groupby(shapes, key=lambda shape: shape[1])

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from data.class_names import DEFAULT_TEMPLATES
+from data.dense.dense_dataset import DenseDataset
 from data.errors import UsageError
 from retrieval.evaluation.datasets import imagenet, karpathy, torchvision
 from retrieval.evaluation.datasets.clip_benchmark import open_shards
@@ -16,6 +18,7 @@ from retrieval.evaluation.datasets.objectnet import open_objectnet
 
 __all__ = ["DATASETS", "EvalDataset", "load_dataset", "load_named", "tell_apart"]
 
+AnySet = TypeVar("AnySet", EvalDataset, DenseDataset)
 Opener = Callable[[str, Path, str], EvalDataset]
 
 
@@ -63,7 +66,7 @@ def load_named(text: str) -> EvalDataset:
     return load_dataset(kind, root)
 
 
-def tell_apart(datasets: Sequence[EvalDataset], roots: Sequence[str]) -> list[EvalDataset]:
+def tell_apart(datasets: Sequence[AnySet], roots: Sequence[str]) -> list[AnySet]:
     """The sets under distinct names: equal ones are prefixed with the folder above each root.
 
     Raises `UsageError` if two are still equal.

@@ -26,13 +26,17 @@ class FoundImage(Answer):
     words: float = Field(
         description="BM25 of its texts, where words were searched for; 0: none of them."
     )
+    box: list[float] | None = Field(
+        description="Where regions were searched, the part that was found: left, top, right and "
+        "bottom, 0 to 1."
+    )
 
     @classmethod
     def of(cls, index: str, hit: Hit) -> "FoundImage":
         return cls(
             id=hit.id, similarity=hit.similarity, key=hit.key, caption=hit.caption,
             image=f"/v1/images/{quote(index, safe='')}/{hit.id}", columns=dict(hit.columns),
-            words=hit.words,
+            words=hit.words, box=None if hit.box is None else list(hit.box),
         )  # fmt: skip
 
 
@@ -118,6 +122,28 @@ class SegmentAnswer(Answer):
     ms: ClassifyTimes
 
 
+class Detection(Answer):
+    box: list[float] = Field(description="Left, top, right and bottom in the image, 0 to 1.")
+    label: str | None = Field(description="null where it was found by an example.")
+    example: int | None = Field(description="Its number among the examples, from 0.")
+    score: float = Field(description="Mean cosine of the region's pixels.")
+
+
+class DetectAnswer(Answer):
+    patch_size: int
+    boxes: list[Detection] = Field(description="Best first.")
+    ms: ClassifyTimes
+
+
+class MapAnswer(Answer):
+    patch_size: int
+    similarities: list[list[float]] = Field(
+        description="Cosine of the text and each patch, row by row from the top left; the patches "
+        "cover the whole image."
+    )
+    ms: ClassifyTimes
+
+
 class PatchSizeCost(Answer):
     patch_size: int | None
     max_tokens: int | None = Field(
@@ -166,6 +192,12 @@ class IndexAnswer(Answer):
     )
     columns: dict[str, str] = Field(description="Names and types of the metadata.")
     words: bool = Field(description="Whether its texts can be searched by their words.")
+    region_sizes: list[int] = Field(
+        description="Patch sizes, or budgets of tokens, at which parts of its images are indexed."
+    )
+    map_patch_sizes: list[int] = Field(
+        description="At which an image is mapped, coarsest first; none of a model without patches."
+    )
     indexing: IndexingAnswer | None = Field(
         description="Of an album that is being indexed while it is served; null once that is done."
     )

@@ -13,6 +13,7 @@ from retrieval.detail import Detail, answered
 from retrieval.evaluation.classify import ZeroShotClassifier, close_calls
 from retrieval.search.refine import blend
 from retrieval.server.api.answers import ClassifyAnswer, ClassifyTimes, Label
+from retrieval.server.api.stored_images import image_of
 from retrieval.server.patch_sizes import afford, budget_of, check_encodable
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import MAX_LABELS, ClassifyRequest, check_text
@@ -34,7 +35,8 @@ async def answer_classify(service: Service, asked: ClassifyRequest) -> ClassifyA
         check_encodable("refine_", refine, searcher)
     classes = await _classes_of(service, index, asked)
     needed = [coarse] if refine in (None, coarse) else [coarse, refine]
-    pixels = await service.uploads.pixels(model, asked.image, asked.image_url, needed)
+    image = await image_of(index, asked)
+    pixels = await service.uploads.pixels(model, image, asked.image_url, needed)
     encoded = await service.encoder.image(model, pixels, coarse)
     rows, similarities = await classes.rank(service, encoded.vector)
     refined = refine is not None and bool(close_calls(similarities[None], asked.margin)[0])

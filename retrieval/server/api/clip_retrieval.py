@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from retrieval.detail import finest
@@ -18,12 +19,36 @@ from retrieval.server.api.route import ModelRoute
 from retrieval.server.patch_sizes import PatchSizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import KnnRequest, MetadataRequest, Term
+from retrieval.server.requests import Id, Term
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 
 SIDE = 224  # pixels of an image in an answer
 MAX_IMAGES = 200  # of one answer
+
+
+class KnnRequest(BaseModel):
+    """The first that is given of text, image, image_url and embedding_input counts. Other fields
+    are ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
+    text: str | None = None
+    image: str | None = Field(default=None, description="A file in base64.")
+    image_url: str | None = None
+    embedding_input: list[float] | None = Field(default=None, max_length=65536)
+    modality: str = "image"
+    num_images: int = Field(default=100, ge=0, description="Hits with metadata.")
+    num_result_ids: int | None = Field(default=None, ge=1, description="Hits in all.")
+    indice_name: str | None = None
+    deduplicate: bool = False
+
+
+class MetadataRequest(BaseModel):
+    """Images of an index. Other fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    ids: list[Id]
+    indice_name: str | None = None
 
 
 def routes(service: Service) -> APIRouter:

@@ -1,5 +1,6 @@
 """What indexes hold: their sizes and costs, their images, the values of their columns."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.similarity_scale import similarity_scale
 from retrieval.server.api.stored_images import MAX_CHOSEN
 from retrieval.server.api.v1 import where_of
-from retrieval.server.patch_sizes import check_size
+from retrieval.server.patch_sizes import check_size, map_patch_sizes
 from retrieval.server.refusals import RequestError
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
@@ -130,6 +131,10 @@ def _images(index: ServedIndex, rows: list[tuple[int, dict[str, Any]]]) -> list[
     return [FoundImage.of(index.name, Hit.of(0.0, row)) for _, row in rows]
 
 
+def _numbers(sizes: Sequence[Detail]) -> list[int]:
+    return [size.count if isinstance(size, MaxTokens) else size for size in sizes]
+
+
 def _progress(found: IndexingProgress) -> IndexingAnswer:
     values = {**asdict(found), **answered("", found.patch_size)}
     return IndexingAnswer(**values)
@@ -151,5 +156,7 @@ def _describe(index: ServedIndex, refuse: float) -> IndexAnswer:
         patch_sizes=describe_sizes(searcher, refuse),
         columns=columns,
         words=snapshot.has_words,
+        region_sizes=[] if searcher.regions is None else _numbers(searcher.regions.patch_sizes),
+        map_patch_sizes=map_patch_sizes(searcher),
         indexing=_progress(index.indexing) if index.indexing else None,
     )

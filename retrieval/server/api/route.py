@@ -14,7 +14,15 @@ from starlette.responses import Response
 
 from retrieval.server.refusals import Refusal, RequestError, explain
 
-FORM_JSON = ("where", "vector", "mix", "labels", "templates")  # fields of a form that are JSON
+FORM_JSON = (
+    "where",
+    "vector",
+    "mix",
+    "labels",
+    "templates",
+    "box",
+    "examples",
+)  # fields of a form that are JSON
 MAX_FIELD_BYTES = 1 << 20  # of a form's part that is no file
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -18,7 +18,7 @@ from retrieval.server.api.answers import AboutAnswer, FoundImage
 from retrieval.server.api.route import ModelRoute
 from retrieval.server.api.zip_stream import ZipStream
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import MAX_ID
+from retrieval.server.requests import MAX_ID, Picture, Query
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 from retrieval.server.thumbnails import MAX_SIDE
@@ -150,6 +150,12 @@ class _Download(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._place:
             await super().__call__(scope, receive, send)
+
+
+async def image_of(found: ServedIndex, asked: Picture | Query) -> str | bytes | None:
+    """The file of a request's image, as it was sent or of the index; None for one named by URL.
+    Raises `RequestError`."""
+    return asked.image if asked.id is None else await _read(found, await _stored(found, asked.id))
 
 
 async def _stored(found: ServedIndex, id: int) -> Hit:

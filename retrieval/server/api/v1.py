@@ -1,4 +1,4 @@
-"""The service's own endpoints for queries: search, classify and segment."""
+"""The service's own endpoints for queries: search, classify, segment, detect, map."""
 
 import json
 import time
@@ -11,19 +11,30 @@ from data.errors import UsageError
 from retrieval.detail import Detail, answered
 from retrieval.server.api.answers import (
     ClassifyAnswer,
+    DetectAnswer,
     FoundImage,
+    MapAnswer,
     SearchAnswer,
     SearchTimes,
     SegmentAnswer,
 )
 from retrieval.server.api.classification import answer_classify
 from retrieval.server.api.route import ModelRoute, form_of
-from retrieval.server.api.segmentation import answer_segment
+from retrieval.server.api.segmentation import answer_detect, answer_map, answer_segment
+from retrieval.server.api.stored_images import image_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import ClassifyRequest, SearchRequest, SegmentRequest, check_text
+from retrieval.server.requests import (
+    ClassifyRequest,
+    DetectRequest,
+    MapRequest,
+    SearchRequest,
+    SegmentRequest,
+    Term,
+    check_text,
+)
 from retrieval.server.served_index import ServedIndex
 from retrieval.server.service import Service
 
@@ -53,6 +64,20 @@ def routes(service: Service) -> APIRouter:
     async def segment(asked: SegmentRequest) -> SegmentAnswer:
         return await answer_segment(service, asked)
 
+    @router.post(
+        "/detect", summary="Boxes around labels in an image", openapi_extra=form_of(DetectRequest)
+    )
+    async def detect(asked: DetectRequest) -> DetectAnswer:
+        return await answer_detect(service, asked)
+
+    @router.post(
+        "/map",
+        summary="How alike a text and each part of an image are",
+        openapi_extra=form_of(MapRequest),
+    )
+    async def map(asked: MapRequest) -> MapAnswer:
+        return await answer_map(service, asked)
+
     return router
 
 
@@ -66,7 +91,8 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     key, patch_sizes = _plan(index, asked, service.limits)
     for term in asked.terms():
         check_text(term.text or "", service.limits, "text")
-    query = await service.encoder.query(index, asked.read_terms(), patch_sizes)
+    terms = [await _with_file(index, term) for term in asked.read_terms()]
+    query = await service.encoder.query(index, terms, patch_sizes)
     background = None
     if asked.background:
         background = float(await index.mean_vector(patch_sizes.index) @ query.vector)
@@ -75,7 +101,8 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         texts = asked.word_query() if asked.words else ()
         hits = await service.search_queue.search(key, query.vector, query.fine, texts)
     confidence = None
-    if asked.text is not None and service.refuse and not asked.words:
+    judged = asked.text is not None and not asked.words and not asked.regions
+    if judged and service.refuse:
         confidence = await index.confidence(query.vector, hits, patch_sizes.index)
     wanted = asked.offset + asked.k
     return SearchAnswer(
@@ -89,7 +116,9 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         confidence=confidence,
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
-        warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine),
+        warning=""
+        if asked.regions
+        else index.searcher.warning(patch_sizes.index, patch_sizes.refine),
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),
@@ -97,6 +126,13 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
             total=round(1e3 * (time.perf_counter() - start), 3),
         ),
     )
+
+
+async def _with_file(index: ServedIndex, term: Term) -> Term:
+    """A part of a stored image as a part of its file."""
+    if term.id is None or term.box is None:
+        return term
+    return term.model_copy(update={"id": None, "image": await image_of(index, term)})
 
 
 def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[SearchKey, PatchSizes]:
@@ -116,7 +152,7 @@ def _plan(index: ServedIndex, asked: SearchRequest, limits: Limits) -> tuple[Sea
         depth = min(depth, candidates)
     key = SearchKey(
         index.name, patch_sizes.index, depth, where_of(asked.where), asked.deduplicate,
-        asked.nprobe, asked.ef, patch_sizes.refine, candidates, asked.words,
+        asked.nprobe, asked.ef, patch_sizes.refine, candidates, asked.words, asked.regions,
     )  # fmt: skip
     return key, patch_sizes
 

@@ -120,7 +120,7 @@ class Encoder:
             return EncodedQuery(vector, vector)
         query, refine = patch_sizes.query, patch_sizes.refine
         needed = [query] if refine in (None, query) else [query, refine]
-        pixels = await self._uploads.pixels(model, term.image, term.image_url, needed)
+        pixels = await self._uploads.pixels(model, term.image, term.image_url, needed, term.box)
         one = await self.image(model, pixels, query)
         if refine is None or refine == query:
             return EncodedQuery(one.vector, one.vector, image_ms=one.ms)
@@ -141,9 +141,7 @@ class Encoder:
         key = EncodeKey("image", self._number(model), patch_size)
         return (await self._queue.submit(key, [pixels[detail]]))[0]
 
-    async def patches(
-        self, read: Callable[[], np.ndarray]
-    ) -> tuple[Float[np.ndarray, "r c k"], float]:
+    async def patches(self, read: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
         """What `read` makes of an image's patches in its turn among the forwards, and milliseconds.
 
         Each is a run of its own: none is begun for a request that has ended meanwhile.

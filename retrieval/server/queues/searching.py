@@ -36,6 +36,7 @@ class SearchKey:
     refine_patch_size: Detail | None = None
     candidates: int = 0
     words: float = 0.0
+    regions: bool = False
 
 
 class SearchQueue:
@@ -109,4 +110,5 @@ def _nearest(
         refine_patch_size=key.refine_patch_size, refine_embeds=fine,
         candidates=key.candidates, where=json.loads(key.where) if key.where else None,
         nprobe=key.nprobe, ef=key.ef, words=key.words, texts=texts,
+        regions=key.regions,
     )  # fmt: skip

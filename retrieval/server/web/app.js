@@ -7,6 +7,7 @@ import { drawFilters, listenToFilters } from "./filters.js";
 import { listenToDrops, listenToKeys } from "./gestures.js";
 import { blankList } from "./hits.js";
 import { button, drawControls, listenToDetails } from "./look.js";
+import { openPart, listenToPart } from "./part.js";
 import { drawProgress, watchProgress } from "./progress.js";
 import { asWords, browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
@@ -234,6 +235,7 @@ function listen(limits) {
   $("index").addEventListener("change", (event) => {
     state.index = indices.find((index) => index.name === event.target.value);
     state.where = {};
+    state.regions &&= state.index.region_sizes.length > 0;
     forget();
     forgetChosen();
     $("results").replaceChildren();
@@ -251,7 +253,8 @@ function listen(limits) {
   for (const view of ["search", "classify"]) $(`tab-${view}`).addEventListener("click", () => setView(view));
   listenToKeys(setView);
   listenToDrops(take);
-  listenToViewer(searchLike);
+  listenToViewer(searchLike, (hit) => searchLike(hit).then(openPart));
+  listenToPart(run);
   listenToFilters(run);
   listenToChoice(limits);
   listenToMore();

@@ -163,4 +163,5 @@ export function listenToFilters(onChange) {
   });
   $("filter-clear").addEventListener("click", () => { state.where = {}; $("filter").focus(); change(); });
   $("distinct").addEventListener("change", (event) => { state.distinct = event.target.checked; change(); });
+  $("regions").addEventListener("click", () => { state.regions = !state.regions; change(); });
 }

@@ -2,8 +2,10 @@
 
 import { imageURL } from "./api.js";
 import { isChosen, toggle } from "./chosen.js";
+import { isWhole } from "./overlay.js";
 import { addressOf, idOf, nameOf } from "./state.js";
 
+const ROOM = 0.82; // of a frame's sides, for a drawing: as the style sheet has it
 export const THUMBNAIL = devicePixelRatio > 1 ? 512 : 320; // pixels
 
 export function element(tag, className, text) {
@@ -48,7 +50,13 @@ function frame(hit) {
   const release = () => URL.revokeObjectURL(image.src); // of one fetched with a token
   const lost = () => { release(); made.replaceChildren(element("span", "lost", "no image")); };
   image.addEventListener("error", lost);
-  image.addEventListener("load", () => { release(); made.classList.add(fit(image)); });
+  image.addEventListener("load", () => {
+    release();
+    const part = hit.box && !isWhole(hit.box);
+    const look = fit(image);
+    made.classList.add(part && look === "photo" ? "long" : look); // all of it, and so all of its part
+    if (part) made.append(boxOver(image, look === "drawing" ? ROOM : 1, hit.box));
+  });
   imageURL(path).then((url) => {
     if (url !== path) image.loading = "eager"; // it is here already
     image.src = url;
@@ -72,6 +80,19 @@ function fit(image) {
   if (4 * white.length > side * side || corners.length > 2) return "drawing";
   const shape = image.naturalWidth / image.naturalHeight;
   return shape > 0.55 && shape < 1.9 ? "photo" : "long";
+}
+
+// room: the share of the frame's sides that the image may fill.
+function boxOver(image, room, [left, top, right, bottom]) {
+  const { naturalWidth, naturalHeight } = image;
+  const scale = (100 * room) / Math.max(naturalWidth, naturalHeight);
+  const [width, height] = [naturalWidth * scale, naturalHeight * scale];
+  const made = element("span", "box");
+  made.style.left = `${(100 - width) / 2 + left * width}%`;
+  made.style.top = `${(100 - height) / 2 + top * height}%`;
+  made.style.width = `${(right - left) * width}%`;
+  made.style.height = `${(bottom - top) * height}%`;
+  return made;
 }
 
 function score(hit, meter, only) {

@@ -30,6 +30,9 @@ export function drawControls(run) {
   $("tokens-of").hidden = !free;
   $("tokens").value = held.some((option) => sizeOf(option) === state.size) ? "" : -state.size;
   const { image, named } = state;
+  $("regions").hidden = !index.region_sizes.length;
+  $("regions").setAttribute("aria-pressed", state.regions);
+  $("chip-image").classList.toggle("part", Boolean(image?.box));
   $("chip").hidden = !image;
   show($("chip-image"), image?.url, grid);
   $("classify-image").hidden = !named;
@@ -53,6 +56,7 @@ function drawHint() {
   const said = [];
   if (unwanted.length) said.push(`Looking for ${wanted ? quoted(wanted) : "anything"}${state.image ? " like the image" : ""}, away from ${unwanted.map(quoted).join(" and ")}.`);
   if (asWords(state.text)) said.push("Captions, names and other texts are searched for these words.");
+  if (state.image?.box) said.push("Searching with a part of your image.");
   if (!said.length) said.push(`A minus leaves something out: cat - fence${state.index.words ? '; quotes look for words: "red bike"' : ""}`);
   $("hint").textContent = said.join(" ");
 }

@@ -26,23 +26,31 @@ export function asWords(text) {
 async function terms() {
   const { wanted, unwanted } = parseWords(state.text);
   const found = [];
-  if (state.image?.blob) found.push({ image: await toBase64(state.image.blob) });
-  else if (state.image) found.push({ id: idOf(state.image.hit) });
+  const part = state.image?.box ? { box: state.image.box } : {};
+  if (state.image?.blob) found.push({ image: await toBase64(state.image.blob), ...part });
+  else if (state.image) found.push({ id: idOf(state.image.hit), ...part });
   if (wanted) found.push({ text: wanted });
   return [...found, ...unwanted.map((text) => ({ text, weight: LESS }))];
 }
 
+// Whether what is searched has vectors at a size.
+function isHeld(size) {
+  if (state.regions) return state.index.region_sizes.includes(size);
+  return state.index.patch_sizes.find((option) => sizeOf(option) === size)?.in_index;
+}
+
 async function body(size, offset) {
-  const asked = { index: state.index.name, k: PAGE, offset, deduplicate: state.distinct, background: true };
+  const asked = { index: state.index.name, k: PAGE, offset, deduplicate: state.distinct };
   if (filtered()) asked.where = state.where;
-  if (asWords(state.text)) asked.words = WORDS;
+  if (state.regions) asked.regions = true; // which similarities of whole images do not measure
+  else asked.background = true;
+  if (asWords(state.text) && !state.regions) asked.words = WORDS;
   if (size < 0) {
     asked.max_tokens = -size;
   } else if (state.image?.blob) {
     asked.query_patch_size = size;
-    const held = state.index.patch_sizes.find((option) => sizeOf(option) === size)?.in_index;
-    if (held) asked.index_patch_size = size;
-  } else {
+    if (isHeld(size)) asked.index_patch_size = size;
+  } else if (isHeld(size)) {
     asked.index_patch_size = size;
   }
   const parts = await terms();

@@ -8,7 +8,8 @@ export const state = {
   view: "search",
   index: null, // as /v1/indices describes it
   text: "",
-  image: null, // {blob, url} of a file, or {hit, url} of the index
+  image: null, // {blob, url} of a file, or {hit, url} of the index; box: the part that is meant
+  regions: false, // parts of the index's images are searched
   where: {}, // a filter as the API takes it: column -> comparisons
   distinct: true, // near-duplicates are left out
   open: "", // id of the image that is shown large
@@ -62,8 +63,10 @@ export function addressOf(changes = {}) {
   set("index", state.index === first ? "" : state.index.name);
   set("q", state.text);
   set("like", state.image?.hit ? idOf(state.image.hit) : "");
+  set("part", state.image?.hit && state.image.box ? state.image.box.join(",") : "");
   set("where", filtered() ? JSON.stringify(state.where) : "");
   set("alike", state.distinct ? "" : "all");
+  set("regions", state.regions ? "yes" : "");
   set("patch", state.size === finest(state.index) || state.size < 0 ? "" : state.size);
   set("tokens", state.size === finest(state.index) || state.size > 0 ? "" : -state.size);
   set("beside", state.other);
@@ -84,6 +87,7 @@ export async function readAddress(indices) {
   state.text = words.get("q") ?? "";
   state.where = readWhere(words.get("where"));
   state.distinct = words.get("alike") !== "all";
+  state.regions = words.get("regions") === "yes" && state.index.region_sizes.length > 0;
   state.open = readId(words.get("open"));
   const known = (size) => state.index.patch_sizes.some((option) => sizeOf(option) === size);
   const size = Number(words.get("patch")) || -Number(words.get("tokens"));
@@ -94,8 +98,14 @@ export async function readAddress(indices) {
   if (!keep) forget();
   if (like) {
     const image = imagePath(like);
-    state.image = { hit: { image }, url: await imageURL(`${image}?size=96`) };
+    state.image = { hit: { image }, url: await imageURL(`${image}?size=96`), box: readBox(words.get("part")) };
   }
+}
+
+function readBox(text) {
+  const box = (text ?? "").split(",").map(Number);
+  const [left, top, right, bottom] = box;
+  return box.length === 4 && left >= 0 && left < right && right <= 1 && top >= 0 && top < bottom && bottom <= 1 ? box : null;
 }
 
 const readId = (text) => (/^\d+$/.test(text ?? "") ? text : "");

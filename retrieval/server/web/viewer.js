@@ -4,6 +4,8 @@ import { followWithToken, get, imageURL } from "./api.js";
 import { isChosen, toggle } from "./chosen.js";
 import { describe, labelOf } from "./columns.js";
 import { element, THUMBNAIL } from "./hits.js";
+import { drawMap, listenToMap } from "./map.js";
+import { isWhole, layOver } from "./overlay.js";
 import { grow } from "./results.js";
 import { addressOf, idOf, imagePath, nameOf, state } from "./state.js";
 
@@ -42,6 +44,7 @@ function closed() {
   const item = here?.item;
   release();
   here = null;
+  drawMap(null);
   $("viewer-image").removeAttribute("src");
   if (item?.isConnected) item.querySelector("a").focus();
   if (!state.open) return; // the address has changed already
@@ -84,6 +87,8 @@ function draw() {
   $("viewer-original").href = file;
   $("viewer-download").href = `${file}?download=true`;
   drawChoice();
+  drawMap(hit);
+  drawBox();
   drawFacts(hit);
   get(`${imagePath(idOf(hit))}/about`).then((about) => {
     if (here?.hit !== hit) return;
@@ -132,6 +137,13 @@ async function load(url, place) {
   return waiting;
 }
 
+// The part that was found, where parts were searched.
+function drawBox() {
+  const box = here?.hit.box;
+  $("viewer-box").hidden = !box || isWhole(box);
+  if (!$("viewer-box").hidden) layOver($("viewer-box"), $("viewer-image"), box);
+}
+
 function drawChoice() {
   $("viewer-choose").checked = isChosen(here.hit);
 }
@@ -156,11 +168,16 @@ const size = (bytes) =>
   bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
 // onSimilar(hit): images like it are wanted.
-export function listenToViewer(onSimilar) {
+// onPart(hit): images like a part of it are.
+export function listenToViewer(onSimilar, onPart) {
   const dialog = $("viewer");
+  listenToMap();
+  new ResizeObserver(drawBox).observe($("viewer-stage"));
+  $("viewer-image").addEventListener("load", drawBox);
   dialog.addEventListener("close", closed);
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("keydown", (event) => {
+    if (event.target.type === "radio") return; // whose arrow keys choose
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       event.preventDefault();
       move(event.key === "ArrowLeft" ? -1 : 1);
@@ -179,12 +196,16 @@ export function listenToViewer(onSimilar) {
   $("viewer-on").addEventListener("click", () => move(1));
   $("viewer-choose").addEventListener("change", () => { toggle(here.hit); drawChoice(); });
   for (const link of [$("viewer-original"), $("viewer-download")]) followWithToken(link);
-  $("viewer-similar").addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-    event.preventDefault();
+  const leaveFor = (search) => {
     const { hit } = here;
     here.item = null; // its list is about to go
     leave();
-    onSimilar(hit);
+    search(hit);
+  };
+  $("viewer-part").addEventListener("click", () => leaveFor(onPart));
+  $("viewer-similar").addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    leaveFor(onSimilar);
   });
 }
