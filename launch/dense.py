@@ -31,12 +31,18 @@ def open_named(text: str, split: str = "") -> "DenseDataset":
 
 def evaluators(cfg: DenseConfig) -> "list[Callback]":
     """An evaluation of each set of `eval_data`, on all ranks, at `eval_patch_sizes`."""
-    from retrieval.dense.trained import TrainedSegmenter, evaluate_decoder
+    from retrieval.dense.evaluate_dense import evaluate_dense
+    from retrieval.dense.trained import TrainedSegmenter
 
     def evaluator(dataset: "DenseDataset") -> "Callback":
         def run(step: int, trained: "TrainedDecoder") -> dict[str, float]:
             sizes = cfg.eval_patch_sizes or trained.patch_sizes
-            return evaluate_decoder(TrainedSegmenter(trained), dataset, sizes)
+            found = evaluate_dense(TrainedSegmenter(trained), dataset, sizes).dense or {}
+            return {
+                f"{dataset.name}/p{size}/miou": scores.miou
+                for size, scores in found.items()
+                if scores.miou is not None
+            }
 
         return run
 

@@ -36,7 +36,8 @@ class TrainedDecoder:
     """Of logits 1, 2, ...; logit 0 is background."""
     tower: VisionTower
     tower_spec: str
-    """As `load_vision_tower` takes it."""
+    features: str
+    """Tower and features, as `load_vision_tower` takes them."""
     patch_sizes: tuple[int, ...]
     """Those it was trained at."""
 
@@ -53,11 +54,12 @@ def new_decoder(
     class_names: tuple[str, ...],
     tower: VisionTower,
     tower_spec: str,
+    features: str,
     patch_sizes: tuple[int, ...],
 ) -> TrainedDecoder:
     """Not yet trained. Raises as `in_widths`."""
     decoder = build_decoder(cfg, in_widths(tower), len(class_names) + 1)
-    return TrainedDecoder(decoder, cfg, class_names, tower, tower_spec, patch_sizes)
+    return TrainedDecoder(decoder, cfg, class_names, tower, tower_spec, features, patch_sizes)
 
 
 def save_decoder(trained: TrainedDecoder, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -65,7 +67,7 @@ def save_decoder(trained: TrainedDecoder, folder: Path, facts: Mapping[str, Any]
     tower = trained.tower
     vision = {
         "tower": trained.tower_spec,
-        "features": tower.config.features,
+        "features": trained.features,
         "dtype": str(next(tower.parameters()).dtype).removeprefix("torch."),
         "fingerprint": tower.fingerprint,
     }
@@ -91,18 +93,19 @@ def load_decoder(folder: str | Path, tower: VisionTower | None = None) -> Traine
             cfg = DecoderConfig(**config["decoder"])
             sizes = tuple(config["patch_sizes"])
             dtype = getattr(torch, vision["dtype"])
-            spec, fingerprint = vision["tower"], vision["fingerprint"]
+            spec, features = vision["tower"], vision["features"]
+            fingerprint = vision["fingerprint"]
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder}/config.json describes no decoder: {error!r}") from error
         if tower is None:
-            tower = load_vision_tower(spec, dtype=dtype, features=vision["features"])
+            tower = load_vision_tower(spec, dtype=dtype, features=features)
             keep_transform(tower, fingerprint, folder)
     if tower.fingerprint != fingerprint:
         raise UsageError(
             f"{folder} was trained on the tower {spec} with fingerprint {fingerprint}; this one "
             f"has {tower.fingerprint}, and its patches mean something else"
         )
-    trained = new_decoder(cfg, names, tower, spec, sizes)
+    trained = new_decoder(cfg, names, tower, spec, features, sizes)
     load_weights(trained.decoder, read_weights(folder / "model.safetensors"), folder)
     trained.decoder.requires_grad_(False).eval()
     return trained

@@ -190,7 +190,8 @@ def _prepare(
         raise UsageError(f"{dataset.name} has no pictures to train on")
     torch.manual_seed(cfg.seed)  # the decoder starts equal on all ranks
     names = tuple(dataset.class_names)
-    trained = new_decoder(cfg.decoder, names, tower, cfg.vision.tower, patch_sizes)
+    spec, features = cfg.vision.tower, cfg.vision.features
+    trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes)
     tower.to(distributed.device())
     module = DecoderLoss(copy.deepcopy(trained.decoder)).to(distributed.device())
     source = PatchSource(tower, dataset)

@@ -1,6 +1,5 @@
 """Segmentation by a decoder that was trained on the patches of a locked tower."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from contrastive import distributed
 from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
-from data.dense.dense_dataset import DenseDataset
-from data.errors import UsageError
 from data.given import Images
-from retrieval.dense.miou import IoUCounter
 from retrieval.dense.segment import map_by_windows, opened_images, shape_of
 from retrieval.dense.upsample import upsampled
 
@@ -27,7 +22,7 @@ class TrainedSegmenter:
 
     def __init__(self, trained: TrainedDecoder) -> None:
         self.trained = trained
-        self.class_names: Sequence[str] = list(trained.class_names)
+        self.class_names = list(trained.class_names)
 
     @classmethod
     def from_pretrained(
@@ -50,13 +45,24 @@ class TrainedSegmenter:
         images, shorter_side: as `ZeroShotSegmenter.predict` takes them. patch_size: None takes the
         finest that was trained.
         """
-        masks = []
-        for image in opened_images(images):
-            mask = np.empty(shape_of(image), np.uint8)
-            for rows, values in upsampled(self._map(image, patch_size, shorter_side), mask.shape):
-                mask[rows] = values.argmax(-1)
-            masks.append(mask)
-        return masks
+        return [
+            self.labels_and_scores(image, patch_size, shorter_side)[0]
+            for image in opened_images(images)
+        ]
+
+    def labels_and_scores(
+        self,
+        picture: Image.Image | Tensor,
+        patch_size: int | None,
+        shorter_side: int | None = None,
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The mask that `predict` gives, and the probability of each pixel's class."""
+        shape = shape_of(picture)
+        labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        for rows, values in upsampled(self._map(picture, patch_size, shorter_side), shape):
+            labels[rows] = values.argmax(-1)
+            most[rows] = torch.from_numpy(values).softmax(-1).amax(-1).numpy()
+        return labels, most
 
     def logits(
         self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
@@ -76,26 +82,3 @@ class TrainedSegmenter:
 
         size = min(self.trained.patch_sizes) if patch_size is None else patch_size
         return map_by_windows(tower, logits, image, size, shorter_side)
-
-
-def evaluate_decoder(
-    segmenter: TrainedSegmenter, dataset: DenseDataset, patch_sizes: Sequence[int]
-) -> dict[str, float]:
-    """Mean IoU at each patch size, over all pictures that can be used, of all ranks.
-
-    Raises `UsageError` where the class names differ.
-    """
-    if segmenter.class_names != list(dataset.class_names):
-        raise UsageError(f"the decoder's class names are not those of {dataset.name}")
-    counters = {size: IoUCounter(len(segmenter.class_names)) for size in patch_sizes}
-    for _, picture in dataset.read((distributed.rank(), distributed.world_size())):
-        if picture.mask is not None:
-            for size, counter in counters.items():
-                counter.add(picture.mask, segmenter.predict(picture.image, size)[0])
-    figures = {}
-    for size, counter in counters.items():
-        counts = torch.from_numpy(counter.counts).to(distributed.device())
-        counter.counts = distributed.all_reduce_sum(counts).cpu().numpy()
-        labels = range(0 if dataset.background else 1, counter.num_classes + 1)
-        figures[f"{dataset.name}/p{size}/miou"] = counter.result(labels).mean
-    return figures
