@@ -26,7 +26,7 @@ from server_thread import serving
 from contrastive import LitModel, load_vision_tower
 from contrastive.cli import parse_run
 from contrastive.recipes import DENSE_RECIPES, FLEXIFY_RECIPES, RECIPES
-from retrieval import Searcher
+from retrieval import Searcher, index_regions
 from retrieval.server.config import ServeConfig
 from retrieval.server.startup import check_folders
 
@@ -203,11 +203,12 @@ def test_what_a_page_says_in_python_works(page: str, demo: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
 def test_the_requests_of_the_documentation_find_something(demo: Path) -> None:
+    index_regions("runs/index")
     searcher = Searcher.load("runs/index")
     searcher.profile._ms = dict.fromkeys(searcher.model.patch_sizes, 1.0)  # max_ms, on any machine
     typed = [words for words in commands("docs/service.md") if words[0] == "curl"]
     typed = [words[: words.index("|")] if "|" in words else words for words in typed]
-    assert len(typed) == 5
+    assert len(typed) == 7
     with serving({"index": searcher}) as served:
         for words in typed:
             words[1] = words[1].replace(":1234", f":{served.port}")

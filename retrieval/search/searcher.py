@@ -36,7 +36,7 @@ from retrieval.search.config import CANDIDATES, MAX_K, PatchSizeOrBudget, check_
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.fusion import Fusion
 from retrieval.search.hit import Hit
-from retrieval.search.opened import OpenedIndex
+from retrieval.search.index_state import OpenedIndex
 from retrieval.search.query_images import read_queries
 from retrieval.search.refine import FineVectors
 from retrieval.words.asked import WordQuery, unmarked
