@@ -25,6 +25,7 @@ from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
 from contrastive.dense.loop import train_decoder
 from contrastive.dense.patch_source import PatchSource
 from contrastive.recipes import scenes
+from contrastive.run.checkpoint import complete_checkpoints
 from data.dense.layouts import load_dense
 from data.scenes.build import build_scenes
 from lib.harness import Target, finish
@@ -54,7 +55,8 @@ def trained(kind: Kind, at: str, seed: int, folder: Path, steps: int) -> Path:
         checkpoint_every=0,
     )
     if not (cfg.folder / "model").is_dir():
-        train_decoder(cfg, load_dense(f"{folder}/train"), resume=cfg.folder.is_dir())
+        begun = bool(complete_checkpoints(cfg.folder / "checkpoints"))
+        train_decoder(cfg, load_dense(f"{folder}/train"), resume=begun)
     return cfg.folder
 
 

@@ -203,7 +203,6 @@ def scenes() -> DenseConfig:
         global_batch_size=16,
         steps=300,
         eval_every=300,
-        eval_patch_sizes=(56, 28),
     )
 
 

@@ -29,14 +29,19 @@ def open_named(text: str, split: str = "") -> "DenseDataset":
     )
 
 
-def evaluators(cfg: DenseConfig) -> "list[Callback]":
-    """An evaluation of each set of `eval_data`, on all ranks, at `eval_patch_sizes`."""
+def evaluators(cfg: DenseConfig, trained_on: "DenseDataset") -> "list[Callback]":
+    """An evaluation of each set of `eval_data`, on all ranks, at `eval_patch_sizes`.
+
+    Raises `UsageError` for patch sizes that the tower has not, and sets of other classes.
+    """
+    from contrastive import load_vision_tower
     from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.trained import TrainedSegmenter
+    from retrieval.evaluation.datasets import tell_apart
 
     def evaluator(dataset: "DenseDataset") -> "Callback":
         def run(step: int, trained: "TrainedDecoder") -> dict[str, float]:
-            sizes = cfg.eval_patch_sizes or trained.patch_sizes
+            sizes = cfg.eval_patch_sizes or (max(trained.patch_sizes),)
             found = evaluate_dense(TrainedSegmenter(trained), dataset, sizes).dense or {}
             return {
                 f"{dataset.name}/p{size}/miou": scores.miou
@@ -46,7 +51,15 @@ def evaluators(cfg: DenseConfig) -> "list[Callback]":
 
         return run
 
-    return [evaluator(open_named(text)) for text in cfg.eval_data]
+    if cfg.eval_patch_sizes:  # refused now, and not after the first eval_every steps
+        tower = load_vision_tower(cfg.vision.tower)
+        for size in cfg.eval_patch_sizes:
+            tower.check_patch_size(size)
+    datasets = [open_named(text) for text in cfg.eval_data]
+    for text, dataset in zip(cfg.eval_data, datasets, strict=True):
+        if list(dataset.class_names) != list(trained_on.class_names):
+            raise UsageError(f"eval_data {text}: its classes are not those of data.pictures")
+    return [evaluator(dataset) for dataset in tell_apart(datasets, cfg.eval_data)]
 
 
 def main() -> None:
@@ -68,7 +81,7 @@ def main() -> None:
                 build_scenes(default_scenes(), count=300, num_classes=120, kinds=True)
             distributed.barrier(patient=True)
             dataset = open_named(cfg.data.pictures, cfg.data.split)
-            folder = train_decoder(cfg, dataset, evaluators(cfg), resume=resume)
+            folder = train_decoder(cfg, dataset, evaluators(cfg, dataset), resume=resume)
             if distributed.is_main():
                 print(f"decoder: {folder / 'model'}")
 

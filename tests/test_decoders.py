@@ -118,6 +118,16 @@ def test_a_resumed_run_ends_with_the_same_weights(
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
+def test_an_evaluation_that_fails_costs_no_training(small_scenes: Path, tmp_path: Path) -> None:
+    def fail(step: int, decoder: object) -> dict[str, float]:
+        raise InterruptedError
+
+    cfg = config(tmp_path, "run", small_scenes, steps=1, eval_every=1)
+    with pytest.raises(InterruptedError):
+        train_decoder(cfg, load_dense(small_scenes / "train"), [fail])
+    assert load_decoder(tmp_path / "run" / "model").patch_sizes == (48, 40)
+
+
 def test_what_cannot_work_is_said_before_anything_is_built(
     small_scenes: Path, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ class DenseConfig(RunConfig):
     eval_data: tuple[str, ...] = ()
     """Folders of pictures with masks to evaluate on, each LAYOUT:FOLDER or a folder."""
     eval_patch_sizes: tuple[int, ...] = ()
-    """Patch sizes of these evaluations. Empty: those that are trained."""
+    """Patch sizes of these evaluations. Empty: the coarsest that is trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -106,10 +106,10 @@ def _train(
             if evaluate or save:
                 with log.paused():
                     trained = run.whole_decoder(step)
+                    if save:  # first: an evaluation that fails costs no training
+                        run.save(cfg, step, trained)
                     for callback in callbacks if evaluate else ():
                         log.write(step, callback(step, trained))
-                    if save:
-                        run.save(cfg, step, trained)
             if signal and step < cfg.steps:
                 log.close()
                 raise stopped(signal, step, cfg)
