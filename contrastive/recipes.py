@@ -3,6 +3,7 @@
 deepspeed launch/lit.py                  # the default: `demo`
 deepspeed launch/lit.py cc12m --data.shards '/data/cc12m/{00000..01242}.tar'
 deepspeed launch/flexify.py              # the default: `dinov2s`
+deepspeed launch/dense.py                # the default: `scenes`
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from contrastive.dense.config import DenseConfig, PicturesConfig
 from contrastive.flexify.config import (
     AugmentConfig,
     DistillationConfig,
@@ -177,6 +179,34 @@ FLEXIFY_RECIPES: dict[str, Callable[[], FlexifyConfig]] = {
     "dinov2s": dinov2s,
     "imagenet": imagenet,
 }
+
+
+def default_scenes() -> Path:
+    """Where the scenes of drawings that decoders are trained on are."""
+    return default_data().parent / "scenes"
+
+
+def scenes() -> DenseConfig:
+    """A linear decoder of six kinds of things on DINOv2-S made flexible, on scenes of drawings.
+
+    deepspeed launch/dense.py
+    deepspeed launch/dense.py --decoder.kind mask_transformer
+    deepspeed launch/dense.py --decoder.kind mlp --vision.features mean@3+mean@6+mean@9+mean@12
+    """
+    folder = default_scenes()
+    return DenseConfig(
+        name="scenes",
+        data=PicturesConfig(f"{folder}/train", features="runs/features-scenes"),
+        vision=VisionConfig(tower="dinov2s-flexi", features="mean", dtype="fastest"),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=20),
+        eval_data=(f"{folder}/heldout_captions", f"{folder}/heldout_style"),
+        global_batch_size=16,
+        steps=300,
+        eval_every=300,
+    )
+
+
+DENSE_RECIPES: dict[str, Callable[[], DenseConfig]] = {"scenes": scenes}
 
 
 def choose_recipe(name: str, recipes: Mapping[str, Callable[[], Config]]) -> Config:

@@ -25,12 +25,16 @@ from server_thread import serving
 
 from contrastive import LitModel, load_vision_tower
 from contrastive.cli import parse_run
-from contrastive.recipes import FLEXIFY_RECIPES, RECIPES
+from contrastive.recipes import DENSE_RECIPES, FLEXIFY_RECIPES, RECIPES
 from retrieval import Searcher, index_regions
 from retrieval.server.config import ServeConfig
 from retrieval.server.startup import check_folders
 
-RECIPES_OF = {"launch/lit.py": (RECIPES, "demo"), "launch/flexify.py": (FLEXIFY_RECIPES, "dinov2s")}
+RECIPES_OF = {
+    "launch/lit.py": (RECIPES, "demo"),
+    "launch/flexify.py": (FLEXIFY_RECIPES, "dinov2s"),
+    "launch/dense.py": (DENSE_RECIPES, "scenes"),
+}
 
 
 def launch(program: str, *arguments: str) -> None:

@@ -15,6 +15,7 @@ TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 CONFIGS = (
     "contrastive.train.config.TrainConfig",
     "contrastive.flexify.config.FlexifyConfig",
+    "contrastive.dense.config.DenseConfig",
     "retrieval.server.config.ServeConfig",
 )
 # Flags of deepspeed, pip, tar, img2dataset and open_clip, and of this project's benchmarks.
@@ -22,7 +23,7 @@ OTHERS = {
     "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "group", "no-deps",
     "accum-freq", "dereference", "hard-dereference",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
-    "image_size", "resize_mode", "resize_only_if_bigger",
+    "image_size", "resize_mode", "resize_only_if_bigger", "kinds",
     "table", "rounds", "seeds", "counts", "mixtures", "index-types", "sizes", "list", "part",
     "tiny", "dry-run", "report", "all", "exclude-editable", "help", "help-all", "resume", "json",
 }  # fmt: skip

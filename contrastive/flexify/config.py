@@ -7,7 +7,7 @@ from typing import Literal
 from contrastive.run.config import RunConfig
 from contrastive.vision.config import PatchDropoutConfig
 from contrastive.vision.feature_terms import parse_features
-from data.config import check_weights
+from data.config import DataConfig, check_data, check_weights
 from data.errors import UsageError
 
 
@@ -122,6 +122,7 @@ class AugmentConfig:
 class FlexifyConfig(RunConfig):
     """One training run of a student that becomes flexible."""
 
+    data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     loss: DistillationConfig = field(default_factory=DistillationConfig)
@@ -134,6 +135,7 @@ class FlexifyConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_data(self.data)
         if self.val_samples < 1:
             raise UsageError(f"val_samples {self.val_samples}: at least 1")
         if self.data.captions_per_image > 1:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.config import DataConfig, check_data
 from data.errors import UsageError
 
 
@@ -77,7 +76,6 @@ class RunConfig:
     """The run's folder is OUT/NAME."""
     out: str = "runs"
     """Folder of all runs."""
-    data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     global_batch_size: int = 256
@@ -103,7 +101,6 @@ class RunConfig:
         for name in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} {getattr(self, name)}: at least 0")
-        check_data(self.data)
         falling = self.steps - self.optim.warmup_steps
         if falling < 0:
             raise UsageError(

@@ -69,12 +69,12 @@ def claim_folder(
     cfg: RunConfig,
     checkpoint: tuple[Path, dict[str, Any]] | None,
     identity: dict[str, Any],
-    solved: str,
+    solved: str = "",
 ) -> None:
     """Make the run folder, or check that what is in it was made of the same towers and data.
 
     identity: fingerprints of what the run is made of. solved: the file of what a run solves before
-    its first step, deleted where an earlier run never reached a checkpoint.
+    its first step, deleted where an earlier run never reached a checkpoint; "": none.
     """
     for name, value in identity.items() if checkpoint else ():
         saved = checkpoint[1][name] if checkpoint else None
@@ -86,7 +86,7 @@ def claim_folder(
     distributed.barrier()  # every rank has looked before one of them writes
     if distributed.is_main():
         if checkpoint is None:  # left by a run that never reached a checkpoint
-            for name in (solved, "metrics.jsonl"):
+            for name in filter(None, (solved, "metrics.jsonl")):
                 (cfg.folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(cfg.folder / name, ignore_errors=True)

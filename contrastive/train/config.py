@@ -6,6 +6,7 @@ from contrastive.model.config import LossConfig
 from contrastive.run.config import RunConfig
 from contrastive.text.config import TextConfig
 from contrastive.vision.config import VisionConfig
+from data.config import DataConfig, check_data
 from data.errors import UsageError
 
 
@@ -13,6 +14,7 @@ from data.errors import UsageError
 class TrainConfig(RunConfig):
     """One training run of a text tower against a locked image tower."""
 
+    data: DataConfig = field(default_factory=DataConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -32,6 +34,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_data(self.data)
         if self.init_samples < 0:
             raise UsageError(f"init_samples {self.init_samples}: at least 0")
         if self.embed_dim < 0:

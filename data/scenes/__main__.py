@@ -2,13 +2,14 @@
 
 python -m data.scenes OUT               # 3 x 200 scenes, a minute or so on two cores
 python -m data.scenes OUT --count 20    # fewer, for trying things
+python -m data.scenes OUT --kinds       # masks of six kinds, which held-out things have too
 """
 
 import argparse
 from pathlib import Path
 
 from data.errors import exit_on_usage_error
-from data.scenes.build import SPLITS, build_scenes
+from data.scenes.build import KINDS, SPLITS, build_scenes
 
 
 def main() -> None:
@@ -22,9 +23,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="their side, pixels (default: 224)")
     parser.add_argument("--classes", type=int, default=50, help="things to draw (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kinds", action="store_true", help=f"the classes are {', '.join(KINDS)}, not each thing"
+    )
     args = parser.parse_args()
     with exit_on_usage_error():
-        out = build_scenes(args.out, args.count, args.size, args.classes, args.seed)
+        out = build_scenes(
+            args.out, args.count, args.size, args.classes, args.seed, kinds=args.kinds
+        )
         print(f"{out}: {args.count} scenes in each of {', '.join(SPLITS)}")
 
 

@@ -16,10 +16,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -45,6 +46,11 @@ LEFT_OUT = {
     "religion", "sky-weather", "time", "transport-sign", "warning", "zodiac",
 }  # fmt: skip
 """Unicode's subgroups of signs, clocks, moons and faces, as are all of faces, hands and people."""
+KINDS = ("animal", "plant", "food", "place", "vehicle", "object")
+_OF_SUBGROUP = {
+    "animal": "animal", "plant": "plant", "food": "food", "drink": "food", "dishware": "food",
+    "place": "place", "transport": "vehicle",
+}  # fmt: skip
 
 
 def build_scenes(
@@ -54,12 +60,14 @@ def build_scenes(
     num_classes: int = 50,
     seed: int = 0,
     progress: bool = True,
+    kinds: bool = False,
 ) -> Path:
     """Build the folders under `out` and return it, at once where they are there already.
 
     count: scenes of each split; the first n are the same whatever the count. size: their side,
     pixels. num_classes: drawn from the things, animals, plants, food and places of each split, at
-    most one of a group of variants.
+    most one of a group of variants. kinds: the classes are the six `KINDS` that each drawn thing is
+    one of, the same in every split; else the things themselves.
     `out` appears whole or not at all. Raises `UsageError` for impossible values, where another
     program is making `out`, and as `data.emoji.build.build_emoji`.
     """
@@ -76,6 +84,8 @@ def build_scenes(
         "format": FORMAT, "count": count, "size": size, "classes": num_classes, "seed": seed,
         "packages": {style: STYLES[style].version for style in STYLES},
     }  # fmt: skip
+    if kinds:
+        recipe["kinds"] = True
     if is_built(out, recipe, "scenes"):
         return out
     check_can_draw()
@@ -85,7 +95,12 @@ def build_scenes(
             (part / split / "images").mkdir(parents=True)
             (part / split / "masks").mkdir()
             names = [concept.name for concept in classes[split]]
-            _write_split(part / split, names, drawings[split], count, size, seed, progress)
+            labels = list(range(1, len(names) + 1))
+            if kinds:
+                names = list(KINDS)
+                labels = [names.index(kind_of(c)) + 1 for c in classes[split]]
+            things = _Things(drawings[split], labels)
+            _write_split(part / split, names, things, count, size, seed, progress)
         credits = {s: {"by": STYLES[s].author, "licence": STYLES[s].licence} for s in STYLES}
         manifest = {**recipe, "credits": credits}
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -132,7 +147,7 @@ def _one_of_each_group(concepts: Sequence[Concept], count: int, seed: int) -> li
 def _write_split(
     folder: Path,
     names: Sequence[str],
-    drawings: Sequence[Sequence[str]],
+    things: "_Things",
     count: int,
     size: int,
     seed: int,
@@ -149,7 +164,7 @@ def _write_split(
             context = multiprocessing.get_context("spawn")  # forking is unsafe beside threads
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
             run = partial(pool.map, chunksize=16)
-        made = run(_make, repeat(drawings, count), repeat(size), seeds)
+        made = run(_make, repeat(things, count), repeat(size), seeds)
         bar = Progress(made, folder.name, count, unit=" scenes", disable=not progress)
         for number, scene in enumerate(bar):
             file = f"{number:06d}.png"
@@ -174,8 +189,22 @@ def _write_split(
     write_class_names(folder, names, TEMPLATES)
 
 
-def _make(drawings: Sequence[Sequence[str]], size: int, seed: tuple[int, ...]) -> Scene:
-    return compose(drawings, size, np.random.default_rng(seed))
+class _Things(NamedTuple):
+    """What is drawn, and the label of each."""
+
+    drawings: Sequence[Sequence[str]]
+    labels: Sequence[int]
+
+
+def _make(things: _Things, size: int, seed: tuple[int, ...]) -> Scene:
+    scene = compose(things.drawings, size, np.random.default_rng(seed))
+    labelled = [replace(one, label=things.labels[one.label - 1]) for one in scene.things]
+    return replace(scene, things=labelled)
+
+
+def kind_of(concept: Concept) -> str:
+    """One of `KINDS`."""
+    return _OF_SUBGROUP.get(concept.subgroup.partition("-")[0], "object")
 
 
 def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:

@@ -1,6 +1,6 @@
 """Zero-shot segmentation: which class each pixel is of, by the similarity of its patch to names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from contrastive.model.lit import LitModel
 from contrastive.vision.grids import choose_grid
 from contrastive.vision.patch_features import check_has_patches
+from contrastive.vision.tower import VisionTower
 from data.class_names import DEFAULT_TEMPLATES
 from data.config import MAX_PIXELS
 from data.dense.picture import BACKGROUND, MOST_CLASSES
@@ -120,59 +121,80 @@ class ZeroShotSegmenter:
             most[rows] = values.max(-1)
         return labels, most
 
-    @torch.no_grad()
     def _map(
         self, image: Image.Image | Tensor, patch_size: int | None, shorter_side: int | None
     ) -> Float[np.ndarray, "r c k"]:
+        def cosines(pixels: Tensor, size: int) -> Tensor:
+            return self.model.encode_patches(pixels, size, self.value_path) @ self.class_embeds.T
+
         tower = self.model.vision
         size = tower.patch_sizes[-1] if patch_size is None else patch_size
-        windows = self._windows(image, size, shorter_side)
-        (rows, columns), pixels = windows.size, windows.pixels
-        height, width = rows * size, columns * size
-        shape = (pixels.shape[1] // size, pixels.shape[2] // size)
-        total = torch.zeros(*shape, len(self.class_names), device=self.model.device)
-        count = torch.zeros(*shape, 1, device=self.model.device)
-        for start in range(0, len(windows.corners), MAX_WINDOWS):
-            corners = windows.corners[start : start + MAX_WINDOWS]
-            cut = [
-                pixels[:, row * size : row * size + height, column * size : column * size + width]
-                for row, column in corners
-            ]
-            patches = self.model.encode_patches(torch.stack(cut), size, self.value_path)
-            for (row, column), found in zip(corners, patches @ self.class_embeds.T, strict=True):
-                total[row : row + rows, column : column + columns] += found
-                count[row : row + rows, column : column + columns] += 1
-        return (total / count).cpu().numpy()
+        return map_by_windows(tower, cosines, image, size, shorter_side)
 
-    def _windows(
-        self, image: Image.Image | Tensor, patch_size: int, shorter_side: int | None
-    ) -> Windows:
-        tower, shape = self.model.vision, shape_of(image)
-        if isinstance(image, Tensor):
-            if shorter_side is not None:
-                raise UsageError("pixels that are already normalised are read as large as they are")
-            tower.check_patch_size(patch_size, shape)
-            return Windows(image, [(0, 0)], (shape[0] // patch_size, shape[1] // patch_size))
-        tower.check_patch_size(patch_size)
-        side = tower.image_size // patch_size
-        if shorter_side is None:
-            grid = choose_grid(shape, side**2, tower.image_size, "aspect", patch_size)
-            rows, columns = size = (grid.rows, grid.columns)
-        else:
-            if shorter_side < patch_size:
-                raise UsageError(f"shorter_side {shorter_side}: at least a patch, {patch_size} px")
-            scale = shorter_side / min(shape) / patch_size
-            rows, columns = (max(1, round(length * scale)) for length in shape)
-            size = (min(rows, side), min(columns, side))
-        if rows * columns > MOST_PATCHES:
-            raise UsageError(f"{rows} x {columns} patches: at most {MOST_PATCHES:,} of a picture")
-        if rows * columns * patch_size**2 > MAX_PIXELS:
-            size_read = f"{rows * patch_size:,} x {columns * patch_size:,}"
-            raise UsageError(f"{size_read} pixels: at most {MAX_PIXELS:,} of a picture are read")
-        whole = replace(tower.transform, fit="aspect")
-        pixels = whole.normalise(whole.at(image, rows * patch_size, columns * patch_size))
-        down, across = _starts(rows, size[0]), _starts(columns, size[1])
-        return Windows(pixels, [(row, column) for row in down for column in across], size)
+
+@torch.no_grad()
+def map_by_windows(
+    tower: VisionTower,
+    of_pixels: Callable[[Float[Tensor, "n 3 h w"], int], Float[Tensor, "n r c k"]],
+    image: Image.Image | Tensor,
+    patch_size: int,
+    shorter_side: int | None,
+) -> Float[np.ndarray, "r c k"]:
+    """What `of_pixels(pixels, patch_size)` gives of a picture's patches: the mean of their windows.
+
+    Raises as `ZeroShotSegmenter.similarities`.
+    """
+    windows = _windows(tower, image, patch_size, shorter_side)
+    (rows, columns), pixels, size = windows.size, windows.pixels, patch_size
+    height, width = rows * size, columns * size
+    sums: Tensor | None = None
+    device = next(tower.parameters()).device
+    count = torch.zeros(pixels.shape[1] // size, pixels.shape[2] // size, 1, device=device)
+    for start in range(0, len(windows.corners), MAX_WINDOWS):
+        corners = windows.corners[start : start + MAX_WINDOWS]
+        cut = [
+            pixels[:, row * size : row * size + height, column * size : column * size + width]
+            for row, column in corners
+        ]
+        maps = of_pixels(torch.stack(cut), size)
+        if sums is None:
+            sums = maps.new_zeros(*count.shape[:2], maps.shape[-1])
+        for (row, column), found in zip(corners, maps, strict=True):
+            sums[row : row + rows, column : column + columns] += found
+            count[row : row + rows, column : column + columns] += 1
+    assert sums is not None
+    return (sums / count).cpu().numpy()
+
+
+def _windows(
+    tower: VisionTower, image: Image.Image | Tensor, patch_size: int, shorter_side: int | None
+) -> Windows:
+    shape = shape_of(image)
+    if isinstance(image, Tensor):
+        if shorter_side is not None:
+            raise UsageError("pixels that are already normalised are read as large as they are")
+        tower.check_patch_size(patch_size, shape)
+        return Windows(image, [(0, 0)], (shape[0] // patch_size, shape[1] // patch_size))
+    tower.check_patch_size(patch_size)
+    side = tower.image_size // patch_size
+    if shorter_side is None:
+        grid = choose_grid(shape, side**2, tower.image_size, "aspect", patch_size)
+        rows, columns = size = (grid.rows, grid.columns)
+    else:
+        if shorter_side < patch_size:
+            raise UsageError(f"shorter_side {shorter_side}: at least a patch, {patch_size} px")
+        scale = shorter_side / min(shape) / patch_size
+        rows, columns = (max(1, round(length * scale)) for length in shape)
+        size = (min(rows, side), min(columns, side))
+    if rows * columns > MOST_PATCHES:
+        raise UsageError(f"{rows} x {columns} patches: at most {MOST_PATCHES:,} of a picture")
+    if rows * columns * patch_size**2 > MAX_PIXELS:
+        size_read = f"{rows * patch_size:,} x {columns * patch_size:,}"
+        raise UsageError(f"{size_read} pixels: at most {MAX_PIXELS:,} of a picture are read")
+    whole = replace(tower.transform, fit="aspect")
+    pixels = whole.normalise(whole.at(image, rows * patch_size, columns * patch_size))
+    down, across = _starts(rows, size[0]), _starts(columns, size[1])
+    return Windows(pixels, [(row, column) for row in down for column in across], size)
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -1,0 +1,210 @@
+"""Train a decoder on the patches of a locked image tower, at random patch sizes.
+
+One decoder serves every patch size once training has drawn them all, as FlexiViT's own tower does
+(Beyer et al., arXiv:2212.08013, which fine-tunes Segmenter so).
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from contrastive import distributed
+from contrastive.dense.config import DenseConfig
+from contrastive.dense.decoder_folder import TrainedDecoder, new_decoder, save_decoder
+from contrastive.dense.patch_source import PatchSource
+from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
+from contrastive.run.folder import claim_folder, find_checkpoint
+from contrastive.run.lock import locked
+from contrastive.run.log import RunLog
+from contrastive.run.optim import set_learning_rate
+from contrastive.run.patch_size import draw_patch_size
+from contrastive.run.stop import StopSignal, stopped
+from contrastive.run.zero import (
+    BatchShape,
+    batch_shape,
+    deepspeed_config,
+    enough_memory,
+    whole_parameters,
+)
+from contrastive.vision.earlier import keep_transform
+from contrastive.vision.load import load_vision_tower
+from data.dense.dense_dataset import DenseDataset
+from data.dense.picture import IGNORED
+from data.errors import UsageError
+from data.files import replaced_folder
+from data.pipeline.order import SampleOrder
+
+Callback = Callable[[int, TrainedDecoder], dict[str, float]]
+"""(step, the decoder as it is) -> figures for metrics.jsonl and TensorBoard. On all ranks."""
+
+
+class DecoderLoss(nn.Module):
+    """Cross-entropy of logits, resized bilinearly to the masks, summed over what is counted."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, features: Float[Tensor, "b r c f"], masks: UInt8[Tensor, "b h w"]
+    ) -> Float[Tensor, ""]:
+        logits = self.decoder(features).float()
+        logits = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, masks.long(), ignore_index=IGNORED, reduction="sum")
+
+
+def train_decoder(
+    cfg: DenseConfig,
+    dataset: DenseDataset,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool = False,
+) -> Path:
+    """Train from start to end, or on from the newest checkpoint; returns the run folder, whose
+    `model/` is what `load_decoder` reads.
+
+    Raises `UsageError`, before training starts, when the configuration cannot work, or another
+    program is writing the run; `Stopped` once SIGINT or SIGTERM has ended it with a checkpoint.
+    """
+    distributed.ensure_group()
+    world_size = distributed.world_size()
+    shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
+    ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
+    with locked(cfg.folder):
+        return _train(cfg, dataset, callbacks, resume, shape, ds_config)
+
+
+def _train(
+    cfg: DenseConfig,
+    dataset: DenseDataset,
+    callbacks: Sequence[Callback],
+    resume: bool,
+    shape: BatchShape,
+    ds_config: dict[str, Any],
+) -> Path:
+    run = _prepare(cfg, dataset, resume, shape, ds_config)
+    step = run.first_step
+    log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, {}, unit="pictures")
+    with StopSignal() as stop, enough_memory(shape):
+        while step < cfg.steps:
+            patch_size = draw_patch_size(run.patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+            lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
+            loss, errors = run.train_step(step, patch_size)
+            step += 1
+            if log.step(step, loss, shape.per_rank - sum(errors.values()), errors):
+                log.line(step, lr=lr, patch_size=patch_size)
+            signal = stop.after_step()
+            evaluate, save = callbacks and cfg.eval_due(step), bool(signal) or cfg.save_due(step)
+            if evaluate or save:
+                with log.paused():
+                    trained = run.whole_decoder(step)
+                    if save:  # first: an evaluation that fails costs no training
+                        run.save(cfg, step, trained)
+                    for callback in callbacks if evaluate else ():
+                        log.write(step, callback(step, trained))
+            if signal and step < cfg.steps:
+                log.close()
+                raise stopped(signal, step, cfg)
+    log.close()
+    return cfg.folder
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the loop works with."""
+
+    engine: Any
+    """DeepSpeed's, around the loss."""
+    exported: TrainedDecoder
+    """A copy of the decoder, whole whatever ZeRO does to that one."""
+    source: PatchSource
+    order: SampleOrder
+    shape: BatchShape
+    patch_sizes: tuple[int, ...]
+    first_step: int
+    identity: dict[str, Any]
+    """Of the checkpoints: what a resume must bring again."""
+
+    def train_step(self, step: int, patch_size: int) -> tuple[Float[Tensor, ""], dict[str, int]]:
+        """Forward, backward, update; this rank's share of the loss, and what it could not use."""
+        start = (step * distributed.world_size() + distributed.rank()) * self.shape.per_rank
+        rows = self.order.slice(start, start + self.shape.per_rank)[:, 2]
+        features, masks, errors = self.source(rows, patch_size)
+        counted = distributed.all_reduce_sum((masks != IGNORED).sum()).clamp_min(1)
+        total = torch.zeros((), device=masks.device)
+        size = self.shape.micro_batch_size
+        for part, mask in zip(features.split(size), masks.split(size), strict=True):
+            share = self.engine(part, mask) / counted
+            # The engine averages over micro-batches and ranks; shares are to be summed.
+            self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
+            self.engine.step()
+            total += share.detach()
+        return total, errors
+
+    def whole_decoder(self, step: int) -> TrainedDecoder:
+        """`exported` as the decoder is after the step. Raises `DataError` where a weight is not
+        finite. All ranks call it."""
+        decoder = self.engine.module.decoder
+        with whole_parameters(decoder):
+            self.exported.decoder.load_state_dict(decoder.state_dict())
+        check_finite(step, self.exported.decoder)
+        return self.exported
+
+    def save(self, cfg: DenseConfig, step: int, trained: TrainedDecoder) -> None:
+        """`model/` and a checkpoint."""
+        if distributed.is_main():
+            run = json.loads((cfg.folder / "config.json").read_text())
+            facts = {name: run[name] for name in ("command", "revision")}
+            with replaced_folder(cfg.folder / "model") as part:
+                save_decoder(trained, part, {"steps": step, **facts})
+        distributed.barrier()
+        folder = cfg.folder / "checkpoints"
+        save_checkpoint(self.engine, folder, step, cfg.keep_checkpoints, self.identity)
+
+
+def _prepare(
+    cfg: DenseConfig,
+    dataset: DenseDataset,
+    resume: bool,
+    shape: BatchShape,
+    ds_config: dict[str, Any],
+) -> _Run:
+    """Build the decoder, fill the cache, begin or resume. Raises `UsageError`."""
+    checkpoint = find_checkpoint(cfg, resume)
+    dtype = distributed.resolve_dtype(cfg.vision.dtype)
+    tower = load_vision_tower(cfg.vision.tower, dtype=dtype, features=cfg.vision.features)
+    if checkpoint:
+        keep_transform(tower, checkpoint[1]["image_tower"], cfg.folder)
+    patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
+    for size in patch_sizes:
+        tower.check_patch_size(size)
+    if not len(dataset):
+        raise UsageError(f"{dataset.name} has no pictures to train on")
+    torch.manual_seed(cfg.seed)  # the decoder starts equal on all ranks
+    names = tuple(dataset.class_names)
+    spec, features = cfg.vision.tower, cfg.vision.features
+    trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes)
+    tower.to(distributed.device())
+    module = DecoderLoss(copy.deepcopy(trained.decoder)).to(distributed.device())
+    source = PatchSource(tower, dataset)
+    identity = {
+        "zero_stage": cfg.zero.stage,
+        "image_tower": tower.fingerprint,
+        "data": source.fingerprint,
+    }
+    claim_folder(cfg, checkpoint, identity)
+    if cfg.data.features:
+        source.use_cache(cfg.data.features, patch_sizes)
+    trained.decoder.requires_grad_(False).eval()
+    exported = replace(trained, decoder=trained.decoder.to(distributed.device()))
+    engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
+    order = SampleOrder([len(dataset)], cfg.seed)
+    return _Run(engine, exported, source, order, shape, patch_sizes, step, identity)

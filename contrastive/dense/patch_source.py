@@ -1,0 +1,138 @@
+"""Features of patches, and masks, of the pictures of a training step: cached, or computed."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from contrastive import distributed
+from contrastive.image_features import full_batch
+from contrastive.run.lock import locked
+from contrastive.vision.patch_features import patch_features
+from contrastive.vision.tower import VisionTower
+from data.cache.patch_tokens import PatchTokenCache
+from data.dense.dense_dataset import DenseDataset
+from data.dense.picture import IGNORED, AnnotatedPicture
+from data.files import bytes_digest
+from data.problems import BadSample
+from data.progress import Progress
+
+
+class PatchSource:
+    """Gives pictures by their numbers: features (b, rows, columns, f), and masks.
+
+    A picture is read as a square of the tower's image size, whatever its aspect ratio, and its mask
+    with it; nothing is cut away. Masks stay in memory once they are read. What cannot be used has a
+    mask of `IGNORED` alone.
+    """
+
+    def __init__(self, tower: VisionTower, dataset: DenseDataset) -> None:
+        self.tower, self.dataset = tower, dataset
+        self._transform = replace(tower.transform, fit="aspect")
+        self._masks: dict[int, UInt8[np.ndarray, "s s"]] = {}
+        self._bad: dict[int, str] = {}
+        self._cache: PatchTokenCache | None = None
+        keys = (dataset.pictures.key(row) for row in range(len(dataset)))
+        self.fingerprint = bytes_digest(*map(_identity, keys))
+        """Of the pictures."""
+
+    @torch.no_grad()
+    def use_cache(self, folder: str, patch_sizes: Sequence[int]) -> None:
+        """Read features from a folder, first computing what it lacks; ranks share the pictures.
+
+        Raises `UsageError` as `PatchTokenCache`.
+        """
+        made_of = {"tower": self.tower.fingerprint, "pictures": self.fingerprint}
+        self._cache = cache = PatchTokenCache(folder, made_of)
+        if distributed.from_main(lambda: cache.missing(patch_sizes)):
+            with locked(cache.folder):
+                self._fill(cache, distributed.from_main(lambda: cache.missing(patch_sizes)))
+
+    @torch.no_grad()
+    def __call__(
+        self, rows: Int[np.ndarray, " b"], patch_size: int
+    ) -> tuple[Float[Tensor, "b r c f"], UInt8[Tensor, "b s s"], dict[str, int]]:
+        """Features, masks, and how many pictures cannot be used, by the reason."""
+        device = distributed.device()
+        if self._cache is None:
+            features = self._compute([self._load(int(row)) for row in rows], patch_size)
+        else:
+            kept = self._cache.read(patch_size, rows)
+            features = torch.from_numpy(kept).to(device, torch.float32, non_blocking=True)
+        for row in rows:
+            if int(row) not in self._masks:
+                self._load(int(row))
+        masks = torch.from_numpy(np.stack([self._masks[int(row)] for row in rows]))
+        errors = Counter(self._bad[int(row)] for row in rows if int(row) in self._bad)
+        return features, masks.to(device), dict(errors)
+
+    def _load(self, row: int) -> AnnotatedPicture | None:
+        """The picture, its mask being kept; None where it cannot be used."""
+        side = self.tower.image_size
+        try:
+            picture = self.dataset.pictures.load(row)
+            if picture.mask is None:
+                raise BadSample("no_mask")
+        except BadSample as bad:
+            self._bad[row] = bad.kind
+            self._masks[row] = np.full((side, side), IGNORED, np.uint8)
+            return None
+        mask = Image.fromarray(picture.mask).resize((side, side), Image.Resampling.NEAREST)
+        self._masks[row] = np.asarray(mask)
+        return picture
+
+    def _compute(
+        self, pictures: Sequence[AnnotatedPicture | None], patch_size: int
+    ) -> Float[Tensor, "b r c f"]:
+        """Zeros for None."""
+        side, device = self.tower.image_size, distributed.device()
+        pixels = torch.zeros(len(pictures), 3, side, side, dtype=torch.uint8)
+        for slot, picture in enumerate(pictures):
+            if picture is not None:
+                pixels[slot] = self._transform.at(picture.image, side, side)
+        parts = pixels.split(full_batch(self.tower.num_tokens(patch_size), device))
+        found = [
+            patch_features(self.tower, self._transform.normalise(part.to(device)), patch_size)
+            for part in parts
+        ]
+        return torch.cat(found)
+
+    def _fill(self, cache: PatchTokenCache, missing: Sequence[int]) -> None:
+        count, side = len(self.dataset), self.tower.image_size
+        if distributed.is_main():
+            cache.claim()
+            for size in missing:
+                grid = (side // size, side // size)
+                cache.begin(size, (count, *grid, self.tower.embed_dim))
+        distributed.barrier()
+        own = range(distributed.rank(), count, distributed.world_size())
+        together = full_batch(self.tower.num_tokens(min(missing)), distributed.device())
+        what = f"features of patches at patch {', '.join(map(str, missing))}"
+        with Progress(
+            total=len(own), desc=what, unit="img", disable=not distributed.is_main()
+        ) as bar:
+            for start in range(0, len(own), together):
+                rows = own[start : start + together]
+                pictures = [self._load(row) for row in rows]
+                for size in missing:
+                    features = self._compute(pictures, size).half().cpu().numpy()
+                    cache.write(size, rows, features)
+                bar.update(len(rows))
+        distributed.barrier(patient=True)
+        if distributed.is_main():
+            for size in missing:
+                cache.finish(size)
+        distributed.barrier()
+
+
+def _identity(key: str) -> bytes:
+    """A picture's name and, of a file, its size: another place of a folder is the same pictures."""
+    size = os.path.getsize(key) if os.path.isfile(key) else 0
+    return f"{Path(key).name}\0{size}\0".encode()

@@ -1,0 +1,84 @@
+"""Segmentation by a decoder that was trained on the patches of a locked tower."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
+from contrastive.vision.patch_features import patch_features
+from contrastive.vision.tower import VisionTower
+from data.given import Images
+from retrieval.dense.segment import map_by_windows, opened_images, shape_of
+from retrieval.dense.upsample import upsampled
+
+
+class TrainedSegmenter:
+    """Says of each pixel which of the classes it is of that the decoder was trained for, at any
+    patch size."""
+
+    def __init__(self, trained: TrainedDecoder) -> None:
+        self.trained = trained
+        self.class_names = list(trained.class_names)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, tower: VisionTower | None = None
+    ) -> "TrainedSegmenter":
+        """The `model/` of a run of `launch/dense.py`.
+
+        tower: one that is loaded already; None loads the one that the folder names. Raises
+        `UsageError` for another than the decoder was trained on.
+        """
+        trained = load_decoder(folder, tower)
+        trained.decoder.to(next(trained.tower.parameters()).device)
+        return cls(trained)
+
+    def predict(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[UInt8[np.ndarray, "h w"]]:
+        """A mask of each picture, at its own resolution: 0 is background, k the k-th class.
+
+        images, shorter_side: as `ZeroShotSegmenter.predict` takes them. patch_size: None takes the
+        finest that was trained.
+        """
+        return [
+            self.labels_and_scores(image, patch_size, shorter_side)[0]
+            for image in opened_images(images)
+        ]
+
+    def labels_and_scores(
+        self,
+        picture: Image.Image | Tensor,
+        patch_size: int | None,
+        shorter_side: int | None = None,
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """The mask that `predict` gives, and the probability of each pixel's class."""
+        shape = shape_of(picture)
+        labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        for rows, values in upsampled(self._map(picture, patch_size, shorter_side), shape):
+            labels[rows] = values.argmax(-1)
+            most[rows] = torch.from_numpy(values).softmax(-1).amax(-1).numpy()
+        return labels, most
+
+    def logits(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[Float[np.ndarray, "r c k"]]:
+        """Of each patch, background first: what `predict` resizes to the picture."""
+        return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
+
+    def _map(
+        self, image: Image.Image | Tensor, patch_size: int | None, shorter_side: int | None
+    ) -> Float[np.ndarray, "r c k"]:
+        tower, decoder = self.trained.tower, self.trained.decoder
+        device = next(tower.parameters()).device
+
+        def logits(pixels: Tensor, size: int) -> Tensor:
+            features = patch_features(tower, pixels.to(device), size)
+            return decoder(features).float().permute(0, 2, 3, 1)
+
+        size = min(self.trained.patch_sizes) if patch_size is None else patch_size
+        return map_by_windows(tower, logits, image, size, shorter_side)
