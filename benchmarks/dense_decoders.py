@@ -74,7 +74,8 @@ class Test:
         for rows in np.array_split(np.arange(len(self.dataset)), max(1, len(self.dataset) // 20)):
             features, masks, _ = self.source(rows, patch_size)
             logits = interpolate(decoder.decoder(features), masks.shape[1:], mode="bilinear")
-            for mask, found in zip(masks.numpy(), logits.argmax(1).byte().numpy(), strict=True):
+            labels = logits.argmax(1).byte().cpu().numpy()
+            for mask, found in zip(masks.cpu().numpy(), labels, strict=True):
                 counter.add(mask, found)
         return counter.result(range(1, counter.num_classes + 1)).mean
 
@@ -106,6 +107,7 @@ def main() -> None:
     recipe = scenes().vision
     dtype = distributed.resolve_dtype(recipe.dtype)
     tower = load_vision_tower(recipe.tower, dtype=dtype, features=recipe.features)
+    tower.to(distributed.device())
     file = OUT / f"measured.{args.scenes}.{args.steps}.json"
     measured: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     tests = {test: Test(folder / test, tower) for test in TESTS}
@@ -116,6 +118,7 @@ def main() -> None:
                 if f"{key}/{TESTS[-1]}@{SIZES[-1]}" in measured:
                     continue
                 decoder = load_decoder(trained(kind, at, seed, folder, args.steps) / "model", tower)
+                decoder.decoder.to(distributed.device())
                 for test, pictures in tests.items():
                     for size in SIZES:
                         measured[f"{key}/{test}@{size}"] = pictures.miou(decoder, size)

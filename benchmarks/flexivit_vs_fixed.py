@@ -25,8 +25,8 @@ from contrastive.flexify.config import (
 from contrastive.flexify.loop import flexify
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.build import build_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from contrastive.vision.load import load_vision_tower
-from contrastive.vision.own_format import save_vision_tower
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
 from data.config import DataConfig

@@ -23,18 +23,17 @@ def open_named(text: str, split: str = "") -> "DenseDataset":
     """LAYOUT:FOLDER, or a folder whose layout is recognised."""
     from data.dense.layouts import LAYOUTS, load_dense
 
-    kind, found, root = text.partition(":")
-    return (
-        load_dense(root, kind, split) if found and kind in LAYOUTS else load_dense(text, "", split)
-    )
+    kind, _, root = text.partition(":")
+    if root and kind in LAYOUTS:
+        return load_dense(root, kind, split)
+    return load_dense(text, "", split)
 
 
 def evaluators(cfg: DenseConfig, trained_on: "DenseDataset") -> "list[Callback]":
     """An evaluation of each set of `eval_data`, on all ranks, at `eval_patch_sizes`.
 
-    Raises `UsageError` for patch sizes that the tower has not, and sets of other classes.
+    Raises `UsageError` for sets of other classes.
     """
-    from contrastive import load_vision_tower
     from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.trained import TrainedSegmenter
     from retrieval.evaluation.datasets import tell_apart
@@ -51,10 +50,6 @@ def evaluators(cfg: DenseConfig, trained_on: "DenseDataset") -> "list[Callback]"
 
         return run
 
-    if cfg.eval_patch_sizes:  # refused now, and not after the first eval_every steps
-        tower = load_vision_tower(cfg.vision.tower)
-        for size in cfg.eval_patch_sizes:
-            tower.check_patch_size(size)
     datasets = [open_named(text) for text in cfg.eval_data]
     for text, dataset in zip(cfg.eval_data, datasets, strict=True):
         if list(dataset.class_names) != list(trained_on.class_names):

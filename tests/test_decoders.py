@@ -139,3 +139,17 @@ def test_what_cannot_work_is_said_before_anything_is_built(
             config(tmp_path, "run", small_scenes, vision=vision), load_dense(small_scenes / "train")
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_in_cached_features_is_noticed(small_scenes: Path, tmp_path: Path) -> None:
+    data = PicturesConfig(str(small_scenes / "train"), features=str(tmp_path / "features"))
+    scenes = load_dense(small_scenes / "train")
+    train_decoder(config(tmp_path, "first", small_scenes, data=data, steps=1), scenes)
+    file = tmp_path / "features" / "p48.npy"
+    damaged = bytearray(file.read_bytes())
+    damaged[-20] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(UsageError, match=r"p48\.npy cannot be read"):
+        train_decoder(config(tmp_path, "second", small_scenes, data=data), scenes)
+    file.unlink()  # as it says
+    train_decoder(config(tmp_path, "second", small_scenes, data=data), scenes)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from contrastive import load_vision_tower
 from contrastive.vision.delta_file import apply_delta, save_delta
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from data.errors import UsageError
 
 

@@ -17,7 +17,7 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.config import VisionConfig
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig

@@ -188,7 +188,7 @@ def test_pooling_and_a_new_head(pooling):
 
 def test_a_student_keeps_the_one_patch_size_that_its_tower_was_saved_with(tmp_path):
     """Unless that is the kernel's own: a checkpoint lists no other."""
-    from contrastive.vision.own_format import save_vision_tower
+    from contrastive.vision.formats.own_format import save_vision_tower
 
     args = {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2}
     for listed, offered in (((8,), (8,)), ((16,), (16, 8, 4))):
@@ -206,7 +206,7 @@ def test_a_mean_pooled_timm_vit_can_pool_by_attention(tmp_path):
         net, TowerConfig("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"})
     )
     torch.nn.init.normal_(net.fc_norm.weight)
-    from contrastive.vision.own_format import save_vision_tower
+    from contrastive.vision.formats.own_format import save_vision_tower
 
     save_vision_tower(tower, tmp_path)
     student = build_student(StudentConfig(pooling="map"), TeacherConfig(tower=str(tmp_path)), 16)
@@ -393,7 +393,7 @@ def test_a_teacher_of_another_image_size_and_kind_teaches(pictures, tmp_path):
     """A ConvNet at 64 px teaches labels' probabilities to a ViT at 96 px."""
     torch.manual_seed(0)
     net = timm.create_model("resnet10t", num_classes=10)
-    from contrastive.vision.own_format import save_vision_tower
+    from contrastive.vision.formats.own_format import save_vision_tower
 
     config_ = TowerConfig("resnet10t", {"num_classes": 10}, 64, mean=(0.4,) * 3, std=(0.2,) * 3)
     save_vision_tower(VisionTower(net, config_), tmp_path / "teacher")
@@ -525,7 +525,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
 )
 def test_what_cannot_work_is_one_sentence_before_training(changes, sentence, pictures, tmp_path):
     if changes.get("student", {}).get("tower") == "wide":
-        from contrastive.vision.own_format import save_vision_tower
+        from contrastive.vision.formats.own_format import save_vision_tower
 
         args = {"embed_dim": 48, "depth": 1, "num_heads": 2, "num_classes": 10}
         wide = TowerConfig("vit_tiny_patch16_224", args, image_size=224)

@@ -90,10 +90,10 @@ def test_squares_do_not_depend_on_what_other_shapes_were_read(vit):
 
 
 def test_one_kernel_serves_all_grids_and_few_are_kept(vit, monkeypatch):
-    monkeypatch.setattr("contrastive.vision.tower.MAX_STEMS", 3)
+    monkeypatch.setattr("contrastive.vision.stems.MAX_STEMS", 3)
     for columns in range(1, 7):
         vit(torch.randn(1, 3, 16, 8 * columns), 8)
-    stems = list(vit._stems.values())
+    stems = list(vit._stems.kept.values())
     assert len(stems) == 3
     assert len({kernel.data_ptr() for kernel, *_ in stems}) == 1
     assert len({positions.shape for *_, positions in stems}) == 3
@@ -101,10 +101,10 @@ def test_one_kernel_serves_all_grids_and_few_are_kept(vit, monkeypatch):
 
 def test_kept_stems_are_bounded_in_bytes(vit, monkeypatch):
     kernel = vit.stem(8, (1, 1)).kernel.nbytes
-    monkeypatch.setattr("contrastive.vision.tower.MAX_STEM_BYTES", 6 * kernel)
+    monkeypatch.setattr("contrastive.vision.stems.MAX_STEM_BYTES", 6 * kernel)
     for patch_size in range(6, 13):  # of 0.6 to 2.3 times as many bytes
         vit(torch.randn(1, 3, patch_size, 2 * patch_size), patch_size)
-        kept = {stem.kernel.shape[-1]: stem.kernel.nbytes for stem in vit._stems.values()}
+        kept = {stem.kernel.shape[-1]: stem.kernel.nbytes for stem in vit._stems.kept.values()}
         assert sum(kept.values()) <= 6 * kernel
     assert [*kept] == [10, 11, 12]
 

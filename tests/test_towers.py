@@ -35,7 +35,7 @@ from contrastive.train.config import TrainConfig
 from contrastive.train.loop import train
 from contrastive.vision.config import VisionConfig
 from contrastive.vision.delta_file import save_delta
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from data.config import DataConfig
 from data.errors import UsageError
 from data.token_ids import TokenIds

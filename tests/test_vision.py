@@ -17,7 +17,7 @@ from contrastive import load_vision_tower
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.formats.dinov2s import dinov2s_file
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from contrastive.vision.resize import PositionResize
 from contrastive.vision.tower import VisionTower
 from contrastive.vision.tower_config import TowerConfig
@@ -207,7 +207,7 @@ def test_a_tower_loads_without_libraries_that_it_does_not_need(tmp_path):
     code = f"""
 import sys
 from contrastive import load_vision_tower
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 print(set(sys.modules) & {{"timm", "open_clip", "transformers"}})
 save_vision_tower(load_vision_tower("bigvision:{file}"), "{tmp_path}/tower")
 load_vision_tower("{tmp_path}/tower")

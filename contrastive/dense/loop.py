@@ -184,7 +184,7 @@ def _prepare(
     if checkpoint:
         keep_transform(tower, checkpoint[1]["image_tower"], cfg.folder)
     patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
-    for size in patch_sizes:
+    for size in (*patch_sizes, *cfg.eval_patch_sizes):
         tower.check_patch_size(size)
     if not len(dataset):
         raise UsageError(f"{dataset.name} has no pictures to train on")

@@ -45,7 +45,7 @@ from contrastive.run.zero import (
     whole_parameters,
 )
 from contrastive.vision.earlier import keep_cached_transform, keep_transform
-from contrastive.vision.own_format import save_vision_tower
+from contrastive.vision.formats.own_format import save_vision_tower
 from contrastive.vision.patch_dropout import keep_rate_at
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError

@@ -6,7 +6,7 @@ import torch
 
 from contrastive.vision.config import check_tower_spec
 from contrastive.vision.feature_terms import OWN
-from contrastive.vision.own_format import load_saved_tower
+from contrastive.vision.formats.own_format import load_saved_tower
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
 from data.transform import VERSIONS

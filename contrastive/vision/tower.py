@@ -5,10 +5,10 @@ stays in eval mode whatever its parents do, and caches its resized kernels and p
 forward at any patch size costs what a ViT of that patch size costs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,34 +22,11 @@ from contrastive.vision.feature_terms import OWN, Term, resolve_features
 from contrastive.vision.flexible_families import PlainViT
 from contrastive.vision.grids import check_divides
 from contrastive.vision.patch_dropout import keep_patches
-from contrastive.vision.resize import default_patch_sizes, resample_patch_embed
+from contrastive.vision.resize import default_patch_sizes
+from contrastive.vision.stems import MAX_STEMS, Stem, Stems
 from contrastive.vision.tower_config import TowerConfig, fingerprint, made_of
 from data.errors import UsageError
 from data.transform import Fit, ImageTransform
-
-MAX_STEMS = 64  # resized kernels with positions that a tower keeps, one per patch size and grid
-MAX_STEM_BYTES = 2**28  # of all of them: a kernel of 57 px has 15 MB at width 384
-
-
-class Stem(NamedTuple):
-    """All that a patch size and a grid change."""
-
-    kernel: Float[Tensor, "d 3 p p"]
-    prefix: Float[Tensor, "1 k d"]
-    """Class tokens and registers with their positions."""
-    positions: Float[Tensor, "1 n d"]
-    """Of the grid; of a tower without any, one that is 0."""
-
-    def place(
-        self, patches: Float[Tensor, "b n d"], keep: float | Int[Tensor, "b k"] = 1.0
-    ) -> Float[Tensor, "b m d"]:
-        """Patches with their positions, those that are kept, after the prefix."""
-        tokens = patches + self.positions
-        if isinstance(keep, Tensor) or keep < 1:
-            tokens = keep_patches(tokens, keep)
-        if self.prefix.shape[1]:
-            tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens
 
 
 class VisionTower(nn.Module):
@@ -84,7 +61,7 @@ class VisionTower(nn.Module):
         self.embed_dim = sum(
             (config.projection or width) if term.token == OWN else self.width for term in self.terms
         )
-        self._stems: dict[tuple, Stem] = {}
+        self._stems = Stems()
         self._rotary: dict[tuple, Tensor | None] = {}
 
     @property
@@ -128,7 +105,7 @@ class VisionTower(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> "VisionTower":
-        self._stems.clear()  # ZeRO changes weights where no version counter shows it
+        self._stems.kept.clear()  # ZeRO changes weights where no version counter shows it
         return super().train(mode and not self.locked)
 
     # ---- forward ---------------------------------------------------------------------------
@@ -244,48 +221,8 @@ class VisionTower(nn.Module):
         return self.projection(self.family.pool(self.net, tokens))
 
     def stem(self, patch_size: int, grid: tuple[int, int]) -> Stem:
-        """The stem at one patch size, for a grid of (rows, columns).
-
-        Kept until a stored weight changes, so that no call resizes anything; a tower in training
-        computes it in each call, differentiably.
-        """
-        weights = self.family.stem_weights(self.net)
-        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return self._resize_stem(patch_size, grid)
-        state = tuple((w.data_ptr(), w._version) for w in weights)
-        key = (patch_size, grid, weights[0].dtype, weights[0].device, state)
-        stem = self._stems.get(key)
-        if stem is None:
-            known = list(self._stems.items())
-            if any(other[2:] != key[2:] for other, _ in known):
-                self._stems.clear()
-                known.clear()
-            same = (kept.kernel for other, kept in known if other[0] == patch_size)
-            kernel = next(same, None)  # of all its grids
-            with torch.inference_mode(False), torch.no_grad():
-                parts = self._resize_stem(patch_size, grid, kernel)
-                stem = Stem(*(p if p is kernel else p.detach().clone() for p in parts))
-            kept = [*known, (key, stem)]
-            while len(kept) > 1 and (len(kept) > MAX_STEMS or _num_bytes(kept) > MAX_STEM_BYTES):
-                self._stems.pop(kept.pop(0)[0], None)
-            self._stems[key] = stem
-        return stem
-
-    def _resize_stem(
-        self, patch_size: int, grid: tuple[int, int], kernel: Tensor | None = None
-    ) -> Stem:
-        if kernel is None:
-            kernel = resample_patch_embed(self.family.kernel(self.net), (patch_size, patch_size))
-        width = kernel.shape[0]
-        tokens = self.family.prefix(self.net)
-        prefix = torch.cat(tokens, dim=1) if tokens else kernel.new_zeros(1, 0, width)
-        slots, _ = self.family.positions(self.net)
-        if slots is not None:
-            prefix = prefix + slots
-        positions = self.family.resized_positions(self.net, grid, self.config.positions)
-        if positions is None:
-            positions = kernel.new_zeros(1, 1, width)
-        return Stem(kernel, prefix, positions)
+        """The stem at one patch size, for a grid of (rows, columns)."""
+        return self._stems(self.family, self.net, self.config.positions, patch_size, grid)
 
     def rotary_positions(
         self, grid: tuple[int, int], keep: float | Int[Tensor, "b k"] = 1.0, num_images: int = 1
@@ -358,8 +295,3 @@ class VisionTower(nn.Module):
     def fingerprint(self) -> str:
         """Changes when the weights, their dtype, the resize rule or the transform change."""
         return fingerprint(self, self.config, self.transform)
-
-
-def _num_bytes(stems: Sequence[tuple[tuple, Stem]]) -> int:
-    """Of different tensors: grids of one patch size share its kernel."""
-    return sum({id(part): part.nbytes for _, stem in stems for part in stem}.values())

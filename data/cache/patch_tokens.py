@@ -1,6 +1,6 @@
 """Features of patches on disk: of a set of pictures, one file for each patch size.
 
-    DIR/manifest.json      which tower, which pictures
+    DIR/manifest.json      which tower, which pictures, digests of the files
     DIR/p28.npy            (pictures, rows, columns, d), float16
 
 They stay what they are as long as the tower is locked, so a decoder trains without a forward of it.
@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Int
 
 from data.cache.checksums import write_or_explain
 from data.errors import UsageError
-from data.files import load_array, sealed
+from data.files import check_seal, file_digest, load_array, sealed
 
 FORMAT = 1
 
@@ -34,18 +35,10 @@ class PatchTokenCache:
         self._check()
 
     def _check(self) -> None:
-        file = self.folder / "manifest.json"
-        if not file.exists():
+        found = self._read()
+        if not found:
             return
-        try:
-            found = json.loads(file.read_text())
-            saved = dict(found["patch_tokens"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{file} is no manifest of patches' features ({error!r}); name another folder"
-            ) from None
-        if found.get("format") != FORMAT:
-            raise UsageError(f"{file} has format {found.get('format')!r}, allowed is {FORMAT}")
+        saved = found["patch_tokens"]
         for name, value in self.made_of.items():
             if saved.get(name) != value:
                 raise UsageError(
@@ -53,15 +46,44 @@ class PatchTokenCache:
                     f"this run has {value}; name another folder"
                 )
 
-    def claim(self) -> None:
-        """Write the manifest."""
-        values = sealed({"format": FORMAT, "patch_tokens": self.made_of})
+    def _read(self) -> dict[str, Any]:
+        """The manifest, {} where there is none. Raises `UsageError`."""
+        file = self.folder / "manifest.json"
+        if not file.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+            check_seal(file, found)
+            wanted = {"patch_tokens", "files"} <= found.keys()
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            wanted = False
+        if not wanted:
+            raise UsageError(f"{file} is no manifest of patches' features; name another folder")
+        if found.get("format") != FORMAT:
+            raise UsageError(f"{file} has format {found.get('format')!r}, allowed is {FORMAT}")
+        return found
+
+    def _digests(self) -> dict[str, str]:
+        """Of each file that is whole."""
+        return dict(self._read().get("files", {}))
+
+    def claim(self, **digests: str) -> None:
+        """Write the manifest. digests: of more files, by name."""
+        files = self._digests() | digests
+        values = sealed({"format": FORMAT, "patch_tokens": self.made_of, "files": files})
         text = json.dumps(values, indent=1) + "\n"
         write_or_explain(self.folder / "manifest.json", lambda file: file.write(text.encode()))
 
     def missing(self, patch_sizes: Sequence[int]) -> list[int]:
-        """Those that the folder has no file of."""
-        return [size for size in patch_sizes if not self._file(size).exists()]
+        """Those that the folder has no whole file of."""
+        whole = self._digests()
+        return [
+            size
+            for size in patch_sizes
+            if not self._file(size).exists() or self._file(size).name not in whole
+        ]
 
     def begin(self, patch_size: int, shape: Sequence[int]) -> None:
         """Make an empty file to `write` to. Raises `UsageError` where the disk has no room."""
@@ -85,21 +107,29 @@ class PatchTokenCache:
 
     def finish(self, patch_size: int) -> None:
         """Every picture is written: the file is there from now on."""
-        os.replace(self._part(patch_size), self._file(patch_size))
+        part, file = self._part(patch_size), self._file(patch_size)
+        digest = file_digest(part)
+        os.replace(part, file)
+        self.claim(**{file.name: digest})
 
     def read(self, patch_size: int, rows: Int[np.ndarray, " n"]) -> Float16[np.ndarray, "n r c d"]:
-        """Raises `UsageError` for a damaged file."""
-        array = self._opened.get(patch_size)
-        if array is None:
-            try:
-                array = load_array(self._file(patch_size), mapped=True)
-            except (OSError, ValueError) as error:
-                raise UsageError(
-                    f"{self._file(patch_size)} cannot be read ({error}); delete it, and it is "
-                    "computed again"
-                ) from None
-            self._opened[patch_size] = array
-        return array[rows]
+        """The first call for a patch size reads the whole file, about 1 GB/s. Raises `UsageError`
+        for a damaged one."""
+        if patch_size not in self._opened:
+            self._opened[patch_size] = self._open(self._file(patch_size))
+        return self._opened[patch_size][rows]
+
+    def _open(self, file: Path) -> np.ndarray:
+        try:
+            if file_digest(file) != self._digests().get(file.name):
+                raise ValueError("its contents are not those that were written")
+            array: np.ndarray = load_array(file, mapped=True)
+        except (OSError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            why = f"{file} cannot be read ({error}); delete it, and it is computed again"
+            raise UsageError(why) from None
+        return array
 
     def _file(self, patch_size: int) -> Path:
         return self.folder / f"p{patch_size}.npy"

@@ -1,7 +1,7 @@
 """Single images, read from where they lie in a shard or in a file of their own."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -20,6 +20,11 @@ class ImageLocation(NamedTuple):
     offset: int  # bytes
     size: int  # bytes
     digest: int = 0  # `image_digest` of the bytes; 0: not known, then they are not checked
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ImageLocation":
+        """Of an image by its metadata, which may lack the digest."""
+        return cls(row["shard"], row["offset"], row["size"], row.get("digest") or 0)
 
 
 def image_digest(data: bytes) -> int:

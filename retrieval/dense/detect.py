@@ -70,6 +70,4 @@ class ZeroShotDetector:
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
     ) -> list[ScoredBox]:
         """What `predict` makes of a map for a picture of `shape` = (height, width)."""
-        labels, most = self.segmenter.best(similarities, shape)
-        labels[most < (self.segmenter.background or 0.0)] = 0
-        return boxes_of(labels, most)
+        return boxes_of(*self.segmenter.judged(similarities, shape))

@@ -73,7 +73,7 @@ class ZeroShotSegmenter:
         images, patch_size, shorter_side: as `similarities` takes them.
         """
         return [
-            self.mask(self._map(image, patch_size, shorter_side), shape_of(image))
+            self.labels_and_scores(image, patch_size, shorter_side)[0]
             for image in opened_images(images)
         ]
 
@@ -92,24 +92,23 @@ class ZeroShotSegmenter:
         return [self._map(i, patch_size, shorter_side) for i in opened_images(images)]
 
     def labels_and_scores(
-        self, picture: Image.Image, patch_size: int | None, shorter_side: int | None = None
+        self,
+        picture: Image.Image | Tensor,
+        patch_size: int | None,
+        shorter_side: int | None = None,
     ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
         """The mask that `predict` gives, and the cosine of each pixel and the class it is most
         like."""
-        similarities = self._map(picture, patch_size, shorter_side)
-        labels, most = self.best(similarities, shape_of(picture))
-        if self.background is not None:
-            labels[most < self.background] = BACKGROUND
-        return labels, most
+        return self.judged(self._map(picture, patch_size, shorter_side), shape_of(picture))
 
-    def mask(
+    def judged(
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]
-    ) -> UInt8[np.ndarray, "h w"]:
-        """What `predict` makes of a map for a picture of `shape` = (height, width)."""
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """`labels_and_scores` of a map, for a picture of `shape` = (height, width)."""
         labels, most = self.best(similarities, shape)
         if self.background is not None:
             labels[most < self.background] = BACKGROUND
-        return labels
+        return labels, most
 
     def best(
         self, similarities: Float[np.ndarray, "r c k"], shape: tuple[int, int]

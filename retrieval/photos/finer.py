@@ -78,7 +78,4 @@ def _parts(ids: Int[np.ndarray, " n"], size: int) -> Iterator[list[int]]:
 
 
 def _locations(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, ImageLocation]:
-    return {
-        row["id"]: ImageLocation(row["shard"], row["offset"], row["size"], row.get("digest") or 0)
-        for row in snapshot.rows(ids)
-    }
+    return {row["id"]: ImageLocation.of(row) for row in snapshot.rows(ids)}

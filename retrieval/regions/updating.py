@@ -57,10 +57,10 @@ class RegionsReport:
 
     def line(self) -> str:
         """In words."""
-        unread = f"; {self.unread:,} cannot be read" if self.unread else ""
+        unread = f", cannot be read: {self.unread:,}" if self.unread else ""
         return (
-            f"{self.count:,} regions at {said(*self.patch_sizes)}: {self.added:,} pictures added, "
-            f"{self.gone:,} gone{unread}"
+            f"{self.count:,} regions at {said(*self.patch_sizes)}; pictures added: {self.added:,}, "
+            f"gone: {self.gone:,}{unread}"
         )
 
 
@@ -85,9 +85,9 @@ def index_regions(
         before = _opened(regions, snapshot, patch_sizes)
         details = before.patch_sizes
         images = _images(before)
-        gone = before.ids()[~np.isin(images, snapshot.ids())]
-        if len(gone):
-            change_index(regions, delete=gone.tolist())
+        stale = ~np.isin(images, snapshot.ids())
+        if stale.any():
+            change_index(regions, delete=before.ids()[stale].tolist())
         new = np.setdiff1d(snapshot.ids(), images)
         added = 0
         if len(new):
@@ -103,9 +103,8 @@ def index_regions(
                     added += len(embeds)
                     _write(regions, embeds, details)
         compact_when_due(regions, device)
-        num_gone = len(np.unique(images)) - len(np.intersect1d(images, snapshot.ids()))
         count = len(Snapshot.open(regions))
-    return RegionsReport(added, num_gone, len(new) - added, count, details)
+    return RegionsReport(added, len(np.unique(images[stale])), len(new) - added, count, details)
 
 
 def _checked(model: LitModel, snapshot: Snapshot) -> LitModel:
@@ -141,17 +140,17 @@ def _opened(regions: Path, snapshot: Snapshot, details: Sequence[Detail]) -> Sna
                 "make others"
             )
         return found
-    partial = regions.with_name(regions.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    unfinished = regions.with_name(regions.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     empty = new_manifest(
         manifest.image_fingerprint, manifest.text_fingerprint, manifest.width,
         tuple(dict.fromkeys(details)) or (coarsest(snapshot.patch_sizes),),
         latency_ms=manifest.latency_ms, memory_gib=manifest.memory_bytes / 2**30,
     )  # fmt: skip
-    empty, segments = write_base(partial, empty, [], "cpu", snapshot.folder / "model")
-    commit(partial, empty, segments)
-    partial.rename(regions)
+    empty, segments = write_base(unfinished, empty, [], "cpu", snapshot.folder / "model")
+    commit(unfinished, empty, segments)
+    unfinished.rename(regions)
     return Snapshot.open(regions)
 
 
@@ -183,10 +182,7 @@ def _in_order(
     snapshot: Snapshot, ids: Int[np.ndarray, " n"]
 ) -> Iterator[list[tuple[int, ImageLocation]]]:
     """Where pictures lie, neighbours of a shard together, `BATCH` at a time."""
-    places = [
-        (row["id"], ImageLocation(row["shard"], row["offset"], row["size"], row.get("digest") or 0))
-        for row in snapshot.rows(ids)
-    ]
+    places = [(row["id"], ImageLocation.of(row)) for row in snapshot.rows(ids)]
     places.sort(key=lambda place: place[1][:2])
     for start in range(0, len(places), BATCH):
         yield places[start : start + BATCH]

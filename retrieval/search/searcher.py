@@ -16,7 +16,6 @@ from retrieval.detail import (
     Detail,
     MaxTokens,
     coarse_first,
-    encoding,
     finest,
     num_tokens,
     said,
@@ -26,9 +25,7 @@ from retrieval.index.filters import Where
 from retrieval.index.gpu_check import num_gpus
 from retrieval.index_interface import IndexPlace, IndexState
 from retrieval.index_places import find_place
-from retrieval.regions.boxes import check_box
 from retrieval.regions.opened import Regions, opened_regions, regions_manifest
-from retrieval.regions.parts import part_of, reads_whole
 from retrieval.search.agreement import Agreement, read_agreement
 from retrieval.search.calibrated import Calibrated
 from retrieval.search.calibration import Calibration
@@ -38,8 +35,9 @@ from retrieval.search.fusion import Fusion
 from retrieval.search.hit import Hit
 from retrieval.search.index_state import OpenedIndex
 from retrieval.search.query_images import read_queries
+from retrieval.search.query_vectors import query_vectors
 from retrieval.search.refine import FineVectors
-from retrieval.words.asked import WordQuery, unmarked
+from retrieval.words.asked import WordQuery
 
 Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
 
@@ -249,22 +247,13 @@ class Searcher:
             raise UsageError("query_patch_size is for images; a text is not cut into patches")
         if box is not None and len(images) < len(given):
             raise UsageError("box is for images; a text has no parts")
-        size = self._index_patch_size(patch_size, regions)
-        embeds = fine = np.empty((len(given), self.model.embed_dim), np.float32)
-        is_image = np.array([not isinstance(query, str) for query in given])
-        if len(images) < len(given):
-            texts = [query for query in given if isinstance(query, str)]
-            texts = [unmarked(text) for text in texts] if words else texts
-            embeds[~is_image] = self.model.encode_text(texts).float().cpu().numpy()
-        if images:
-            coarse = self.profile.encoding(query_patch_size, self.encodable)
-            coarse = size if query_patch_size is None else coarse
-            embeds[is_image] = self._encode_images(images, coarse, box)
-            if refine_patch_size is not None:
-                refined = self.profile.encoding(refine_patch_size, self.encodable)
-                if refined != coarse:
-                    fine = embeds.copy()
-                    fine[is_image] = self._encode_images(images, refined, box)
+        size = encoded = self._index_patch_size(patch_size, regions)
+        if query_patch_size is not None:
+            encoded = self.profile.encoding(query_patch_size, self.encodable)
+        refined = encoded
+        if refine_patch_size is not None:
+            refined = self.profile.encoding(refine_patch_size, self.encodable)
+        embeds, fine = query_vectors(self.model, given, encoded, refined, words > 0, box)
         return self.search_embeds(
             embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
             candidates=candidates, where=where, nprobe=nprobe, ef=ef, words=words,
@@ -350,12 +339,3 @@ class Searcher:
                 f"patch size {size} is not in {where}; allowed: {', '.join(map(str, held))}"
             )
         return size
-
-    def _encode_images(
-        self, images: Sequence[Any], patch_size: Detail, box: Sequence[float] | None
-    ) -> Float[np.ndarray, "q d"]:
-        model = self.model
-        if box is not None:
-            model, part = reads_whole(model), check_box(box)
-            images = [part_of(image, part) for image in images]
-        return model.encode_image(images, **encoding(patch_size)).float().cpu().numpy()

@@ -9,6 +9,7 @@ from contrastive.vision.patch_features import has_patches
 from data.errors import UsageError
 from retrieval.detail import Detail, MaxTokens, coarse_first, finest, num_tokens
 from retrieval.embed.encode import check_encodes
+from retrieval.regions.opened import HOW
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
 from retrieval.server.refusals import RequestError
@@ -59,7 +60,7 @@ def choose_patch_sizes(searcher: Searcher, name: str, asked: SearchRequest) -> P
 def _region_sizes(searcher: Searcher, name: str) -> tuple[Detail, ...]:
     """Raises `RequestError` for an index without regions."""
     if searcher.regions is None:
-        raise RequestError(400, f"regions: index {name} has none; allowed: false")
+        raise RequestError(400, f"regions: index {name} has none; {HOW.format('INDEX')}")
     return searcher.regions.patch_sizes
 
 

@@ -5,7 +5,6 @@ import base64
 import io
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -36,6 +35,7 @@ from retrieval.server.requests import (
     DetectRequest,
     Example,
     MapRequest,
+    Picture,
     SegmentRequest,
     check_text,
 )
@@ -55,7 +55,7 @@ async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnsw
     width, height = _size(picture)
 
     def paint() -> tuple[str, Float[np.ndarray, " k"]]:
-        mask = segmenter.mask(similarities, (height, width))
+        mask, _ = segmenter.judged(similarities, (height, width))
         file = io.BytesIO()
         Image.fromarray(mask).save(file, "PNG")
         shares = np.bincount(mask.ravel(), minlength=len(asked.labels) + 1)[1:] / mask.size
@@ -87,7 +87,8 @@ async def answer_detect(service: Service, asked: DetectRequest) -> DetectAnswer:
     else:
         examples = asked.examples or []
         names = [f"example {number}" for number in range(len(examples))]
-        embeds = np.stack([await _example(service, asked, patch_size, one) for one in examples])
+        found = (_example(service, asked, patch_size, one) for one in examples)
+        embeds = np.stack(await asyncio.gather(*found))
     try:
         detector = ZeroShotDetector(model, names, background=asked.background, class_embeds=embeds)
     except UsageError as error:
@@ -117,12 +118,20 @@ async def _example(
     service: Service, asked: DetectRequest, patch_size: int, example: Example
 ) -> Float[np.ndarray, " d"]:
     """The vector of an example."""
-    index = service.index(asked.index)
-    image = await image_of(index, example)
-    picture = await service.uploads.picture(image, example.image_url)
-    shown = picture if example.box is None else part_of(picture, check_box(example.box))
-    read = partial(example_embed, index.searcher.model, shown, patch_size)
+    model = service.index(asked.index).searcher.model
+    picture = await _picture(service, asked.index, example)
+
+    def read() -> Float[np.ndarray, " d"]:
+        shown = picture if example.box is None else part_of(picture, check_box(example.box))
+        return example_embed(model, shown, patch_size)
+
     return (await service.encoder.patches(read))[0]
+
+
+async def _picture(service: Service, index: str | None, asked: Picture) -> Image.Image:
+    """A request's image at its own resolution."""
+    image = await image_of(service.index(index), asked)
+    return await service.uploads.picture(image, asked.image_url)
 
 
 async def answer_map(service: Service, asked: MapRequest) -> MapAnswer:
@@ -171,8 +180,7 @@ async def _read(
     patch_size: int,
 ) -> tuple[Image.Image, Float[np.ndarray, "r c k"], float]:
     """A request's image, its map, and milliseconds of the forward."""
-    image = await image_of(service.index(asked.index), asked)
-    picture = await service.uploads.picture(image, asked.image_url)
+    picture = await _picture(service, asked.index, asked)
 
     def read() -> Float[np.ndarray, "r c k"]:
         return segmenter.similarities(picture, patch_size)[0]

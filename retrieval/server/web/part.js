@@ -13,9 +13,11 @@ const FIRST = [0.25, 0.25, 0.75, 0.75];
 let box = null;
 
 export async function openPart() {
-  const { blob, hit, url } = state.image;
-  box = state.image.box ?? null;
-  $("part-image").src = blob ? url : await imageURL(`${hit.image}?size=${LARGE}`);
+  const { image } = state;
+  const source = image.blob ? image.url : await imageURL(`${image.hit.image}?size=${LARGE}`);
+  if (state.image !== image) return; // it was removed meanwhile
+  box = image.box ?? null;
+  $("part-image").src = source;
   $("part").showModal();
   $("part-stage").focus();
   draw();
