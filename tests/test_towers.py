@@ -261,7 +261,7 @@ def test_flexible_towers_keep_stems_and_drop_patches(name, tmp_path, monkeypatch
     everything = torch.arange(4).expand(2, -1)
     torch.testing.assert_close(tower(images, 32, everything), coarse)
     assert not torch.allclose(tower(images, 32, 0.5), coarse, atol=1e-6)
-    monkeypatch.setattr(tower, "_resize_stem", lambda *_: pytest.fail("resized again"))
+    monkeypatch.setattr("contrastive.vision.stems.resized_stem", lambda *_: pytest.fail("again"))
     assert torch.equal(tower(images, 32), coarse)
 
 

@@ -181,7 +181,7 @@ def test_locked_stays_locked_and_resizes_nothing_per_call(small_vit, monkeypatch
     assert not any(p.requires_grad for p in tower.parameters())
     images = torch.randn(2, 3, 64, 64)
     first = tower(images, 32)
-    monkeypatch.setattr(tower, "_resize_stem", lambda *_: pytest.fail("resized again"))
+    monkeypatch.setattr("contrastive.vision.stems.resized_stem", lambda *_: pytest.fail("again"))
     torch.testing.assert_close(tower(images, 32), first)
 
 

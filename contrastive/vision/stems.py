@@ -51,7 +51,7 @@ class Stems:
         """
         weights = family.stem_weights(net)
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return _resized(family, net, rule, patch_size, grid)
+            return resized_stem(family, net, rule, patch_size, grid)
         state = tuple((w.data_ptr(), w._version) for w in weights)
         key = (patch_size, grid, weights[0].dtype, weights[0].device, state)
         stem = self.kept.get(key)
@@ -63,7 +63,7 @@ class Stems:
             same = (kept.kernel for other, kept in known if other[0] == patch_size)
             kernel = next(same, None)  # of all its grids
             with torch.inference_mode(False), torch.no_grad():
-                parts = _resized(family, net, rule, patch_size, grid, kernel)
+                parts = resized_stem(family, net, rule, patch_size, grid, kernel)
                 stem = Stem(*(p if p is kernel else p.detach().clone() for p in parts))
             kept = [*known, (key, stem)]
             while len(kept) > 1 and (len(kept) > MAX_STEMS or _num_bytes(kept) > MAX_STEM_BYTES):
@@ -72,7 +72,7 @@ class Stems:
         return stem
 
 
-def _resized(
+def resized_stem(
     family: Any,
     net: Any,
     rule: PositionResize,
@@ -80,6 +80,7 @@ def _resized(
     grid: tuple[int, int],
     kernel: Tensor | None = None,
 ) -> Stem:
+    """kernel: of this patch size, where it is resized already."""
     if kernel is None:
         kernel = resample_patch_embed(family.kernel(net), (patch_size, patch_size))
     width = kernel.shape[0]
