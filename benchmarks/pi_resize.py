@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contrastive import load_vision_tower
 from contrastive.distributed import device, resolve_dtype
-from contrastive.flexify.student import resize_images
+from contrastive.flexify.windows import resize_images
 from contrastive.vision.resize import resample_patch_embed
 from contrastive.vision.tower import VisionTower
 from data.pipeline.reader import ShardReader
@@ -64,7 +64,8 @@ def with_kernel(tower: VisionTower, method: str, size: int) -> VisionTower:
 @torch.no_grad()
 def accuracy(tower: VisionTower, images: Tensor, labels: Tensor, size: int, side: int) -> float:
     """Of the nearest other drawing, by cosine of centred features."""
-    parts = [tower(resize_images(p.to(device()), side), size).cpu() for p in images.split(16)]
+    resized = (resize_images(part.to(device()), (side, side)) for part in images.split(16))
+    parts = [tower(part, size).cpu() for part in resized]
     features = torch.cat(parts)
     features = F.normalize(features - features.mean(0), dim=-1)
     similarity = (features @ features.T).fill_diagonal_(-torch.inf)

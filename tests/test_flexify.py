@@ -70,7 +70,7 @@ def config(out: Path, pictures: Path, name: str = "run", **changes) -> FlexifyCo
             block_shards=4,
         ),
         teacher=TeacherConfig(tower=TINY_TOWER, patch_size=48),
-        student=StudentConfig(patch_sizes=(60, 48, 40)),
+        student=StudentConfig(patch_sizes=(60, 48, 40), max_aspect=2.0),
         loss=DistillationConfig(kl=1.0, features=1.0, labels=0.5, normaliser_samples=16),
         patch_dropout=PatchDropoutConfig(keep_rate=0.8, keep_rate_end=0.5, schedule="linear"),
         augment=AugmentConfig(mixup=0.3),
@@ -260,6 +260,7 @@ def test_distillation_brings_other_patch_sizes_closer(pictures, tmp_path):
     cfg = config(
         tmp_path,
         pictures,
+        student=StudentConfig(patch_sizes=(60, 48, 40)),
         loss=DistillationConfig(features=1.0, distance="mse", normaliser_samples=28),
         patch_dropout=PatchDropoutConfig(),
         augment=AugmentConfig(),
@@ -383,7 +384,8 @@ def test_the_saved_tower_has_a_card_with_what_each_patch_size_costs_and_gives(on
 
 
 def test_cached_teacher_features_train_what_live_ones_do(pictures, tmp_path):
-    live = config(tmp_path, pictures, "live", augment=AugmentConfig())
+    student = StudentConfig(patch_sizes=(60, 48, 40))
+    live = config(tmp_path, pictures, "live", augment=AugmentConfig(), student=student)
     data = dataclasses.replace(live.data, features=str(tmp_path / "cache"))
     cached = dataclasses.replace(live, name="cached", data=data)
     assert relative(weights(flexify(cached)), weights(flexify(live))) <= 1e-5
@@ -410,6 +412,10 @@ def test_a_teacher_of_another_image_size_and_kind_teaches(pictures, tmp_path):
     assert (tower.image_size, tower.patch_sizes) == (96, (24, 16))
     table = json.loads((folder / "model/config.json").read_text())["validation"]
     assert set(table["patch_sizes"]["24"]) == {"kl", "agreement", "top1"}
+
+    wide = dataclasses.replace(cfg.student, max_aspect=2.0)
+    with pytest.raises(UsageError, match="reads squares alone; allowed: 1"):
+        flexify(dataclasses.replace(cfg, name="wide", student=wide))
 
 
 @pytest.mark.parametrize("spec", [TINY_TOWER, GAP_TOWER])
@@ -492,6 +498,7 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
             "student.image_size 31: no patch size gives a grid",
         ),
         ({"student": {"grid": -1}}, "student.grid -1: at least 0"),
+        ({"student": {"max_aspect": 0.5}}, "student.max_aspect 0.5: allowed are 1 to 8"),
         ({"student": {"patch_sizes": (48,), "patch_weights": (1.0, 2.0)}}, "one for each"),
         ({"student": {"trainable": ("nothing",)}}, "'nothing' finds no parameter"),
         ({"student": {"num_classes": 7}}, "teacher has 10, the student 7; allowed"),
@@ -518,6 +525,10 @@ def test_the_program_trains_resumes_and_says_what_is_wrong(pictures, tmp_path, m
         ),
         (
             {"data": {"features": "cache"}},
+            "what the teacher says of whole images; leave out the cache, or student.max_aspect",
+        ),
+        (
+            {"student": {"max_aspect": 1.0}, "data": {"features": "cache"}},
             "leave out augment.randaugment and augment.mixup, or the cache",
         ),
         ({"val_shards": ("/no/such.tar",)}, "no shard matches"),

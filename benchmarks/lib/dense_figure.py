@@ -69,8 +69,8 @@ def _named(
     chosen = np.ascontiguousarray(maps[..., np.array(labels) - 1])
     out = np.zeros(shape, np.uint8)
     for rows, values in upsampled(chosen, (shape[0], shape[1])):
-        best = np.array(labels)[values.argmax(-1)]
-        out[rows] = np.where(values.max(-1) < least, 0, best)
+        scores, best = (found.numpy() for found in values.max(0))
+        out[rows] = np.where(scores < least, 0, np.array(labels)[best])
     return out
 
 

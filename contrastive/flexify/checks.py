@@ -23,6 +23,11 @@ def check_losses(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> No
             f"student's are made so by {fits[1]}; allowed: no data.features, or a student that "
             "starts from the teacher"
         )
+    if cfg.student.max_aspect > 1 and not teacher.tower.flexible:
+        raise UsageError(
+            f"student.max_aspect {cfg.student.max_aspect}: teacher.tower {cfg.teacher.tower} reads "
+            "squares alone; allowed: 1"
+        )
     theirs, ours = teacher.tower.embed_dim, tower.embed_dim
     if cfg.loss.features and theirs != ours:
         raise UsageError(

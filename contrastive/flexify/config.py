@@ -10,6 +10,9 @@ from contrastive.vision.feature_terms import parse_features
 from data.config import DataConfig, check_data, check_weights
 from data.errors import UsageError
 
+MAX_ASPECT = 8.0
+"""A strip of 4 x 32 patches; the coarsest patch sizes leave a grid of 1 x 11."""
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
@@ -42,6 +45,9 @@ class StudentConfig:
     its own alone, all that divide the image side to grids of 4 to 30."""
     patch_weights: tuple[float, ...] = ()
     """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    max_aspect: float = 1.0
+    """Above 1, a step looks at a rectangle of its images, its longer side up to so many times the
+    shorter, drawn per step, at as many patches as the patch size gives of a square. 1: squares."""
     kernel_size: int = 0
     """Side of the stored patch kernel, from which all others are resized; 0: unchanged."""
     grid: int = 0
@@ -66,6 +72,8 @@ class StudentConfig:
         for name in ("image_size", "kernel_size", "grid", "num_classes"):
             if getattr(self, name) < 0:
                 raise UsageError(f"student.{name} {getattr(self, name)}: at least 0")
+        if not 1 <= self.max_aspect <= MAX_ASPECT:
+            raise UsageError(f"student.max_aspect {self.max_aspect}: allowed are 1 to {MAX_ASPECT}")
 
 
 Distance = Literal["cosine", "mse"]
@@ -140,6 +148,11 @@ class FlexifyConfig(RunConfig):
             raise UsageError(f"val_samples {self.val_samples}: at least 1")
         if self.data.captions_per_image > 1:
             raise UsageError("data.captions_per_image: a tower is made flexible without captions")
+        if self.data.features and self.student.max_aspect > 1:
+            raise UsageError(
+                "data.features keeps what the teacher says of whole images; leave out the cache, "
+                "or student.max_aspect"
+            )
         if self.data.features and self.augment != AugmentConfig():
             raise UsageError(
                 "data.features keeps what the teacher says of unchanged images; leave out "

@@ -28,6 +28,7 @@ from contrastive.flexify.step import (
 from contrastive.flexify.student import Teacher, build_student
 from contrastive.flexify.validation import Table, Validation
 from contrastive.flexify.whole_model import teachers_model
+from contrastive.flexify.windows import loaded_side
 from contrastive.model.card import Card, TowerFacts, tower_card
 from contrastive.model.lit import LitModel
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
@@ -262,8 +263,10 @@ def _build_student(
 
 
 def _build_pipeline(cfg: FlexifyConfig, teacher: Teacher, tower: VisionTower) -> LabelledPipeline:
-    """This rank's batches, of images as large as the larger of the two towers'."""
+    """This rank's batches, of images as large as the larger of the two towers', or as their
+    windows need them."""
     size = max(tower.image_size, 0 if cfg.data.features else teacher.tower.image_size)
+    size = loaded_side(size, cfg.student.max_aspect)
     return LabelledPipeline(
         cfg.data,
         replace(tower.transform, image_size=size),

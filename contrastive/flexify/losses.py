@@ -99,7 +99,7 @@ class DistillationLoss(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "m 3 s s"],
+        images: Float[Tensor, "m 3 h w"],
         patch_size: int,
         keep: float | Int[Tensor, "m k"],
         targets: Targets,

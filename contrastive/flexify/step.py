@@ -1,7 +1,7 @@
 """One optimiser step of a student: the teacher's targets for a batch, and the update.
 
-Everything random (mixing, kept patches) is drawn for the global batch from (seed, step), so the
-number of ranks and micro-batches changes nothing.
+Everything random (mixing, the window, kept patches) is drawn for the global batch from (seed,
+step), so the number of ranks and micro-batches changes nothing.
 """
 
 from typing import Any
@@ -15,12 +15,13 @@ from contrastive.files.weights import read_sealed_tensors, sealed_tensors
 from contrastive.flexify.augment import draw_mixup, mix_pairs, swap_pairs
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Normaliser, Targets, class_shares
-from contrastive.flexify.student import Teacher, resize_images
+from contrastive.flexify.student import Teacher
+from contrastive.flexify.windows import cut_for, draw_window, resize_images
 from contrastive.image_features import FeatureSource
 from contrastive.run.zero import BatchShape
 from contrastive.vision.patch_dropout import draw_kept
 from contrastive.vision.tower import VisionTower
-from data.batch import Batch
+from data.batch import Batch, Cut
 from data.errors import DataError, UsageError
 from data.files import write_atomically
 from data.pipeline.labelled import LabelledPipeline
@@ -45,7 +46,7 @@ class TeacherSource:
         features, valid = self._cache(batch, self.teacher.patch_size)
         return features.to(distributed.device()), valid
 
-    def live(self, images: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
+    def live(self, images: Float[Tensor, "m 3 h w"]) -> Float[Tensor, "m d"]:
         return self.teacher(images, self.student)
 
 
@@ -73,7 +74,11 @@ class DistillationStep:
                 classes = mix_pairs(classes, own)
                 labelled = labelled & (swap_pairs(labelled) | (own == 1))
         weight, class_weight = self._weights(batch.step, valid, labelled)
-        kept = self._kept(batch.step, patch_size, keep)
+        cfg = self.cfg
+        images = draw_window(cfg.student.max_aspect, images.shape[-1], cfg.seed, batch.step)(images)
+        height, width = images.shape[-2:]
+        cut = cut_for(student, patch_size, (height, width), any_patch=True)
+        kept = self._kept(batch.step, cut, keep)
         total = torch.zeros((), device=device)
         for start in range(0, self.shape.per_rank, self.shape.micro_batch_size):
             rows = slice(start, start + self.shape.micro_batch_size)
@@ -84,9 +89,9 @@ class DistillationStep:
                 None if classes is None else classes[rows],
                 class_weight[rows],
             )
-            pixels = resize_images(images[rows], student.image_size)
+            pixels = resize_images(images[rows], (cut.height, cut.width))
             share = self.engine(
-                pixels, patch_size, kept if isinstance(kept, float) else kept[rows], targets
+                pixels, cut.patch_size, kept if isinstance(kept, float) else kept[rows], targets
             )
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
@@ -95,7 +100,7 @@ class DistillationStep:
         return total
 
     def _taught_targets(
-        self, images: Float[Tensor, "m 3 s s"], features: Float[Tensor, "m d"] | None
+        self, images: Float[Tensor, "m 3 h w"], features: Float[Tensor, "m d"] | None
     ) -> tuple[Float[Tensor, "m d"] | None, Float[Tensor, "m c"] | None]:
         """The teacher's features, standardised, and its logits, each where a loss needs it."""
         if not self._taught:
@@ -137,10 +142,10 @@ class DistillationStep:
         shares = torch.stack([valid, labelled]) / counts.clamp_min(1)[:, None]
         return shares[0], shares[1]
 
-    def _kept(self, step: int, patch_size: int, keep: float) -> float | Tensor:
+    def _kept(self, step: int, cut: Cut, keep: float) -> float | Tensor:
         if keep == 1:
             return 1.0
-        num_patches = (self.source.student.image_size // patch_size) ** 2
+        num_patches = (cut.height // cut.patch_size) * (cut.width // cut.patch_size)
         cfg = self.cfg
         kept = draw_kept(keep, num_patches, cfg.global_batch_size, cfg.seed, step)
         return kept[self._first : self._first + self.shape.per_rank].to(distributed.device())

@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from contrastive import distributed
 from contrastive.flexify.config import StudentConfig, TeacherConfig
 from contrastive.flexify.losses import class_head
+from contrastive.flexify.windows import cut_for, resize_images
 from contrastive.run.trainable import train_only
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.feature_terms import OWN
@@ -27,7 +27,8 @@ from data.errors import UsageError
 
 
 class Teacher:
-    """`teacher(images)`: the locked tower's features at its own patch size and image size."""
+    """`teacher(images)`: the locked tower's features at its own patch size and image size, of
+    rectangles at as many patches."""
 
     def __init__(self, cfg: TeacherConfig) -> None:
         dtype = distributed.resolve_dtype(cfg.dtype)
@@ -39,10 +40,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(
-        self, images: Float[Tensor, "b 3 s s"], student: VisionTower
+        self, images: Float[Tensor, "b 3 h w"], student: VisionTower
     ) -> Float[Tensor, "b d"]:
         """Features of images that were normalised for `student`."""
-        images = resize_images(images, self.tower.image_size)
+        height, width = images.shape[-2:]
+        cut = cut_for(self.tower, self.patch_size, (height, width), any_patch=False)
+        images = resize_images(images, (cut.height, cut.width))
         if (self.tower.mean, self.tower.std) != (student.mean, student.std):
             theirs, ours = (
                 [images.new_tensor(v).view(3, 1, 1) for v in (t.mean, t.std)]
@@ -55,13 +58,6 @@ class Teacher:
     def logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         assert self.head is not None
         return self.head(features.to(self.head.weight.dtype)).float()
-
-
-def resize_images(images: Float[Tensor, "b 3 s s"], size: int) -> Float[Tensor, "b 3 t t"]:
-    """Bicubic with antialias, like the loader's transform; unchanged if the size is right."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
 # ---- student -------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from torch import Tensor
 from contrastive import distributed
 from contrastive.flexify.config import FlexifyConfig
 from contrastive.flexify.losses import Normaliser, class_head, kl_loss
-from contrastive.flexify.student import Teacher, resize_images
+from contrastive.flexify.student import Teacher
+from contrastive.flexify.windows import resize_images
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
 from data.pipeline.labelled import LabelledPipeline
@@ -103,7 +104,7 @@ class Validation:
                 [len(images), 0 if labelled is None else int(labelled.sum())]
             )
             taught = self._teacher(images, tower)
-            own = resize_images(images, tower.image_size)
+            own = resize_images(images, (tower.image_size, tower.image_size))
             for row, size in enumerate(patch_sizes):
                 figures = self._compare(tower, tower(own, size), taught, labels, labelled)
                 sums[row] += torch.stack([figures[name].double() for name in names])

@@ -116,8 +116,8 @@ class ZeroShotSegmenter:
         """The label of the class that each pixel is most like, and their cosine."""
         labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for rows, values in upsampled(similarities, shape):
-            labels[rows] = values.argmax(-1) + 1
-            most[rows] = values.max(-1)
+            scores, classes = values.max(0)
+            labels[rows], most[rows] = classes + 1, scores
         return labels, most
 
     def _map(

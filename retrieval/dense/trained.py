@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -60,8 +59,8 @@ class TrainedSegmenter:
         shape = shape_of(picture)
         labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for rows, values in upsampled(self._map(picture, patch_size, shorter_side), shape):
-            labels[rows] = values.argmax(-1)
-            most[rows] = torch.from_numpy(values).softmax(-1).amax(-1).numpy()
+            scores, classes = values.softmax(0).max(0)
+            labels[rows], most[rows] = classes, scores
         return labels, most
 
     def logits(
