@@ -12,6 +12,7 @@ import base64
 import http.client
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,11 @@ def main() -> None:
     segmenter = ZeroShotSegmenter(LitModel.from_pretrained(args.index / "model"), LABELS)
     offered = segmenter.model.patch_sizes
     python = interleave(
-        {str(size): lambda size=size: segmenter.predict(image, size) for size in SIZES},
-        args.rounds,
+        {str(size): partial(segmenter.predict, image, size) for size in SIZES}, args.rounds
     )
     with serving(args.index) as (port, _):
         over_http = interleave(
-            {str(size): lambda size=size: ask(port, size, jpeg) for size in SIZES}, args.rounds
+            {str(size): partial(ask, port, size, jpeg) for size in SIZES}, args.rounds
         )
     figures = {
         "picture": "640 x 480 px",

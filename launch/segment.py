@@ -50,6 +50,9 @@ class Args:
     patches as one such window has."""
     value_path: bool = False
     """Let each patch attend to itself alone in the block that is read (MaskCLIP)."""
+    windows: tuple[int, ...] = ()
+    """In place of patches, read windows that overlap by half, each as a picture of its own: how
+    many a side, for each size."""
     out: str = ""
     """Folder for report.json, report.md, report.txt and dense.png."""
     on_error: OnError = "skip"
@@ -73,6 +76,7 @@ def evaluate_all(args: Args, datasets: list[DenseDataset]) -> None:
         ZeroShotSegmenter(
             model, dataset.class_names, dataset.templates,
             background=args.background, value_path=args.value_path,
+            windows=args.windows,
         )
         for dataset in datasets
     ]  # fmt: skip

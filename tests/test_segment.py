@@ -276,3 +276,41 @@ def test_folders_that_cannot_be_judged_are_refused(folder, segmenter, model):
         image.unlink()
     with pytest.raises(UsageError, match="has no pictures"):
         load_dense(folder)
+
+
+def test_windows_are_whole_pictures_that_say_where_things_are(model):
+    """Any model can: here one whose vector is the mean of its patches' colours."""
+    colours = [Image.new("RGB", (240, 240), colour) for colour in NAMES]
+    embeds = model.encode_image(colours, 40).numpy()
+    segmenter = ZeroShotSegmenter(model, NAMES, windows=(1, 3, 5), class_embeds=embeds)
+    shape = (300, 450)
+    mask = segmenter.predict(picture(*shape), 40)[0]
+    assert mask.shape == shape
+    assert [mask[20, 20], mask[20, -20], mask[-20, 20]] == [1, 2, 3]
+    (map_,) = segmenter.similarities(picture(*shape), 40)
+    whole = ZeroShotSegmenter(model, NAMES, windows=(1,), class_embeds=embeds)
+    (one,) = whole.similarities(picture(240, 240), 40)
+    assert map_.shape == one.shape == (32, 32, 3)
+    expected = model.encode_image(picture(240, 240), 40).numpy() @ embeds.T
+    np.testing.assert_allclose(one, np.broadcast_to(expected, one.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"windows": (0,)}, r"windows \(0,\): how many a side"),
+        ({"windows": (17,)}, "at most 256 in all, not 289"),
+        ({"windows": (3,), "value_path": True}, "value_path is of patches"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(model, changes, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        ZeroShotSegmenter(model, NAMES, **changes)
+
+
+def test_windows_are_cut_from_pictures(model):
+    segmenter = ZeroShotSegmenter(model, NAMES, windows=(2,))
+    with pytest.raises(UsageError, match="already normalised cannot be cut"):
+        segmenter.predict(torch.zeros(1, 3, 240, 240), 40)
+    with pytest.raises(UsageError, match="shorter_side is of patches"):
+        segmenter.predict(picture(240, 240), 40, shorter_side=480)

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float
 
 from contrastive.model.lit import LitModel
-from contrastive.vision.patch_features import check_has_patches
 from data.class_names import DEFAULT_TEMPLATES
 from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
@@ -34,9 +33,9 @@ class ZeroShotDetector:
         *,
         background: float,
         value_path: bool = False,
+        windows: Sequence[int] = (),
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
-        check_has_patches(model.vision)
         names: Any = queries
         if not isinstance(queries, str) and are_pictures(queries):
             names = [f"picture {number}" for number in range(1, len(queries) + 1)]
@@ -48,6 +47,7 @@ class ZeroShotDetector:
             templates,
             background=background,
             value_path=value_path,
+            windows=windows,
             class_embeds=class_embeds,
         )
 

@@ -20,6 +20,7 @@ from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
 from retrieval.dense.upsample import upsampled
+from retrieval.dense.windows import check_windows, map_of_windows
 from retrieval.evaluation.classify import ZeroShotClassifier
 
 MAX_WINDOWS = 32  # of one forward
@@ -41,8 +42,11 @@ class ZeroShotSegmenter:
     class_names, templates, class_embeds: as `ZeroShotClassifier` takes them; at most 254 names.
     background: the least similarity (a cosine) of a pixel to the class it is most like; below, it
     is background. None: every pixel is of some class.
-    value_path: as `LitModel.encode_patches` takes it.
-    Raises `UsageError` as `ZeroShotClassifier`, and for a model that has no tokens of patches.
+    value_path: as `LitModel.encode_patches` takes it. windows: in place of patches, read
+    overlapping windows, each as a picture of its own (`retrieval.dense.windows`): for each size,
+    how many a side; (5, 7) reads 74. A model needs no tokens of patches then.
+    Raises `UsageError` as `ZeroShotClassifier`, for a model that has no tokens of patches, and for
+    more than 256 windows.
     """
 
     def __init__(
@@ -53,16 +57,22 @@ class ZeroShotSegmenter:
         *,
         background: float | None = None,
         value_path: bool = False,
+        windows: Sequence[int] = (),
         class_embeds: Float[np.ndarray, "c d"] | None = None,
     ) -> None:
-        check_has_patches(model.vision)
+        if windows:
+            check_windows(windows)
+            if value_path:
+                raise UsageError("value_path is of patches, which windows do without")
+        else:
+            check_has_patches(model.vision)
         if background is not None and not -1 <= background <= 1:
             raise UsageError(f"background {background}: a cosine, -1 to 1")
         if not isinstance(class_names, str) and len(class_names) > MOST_CLASSES:
             raise UsageError(f"{len(class_names):,} class names: at most {MOST_CLASSES}")
         classifier = ZeroShotClassifier(model, class_names, templates, class_embeds)
         self.model, self.class_names = model, classifier.class_names
-        self.background, self.value_path = background, value_path
+        self.background, self.value_path, self.windows = background, value_path, tuple(windows)
         self.class_embeds = torch.from_numpy(classifier.class_embeds).to(model.device)
 
     def predict(
@@ -128,6 +138,10 @@ class ZeroShotSegmenter:
 
         tower = self.model.vision
         size = tower.patch_sizes[-1] if patch_size is None else patch_size
+        if self.windows:
+            if shorter_side is not None:
+                raise UsageError("shorter_side is of patches; windows are read as they are")
+            return map_of_windows(self.model, self.class_embeds, image, size, self.windows)
         return map_by_windows(tower, cosines, image, size, shorter_side)
 
 

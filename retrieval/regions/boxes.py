@@ -18,13 +18,14 @@ class Box(NamedTuple):
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
-def _windows(per_side: int, side: float) -> list[Box]:
-    """Windows of `side` by `side`, evenly over the picture, row by row."""
-    starts = [number * (1 - side) / (per_side - 1) for number in range(per_side)]
+def overlapping_windows(per_side: int) -> list[Box]:
+    """Windows evenly over the picture, row by row, as large as overlapping by half makes them."""
+    side = 2 / (per_side + 1)
+    starts = [number * (1 - side) / max(1, per_side - 1) for number in range(per_side)]
     return [Box(x, y, x + side, y + side) for y in starts for x in starts]
 
 
-WINDOWS = (*_windows(2, 2 / 3), *_windows(3, 1 / 2))
+WINDOWS = (*overlapping_windows(2), *overlapping_windows(3))
 """2 x 2 that overlap by half, and 3 x 3 that do: a thing of up to a third of the picture's sides is
 whole in some window of the first, one of up to a quarter in one of the second."""
 

@@ -33,7 +33,7 @@ def read_parts(
 ) -> list[Pixels]:
     """Pixels of parts of an image file, for `embed_pixels`. model: of `reads_whole`. Raises as
     `data.images.decode_image`."""
-    picture = _smaller(model, model.transform.decode(data, MAX_PIXELS))
+    picture = smaller(model, model.transform.decode(data, MAX_PIXELS))
     cuts = reader_cuts(model, details)
     return [model.transform.pixels(part_of(picture, box), cuts) for box in boxes]
 
@@ -65,8 +65,9 @@ def _span(start: float, stop: float, length: int) -> tuple[int, int]:
     return first, max(first + 1, round(stop * length))
 
 
-def _smaller(model: LitModel, picture: AnyImage) -> Part:
-    """Resizing a dozen windows of many megapixels would take longer than their vectors."""
+def smaller(model: LitModel, picture: AnyImage) -> Part:
+    """A picture before it is cut: resizing a dozen windows of many megapixels would take longer
+    than their vectors."""
     shape = picture.shape[1:] if isinstance(picture, Tensor) else picture.size[::-1]
     scale = MOST_SIDE * model.image_size / min(shape)
     if scale >= 1:
