@@ -1,5 +1,6 @@
 """Where a model is: a folder, or another library's checkpoint. Checked without torch."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,14 @@ def check_model_folder(model: str | Path) -> None:
             "a CLIP or SigLIP: open_clip:ARCHITECTURE@FILE, open_clip:local-dir:FOLDER, "
             "transformers:FOLDER"
         )
+
+
+def is_decoder(model: str | Path) -> bool:
+    """Whether it is the folder of a decoder, which launch/dense.py trains."""
+    try:
+        return "decoder" in json.loads((Path(model) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def to_copy(name: str | Path, model: "LitModel") -> "Path | LitModel":
