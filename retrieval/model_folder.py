@@ -16,6 +16,9 @@ def check_model_folder(model: str | Path) -> None:
     """Raises `UsageError` where `LitModel.from_pretrained` would find nothing to read."""
     if is_library_spec(str(model)):
         return
+    of_run = Path(model) / "model"
+    if model and (of_run / "config.json").is_file():
+        raise UsageError(f"{model} is no model; of a run, it is {of_run}")
     if not model or not (Path(model) / "config.json").is_file():
         raise UsageError(
             f"no model at {str(model)!r}; name a folder with config.json and model.safetensors, or "

@@ -250,7 +250,7 @@ def test_own_pictures_become_masks_to_look_at(
         assert np.array_equal(np.asarray(mask), segmenter.predict(picture, 40)[0])
         colours = np.asarray(mask.convert("RGB"))
     assert np.array_equal(colours, palette()[segmenter.predict(picture, 40)[0]])
-    with Image.open(out / "patch_40/one.png") as shown:
+    with Image.open(out / "patch_40/one.jpg") as shown:
         assert shown.width >= 90
         assert shown.height > 50
     assert (out / "classnames.txt").read_text().splitlines() == segmenter.class_names
@@ -283,15 +283,18 @@ def test_what_a_decoder_cannot_do_is_one_sentence(
 
 
 def test_other_folders_are_named_for_what_they_are(
-    trained: Path, tiny_model: LitModel, tmp_path: Path
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(UsageError, match=r"of a run, the model is .*model"):
         TrainedSegmenter.from_pretrained(trained)
     with pytest.raises(UsageError, match="is a decoder's"):
         LitModel.from_pretrained(trained / "model")
-    tiny_model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UsageError, match="does not describe a model"):
-        TrainedSegmenter.from_pretrained(tmp_path / "model")
+    flags = "--model", trained, "--pictures", ROOT / "docs", "--out", tmp_path
+    assert run_segment(monkeypatch, *flags) == 2
+    assert f"of a run, it is {trained / 'model'}" in capsys.readouterr().err
 
 
 def test_a_picture_that_changed_in_place_is_noticed(small_scenes: Path, tmp_path: Path) -> None:

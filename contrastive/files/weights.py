@@ -24,8 +24,8 @@ def existing_file(path: str) -> Path:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A folder's config.json of format 1 that describes `part`, else `UsageError`, which names the
-    model of a run, and says what a decoder is."""
+    """A folder's config.json of format 1 that describes `part`, else `UsageError`, which says what
+    a run and a decoder are."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

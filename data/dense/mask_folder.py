@@ -63,6 +63,8 @@ def open_mask_folder(root: Path, split: str, name: str) -> DenseDataset:
         picture.file_name: (picture, boxes, found.of_picture[picture.id])
         for picture, boxes in zip(found.pictures, found.boxes(noted), strict=True)
     }
+    if len(of_file) < len(found.pictures):
+        raise UsageError(f"{found.file} lists a picture twice")
     return replace(dataset, pictures=_WithBoxes(files, found, of_file), noted=noted)
 
 

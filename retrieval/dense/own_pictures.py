@@ -28,7 +28,7 @@ def write_masks(
     shorter_side: int | None = None,
     on_error: OnError = "skip",
 ) -> dict[str, int]:
-    """Write OUT/classnames.txt, and for each patch size and picture OUT/patch_14/NAME.png, the
+    """Write OUT/classnames.txt, and for each patch size and picture OUT/patch_14/NAME.jpg, the
     picture under its mask's colours with the names below, and OUT/patch_14/masks/NAME.png, the mask
     itself: 8 bits with a palette, 0 background, k the k-th name.
 
@@ -48,13 +48,14 @@ def write_masks(
         for size in patch_sizes:
             mask, _ = segmenter.labels_and_scores(picture, size, shorter_side)
             folder = out / f"patch_{size}"
-            _save(mask_image(mask), folder / "masks" / f"{file.stem}.png")
-            _save(painted(picture, mask, segmenter.class_names), folder / f"{file.stem}.png")
+            _save(mask_image(mask), "PNG", folder / "masks" / f"{file.stem}.png")
+            shown = painted(picture, mask, segmenter.class_names)
+            _save(shown, "JPEG", folder / f"{file.stem}.jpg")
     barrier(patient=True)
     return dict(sum(map(Counter, gather_objects(skipped)), Counter[str]()))
 
 
-def _save(image: Image.Image, file: Path) -> None:
+def _save(image: Image.Image, kind: str, file: Path) -> None:
     encoded = BytesIO()
-    image.save(encoded, "PNG")
+    image.save(encoded, kind, quality=90)
     write_atomically(file, lambda opened: opened.write(encoded.getbuffer()))
