@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch import device as Device
 
 from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
 from contrastive.vision.patch_features import patch_features
@@ -37,7 +38,7 @@ class TrainedSegmenter:
     def from_pretrained(
         cls,
         folder: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | Device = "cpu",
         *,
         tower: VisionTower | None = None,
     ) -> "TrainedSegmenter":
@@ -87,10 +88,17 @@ class TrainedSegmenter:
         shorter_side: int | None = None,
     ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
         """The mask that `predict` gives, and the probability of each pixel's class."""
+        labels, most = self._own_labels(picture, patch_size, shorter_side)
+        return self.matched.labels[labels], most
+
+    def _own_labels(
+        self, picture: Image.Image | Tensor, patch_size: int | None, shorter_side: int | None
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """`labels_and_scores`, by the decoder's own classes."""
         shape = shape_of(picture)
         labels, most = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for rows, values in upsampled(self._map(picture, patch_size, shorter_side), shape):
-            labels[rows] = self.matched.labels[values.argmax(-1)]
+            labels[rows] = values.argmax(-1)
             most[rows] = torch.from_numpy(values).softmax(-1).amax(-1).numpy()
         return labels, most
 
