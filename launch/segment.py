@@ -152,11 +152,15 @@ def segment_pictures(args: Args, files: list[Path]) -> None:
         segmenter, files, sizes, Path(args.out),
         shorter_side=args.shorter_side, on_error=args.on_error,
     )  # fmt: skip
+    done = len(files) - sum(skipped.values())
+    why = ", ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items()))
+    if not done:
+        raise UsageError(f"pictures: none could be used ({why})")
     if is_main():
         for size in sizes:
-            print(f"{Path(args.out) / f'patch_{size}'}: {len(files) - sum(skipped.values())} masks")
+            print(f"{Path(args.out) / f'patch_{size}'}: {done:,} of {len(files):,} pictures")
         if skipped:
-            print("; ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items())))
+            print(f"not read: {why}")
 
 
 def list_pictures(places: Sequence[str]) -> list[Path]:
@@ -168,7 +172,7 @@ def list_pictures(places: Sequence[str]) -> list[Path]:
         if not found:
             raise UsageError(f"pictures={place}: there is no picture")
         files += found
-    twice = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
         raise UsageError(f"pictures: two are called {twice[0]}, and so would their masks be")
     return files

@@ -211,24 +211,25 @@ def run_segment(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
 
 
 def test_a_decoder_is_reported_as_a_model_is(
-    trained: Path, small_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    small_scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = shutil.copytree(small_scenes / "heldout_style", tmp_path / "scenes")
     (root / "annotations.json").unlink()
     names = (root / "classnames.txt").read_text().splitlines()
     (root / "classnames.txt").write_text("\n".join([*names[:-1], "another"]))
-    flags = "--model", trained / "model", "--root", root, "--out", tmp_path / "report"
-    assert run_segment(monkeypatch, *flags) == 0
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    (scenes,) = report["datasets"]
-    assert (
-        set(scenes["dense"])
-        == {"48", "40"}
-        == {str(c["patch_size"]) for c in report["patch_sizes"]}
-    )
-    assert scenes["num_images"] == 3
-    assert f"{names[-1]}, which the decoder finds" in scenes["remark"]
-    assert "another, which the decoder does not know" in (tmp_path / "report/report.md").read_text()
+    assert run_segment(monkeypatch, "--model", trained / "model", "--root", root) == 0
+    report = capsys.readouterr().out
+    sizes = [
+        line.split()[0] for line in report.splitlines() if line.split()[:1] in (["48"], ["40"])
+    ]
+    assert sizes == ["48", "40"]
+    assert "scenes: 3 images" in report
+    assert f"{names[-1]}, which the decoder finds and the set does not have, counts as" in report
+    assert "another, which the decoder does not know, as missed" in report
 
 
 def test_own_pictures_become_masks_to_look_at(
@@ -243,9 +244,10 @@ def test_own_pictures_become_masks_to_look_at(
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8))
     picture.save(photos / "one.png")
     (photos / "two.jpg").write_bytes(b"no picture")
+    picture.save(photos / "two.png")
     flags = "--model", trained / "model", "--pictures", photos, "--out", out
     assert run_segment(monkeypatch, *flags) == 0
-    assert "unreadable 1" in capsys.readouterr().out
+    assert "not read: unreadable 1" in capsys.readouterr().out
     with Image.open(out / "patch_40/masks/one.png") as mask:
         assert np.array_equal(np.asarray(mask), segmenter.predict(picture, 40)[0])
         colours = np.asarray(mask.convert("RGB"))
@@ -253,6 +255,7 @@ def test_own_pictures_become_masks_to_look_at(
     with Image.open(out / "patch_40/one.jpg") as shown:
         assert shown.width >= 90
         assert shown.height > 50
+    assert (out / "patch_40/masks/two.png.png").exists()
     assert (out / "classnames.txt").read_text().splitlines() == segmenter.class_names
 
 
@@ -263,6 +266,10 @@ def test_own_pictures_become_masks_to_look_at(
         (["--root", "ROOT", "--pictures", "ROOT"], "give --root FOLDER, a data set"),
         (["--pictures", "ROOT/images"], "need a folder for their masks"),
         (["--pictures", "ROOT/nowhere", "--out", "OUT"], "nowhere: there is no picture"),
+        (
+            ["--pictures", "ROOT/classnames.txt", "--out", "OUT"],
+            "none could be used (unreadable 1)",
+        ),
         (["--root", "ROOT", "--patch-sizes", "47"], "47"),
     ],
 )

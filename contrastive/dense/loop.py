@@ -197,7 +197,7 @@ def _prepare(
     module = DecoderLoss(copy.deepcopy(trained.decoder)).to(distributed.device())
     source = PatchSource(tower, dataset)
     source.check_usable()
-    if checkpoint:
+    if checkpoint and (cfg.folder / "model").is_dir():
         _check_names(cfg.folder / "model", names)
     identity = {
         "zero_stage": cfg.zero.stage,

@@ -30,7 +30,8 @@ def write_masks(
 ) -> dict[str, int]:
     """Write OUT/classnames.txt, and for each patch size and picture OUT/patch_14/NAME.jpg, the
     picture under its mask's colours with the names below, and OUT/patch_14/masks/NAME.png, the mask
-    itself: 8 bits with a palette, 0 background, k the k-th name.
+    itself: 8 bits with a palette, 0 background, k the k-th name. Of a.jpg and a.png the NAMEs have
+    their suffix.
 
     Ranks take pictures in turn. Returns how many could not be read, by the reason; with on_error
     "raise" the first is raised as a `DataError`.
@@ -39,6 +40,7 @@ def write_masks(
         lines = "".join(f"{name}\n" for name in segmenter.class_names)
         write_text_atomically(out / CLASS_NAMES_FILE, lines)
     skipped: dict[str, int] = {}
+    stems = Counter(file.stem for file in files)
     own = files[rank() :: world_size()]
     for file in Progress(own, "masks", unit="img", disable=not is_main()):
         picture = attempt(str(file), partial(read_picture, file))
@@ -48,9 +50,10 @@ def write_masks(
         for size in patch_sizes:
             mask, _ = segmenter.labels_and_scores(picture, size, shorter_side)
             folder = out / f"patch_{size}"
-            _save(mask_image(mask), "PNG", folder / "masks" / f"{file.stem}.png")
+            name = file.stem if stems[file.stem] == 1 else file.name
+            _save(mask_image(mask), "PNG", folder / "masks" / f"{name}.png")
             shown = painted(picture, mask, segmenter.class_names)
-            _save(shown, "JPEG", folder / f"{file.stem}.jpg")
+            _save(shown, "JPEG", folder / f"{name}.jpg")
     barrier(patient=True)
     return dict(sum(map(Counter, gather_objects(skipped)), Counter[str]()))
 
