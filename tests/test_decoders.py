@@ -5,9 +5,10 @@ import os
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -200,44 +201,47 @@ def test_of_a_name_that_repeats_the_first_is_the_first() -> None:
     assert (found.unknown, found.never_found) == (("crane",), ("dog",))
 
 
-def run_segment(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
-    """Its exit status."""
-    monkeypatch.setattr(sys, "argv", ["segment.py", *map(str, flags)])
-    try:
-        runpy.run_path(str(ROOT / "launch" / "segment.py"), run_name="__main__")
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def segment(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """launch/segment.py with the decoder, or what else is its model."""
+
+    def run(*flags: object, model: Path = trained / "model") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["segment.py", "--model", str(model), *map(str, flags)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "launch" / "segment.py"), run_name="__main__")
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 def test_a_decoder_is_reported_as_a_model_is(
-    trained: Path,
-    small_scenes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    segment: Callable[..., Ran], small_scenes: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(small_scenes / "heldout_style", tmp_path / "scenes")
     (root / "annotations.json").unlink()
     names = (root / "classnames.txt").read_text().splitlines()
     (root / "classnames.txt").write_text("\n".join([*names[:-1], "another"]))
-    assert run_segment(monkeypatch, "--model", trained / "model", "--root", root) == 0
-    report = capsys.readouterr().out
-    sizes = [
-        line.split()[0] for line in report.splitlines() if line.split()[:1] in (["48"], ["40"])
-    ]
-    assert sizes == ["48", "40"]
+    code, report, _ = segment("--root", root, "--patch-sizes", 48)
+    assert code == 0
+    assert [line for line in report.splitlines() if line.split()[:1] == ["48"]]
     assert "scenes: 3 images" in report
     assert f"{names[-1]}, which the decoder finds and the set does not have, counts as" in report
     assert "another, which the decoder does not know, as missed" in report
 
 
 def test_own_pictures_become_masks_to_look_at(
-    trained: Path,
-    segmenter: TrainedSegmenter,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    segment: Callable[..., Ran], segmenter: TrainedSegmenter, tmp_path: Path
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -245,9 +249,8 @@ def test_own_pictures_become_masks_to_look_at(
     picture.save(photos / "one.png")
     (photos / "two.jpg").write_bytes(b"no picture")
     picture.save(photos / "two.png")
-    flags = "--model", trained / "model", "--pictures", photos, "--out", out
-    assert run_segment(monkeypatch, *flags) == 0
-    assert "not read: unreadable 1" in capsys.readouterr().out
+    code, said, _ = segment("--pictures", photos, "--out", out)
+    assert (code, "not read: unreadable 1" in said) == (0, True)
     with Image.open(out / "patch_40/masks/one.png") as mask:
         assert np.array_equal(np.asarray(mask), segmenter.predict(picture, 40)[0])
         colours = np.asarray(mask.convert("RGB"))
@@ -274,34 +277,25 @@ def test_own_pictures_become_masks_to_look_at(
     ],
 )
 def test_what_a_decoder_cannot_do_is_one_sentence(
-    flags: list[str],
-    says: str,
-    trained: Path,
-    small_scenes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], says: str, segment: Callable[..., Ran], small_scenes: Path, tmp_path: Path
 ) -> None:
     places = {"ROOT": str(small_scenes / "train"), "OUT": str(tmp_path / "out")}
     for name, place in places.items():
         flags = [flag.replace(name, place) for flag in flags]
-    assert run_segment(monkeypatch, "--model", trained / "model", *flags) == 2
-    assert says in capsys.readouterr().err
+    ran = segment(*flags)
+    assert ran.code == 2
+    assert says in ran.err
 
 
 def test_other_folders_are_named_for_what_they_are(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    trained: Path, segment: Callable[..., Ran], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"of a run, the model is .*model"):
         TrainedSegmenter.from_pretrained(trained)
     with pytest.raises(UsageError, match="is a decoder's"):
         LitModel.from_pretrained(trained / "model")
-    flags = "--model", trained, "--pictures", ROOT / "docs", "--out", tmp_path
-    assert run_segment(monkeypatch, *flags) == 2
-    assert f"of a run, it is {trained / 'model'}" in capsys.readouterr().err
+    ran = segment("--pictures", ROOT / "docs", "--out", tmp_path, model=trained)
+    assert (ran.code, f"of a run, it is {trained / 'model'}" in ran.err) == (2, True)
 
 
 def test_a_picture_that_changed_in_place_is_noticed(small_scenes: Path, tmp_path: Path) -> None:
