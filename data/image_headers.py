@@ -62,6 +62,12 @@ def has_image_suffix(name: str) -> bool:
     return bool(dot) and suffix.lower() in IMAGE_EXTS
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, not below it, by name; hidden ones are left out."""
+    files = sorted(folder.iterdir())
+    return [f for f in files if has_image_suffix(f.name) and not f.name.startswith(".")]
+
+
 def names_image(text: str) -> bool:
     """Whether a text is the path of an image file rather than words. Raises `UsageError` for what
     looks like a file's name and is none, and for the path of a folder."""

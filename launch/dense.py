@@ -2,6 +2,7 @@
 
 deepspeed launch/dense.py [RECIPE] [--flags]      # recipes: scenes (the default)
 deepspeed launch/dense.py --resume runs/NAME      # go on from the newest checkpoint
+python launch/segment.py --model runs/NAME/model --pictures holiday/ --out masks
 """
 
 from typing import TYPE_CHECKING
@@ -34,8 +35,7 @@ def evaluators(cfg: DenseConfig, trained_on: "DenseDataset") -> "list[Callback]"
 
     Raises `UsageError` for sets of other classes.
     """
-    from retrieval.dense.evaluate_dense import evaluate_dense
-    from retrieval.dense.trained import TrainedSegmenter
+    from retrieval import TrainedSegmenter, evaluate_dense
     from retrieval.evaluation.datasets import tell_apart
 
     def evaluator(dataset: "DenseDataset") -> "Callback":
@@ -78,7 +78,7 @@ def main() -> None:
             dataset = open_named(cfg.data.pictures, cfg.data.split)
             folder = train_decoder(cfg, dataset, evaluators(cfg, dataset), resume=resume)
             if distributed.is_main():
-                print(f"decoder: {folder / 'model'}")
+                print(f"decoder: {folder / 'model'}; python launch/segment.py uses it as a --model")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from retrieval.dense.detect import ZeroShotDetector
     from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.segment import ZeroShotSegmenter
+    from retrieval.dense.trained import TrainedSegmenter
     from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
@@ -38,6 +39,7 @@ _MODULES = {
     "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
+    "TrainedSegmenter": "retrieval.dense.trained",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
     "ZeroShotDetector": "retrieval.dense.detect",
     "ZeroShotSegmenter": "retrieval.dense.segment",
@@ -69,6 +71,7 @@ __all__ = [
     "MaxTokens",
     "Report",
     "Searcher",
+    "TrainedSegmenter",
     "ZeroShotClassifier",
     "ZeroShotDetector",
     "ZeroShotSegmenter",

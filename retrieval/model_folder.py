@@ -1,5 +1,6 @@
 """Where a model is: a folder, or another library's checkpoint. Checked without torch."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,23 @@ def check_model_folder(model: str | Path) -> None:
     """Raises `UsageError` where `LitModel.from_pretrained` would find nothing to read."""
     if is_library_spec(str(model)):
         return
+    of_run = Path(model) / "model"
+    if model and (of_run / "config.json").is_file():
+        raise UsageError(f"{model} is no model; of a run, it is {of_run}")
     if not model or not (Path(model) / "config.json").is_file():
         raise UsageError(
             f"no model at {str(model)!r}; name a folder with config.json and model.safetensors, or "
             "a CLIP or SigLIP: open_clip:ARCHITECTURE@FILE, open_clip:local-dir:FOLDER, "
             "transformers:FOLDER"
         )
+
+
+def is_decoder(model: str | Path) -> bool:
+    """Whether it is the folder of a decoder, which launch/dense.py trains."""
+    try:
+        return "decoder" in json.loads((Path(model) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def to_copy(name: str | Path, model: "LitModel") -> "Path | LitModel":

@@ -69,6 +69,7 @@ def test_cocos_boxes_are_numbered_by_category_and_counted_where_a_rule_is_for_th
             {"category_id": 1, "bbox": [-1, 0, 5, 5], "iscrowd": 0},
             {"category_id": 1, "bbox": [10, 6, 5, 5]},
             {"category_id": 1, "bbox": [1, 1, 0, 5], "iscrowd": 0},
+            {"category_id": 1, "bbox": [10**400, 1, 5, 5], "iscrowd": 0},
             {"category_id": 2, "bbox": [1, 1, 5, 5], "iscrowd": 0},
         ],
         "2.jpg": [],
@@ -84,7 +85,7 @@ def test_cocos_boxes_are_numbered_by_category_and_counted_where_a_rule_is_for_th
     )
     assert (second.boxes, second.mask) == ((), None)
     assert dataset.noted == {
-        "crowd": 1, "box_outside": 2, "box_empty": 1, "unknown_class": 1, "no_boxes": 1,
+        "crowd": 1, "box_outside": 2, "box_empty": 2, "unknown_class": 1, "no_boxes": 1,
     }  # fmt: skip
 
 
@@ -175,6 +176,10 @@ def test_annotations_that_do_not_fit_their_folder_are_counted(
         one["segmentation"] = [[0, 0, 9, 0, 9, 9]]  # a polygon
     (root / "annotations.json").write_text(json.dumps(values))
     assert {picture.segments for picture in load_dense(root)} == {None}
+    values["images"].append({**values["images"][0], "id": "again"})
+    (root / "annotations.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="lists a picture twice"):
+        load_dense(root)
     values["categories"][0]["name"] = "another"
     (root / "annotations.json").write_text(json.dumps(values))
     with pytest.raises(UsageError, match="has other categories than"):

@@ -20,6 +20,7 @@ from contrastive import distributed
 from contrastive.dense.config import DenseConfig
 from contrastive.dense.decoder_folder import TrainedDecoder, new_decoder, save_decoder
 from contrastive.dense.patch_source import PatchSource
+from contrastive.files.weights import read_config
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
 from contrastive.run.lock import locked
@@ -195,6 +196,9 @@ def _prepare(
     tower.to(distributed.device())
     module = DecoderLoss(copy.deepcopy(trained.decoder)).to(distributed.device())
     source = PatchSource(tower, dataset)
+    source.check_usable()
+    if checkpoint and (cfg.folder / "model").is_dir():
+        _check_names(cfg.folder / "model", names)
     identity = {
         "zero_stage": cfg.zero.stage,
         "image_tower": tower.fingerprint,
@@ -208,3 +212,13 @@ def _prepare(
     engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
     order = SampleOrder([len(dataset)], cfg.seed)
     return _Run(engine, exported, source, order, shape, patch_sizes, step, identity)
+
+
+def _check_names(model: Path, names: tuple[str, ...]) -> None:
+    """Raise `UsageError` where a run that goes on has other classes than it was begun with, which
+    its masks would number anew."""
+    saved = tuple(read_config(model, "decoder").get("class_names", ()))
+    if saved != names:
+        differ = next((pair for pair in zip(saved, names, strict=False) if pair[0] != pair[1]), ())
+        what = " is now ".join(differ) or f"there were {len(saved)}, now there are {len(names)}"
+        raise UsageError(f"{model.parent} was trained with other classes: {what}; restore them")

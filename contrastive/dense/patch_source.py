@@ -20,9 +20,13 @@ from contrastive.vision.tower import VisionTower
 from data.cache.patch_tokens import PatchTokenCache
 from data.dense.dense_dataset import DenseDataset
 from data.dense.picture import IGNORED, AnnotatedPicture
+from data.errors import UsageError
 from data.files import bytes_digest
 from data.problems import BadSample
 from data.progress import Progress
+from data.shards.identity import Identity, identity
+
+LOOKED_AT = 1000  # pictures, before a set is refused
 
 
 class PatchSource:
@@ -39,18 +43,29 @@ class PatchSource:
         self._masks: dict[int, UInt8[np.ndarray, "s s"]] = {}
         self._bad: dict[int, str] = {}
         self._cache: PatchTokenCache | None = None
-        keys = (dataset.pictures.key(row) for row in range(len(dataset)))
-        self.fingerprint = bytes_digest(*map(_identity, keys))
+        self._keys = [dataset.pictures.key(row) for row in range(len(dataset))]
+        self.fingerprint = bytes_digest(*map(_name_and_size, self._keys))
         """Of the pictures."""
+
+    def check_usable(self) -> None:
+        """Raises `UsageError` where no picture, of a large set none of the first, can be used."""
+        rows = range(min(len(self.dataset), LOOKED_AT))
+        if all(self._load(row) is None for row in rows):
+            kinds = ", ".join(f"{kind} {n:,}" for kind, n in Counter(self._bad.values()).items())
+            raise UsageError(
+                f"{self.dataset.name}: none of the first {len(rows):,} pictures can be trained on "
+                f"({kinds}); a decoder needs pictures with masks"
+            )
 
     @torch.no_grad()
     def use_cache(self, folder: str, patch_sizes: Sequence[int]) -> None:
         """Read features from a folder, first computing what it lacks; ranks share the pictures.
 
-        Raises `UsageError` as `PatchTokenCache`.
+        Raises `UsageError` as `PatchTokenCache`, and for a picture that is another by now.
         """
         made_of = {"tower": self.tower.fingerprint, "pictures": self.fingerprint}
         self._cache = cache = PatchTokenCache(folder, made_of)
+        distributed.from_main(lambda: cache.check_pictures(self._keys))
         if distributed.from_main(lambda: cache.missing(patch_sizes)):
             with locked(cache.folder):
                 self._fill(cache, distributed.from_main(lambda: cache.missing(patch_sizes)))
@@ -114,25 +129,34 @@ class PatchSource:
         distributed.barrier()
         own = range(distributed.rank(), count, distributed.world_size())
         together = full_batch(self.tower.num_tokens(min(missing)), distributed.device())
+        noted: dict[int, Identity] = {}
         what = f"features of patches at patch {', '.join(map(str, missing))}"
         with Progress(
             total=len(own), desc=what, unit="img", disable=not distributed.is_main()
         ) as bar:
             for start in range(0, len(own), together):
                 rows = own[start : start + together]
+                noted |= {row: _identity(self._keys[row]) for row in rows}
                 pictures = [self._load(row) for row in rows]
                 for size in missing:
                     features = self._compute(pictures, size).half().cpu().numpy()
                     cache.write(size, rows, features)
                 bar.update(len(rows))
         distributed.barrier(patient=True)
+        for others in distributed.gather_objects(noted):
+            noted |= others
         if distributed.is_main():
+            cache.note_pictures([noted[row] for row in range(count)])
             for size in missing:
                 cache.finish(size)
         distributed.barrier()
 
 
-def _identity(key: str) -> bytes:
-    """A picture's name and, of a file, its size: another place of a folder is the same pictures."""
+def _name_and_size(key: str) -> bytes:
+    """Of a picture's file: in another place of the disk it is the same."""
     size = os.path.getsize(key) if os.path.isfile(key) else 0
     return f"{Path(key).name}\0{size}\0".encode()
+
+
+def _identity(key: str) -> Identity:
+    return identity(key) if os.path.isfile(key) else {}

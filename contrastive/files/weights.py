@@ -24,13 +24,19 @@ def existing_file(path: str) -> Path:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A folder's config.json of format 1 that describes `part`, else `UsageError`."""
+    """A folder's config.json of format 1 that describes `part`, else `UsageError`, which says what
+    a run and a decoder are."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} is not a model folder: config.json: {error}") from error
     if not isinstance(config, dict) or config.get("format") != 1 or part not in config:
-        raise UsageError(f"{folder}/config.json does not describe a model of format 1")
+        why = f"{folder}/config.json does not describe a model of format 1"
+        if (folder / "model" / "config.json").is_file():
+            why += f"; of a run, the model is {folder / 'model'}"
+        elif isinstance(config, dict) and "decoder" in config:
+            why += "; it is a decoder's (launch/dense.py), which TrainedSegmenter reads"
+        raise UsageError(why)
     check_seal(folder / "config.json", config)
     return config
 

@@ -1,6 +1,7 @@
 """Features of patches on disk: of a set of pictures, one file for each patch size.
 
     DIR/manifest.json      which tower, which pictures, digests of the files
+    DIR/pictures.json      of each picture: size, time of its last change, digest
     DIR/p28.npy            (pictures, rows, columns, d), float16
 
 They stay what they are as long as the tower is locked, so a decoder trains without a forward of it.
@@ -18,8 +19,10 @@ from jaxtyping import Float16, Int
 from data.cache.checksums import write_or_explain
 from data.errors import UsageError
 from data.files import check_seal, file_digest, load_array, sealed
+from data.shards.identity import Identity, confirm
 
 FORMAT = 1
+PICTURES = "pictures.json"
 
 
 class PatchTokenCache:
@@ -75,6 +78,33 @@ class PatchTokenCache:
         values = sealed({"format": FORMAT, "patch_tokens": self.made_of, "files": files})
         text = json.dumps(values, indent=1) + "\n"
         write_or_explain(self.folder / "manifest.json", lambda file: file.write(text.encode()))
+
+    def note_pictures(self, identities: Sequence[Identity]) -> None:
+        """What the features are computed from, by which `check_pictures` tells a change."""
+        text = json.dumps(sealed({"format": FORMAT, "pictures": list(identities)})) + "\n"
+        write_or_explain(self.folder / PICTURES, lambda file: file.write(text.encode()))
+
+    def check_pictures(self, files: Sequence[str]) -> None:
+        """Raises `UsageError` where one is not what it was when its features were computed, though
+        its name and size are. A copy, of another time, is read whole."""
+        file = self.folder / PICTURES
+        if not file.exists():
+            return
+        try:
+            found = json.loads(file.read_text())
+            check_seal(file, found)
+            noted: list[Identity] = found["pictures"]
+            pairs = list(zip(files, noted, strict=True))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{file} is no list of these pictures; name another folder") from None
+        for picture, identity in pairs:
+            if os.path.isfile(picture) and confirm(picture, identity) is None:
+                raise UsageError(
+                    f"{picture} has changed since the features in {self.folder} were computed; "
+                    "name another folder"
+                )
 
     def missing(self, patch_sizes: Sequence[int]) -> list[int]:
         """Those that the folder has no whole file of."""

@@ -1,7 +1,7 @@
 """COCO's annotation files: pictures, categories, boxes with crowds."""
 
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from data.dense.mask_files import read_text
-from data.dense.picture import MOST_CLASSES, Box, TrueBox
+from data.dense.picture import MOST_CLASSES, Box, Number, TrueBox
 from data.errors import UsageError
 from data.problems import BadSample
 
@@ -55,7 +55,7 @@ class CocoAnnotations:
                 box, label = self._box(one), self.label(one)
                 if label is None:
                     noted["unknown_class"] += 1
-                elif not (all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0):
+                elif not (all(map(_is_finite, box)) and box[2] > 0 and box[3] > 0):
                     noted["box_empty"] += 1
                 else:
                     crowd = bool(one.get("iscrowd", 0))
@@ -141,6 +141,11 @@ def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
             found.unknown_pictures += 1
     found.of_picture = known
     return found
+
+
+def _is_finite(number: Number) -> bool:
+    """Whole numbers that JSON may write, and no float holds, are not."""
+    return -sys.float_info.max <= number <= sys.float_info.max
 
 
 def _is_outside(box: Box, size: Sequence[int]) -> bool:

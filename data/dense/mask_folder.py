@@ -26,7 +26,7 @@ from data.dense.picture import (
     TrueBox,
 )
 from data.errors import UsageError
-from data.image_headers import has_image_suffix
+from data.image_headers import images_in
 from data.problems import BadSample
 
 ANNOTATIONS = "annotations.json"
@@ -48,11 +48,7 @@ def open_mask_folder(root: Path, split: str, name: str) -> DenseDataset:
     names = read_class_names(root / CLASS_NAMES_FILE)
     if len(names) > MOST_CLASSES:
         raise UsageError(f"{root}: {len(names)} classes; masks of 8 bits hold {MOST_CLASSES}")
-    images = sorted(
-        file
-        for file in (root / "images").glob("*")
-        if has_image_suffix(file.name) and not file.name.startswith(".")
-    )
+    images = images_in(root / "images") if (root / "images").is_dir() else []
     if not images:
         raise UsageError(f"{root / 'images'} has no pictures")
     masks = [root / "masks" / f"{image.stem}.png" for image in images]
@@ -67,6 +63,8 @@ def open_mask_folder(root: Path, split: str, name: str) -> DenseDataset:
         picture.file_name: (picture, boxes, found.of_picture[picture.id])
         for picture, boxes in zip(found.pictures, found.boxes(noted), strict=True)
     }
+    if len(of_file) < len(found.pictures):
+        raise UsageError(f"{found.file} lists a picture twice")
     return replace(dataset, pictures=_WithBoxes(files, found, of_file), noted=noted)
 
 

@@ -11,7 +11,7 @@ from data.class_names import DEFAULT_TEMPLATES
 from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.connected import boxes_of
-from retrieval.dense.examples import are_pictures, example_embeds
+from retrieval.dense.examples import are_pictures, example_embeds, whole_embeds
 from retrieval.dense.segment import ZeroShotSegmenter, opened_images, shape_of
 
 
@@ -40,7 +40,8 @@ class ZeroShotDetector:
         if not isinstance(queries, str) and are_pictures(queries):
             names = [f"picture {number}" for number in range(1, len(queries) + 1)]
             if class_embeds is None:
-                class_embeds = example_embeds(model, queries)
+                find = whole_embeds if windows else example_embeds
+                class_embeds = find(model, queries)
         self.segmenter = ZeroShotSegmenter(
             model,
             names,

@@ -40,6 +40,14 @@ def example_embeds(
     return np.stack([example_embed(model, picture, patch_size) for picture in pictures])
 
 
+def whole_embeds(model: LitModel, pictures: Sequence[Any]) -> Float[np.ndarray, "c d"]:
+    """The unit-norm vectors by which things are found in windows, of a picture of each, nothing of
+    which is cut away."""
+    rgb = [as_rgb(picture) for picture in pictures]
+    embeds: np.ndarray = reads_whole(model).encode_image(rgb).float().cpu().numpy()
+    return embeds
+
+
 def are_pictures(queries: Sequence[Any]) -> bool:
     """Whether queries are pictures, which all of them or none may be: cosines of two pictures are
     larger than those of a picture and a text. Raises `UsageError` for a mixture."""

@@ -9,6 +9,7 @@ import torch
 from contrastive.distributed import is_main
 from contrastive.image_features import full_batch
 from contrastive.model.lit import LitModel
+from contrastive.vision.tower import VisionTower
 from data.progress import Progress
 from retrieval.detail import Detail
 from retrieval.machine_load import OthersLoad, warn_if_busy
@@ -26,7 +27,7 @@ class PatchCost:
 
 
 def measure_costs(
-    model: LitModel,
+    model: LitModel | VisionTower,
     patch_sizes: Sequence[Detail],
     batch_size: int | None = None,
     repeats: int = 5,
@@ -39,10 +40,11 @@ def measure_costs(
     for spell_s seconds (once, where that takes longer). Says so on stderr, once, where other
     programs disturb them.
     """
-    tower = model.vision
+    tower = model.vision if isinstance(model, LitModel) else model
+    device = next(tower.parameters()).device
     squares = {size: square_image(tower, size) for size in patch_sizes}
     tokens = {size: tower.num_tokens(*square) for size, square in squares.items()}
-    batches = {size: batch_size or full_batch(tokens[size], model.device) for size in patch_sizes}
+    batches = {size: batch_size or full_batch(tokens[size], device) for size in patch_sizes}
     load = OthersLoad()
     with (
         Progress(
@@ -54,7 +56,7 @@ def measure_costs(
         torch.no_grad(),
     ):
         seconds = time_forwards(
-            lambda pixels, size: tower(pixels, squares[size][0]), model.image_size, model.device,
+            lambda pixels, size: tower(pixels, squares[size][0]), tower.image_size, device,
             batches, repeats, spell_s, lambda _: bar.update(1),
             {size: shape for size, (_, shape) in squares.items()},
         )  # fmt: skip

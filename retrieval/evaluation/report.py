@@ -143,6 +143,8 @@ class Report:
             if d.noted:
                 kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(d.noted.items()))
                 note += f"; in its annotations: {kinds}"
+            if d.remark:
+                note += f"; {d.remark}"
             notes += [*_calibration_note(d), note + "."]
         return notes
 

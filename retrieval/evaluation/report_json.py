@@ -65,6 +65,7 @@ def report_json(
                     {
                         "dense": {_key(size): _dense(scores) for size, scores in d.dense.items()},
                         "noted": dict(d.noted),
+                        "remark": d.remark,
                     }
                     if d.dense
                     else {}

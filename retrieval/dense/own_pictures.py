@@ -1,0 +1,64 @@
+"""Masks of a user's own pictures, as files."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
+from data.class_names import CLASS_NAMES_FILE
+from data.config import OnError
+from data.dense.mask_files import read_picture
+from data.files import write_atomically, write_text_atomically
+from data.problems import Problem, attempt, skip_or_raise
+from data.progress import Progress
+from retrieval.dense.evaluate_dense import Segmenter
+from retrieval.dense.painted import mask_image, painted
+
+
+def write_masks(
+    segmenter: Segmenter,
+    files: Sequence[Path],
+    patch_sizes: Sequence[int],
+    out: Path,
+    *,
+    shorter_side: int | None = None,
+    on_error: OnError = "skip",
+) -> dict[str, int]:
+    """Write OUT/classnames.txt, and for each patch size and picture OUT/patch_14/NAME.jpg, the
+    picture under its mask's colours with the names below, and OUT/patch_14/masks/NAME.png, the mask
+    itself: 8 bits with a palette, 0 background, k the k-th name. Of a.jpg and a.png the NAMEs have
+    their suffix.
+
+    Ranks take pictures in turn. Returns how many could not be read, by the reason; with on_error
+    "raise" the first is raised as a `DataError`.
+    """
+    if is_main():
+        lines = "".join(f"{name}\n" for name in segmenter.class_names)
+        write_text_atomically(out / CLASS_NAMES_FILE, lines)
+    skipped: dict[str, int] = {}
+    stems = Counter(file.stem for file in files)
+    own = files[rank() :: world_size()]
+    for file in Progress(own, "masks", unit="img", disable=not is_main()):
+        picture = attempt(str(file), partial(read_picture, file))
+        if isinstance(picture, Problem):
+            skip_or_raise(picture, "", on_error, skipped)
+            continue
+        for size in patch_sizes:
+            mask, _ = segmenter.labels_and_scores(picture, size, shorter_side)
+            folder = out / f"patch_{size}"
+            name = file.stem if stems[file.stem] == 1 else file.name
+            _save(mask_image(mask), "PNG", folder / "masks" / f"{name}.png")
+            shown = painted(picture, mask, segmenter.class_names)
+            _save(shown, "JPEG", folder / f"{name}.jpg")
+    barrier(patient=True)
+    return dict(sum(map(Counter, gather_objects(skipped)), Counter[str]()))
+
+
+def _save(image: Image.Image, kind: str, file: Path) -> None:
+    encoded = BytesIO()
+    image.save(encoded, kind, quality=90)
+    write_atomically(file, lambda opened: opened.write(encoded.getbuffer()))
