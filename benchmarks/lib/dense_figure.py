@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,8 @@ from retrieval.dense.upsample import upsampled
 
 SIZES = (56, 28, 14)
 ROW, SPLIT, NUM_SCENES = "[class; mean]", "heldout_style", 3
+Column: TypeAlias = Callable[[int], tuple[Float[np.ndarray, "r c k"], float]]
+"""Number of a scene -> its map, and the least similarity that is no ground."""
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#9a6324")
 
 
@@ -22,29 +25,36 @@ def draw_figure(
     scenes: Mapping[str, Scenes],
     measured: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """The first scenes of the held-out style that have three things or more, without a choice.
+    """Patch sizes side by side."""
+    of, segmenter = scenes[SPLIT], segmenter_of(ROW, 0, SPLIT)
+
+    def at(size: int) -> Column:
+        least = measured[f"{ROW}/0@{size}"]["threshold"]
+        return lambda number: (segmenter.similarities(of.pictures[number], size)[0], least)
+
+    draw_columns(file, of, {f"patch {s}: {224 // s} x {224 // s}": at(s) for s in SIZES})
+
+
+def draw_columns(file: Path, of: Scenes, columns: Mapping[str, Column]) -> None:
+    """The first scenes that have three things or more, without a choice, and maps of each.
 
     Beside each, the names of its own things compete alone, for every pixel; ground is what lies
     below the threshold that was chosen on scenes of trained styles.
     """
-    of, segmenter = scenes[SPLIT], segmenter_of(ROW, 0, SPLIT)
     chosen = [n for n, mask in enumerate(of.masks) if len(np.unique(mask)) > 3][:NUM_SCENES]
     fig, axes = plt.subplots(
-        len(chosen), 2 + len(SIZES), figsize=(2.3 * (2 + len(SIZES)), 2.62 * len(chosen)), dpi=130
-    )
-    for axis, title in zip(
-        axes[0], ("picture", *(f"patch {s}: {224 // s} x {224 // s}" for s in SIZES), "truth"),
-        strict=True,
-    ):  # fmt: skip
+        len(chosen), 2 + len(columns), figsize=(2.3 * (2 + len(columns)), 2.62 * len(chosen)),
+        dpi=130,
+    )  # fmt: skip
+    for axis, title in zip(axes[0], ("picture", *columns, "truth"), strict=True):
         axis.set_title(title, fontsize=10)
     for line, number in zip(axes, chosen, strict=True):
         picture, true = np.asarray(of.pictures[number]), of.masks[number]
         labels = [int(label) for label in np.unique(true) if label]
         colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
         line[0].imshow(picture)
-        for axis, size in zip(line[1:], SIZES, strict=False):
-            maps = segmenter.similarities(of.pictures[number], size)[0]
-            least = measured[f"{ROW}/0@{size}"]["threshold"]
+        for axis, column in zip(line[1:], columns.values(), strict=False):
+            maps, least = column(number)
             axis.imshow(_painted(picture, _named(maps, labels, true.shape, least), colours))
         line[-1].imshow(_painted(picture, true, colours))
         for axis in line:
@@ -53,7 +63,7 @@ def draw_figure(
             axis.spines[:].set_visible(False)
         for place, label in enumerate(labels):  # the words, one below each picture, then below them
             line[place % len(line)].text(
-                0.5, -0.04 - 0.1 * (place // len(line)), segmenter.class_names[label - 1],
+                0.5, -0.04 - 0.1 * (place // len(line)), of.folder.class_names[label - 1],
                 color=colours[label], transform=line[place % len(line)].transAxes,
                 ha="center", va="top", fontsize=10, fontweight="bold",
             )  # fmt: skip

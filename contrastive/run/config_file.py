@@ -33,6 +33,7 @@ ADDED = {
     "teacher.features": "own",
     "embed_dim": 0,
     "vision.head": "none",
+    "student.max_aspect": 1.0,
     "data.captions_per_image": 1,
     "text.frozen": False,
     "text.head": "none",
