@@ -65,6 +65,7 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--zero.stage", "4"], "invalid choice '4'"),
         (["--no-such-flag", "1"], "--no-such-flag"),
         (["--vision.patch-weights", "1", "2"], "one for each"),
+        (["--vision.fit", "aspect"], "cached features: name their folder by --data.features"),
         (["--deepspeed-config", "absent.json"], "absent.json cannot be read"),
     ],
 )

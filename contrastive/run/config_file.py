@@ -32,6 +32,7 @@ ADDED = {
     "vision.features": "own",
     "teacher.features": "own",
     "embed_dim": 0,
+    "vision.fit": None,
     "vision.head": "none",
     "data.captions_per_image": 1,
     "text.frozen": False,
