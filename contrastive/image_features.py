@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from contrastive import distributed
+from contrastive.model.shaped import read_pixels, shaped_features
+from contrastive.vision.grids import GridCuts
 from contrastive.vision.tower import VisionTower
-from data.batch import Batch, EvalBatch
+from data.batch import Batch, EvalBatch, ShapedImages
 from data.cache.captions import CaptionCache
 from data.cache.features import FeatureCache, Work
 from data.captions import Tokenizer
@@ -25,6 +27,7 @@ from data.pipeline.workers import outlive_signals
 from data.progress import Progress
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
+from data.transform import Cuts
 
 # Bounds the tower's activations; a rank's share may be thousands. On a CPU they should fit into its
 # caches: 32 images at a time are a sixth to a third faster than 128. On a GPU few tokens an image
@@ -55,15 +58,38 @@ _Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]
 def compute_features(
     tower: VisionTower, batch: EvalBatch, patch_sizes: Sequence[int]
 ) -> dict[int, Float[Tensor, "b d"]]:
-    """Raw tower features at several patch sizes, float32 on the CPU."""
-    assert batch.images is not None
+    """Raw tower features at several patch sizes, float32 on the CPU.
+
+    batch: of a reader with `patch_cuts`.
+    """
     device = next(tower.parameters()).device
+    if batch.images is None:
+        by_size = zip(patch_sizes, batch.shaped, strict=True)
+        return {size: _whole_features(tower, images, size).cpu() for size, images in by_size}
     images = tower.transform.normalise(batch.images.to(device, non_blocking=True))  # once, for all
     found = {}
     for size in patch_sizes:
         parts = images.split(full_batch(tower.num_tokens(size), device))
         found[size] = torch.cat([tower(part, size) for part in parts]).cpu()
     return found
+
+
+def _whole_features(
+    tower: VisionTower, images: ShapedImages, patch_size: int
+) -> Float[Tensor, "b d"]:
+    """The tower's features of images of many shapes, on its device."""
+    pixels = read_pixels(tower, images)
+    most = full_batch(tower.num_tokens(patch_size), next(tower.parameters()).device)
+    parts = (pixels[first : first + most] for first in range(0, len(pixels), most))
+    return torch.cat([shaped_features(tower, part) for part in parts])
+
+
+def patch_cuts(tower: VisionTower, patch_sizes: Sequence[int]) -> Cuts | None:
+    """What a reader resizes images to, as `LitModel.encode_image` does at these patch sizes; None:
+    the square that all share."""
+    side, fit = tower.image_size, tower.transform.fit
+    asked = tuple(((side // size) ** 2, size) for size in patch_sizes)
+    return GridCuts(side, fit, asked) if fit == "aspect" else None
 
 
 def in_parts(
@@ -276,7 +302,7 @@ def _compute_shards(
 ) -> None:
     """Compute the same work for some shards, each written as soon as its last sample is done."""
     for view, sizes in work.items():
-        reader = _reader(tower, cfg, [shards[n] for n in numbers], view)
+        reader = _reader(tower, cfg, [shards[n] for n in numbers], view, sizes)
         done: list[tuple[list[str], dict[int, Tensor]]] = []
         for position, batch, last in reader.steps():
             if batch is not None:
@@ -305,7 +331,9 @@ def _write(
         cache.write(shard, size, view, keys, features)
 
 
-def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str], view: int) -> ShardReader:
+def _reader(
+    tower: VisionTower, cfg: DataConfig, shards: list[str], view: int, sizes: Sequence[int]
+) -> ShardReader:
     return ShardReader(
         shards,
         tower.transform,
@@ -316,4 +344,5 @@ def _reader(tower: VisionTower, cfg: DataConfig, shards: list[str], view: int) -
         max_pixels=cfg.max_pixels,
         allow_pipe=cfg.allow_pipe,
         index_dir=cfg.index_dir,
+        cuts=patch_cuts(tower, sizes),
     )

@@ -85,8 +85,8 @@ class ImageTransform:
         """Raise `UsageError` where `square` has none to give."""
         if self.fit == "aspect":
             raise UsageError(
-                "fit aspect gives images of many shapes, which training and exports do not read; "
-                "allowed here: crop, squash"
+                "fit aspect gives images of many shapes, which exports, and training on pixels, do "
+                "not read; allowed here: crop, squash"
             )
 
     def square(self, image: AnyImage) -> UInt8[Tensor, "3 s s"]:

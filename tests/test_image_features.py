@@ -1,6 +1,8 @@
 """The feature cache: what it gives is what the tower would have said."""
 
 import dataclasses
+import io
+import shutil
 import threading
 import weakref
 
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TOWER
+from PIL import Image
+from shard_maker import png, write_tar
 from test_caption_cache import Letters
 from test_training import config, weights
 
-from contrastive import load_vision_tower
+from contrastive import LitModel, load_vision_tower
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.config import LossConfig
+from contrastive.model.with_fit import with_fit
 from contrastive.train.loop import train
 from contrastive.vision.earlier import keep_cached_transform
 from data.config import DataConfig
@@ -114,10 +119,7 @@ def test_training_is_the_same_with_and_without_the_cache(emoji_shards, tiny_text
 
 
 def test_bad_images_are_left_out_of_cached_and_uncached_steps_alike(tmp_path):
-    import io
     import tarfile
-
-    from PIL import Image
 
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
@@ -234,3 +236,77 @@ def test_the_pixels_of_a_step_are_never_in_memory_together(data, monkeypatch):
     ahead = source.ahead(map(noted, steps), lambda step: SIZES[0])
     assert [len(batch) for batch, _, _ in ahead] == [8, 8, 8]
     assert len(held) == 12
+
+
+SHAPES = ((48, 40), (30, 96), (90, 20), (64, 64), (50, 2), (48, 40), (96, 30), (33, 70))
+"""Widths and heights."""
+
+
+@pytest.fixture
+def shaped(tmp_path) -> DataConfig:
+    """Pictures of several shapes, one of them unreadable."""
+    members = []
+    for number, shape in enumerate(SHAPES):
+        image = b"no image at all" if number == 3 else png(number, shape)
+        members += [(f"{number}.png", image), (f"{number}.txt", b"caption %d" % number)]
+    shard = write_tar(tmp_path / "shapes.tar", members)
+    return DataConfig(shards=(shard,), features=str(tmp_path / "shapes"), num_workers=0)
+
+
+def test_cached_features_of_whole_pictures_are_those_of_encode_image(shaped, tiny_model):
+    model = with_fit(tiny_model, "aspect")
+    viewed = dataclasses.replace(shaped, views=2, crop=0.4, flip=True)
+    source = FeatureSource(model.vision, viewed, SIZES)
+    for batch in batches(viewed, None, steps=4):
+        for size in SIZES:
+            features, valid = source(batch, size)
+            assert valid.tolist() == [key != "3" for key in batch.keys]
+            pictures = []
+            for key, view in zip(batch.keys, batch.views.tolist(), strict=True):
+                if key != "3":
+                    picture = Image.open(io.BytesIO(png(int(key), SHAPES[int(key)])))
+                    pictures.append(viewed.augment(picture, key, view))
+            wanted = model.encode_image(pictures, patch_size=size)
+            found = model.embed_features(features[valid])
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="was computed by fit aspect, this run has fit crop, name"):
+        FeatureSource(tiny_model.vision, viewed, SIZES)
+
+
+def test_a_text_tower_trained_on_whole_pictures_is_served_them(shaped, tiny_text, tmp_path):
+    cfg = config(tmp_path, "run", tiny_text, tmp_path, 0, eval_every=0, data=shaped, steps=3)
+    vision = dataclasses.replace(cfg.vision, fit="aspect")
+    sizes = {"global_batch_size": 8, "init_samples": 8, "checkpoint_every": 2}
+    cfg = dataclasses.replace(cfg, vision=vision, **sizes)
+    folder = train(cfg)
+    model, after = LitModel.from_pretrained(folder / "model"), weights(folder)
+    assert model.transform.fit == "aspect"
+    assert "reads pictures of any shape whole" in (folder / "model" / "README.md").read_text()
+    source = FeatureSource(model.vision, shaped, SIZES)  # the cache is that of the model
+    (batch,) = batches(shaped, None, steps=1)
+    features, valid = source(batch, 48)
+    good = [int(key) for key, ok in zip(batch.keys, valid.tolist(), strict=True) if ok]
+    pictures = [Image.open(io.BytesIO(png(number, SHAPES[number]))) for number in good]
+    served = model.encode_image(pictures, patch_size=48)
+    torch.testing.assert_close(model.embed_features(features[valid]), served, rtol=1e-5, atol=1e-5)
+    shutil.rmtree(folder / "checkpoints" / "step_00000003")
+    train(cfg, resume=True)
+    assert all(torch.equal(value, after[name]) for name, value in weights(folder).items())
+    other = dataclasses.replace(cfg, vision=dataclasses.replace(vision, fit="crop"))
+    with pytest.raises(UsageError, match="was trained with image tower"):
+        train(other, resume=True)
+
+
+def test_without_a_cache_a_tower_of_whole_pictures_trains_on_squares_alone(
+    shaped, tiny_model, tiny_text, tmp_path
+):
+    with_fit(tiny_model, "aspect").save_pretrained(tmp_path / "model")
+    data = dataclasses.replace(shaped, features="")
+    cfg = config(tmp_path, "run", tiny_text, tmp_path, 0, eval_every=0, data=data, steps=2)
+    vision = dataclasses.replace(cfg.vision, tower=str(tmp_path / "model"))
+    cfg = dataclasses.replace(cfg, vision=vision, global_batch_size=8, init_samples=0)
+    with pytest.raises(UsageError, match=r"fit aspect .* name their folder by data\.features"):
+        train(cfg)
+    squash = dataclasses.replace(vision, fit="squash")
+    folder = train(dataclasses.replace(cfg, vision=squash))
+    assert LitModel.from_pretrained(folder / "model").transform.fit == "squash"

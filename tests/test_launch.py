@@ -13,6 +13,7 @@ from launcher import ROOT, deepspeed
 
 from contrastive import LitModel
 from contrastive.cli import RARE, parse_run
+from contrastive.dense.config import DenseConfig
 from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
 from contrastive.run.config_file import (
     RENAMED,
@@ -22,6 +23,7 @@ from contrastive.run.config_file import (
 )
 from contrastive.run.resume import check_resumable
 from contrastive.train.config import TrainConfig
+from contrastive.vision.config import VisionConfig
 from data.errors import UsageError
 from retrieval import evaluate
 from retrieval.evaluation.datasets import load_named
@@ -65,11 +67,17 @@ def tiny_flags(tmp_path, emoji_shards) -> list[str]:
         (["--zero.stage", "4"], "invalid choice '4'"),
         (["--no-such-flag", "1"], "--no-such-flag"),
         (["--vision.patch-weights", "1", "2"], "one for each"),
+        (["--vision.fit", "aspect"], "cached features: name their folder by --data.features"),
         (["--deepspeed-config", "absent.json"], "absent.json cannot be read"),
     ],
 )
 def test_impossible_values_are_one_sentence(flags, sentence, tiny_flags, monkeypatch, capsys):
     assert sentence in run_lit(monkeypatch, capsys, *tiny_flags, *flags)
+
+
+def test_a_decoder_has_no_fit():
+    with pytest.raises(UsageError, match=r"vision\.fit squash: a decoder reads whole pictures as"):
+        DenseConfig(vision=VisionConfig(fit="squash"))
 
 
 def test_every_parameter_of_the_last_release_still_parses(capsys):

@@ -61,3 +61,8 @@ class DenseConfig(RunConfig):
             raise UsageError(
                 f"vision.head {self.vision.head}: a decoder has no image head; leave it out"
             )
+        if self.vision.fit is not None:
+            raise UsageError(
+                f"vision.fit {self.vision.fit}: a decoder reads whole pictures as squares; leave "
+                "it out"
+            )

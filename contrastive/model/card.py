@@ -55,6 +55,7 @@ class ModelFacts:
     features: str = "own"  # that are joined
     head: str = "none"  # that is trained over them
     text_head: str = "none"
+    fit: str = "crop"  # how an image becomes what the tower reads
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ def model_card(facts: ModelFacts, card: Card) -> str:
     if card.teacher:
         locked, trained = f", made flexible with {card.teacher} as its teacher", ", the teacher's"
     joined = "" if facts.features == "own" else f" (features {facts.features})"
+    whole = ", which reads pictures of any shape whole" if facts.fit == "aspect" else ""
     parts = [
         front_matter("flexilit", card.license),
         f"# An image-text model{' for any patch size' * (len(facts.costs) > 1)}\n\n"
-        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}{head}; "
+        f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}{head}{whole}; "
         f"text tower {facts.text_tower} of {facts.context_length} tokens{text_head}{trained}; "
         f"{width} dimensions.",
         "```python\n"

@@ -280,6 +280,7 @@ class LitModel(nn.Module, ModelHubMixin):
         return ModelFacts(
             image_tower=self.vision.config.name,
             features=self.vision.config.features,
+            fit=self.transform.fit,
             head="none" if self.head is None else self.head.kind,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,

@@ -12,6 +12,7 @@ from torch import Tensor
 from contrastive.vision.grids import PatchGrid, choose_grid
 from contrastive.vision.packed.forward import packed_features, packs
 from contrastive.vision.tower import VisionTower
+from data.batch import ShapedImages
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, is_pixel_batch, list_images
 
@@ -50,6 +51,14 @@ def shaped_pixels(
     return ShapedPixels(grid.patch_size, transform.normalise(pixels))
 
 
+def read_pixels(tower: VisionTower, images: ShapedImages) -> list[ShapedPixels]:
+    """What loader processes resized, normalised on the tower's device."""
+    device = next(tower.parameters()).device
+    flat = images.pixels.to(device, non_blocking=True)[:, None]
+    views = images.views(tower.transform.normalise(flat)[:, 0])
+    return [ShapedPixels(cut.patch_size, v) for cut, v in zip(images.cuts, views, strict=True)]
+
+
 def pixels_of_one_shape(
     tower: VisionTower, images: Images, patch_size: int | None
 ) -> Float[Tensor, "b 3 h w"]:
@@ -74,11 +83,7 @@ def grid_of(
     Without a budget, as many tokens as a square of the tower's image size has. Raises `UsageError`
     for a tower with one patch size, and for a budget below one token.
     """
-    if not tower.flexible:
-        raise UsageError(
-            f"{tower.config.name} reads squares of {tower.image_size} px at patch size "
-            f"{tower.patch_sizes[0]} alone: neither max_tokens nor fit aspect can be had"
-        )
+    check_reads_shapes(tower)
     if max_tokens is None:
         patch_size = tower.patch_sizes[-1] if patch_size is None else patch_size
         tower.check_patch_size(patch_size)
@@ -86,6 +91,15 @@ def grid_of(
     elif patch_size is not None and patch_size < 1:
         raise UsageError(f"patch size {patch_size}: at least 1 px")
     return choose_grid(shape, max_tokens, tower.image_size, tower.transform.fit, patch_size)
+
+
+def check_reads_shapes(tower: VisionTower) -> None:
+    """Raise `UsageError` for a tower with one patch size."""
+    if not tower.flexible:
+        raise UsageError(
+            f"{tower.config.name} reads squares of {tower.image_size} px at patch size "
+            f"{tower.patch_sizes[0]} alone: neither max_tokens nor fit aspect can be had"
+        )
 
 
 def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float[Tensor, "n f"]:

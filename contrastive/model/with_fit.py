@@ -3,7 +3,7 @@
 import copy
 
 from contrastive.model.lit import LitModel
-from data.errors import UsageError
+from contrastive.model.shaped import check_reads_shapes
 from data.transform import Fit
 
 
@@ -15,13 +15,9 @@ def with_fit(model: LitModel, fit: Fit | None) -> LitModel:
     """
     if fit is None or fit == model.transform.fit:
         return model
-    tower = model.vision
-    if fit == "aspect" and not tower.flexible:
-        raise UsageError(
-            f"fit aspect: {tower.config.name} reads squares of {tower.image_size} px at patch size "
-            f"{tower.patch_sizes[0]} alone; allowed: crop, squash"
-        )
+    if fit == "aspect":
+        check_reads_shapes(model.vision)
     other = copy.copy(model)
     other._modules = dict(model._modules)
-    other.vision = copy.copy(tower).use_transform(fit=fit)
+    other.vision = copy.copy(model.vision).use_transform(fit=fit)
     return other

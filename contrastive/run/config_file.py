@@ -32,6 +32,7 @@ ADDED = {
     "vision.features": "own",
     "teacher.features": "own",
     "embed_dim": 0,
+    "vision.fit": None,
     "vision.head": "none",
     "student.max_aspect": 1.0,
     "data.captions_per_image": 1,

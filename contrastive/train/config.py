@@ -6,7 +6,7 @@ from contrastive.model.config import LossConfig
 from contrastive.run.config import RunConfig
 from contrastive.text.config import TextConfig
 from contrastive.vision.config import VisionConfig
-from data.config import DataConfig, check_data
+from data.config import DataConfig, Fit, check_data
 from data.errors import UsageError
 
 
@@ -35,9 +35,19 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_data(self.data)
+        check_fit(self.vision.fit, self.data)
         if self.init_samples < 0:
             raise UsageError(f"init_samples {self.init_samples}: at least 0")
         if self.embed_dim < 0:
             raise UsageError(f"embed_dim {self.embed_dim}: at least 0")
         if self.embed_dim and not self.init_samples:
             raise UsageError("embed_dim needs the whitening, so init_samples above 0")
+
+
+def check_fit(fit: Fit | None, data: DataConfig) -> None:
+    """Raise `UsageError` for pictures of many shapes without a cache of their features."""
+    if fit == "aspect" and not data.features:
+        raise UsageError(
+            "fit aspect trains from cached features: name their folder by data.features, or let "
+            "vision.fit be crop or squash"
+        )

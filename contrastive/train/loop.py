@@ -13,6 +13,7 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, fill_texts
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel
+from contrastive.model.shaped import check_reads_shapes
 from contrastive.model.text_side import TextSide
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
@@ -34,7 +35,7 @@ from contrastive.text.load import load_text_tower
 from contrastive.text.tower import TextTower
 from contrastive.text_features import fill_text_vectors, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
-from contrastive.train.config import TrainConfig
+from contrastive.train.config import TrainConfig, check_fit
 from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.earlier import keep_cached_transform, keep_transform
@@ -177,9 +178,12 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         keep_transform(tower, resumed, cfg.folder)
     else:
         keep_cached_transform(tower, cfg.data.features)
+    tower.use_transform(fit=cfg.vision.fit)  # what was asked for, whatever is kept
     for patch_size in cfg.vision.patch_sizes or tower.patch_sizes:
         tower.check_patch_size(patch_size)
-    tower.transform.check_square()
+    check_fit(tower.transform.fit, cfg.data)
+    if tower.transform.fit == "aspect":
+        check_reads_shapes(tower)
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
     encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrastive.vision.feature_terms import parse_features
-from data.config import check_weights
+from data.config import Fit, check_weights
 from data.errors import UsageError
 
 Head = Literal["none", "linear", "mlp"]
@@ -28,6 +28,9 @@ class VisionConfig:
     features: str = "own"
     """Which tokens of which blocks make a feature: own, cls, mean, cls@-2, cls@9+cls@10+mean, ...
     Blocks count from 1, or from the end with a minus; + joins."""
+    fit: Fit | None = None
+    """crop cuts a square from the middle of an image, squash makes one of the whole, aspect keeps
+    its shape, which needs `data.features`. Not given: the tower's own."""
     head: Head = "none"
     """What is trained over the whitened features: nothing, a linear map, or a gated MLP. Either
     starts at what none gives."""

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from contrastive.model.lit import LitModel
-from contrastive.model.shaped import ShapedPixels, grid_of
+from contrastive.model.shaped import ShapedPixels, grid_of, read_pixels
 from contrastive.vision.grids import GridCuts
 from data.batch import EvalBatch, ShapedImages
 from data.transform import AnyImage, Cuts
@@ -43,10 +43,7 @@ def embed_pixels(
         return {d: rows.cpu().numpy() for d, rows in zip(details, squares, strict=True)}
     embeds: dict[Detail, np.ndarray] = {}
     for detail, part in zip(details, shaped, strict=True):
-        flat = part.pixels.to(model.device, non_blocking=True)[:, None]
-        views = part.views(model.transform.normalise(flat)[:, 0])
-        cut = [ShapedPixels(c.patch_size, view) for c, view in zip(part.cuts, views, strict=True)]
-        embeds[detail] = model.embed_shaped(cut).cpu().numpy()
+        embeds[detail] = model.embed_shaped(read_pixels(model.vision, part)).cpu().numpy()
     return embeds
 
 
