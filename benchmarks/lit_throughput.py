@@ -22,12 +22,13 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
-from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.image_features import FeatureSource
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
 from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import PaddedTokens, TokenBatch
+from contrastive.text_features import fill_texts
 from contrastive.train.step import TrainStep
 from data.batch import Batch
 from data.captions import Tokenizer

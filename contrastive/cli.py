@@ -22,7 +22,7 @@ RARE = {
     "data.on_error", "data.allow_pipe", "data.block_shards", "data.max_pixels", "data.index_dir",
     "optim.min_lr", "optim.cooldown_steps", "optim.head_weight_decay", "optim.beta1",
     "optim.beta2", "optim.eps", "optim.clip_norm", "zero.offload",
-    "vision.patch_weights", "vision.fit", "student.patch_weights",
+    "vision.patch_weights", "vision.fit", "student.patch_weights", "student.max_aspect",
     "loss.temperature_init", "loss.bias_init",
     "data.captions_per_image", "vision.head",
     "text.frozen", "text.head", "text.trainable", "text.decay_to_start",

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -244,3 +244,13 @@ def gather_objects(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_lists(own: list) -> list:
+    """The lists of all ranks, joined in their order."""
+    return [item for items in gather_objects(own) for item in items]
+
+
+def own_share(items: Sequence) -> list:
+    """This rank's part: every `world_size`-th."""
+    return list(items[rank() :: world_size()])

@@ -9,21 +9,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from contrastive import distributed
 from contrastive.model.shaped import read_pixels, shaped_features
 from contrastive.vision.grids import GridCuts
 from contrastive.vision.tower import VisionTower
 from data.batch import Batch, EvalBatch, ShapedImages
-from data.cache.captions import CaptionCache
 from data.cache.features import FeatureCache, Work
-from data.captions import Tokenizer
 from data.config import DataConfig
-from data.errors import DataError, UsageError
+from data.errors import UsageError
 from data.pipeline.prefetch import prefetched
 from data.pipeline.reader import ShardReader
-from data.pipeline.workers import outlive_signals
 from data.progress import Progress
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards
@@ -217,19 +213,21 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
         index_dir=cfg.index_dir,
     )
     own = Progress(
-        _own_share(range(len(shards))),
+        distributed.own_share(range(len(shards))),
         "checking cached features",
         unit="shard",
         delay=2,
         disable=not distributed.is_main(),
     )
-    missing = sorted(_gather_lists([work for shard in own for work in cache.missing([shard])]))
+    missing = sorted(
+        distributed.gather_lists([work for shard in own for work in cache.missing([shard])])
+    )
     if missing:
         if distributed.is_main():
             cache.claim(tower.embed_dim)
         distributed.barrier()
         cache.width = tower.embed_dim
-        mine = _own_share(missing)
+        mine = distributed.own_share(missing)
         sizes = sorted({size for _, work in missing for s in work.values() for size in s})
         summaries = load_summaries([shards[shard] for shard, _ in mine], cfg.index_dir)
         with Progress(
@@ -244,51 +242,6 @@ def fill_cache(tower: VisionTower, cfg: DataConfig, patch_sizes: Sequence[int]) 
                 _compute_shards(tower, cfg, cache, shards, [n for n, _ in group], work, bar)
         distributed.barrier(patient=True)
     return cache
-
-
-def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
-    """Read and tokenise the captions that the cache in `cfg.features` lacks, by all ranks."""
-    shards = expand_shards(cfg.shards, cfg.allow_pipe)
-    cache = CaptionCache(cfg.features, shards, tokenizer, cfg.index_dir)
-    missing = sorted(_gather_lists(cache.missing(_own_share(range(len(shards))))))
-    jobs = DataLoader(
-        _TextJobs(cache, _own_share(missing)),
-        batch_size=None,
-        num_workers=cfg.num_workers,
-        worker_init_fn=outlive_signals,
-    )
-    quiet = not distributed.is_main()
-    for done in Progress(jobs, "captions", unit="shard", delay=2, disable=quiet):
-        if done is not None:
-            raise done
-    distributed.barrier(patient=True)
-
-
-class _TextJobs(torch.utils.data.Dataset):
-    """Shards whose texts are to be cached; an error is handed over, and raised by the caller."""
-
-    def __init__(self, cache: CaptionCache, shards: Sequence[int]) -> None:
-        self._cache, self._shards = cache, shards
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, number: int) -> UsageError | DataError | None:
-        if number >= len(self):
-            raise IndexError
-        try:
-            self._cache.write(self._shards[number])
-        except (UsageError, DataError) as error:
-            return error
-        return None
-
-
-def _own_share(items: Sequence) -> list:
-    return list(items[distributed.rank() :: distributed.world_size()])
-
-
-def _gather_lists(own: list) -> list:
-    return [item for items in distributed.gather_objects(own) for item in items]
 
 
 def _compute_shards(

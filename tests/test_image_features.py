@@ -16,9 +16,10 @@ from test_caption_cache import Letters
 from test_training import config, weights
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.image_features import FeatureSource
 from contrastive.model.config import LossConfig
 from contrastive.model.with_fit import with_fit
+from contrastive.text_features import fill_texts
 from contrastive.train.loop import train
 from contrastive.vision.earlier import keep_cached_transform
 from data.config import DataConfig

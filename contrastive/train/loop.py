@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from contrastive import distributed
-from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.image_features import FeatureSource
 from contrastive.model.card import Card
 from contrastive.model.lit import LitModel
 from contrastive.model.shaped import check_reads_shapes
@@ -33,7 +33,7 @@ from contrastive.run.zero import (
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.tower import TextTower
-from contrastive.text_features import fill_text_vectors, open_text_vectors
+from contrastive.text_features import fill_text_vectors, fill_texts, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig, check_fit
 from contrastive.train.micro_batch import find_micro_batch_size

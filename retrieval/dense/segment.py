@@ -19,8 +19,8 @@ from data.config import MAX_PIXELS
 from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
+from retrieval.dense.map_of_windows import check_windows, map_of_windows
 from retrieval.dense.upsample import upsampled
-from retrieval.dense.windows import check_windows, map_of_windows
 from retrieval.evaluation.classify import ZeroShotClassifier
 
 MAX_WINDOWS = 32  # of one forward
@@ -43,7 +43,7 @@ class ZeroShotSegmenter:
     background: the least similarity (a cosine) of a pixel to the class it is most like; below, it
     is background. None: every pixel is of some class.
     value_path: as `LitModel.encode_patches` takes it. windows: in place of patches, read
-    overlapping windows, each as a picture of its own (`retrieval.dense.windows`): for each size,
+    overlapping windows, each as a picture of its own (`retrieval.dense.map_of_windows`): for each size,
     how many a side; (5, 7) reads 74. A model needs no tokens of patches then.
     Raises `UsageError` as `ZeroShotClassifier`, for a model that has no tokens of patches, and for
     more than 256 windows.

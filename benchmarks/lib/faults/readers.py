@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.image_features import FeatureSource
 from contrastive.run.checkpoint import newest_checkpoint
 from contrastive.run.config_file import load_config
 from contrastive.text.config import TextConfig
 from contrastive.text.load import load_text_tower
+from contrastive.text_features import fill_texts
 from contrastive.train.config import TrainConfig
 from data.config import DataConfig
 from data.errors import UsageError

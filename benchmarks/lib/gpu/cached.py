@@ -10,8 +10,9 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
-from contrastive.image_features import FeatureSource, fill_texts
+from contrastive.image_features import FeatureSource
 from contrastive.run.config import ZeroConfig
+from contrastive.text_features import fill_texts
 from contrastive.train.micro_batch import find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.tower import VisionTower

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import distributed
-from contrastive.image_features import fill_texts
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
+from contrastive.text_features import fill_texts
 from contrastive.train.micro_batch import find_micro_batch_size
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
