@@ -123,6 +123,8 @@ def test_a_picture_of_a_thing_finds_it(model, segmenter):  # noqa: F811
     for label, left in ((0, True), (1, False)):
         down, across = np.unravel_index(similarities[..., label].argmax(), (6, 6))
         assert (down < 3, across < 3) == (True, left)
+    windows = ZeroShotDetector(model, pictures, background=-1.0, windows=(2,))
+    assert [box.label for box in windows.predict(pictures[0], 40)[0]] == [1]
     with pytest.raises(UsageError, match="cannot be read"):
         ZeroShotDetector(model, [Path("no-such-file.png")], background=0.0)
     with pytest.raises(UsageError, match="1 texts and 2 pictures"):

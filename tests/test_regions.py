@@ -350,6 +350,16 @@ def test_a_map_is_the_segmenters(
         found = served.post("/v1/map", {**image, "text": "rain", "patch_size": 24}).json
         np.testing.assert_allclose(found["similarities"], expected[..., 0], atol=1e-3)
         assert found["patch_size"] == 24
+    by_windows = ZeroShotSegmenter(tiny_model, ["rain"], class_embeds=vectors, windows=(1, 2))
+    (expected,) = by_windows.similarities(Image.open(made / "photos/2.png"), 48)
+    asked = {"id": id, "text": "rain", "patch_size": 48, "windows": [1, 2]}
+    found = served.post("/v1/map", asked).json
+    np.testing.assert_allclose(found["similarities"], expected[..., 0], atol=1e-3)
+    example = {**asked, "examples": [{"id": id}], "background": 0.9}
+    (box,) = served.post("/v1/detect", {k: v for k, v in example.items() if k != "text"}).json[
+        "boxes"
+    ]
+    assert box["score"] > 0.9
     (described,) = (
         one for one in served.get("/v1/indices").json["indices"] if one["name"] == "photos"
     )

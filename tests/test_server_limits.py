@@ -173,6 +173,9 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
         ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
         ({"image": SMALL, "labels": ["a"], "background": 2}, ["background", "less than"]),
         ({"image": "AAAA", "labels": ["a"]}, ["image", "allowed:"]),
+        ({"image": SMALL, "labels": ["a"], "windows": [8]}, ["windows", "at most 50"]),
+        ({"image": SMALL, "labels": ["a"], "windows": [0]}, ["windows", "1 or more"]),
+        ({"image": SMALL, "labels": ["a"], "windows": []}, ["windows", "at least 1"]),
     ],
 )
 def test_a_bad_segmentation_is_refused(served: Served, body: Any, words: list[str]) -> None:

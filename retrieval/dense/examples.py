@@ -40,11 +40,13 @@ def example_embeds(
     return np.stack([example_embed(model, picture, patch_size) for picture in pictures])
 
 
-def whole_embeds(model: LitModel, pictures: Sequence[Any]) -> Float[np.ndarray, "c d"]:
+def whole_embeds(
+    model: LitModel, pictures: Sequence[Any], patch_size: int | None = None
+) -> Float[np.ndarray, "c d"]:
     """The unit-norm vectors by which things are found in windows, of a picture of each, nothing of
     which is cut away."""
     rgb = [as_rgb(picture) for picture in pictures]
-    embeds: np.ndarray = reads_whole(model).encode_image(rgb).float().cpu().numpy()
+    embeds: np.ndarray = reads_whole(model).encode_image(rgb, patch_size).float().cpu().numpy()
     return embeds
 
 

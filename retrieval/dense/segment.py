@@ -42,9 +42,10 @@ class ZeroShotSegmenter:
     class_names, templates, class_embeds: as `ZeroShotClassifier` takes them; at most 254 names.
     background: the least similarity (a cosine) of a pixel to the class it is most like; below, it
     is background. None: every pixel is of some class.
-    value_path: as `LitModel.encode_patches` takes it. windows: in place of patches, read
-    overlapping windows, each as a picture of its own (`retrieval.dense.map_of_windows`): for each size,
-    how many a side; (5, 7) reads 74. A model needs no tokens of patches then.
+    value_path: as `LitModel.encode_patches` takes it.
+    windows: in place of patches, read windows that overlap by half, each as a picture of its own
+    (`retrieval.dense.map_of_windows`): how many a side, for each size; (3, 5) reads 34. A model
+    needs no tokens of patches then.
     Raises `UsageError` as `ZeroShotClassifier`, for a model that has no tokens of patches, and for
     more than 256 windows.
     """

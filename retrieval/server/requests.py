@@ -227,18 +227,6 @@ class OneImage(Picture):
     index: str | None = Field(default=None, description="The first when not given.")
 
 
-class Example(Picture):
-    """An image of what is looked for, or the part of one that shows it."""
-
-    box: list[float] | None = Field(default=None, description="As in a search.")
-
-    @model_validator(mode="after")
-    def _part(self) -> "Example":
-        if self.box is not None:
-            check_box(self.box)
-        return self
-
-
 class ImageToLabel(OneImage):
     """An image, and the templates that its labels stand in."""
 
@@ -273,47 +261,6 @@ class ClassifyRequest(ImageToLabel, PatchSizeFields):
         if self.class_set is not None and self.templates is not None:
             raise ValueError("templates: a class set has its own; give them with labels")
         return self
-
-
-class SegmentRequest(ImageToLabel):
-    """An image, and what its pixels may be of."""
-
-    patch_size: int | None = Size
-    labels: list[str] = Field(min_length=1, max_length=254)
-    background: float | None = Field(
-        default=None,
-        ge=-1,
-        le=1,
-        description="Least cosine of a pixel and its label; below, it is of none.",
-    )
-
-
-class DetectRequest(ImageToLabel):
-    """An image, and what may be in it: labels or examples."""
-
-    patch_size: int | None = Size
-    labels: list[str] | None = Field(default=None, min_length=1, max_length=254)
-    examples: list[Example] | None = Field(
-        default=None, min_length=1, max_length=8, description="Images of what is looked for."
-    )
-    background: float = Field(
-        ge=-1, le=1, description="Least cosine of a pixel and its label, and of a box's score."
-    )
-
-    @model_validator(mode="after")
-    def _labels_or_examples(self) -> "DetectRequest":
-        if (self.labels is None) == (self.examples is None):
-            raise ValueError("exactly one of labels and examples is needed")
-        if self.examples is not None and self.templates is not None:
-            raise ValueError("templates: are for labels")
-        return self
-
-
-class MapRequest(OneImage):
-    """An image, and what is looked for in it."""
-
-    patch_size: int | None = Size
-    text: str = Field(min_length=1, description="What the text tower reads.")
 
 
 def check_text(text: str, limits: Limits, field: str) -> None:

@@ -15,7 +15,7 @@ from contrastive.vision.patch_features import check_has_patches
 from data.errors import UsageError
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.detect import ZeroShotDetector
-from retrieval.dense.examples import example_embed
+from retrieval.dense.examples import example_embed, whole_embeds
 from retrieval.dense.segment import ZeroShotSegmenter
 from retrieval.regions.boxes import check_box
 from retrieval.regions.parts import part_of
@@ -30,15 +30,9 @@ from retrieval.server.api.answers import (
 from retrieval.server.api.classification import embed_labels
 from retrieval.server.api.stored_images import image_of
 from retrieval.server.patch_sizes import check_size, usable_sizes
+from retrieval.server.place_requests import DetectRequest, Example, MapRequest, SegmentRequest
 from retrieval.server.refusals import RequestError
-from retrieval.server.requests import (
-    DetectRequest,
-    Example,
-    MapRequest,
-    Picture,
-    SegmentRequest,
-    check_text,
-)
+from retrieval.server.requests import Picture, check_text
 from retrieval.server.service import Service
 
 MAX_SIDE = 1024  # of a mask, pixels; of a square with 200 labels, 210 million cosines
@@ -50,7 +44,7 @@ async def answer_segment(service: Service, asked: SegmentRequest) -> SegmentAnsw
     start = time.perf_counter()
     model, patch_size = _model_and_size(service, asked)
     embeds = await embed_labels(service, model, asked.labels, asked.templates)
-    segmenter = _segmenter(model, asked.labels, embeds, asked.background)
+    segmenter = _segmenter(model, asked, asked.labels, embeds, asked.background)
     picture, similarities, ms = await _read(service, asked, segmenter, patch_size)
     width, height = _size(picture)
 
@@ -90,7 +84,13 @@ async def answer_detect(service: Service, asked: DetectRequest) -> DetectAnswer:
         found = (_example(service, asked, patch_size, one) for one in examples)
         embeds = np.stack(await asyncio.gather(*found))
     try:
-        detector = ZeroShotDetector(model, names, background=asked.background, class_embeds=embeds)
+        detector = ZeroShotDetector(
+            model,
+            names,
+            background=asked.background,
+            windows=asked.windows or (),
+            class_embeds=embeds,
+        )
     except UsageError as error:
         raise RequestError(400, str(error)) from error
     picture, similarities, ms = await _read(service, asked, detector.segmenter, patch_size)
@@ -123,6 +123,8 @@ async def _example(
 
     def read() -> Float[np.ndarray, " d"]:
         shown = picture if example.box is None else part_of(picture, check_box(example.box))
+        if asked.windows:
+            return whole_embeds(model, [shown], patch_size)[0]
         return example_embed(model, shown, patch_size)
 
     return (await service.encoder.patches(read))[0]
@@ -140,7 +142,7 @@ async def answer_map(service: Service, asked: MapRequest) -> MapAnswer:
     model, patch_size = _model_and_size(service, asked)
     check_text(asked.text, service.limits, "text")
     (text,) = await service.encoder.texts(model, [asked.text])
-    segmenter = _segmenter(model, [asked.text], text.vector[None])
+    segmenter = _segmenter(model, asked, [asked.text], text.vector[None])
     _, similarities, ms = await _read(service, asked, segmenter, patch_size)
     rows = similarities[..., 0].astype(np.float64).round(4).tolist()
     return MapAnswer(patch_size=patch_size, similarities=rows, ms=_times(ms, start))
@@ -155,7 +157,8 @@ def _model_and_size(
     patch_size = asked.patch_size or min(model.patch_sizes)
     check_size("patch_size", patch_size, usable_sizes(searcher), "the model")
     try:
-        check_has_patches(model.vision)
+        if not asked.windows:
+            check_has_patches(model.vision)
     except UsageError as error:
         raise RequestError(400, str(error)) from error
     return model, patch_size
@@ -163,12 +166,19 @@ def _model_and_size(
 
 def _segmenter(
     model: LitModel,
+    asked: SegmentRequest | MapRequest,
     texts: Sequence[str],
     embeds: Float[np.ndarray, "c d"],
     background: float | None = None,
 ) -> ZeroShotSegmenter:
     try:
-        return ZeroShotSegmenter(model, texts, background=background, class_embeds=embeds)
+        return ZeroShotSegmenter(
+            model,
+            texts,
+            background=background,
+            windows=asked.windows or (),
+            class_embeds=embeds,
+        )
     except UsageError as error:
         raise RequestError(400, str(error)) from error
 

@@ -24,14 +24,12 @@ from retrieval.server.api.segmentation import answer_detect, answer_map, answer_
 from retrieval.server.api.stored_images import image_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
+from retrieval.server.place_requests import DetectRequest, MapRequest, SegmentRequest
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import (
     ClassifyRequest,
-    DetectRequest,
-    MapRequest,
     SearchRequest,
-    SegmentRequest,
     Term,
     check_text,
 )
