@@ -190,6 +190,7 @@ def search(
     that there is something like it."""
     from retrieval import Searcher
     from retrieval.index.filters import parse_where
+    from retrieval.regions.opened import HOW
 
     where = parse_where(args.where) if args.where else None
     read = [read_query_image(q) if i else q for q, i in zip(args.queries, are_images, strict=True)]
@@ -225,8 +226,8 @@ def search(
             said = searcher.confidence(embeds, hits, size)
             for number, confidence in zip(rows, said, strict=True):
                 confidences[number] = confidence
-        if rows and not args.regions and (warning := searcher.warning(size, refine)):
-            say_once(warning)
+        if rows and (warning := searcher.warning(size, refine, args.regions)):
+            say_once(f"{warning}; {HOW.format(args.index)}" if args.regions else warning)
     return found, confidences
 
 

@@ -26,7 +26,7 @@ from shard_maker import png
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from data.locks import only_writer
-from retrieval import indexing_progress
+from retrieval import index_regions, indexing_progress
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import add_patch_size
@@ -38,6 +38,7 @@ from retrieval.photos.finer import add_finer, usual_patch_sizes
 from retrieval.photos.follow import AlbumKeeper, Job
 from retrieval.photos.follower import Follower
 from retrieval.photos.indexing import index_photos
+from retrieval.regions import updating
 from retrieval.search import neighbours
 from retrieval.search.agreement import read_agreement
 from retrieval.search.searcher import Searcher
@@ -454,6 +455,24 @@ def test_patch_sizes_that_cannot_be_compared_cost_a_sentence(
     notes = keep(make_photos(tmp_path / "photos", 3))
     assert notes == ["patch sizes could not be compared: RuntimeError: no room"] * 2
     assert read_index_manifest(tmp_path / "album").patch_sizes == (48, 24)
+
+
+def test_the_parts_of_an_album_that_has_some_follow_it(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, album = make_photos(tmp_path / "photos", 3), tmp_path / "album"
+    assert keep(photos) == []
+    assert not (album / "regions").exists()
+    index_regions(album, device="cpu")
+    assert keep(photos) == []
+    (photos / "trip" / "000.png").unlink()
+    (photos / "trip" / "new.png").write_bytes(png(99))
+    busy = Mock(side_effect=UsageError("another program is at it"))
+    with monkeypatch.context() as patched:
+        patched.setattr(updating, "index_regions", busy)
+        assert keep(photos) == ["parts of photos are not up to date: another program is at it"]
+    assert keep(photos) == ["39 regions at patch 48; pictures added: 1, gone: 1"]
+    assert Searcher.load(album, device="cpu").warning(regions=True) == ""
 
 
 def test_the_time_left_forgets_what_was_known_already(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ same over HTTP, with the maps that the page draws."""
 import base64
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from index_maker import PATCH, write_embeddings
@@ -20,6 +22,7 @@ from retrieval import (
     ZeroShotDetector,
     ZeroShotSegmenter,
     build_index,
+    compact_index,
     delete_ids,
     index_photos,
     index_regions,
@@ -28,6 +31,7 @@ from retrieval.dense.examples import example_embed
 from retrieval.detail import MaxTokens
 from retrieval.regions import updating
 from retrieval.regions.boxes import WHOLE, WINDOWS, Box, check_box
+from retrieval.regions.opened import Regions
 from retrieval.regions.parts import part_of, reads_whole
 from retrieval.search.searcher import Searcher
 from retrieval.server import service
@@ -196,6 +200,97 @@ def test_a_run_goes_on_where_another_was_stopped(
     (copy / "4.png").rename(copy / "photos/4.png")
     report = index_regions(copy / "index", model=tiny_model)
     assert (report.added, report.unread, report.count) == (1, 0, len(SHAPES) * len(WINDOWS))
+
+
+KILLED = """
+import os, signal, sys
+from retrieval import index_regions
+from retrieval.index import build
+from retrieval.regions import updating
+updating.WRITE_EVERY = 2
+commit, commits = build.commit, []
+def kill_in_the_second_write(*arguments):
+    if commits:
+        os.kill(os.getpid(), signal.SIGKILL)
+    commits.append(commit(*arguments))
+build.commit = kill_in_the_second_write
+index_regions(sys.argv[1], device="cpu")
+"""
+
+
+def test_after_a_kill_what_lacks_regions_is_found_as_a_whole_and_told(
+    copy: Path, tiny_model: LitModel
+):
+    index = copy / "index"
+    shutil.copytree(index, copy / "all")
+    shutil.rmtree(index / "regions")
+    assert forked.run("-c", KILLED, index).returncode == -signal.SIGKILL
+    assert len(list((index / "regions/metadata").iterdir())) == 2  # of which one does not count
+    searcher = Searcher.load(index, tiny_model, device="cpu")
+    (hits,) = searcher.search(["rain"], k=9, regions=True)
+    (whole,) = searcher.search(["rain"], k=9, patch_size=48)
+    assert {hit.id for hit in hits} == {hit.id for hit in whole}
+    assert len([hit for hit in hits if hit.box == WHOLE]) >= 3
+    told = "3 of 5 images have no parts in the index: found as a whole only"
+    assert searcher.warning(regions=True) == told
+    with serving({"photos": searcher}) as one:
+        assert search(one, text="rain", regions=True)["warning"] == told
+    report = index_regions(index, model=tiny_model)
+    assert (report.added, report.count) == (3, len(SHAPES) * len(WINDOWS))
+    assert searcher.reload()
+    assert searcher.warning(regions=True) == ""
+    (hits,) = searcher.search(["rain"], regions=True)
+    (wanted,) = Searcher.load(copy / "all", tiny_model, device="cpu").search(["rain"], regions=True)
+    for hit, other in zip(hits, wanted, strict=True):
+        assert (hit.key, hit.box) == (other.key, other.box)
+        assert hit.similarity == pytest.approx(other.similarity, abs=1e-6)
+
+
+def test_a_search_ends_on_the_regions_it_began_with_and_the_next_finds_the_new(
+    copy: Path, tiny_model: LitModel
+):
+    index, queries = copy / "index", ["rain", "the sun"]
+    asked, fresh = (Searcher.load(index, tiny_model, device="cpu") for _ in range(2))
+    before = asked.search(queries, k=9, regions=True)
+    where = {"key": {"in": ["0.png", "3.png"]}}
+    among = asked.search(queries, k=9, regions=True, where=where)
+    delete_ids(index, [before[0][0].id])
+    blocks(8, 70, 70).save(copy / "photos/new.png")
+    take_in(copy)
+    index_regions(index, model=tiny_model)
+    for folder in (index, index / "regions"):
+        compact_index(folder, "cpu")
+        assert len(list((folder / "metadata").iterdir())) == 1  # those that are open are gone
+    for searcher in (asked, fresh):  # `fresh` has read nothing yet of what it has opened
+        assert searcher.search(queries, k=9, regions=True) == before
+        assert searcher.search(queries, k=9, regions=True, where=where) == among
+        assert searcher.reload()
+    opened = Searcher.load(index, tiny_model, device="cpu")
+    for asked_for in ({}, {"where": where}):
+        found = asked.search(queries, k=9, regions=True, **asked_for)
+        assert found == opened.search(queries, k=9, regions=True, **asked_for)
+    (hits,) = asked.search([str(copy / "photos/new.png")], k=1, regions=True, box=WINDOWS[4])
+    assert (hits[0].key, hits[0].box) == ("new.png", pytest.approx(WINDOWS[4], abs=1e-6))
+
+
+def test_what_a_filter_lets_through_is_looked_up_once(
+    copy: Path, tiny_model: LitModel, monkeypatch: pytest.MonkeyPatch
+):
+    searcher, looked = Searcher.load(copy / "index", tiny_model, device="cpu"), []
+    pictures = Regions.pictures
+    monkeypatch.setattr(
+        Regions, "pictures", lambda *a: looked.append(a[1].ndim == 1) or pictures(*a)
+    )
+    for keys in (["1.png"], ["1.png", "4.png"], ["1.png"]):
+        (hits,) = searcher.search(["rain"], k=9, regions=True, where={"key": {"in": keys}})
+        assert sorted(hit.key for hit in hits) == keys
+    assert sum(looked) == 2  # of all regions; of those found each time
+    for keys in (["1.png"], ["4.png"]):  # a function is asked each time
+        chosen = [hit.id for hit in hits if hit.key in keys]
+        (found,) = searcher.search(
+            ["rain"], k=9, regions=True, where=lambda ids, chosen=chosen: np.isin(ids, chosen)
+        )
+        assert [hit.id for hit in found] == chosen
 
 
 def test_what_cannot_be_is_refused(copy: Path, searcher: Searcher, tiny_model: LitModel):

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import random
 import resource
 import runpy
@@ -168,6 +169,8 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
         ({"image": SMALL}, ["labels"]),
         ({"image": SMALL, "labels": []}, ["labels", "at least 1"]),
         ({"image": SMALL, "labels": ["a"] * 6}, ["labels", "at most 5"]),
+        ({"image": SMALL, "labels": ["a"] * 10_000}, ["labels", "at most 254 items, not 10000"]),
+        ({"image": SMALL, "labels": ["a"], "background": math.nan}, ["background", "finite"]),
         ({"image": SMALL, "labels": ["a", " "]}, ["labels", "empty"]),
         ({"image": SMALL, "labels": ["a"], "templates": ["photo"]}, ["templates", "{c}"]),
         ({"image": SMALL, "labels": ["a"], "patch_size": 9}, ["patch_size: 9", "allowed: 48"]),
@@ -180,6 +183,22 @@ def test_a_bad_classification_is_refused(served: Served, body: Any, words: list[
 )
 def test_a_bad_segmentation_is_refused(served: Served, body: Any, words: list[str]) -> None:
     assert_refused(served.post("/v1/segment", body), 400, *words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"labels": ["a"] * 10_000}, ["labels", "at most 254 items, not 10000"]),
+        ({"labels": ["a"] * 6}, ["labels", "at most 5"]),
+        ({"examples": []}, ["examples", "at least 1 item, not 0"]),
+        ({"examples": [{"image": SMALL}] * 9}, ["examples", "at most 8"]),
+        ({"examples": [{"image": SMALL, "box": [0, 0, math.inf, 1]}]}, ["examples[0]", "finite"]),
+        ({"labels": ["a"], "background": math.nan}, ["background", "finite"]),
+    ],
+)
+def test_a_bad_detection_is_refused(served: Served, body: Any, words: list[str]) -> None:
+    body = {"image": SMALL, "background": 0, **body}
+    assert_refused(served.post("/v1/detect", body), 400, *words)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,18 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 MAX_DEPTH = 16  # filters within filters
 
 
+@dataclass(frozen=True)
+class NamedFilter:
+    """A function from ids to the ones wanted, of which an index remembers the rows by its name:
+    equal names let through equal ids. No filter in JSON may be written like a name."""
+
+    name: str
+    wanted: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        return self.wanted(ids)
+
+
 @dataclass(frozen=True, eq=False)  # one is itself alone, and may be a key
 class Selection:
     """The rows of one segment that a search may find."""
@@ -69,6 +81,14 @@ def parse_where(text: str) -> dict[str, Any]:
 
 
 EXAMPLE = '{"caption": {"contains": "cat"}}'
+
+
+def written(where: Mapping[str, Any] | None) -> str:
+    """A filter as JSON, equal for equal filters. Raises `UsageError` where it has none."""
+    try:
+        return json.dumps(where, sort_keys=True)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"where cannot be written as JSON: {str(error)[:80]}") from error
 
 
 def matching(table: pa.Table, where: Where) -> Bool[np.ndarray, " n"]:

@@ -1,6 +1,5 @@
 """What a reader sees of an index folder: one consistent state, whatever is written meanwhile."""
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from retrieval.detail import Detail
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.exact import ExactVectors
-from retrieval.index.filters import Selection, Where, matching
+from retrieval.index.filters import NamedFilter, Selection, Where, matching, written
 from retrieval.index.folder import read_tombstones
 from retrieval.index.gpus import ListsOnGpus, to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
@@ -268,12 +267,12 @@ class Snapshot:
         """The rows that may be found, None for all."""
         if where is None and segment.num_alive == segment.count:
             return None
-        if callable(where):
+        if isinstance(where, NamedFilter):
+            key = segment.number, where.name
+        elif callable(where):
             return Selection.of(matching(segment.table, where) & segment.alive)
-        try:
-            key = segment.number, json.dumps(where, sort_keys=True)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"where cannot be written as JSON: {str(error)[:80]}") from error
+        else:
+            key = segment.number, written(where)
         with self._lock:
             if key in self._selections:
                 self._selections.move_to_end(key)

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import sentence_of
+from data.errors import UsageError, sentence_of
 from data.problems import Problem
 from retrieval.detail import Detail, as_key, coarse_first, finest
 from retrieval.index.manifest import read_index_manifest
+from retrieval.index_places import regions_folder
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.listing import Photo
 
@@ -94,6 +95,7 @@ class AlbumKeeper:
         self._is_first = True
         self._waits: dict[int, _State] = {}  # by patch size
         self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
+        self._regions_wait = False  # they could not be brought up to date
         self.looked_s = 0.0  # that it took to see what had changed
 
     def update(self) -> None:
@@ -138,6 +140,22 @@ class AlbumKeeper:
                 )
             else:
                 self._compare_sizes(model)
+        if (has_changed or self._regions_wait) and regions_folder(album).is_dir():
+            self._update_regions(model)
+
+    def _update_regions(self, model: "LitModel | None") -> None:
+        """Of an album that has some. It may fail: new photos are found as a whole."""
+        from retrieval.regions.updating import index_regions
+
+        self._regions_wait = True
+        try:
+            report = index_regions(self._album, model=model, progress=False)
+        except UsageError as error:
+            self._say(note=f"parts of photos are not up to date: {error}")
+            return
+        self._regions_wait = False
+        if report.added or report.gone:
+            self._say(note=report.line())
 
     def _is_as_before(self, size: int) -> bool:
         """Whether a patch size would wait again, for the same photos."""

@@ -1,7 +1,7 @@
 """The regions of an index, opened for search: the best part of each picture, or the whole."""
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from data.errors import UsageError
 from retrieval.detail import Detail
 from retrieval.index.config import Device
-from retrieval.index.filters import Where
+from retrieval.index.filters import NamedFilter, Where, written
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_interface import IndexState
@@ -70,15 +70,22 @@ class Regions:
         return self._regions.ids(), self._regions.column_values(IMAGE).to_numpy()
 
     @cached_property
-    def _most(self) -> int:
-        """Regions of one picture, at most."""
-        images = self._of[1]
-        return int(np.unique(images, return_counts=True)[1].max(initial=0))
+    def _pictures(self) -> tuple[int, int, int]:
+        """Regions of one picture, at most; pictures that have some, of those the index holds and
+        of those it holds no more."""
+        images, counts = np.unique(self._of[1], return_counts=True)
+        held = int(np.isin(images, self._images.ids()).sum())
+        return int(counts.max(initial=0)), held, len(images) - held
 
-    @cached_property
-    def _has_stale(self) -> bool:
-        """Whether there are some of pictures that the index holds no more."""
-        return not np.isin(self._of[1], self._images.ids()).all()
+    @property
+    def warning(self) -> str:
+        """A sentence where pictures have no regions: they are new, or a run was stopped, or their
+        files cannot be read. Else ""."""
+        count = len(self._images)
+        missing = count - self._pictures[1]
+        if not missing:
+            return ""
+        return f"{missing:,} of {count:,} images have no parts in the index: found as a whole only"
 
     def pictures(self, regions: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
         """Of each region the id of its picture; -1 of -1, or of one that is no more."""
@@ -88,10 +95,17 @@ class Regions:
         places = np.searchsorted(ids, regions).clip(max=len(ids) - 1)
         return np.where(ids[places] == regions, images[places], -1)
 
-    def _are_of(
-        self, pictures: Int[np.ndarray, " m"], regions: Int[np.ndarray, " n"]
-    ) -> Bool[np.ndarray, " n"]:
-        return np.isin(self.pictures(regions), pictures)
+    def _among(self, where: Where | None) -> Where | None:
+        """A filter of pictures as one of their regions; None where all may be found."""
+        if where is None and not self._pictures[2]:
+            return None
+
+        def wanted(regions: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+            return np.isin(self.pictures(regions), self._images.ids(where))
+
+        if callable(where):
+            return wanted
+        return NamedFilter(f"pictures {written(where)}", wanted)
 
     def nearest(
         self,
@@ -107,11 +121,8 @@ class Regions:
         Arguments as those of `IndexState.nearest`.
         """
         whole = self._images.nearest(queries, k, patch_size, where, nprobe, ef)
-        among = None
-        if where is not None or self._has_stale:
-            among = partial(self._are_of, self._images.ids(where))
-        depth = max(1, k * self._most)  # so many hold k pictures
-        parts = self._regions.nearest(queries, depth, patch_size, among, nprobe, ef)
+        depth = max(1, k * self._pictures[0])  # so many hold k pictures
+        parts = self._regions.nearest(queries, depth, patch_size, self._among(where), nprobe, ef)
         similarities = np.concatenate([whole[0], parts[0]], axis=1)
         ids = np.concatenate([whole[1], self.pictures(parts[1])], axis=1)
         regions = np.concatenate([np.full_like(whole[1], -1), parts[1]], axis=1)

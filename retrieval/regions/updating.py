@@ -69,12 +69,14 @@ def index_regions(
     patch_sizes: Sequence[int] = (),
     device: Device = "auto",
     model: LitModel | None = None,
+    *,
+    progress: bool = True,
 ) -> RegionsReport:
     """Embed the windows of an index's pictures, of those that have none yet.
 
     patch_sizes: of the index's; none means its coarsest, or its smallest budget of tokens, or what
-    its regions have already. model: None for the index's own. Pictures are read where they lie;
-    what was done stays where a run is interrupted.
+    its regions have already. model: None for the index's own. progress: show a bar. Pictures are
+    read where they lie; what was done stays where a run is interrupted.
     Raises `UsageError` for a patch size that the index has not, or its regions have not, for a
     model with another image tower, and while another program makes them.
     """
@@ -96,7 +98,7 @@ def index_regions(
                 model = LitModel.from_pretrained(folder / "model", device=on)
             model = _checked(model, snapshot)
             what = f"regions at {said(*details)}"
-            with Progress(total=len(new), desc=what, unit="img") as bar:
+            with Progress(total=len(new), desc=what, unit="img", disable=not progress) as bar:
                 for start in range(0, len(new), WRITE_EVERY):
                     part = new[start : start + WRITE_EVERY]
                     embeds = _embed(model, snapshot, part, details, bar)

@@ -169,10 +169,15 @@ class Searcher:
         return read_agreement(self.folder)
 
     def warning(
-        self, patch_size: PatchSizeOrBudget = None, refine_patch_size: PatchSizeOrBudget = None
+        self,
+        patch_size: PatchSizeOrBudget = None,
+        refine_patch_size: PatchSizeOrBudget = None,
+        regions: bool = False,
     ) -> str:
-        """One sentence where the index finds too little at a patch size, as `search` takes it, else
-        ""."""
+        """One sentence where the index finds too little at a patch size, or by regions, as `search`
+        takes them, else ""."""
+        if regions:
+            return "" if self.regions is None else self.regions.warning
         if (found := self.agreement) is None:
             return ""
         size = self.profile.choose(patch_size, self.patch_sizes)

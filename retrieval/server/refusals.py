@@ -35,7 +35,7 @@ def explain(error: ValidationError, allowed: Sequence[str]) -> RequestError:
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field, message = _path(first["loc"]), str(first["msg"])
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace(" after validation", "")
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is not JSON: {message.partition(': ')[2][:200]}")
     if first["type"] == "extra_forbidden":

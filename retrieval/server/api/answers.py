@@ -75,7 +75,10 @@ class SearchAnswer(Answer):
     text_cut: bool = Field(
         description="Whether a text is longer than the model reads: its end was not searched for."
     )
-    warning: str = Field(description='A sentence where the patch size finds too little, else "".')
+    warning: str = Field(
+        description="A sentence where the patch size finds too little, or images have no regions, "
+        'else "".'
+    )
     ms: SearchTimes
 
 

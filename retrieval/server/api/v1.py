@@ -114,9 +114,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         confidence=confidence,
         next_offset=wanted if len(hits) > wanted else None,
         text_cut=query.text_cut,
-        warning=""
-        if asked.regions
-        else index.searcher.warning(patch_sizes.index, patch_sizes.refine),
+        warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine, asked.regions),
         ms=SearchTimes(
             text=round(query.text_ms, 3),
             image=round(query.image_ms, 3),

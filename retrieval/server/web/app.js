@@ -5,7 +5,7 @@ import { forgetChosen, listenToChoice } from "./chosen.js";
 import { classify, drawBars } from "./classify.js";
 import { drawFilters, listenToFilters } from "./filters.js";
 import { listenToDrops, listenToKeys } from "./gestures.js";
-import { blankList } from "./hits.js";
+import { blankList, element } from "./hits.js";
 import { button, drawControls, listenToDetails } from "./look.js";
 import { openPart, listenToPart } from "./part.js";
 import { drawProgress, watchProgress } from "./progress.js";
@@ -56,14 +56,13 @@ async function runSearch(signal) {
   drawControls(run);
 }
 
-function say({ ms }, nothing) {
+function say({ ms, warning }, nothing) {
   const names = { text: "words", image: "image", search: "search" };
   const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
-  const times = document.createElement("span");
-  times.className = "detail";
-  times.textContent = `${format(ms.total)}: ${steps.join(", ")}`;
+  const times = element("span", "detail", `${format(ms.total)}: ${steps.join(", ")}`);
   const best = filtered() ? "within the filter" : `of ${counted()}`;
-  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, times);
+  const missing = element("span", "missing", state.regions && warning ? `${warning}.` : "");
+  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, missing, times);
 }
 
 const counted = () => `${state.index.count.toLocaleString("en")} images`;
@@ -143,10 +142,8 @@ async function runClassify(signal) {
   drawBars(answers);
   const [answer, other] = answers;
   const { ms } = answer;
-  const times = document.createElement("span");
-  times.className = "detail";
-  times.textContent = `${named(sizeOf(answer))}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
-    + (other ? ` · thin bars, ${named(sizeOf(other)).toLowerCase()}: read in ${format(other.ms.image)}` : "");
+  const times = element("span", "detail", `${named(sizeOf(answer))}: image read in ${format(ms.image)}, answered in ${format(ms.total)}`
+    + (other ? ` · thin bars, ${named(sizeOf(other)).toLowerCase()}: read in ${format(other.ms.image)}` : ""));
   const nothing = answers.every((answer) => answer.found === false);
   $("status").replaceChildren(...(nothing ? ["None of these labels fits."] : []), times);
   drawControls(run);

@@ -1,8 +1,8 @@
 // Draws what is around the images: the controls, the words under the box, the sizes' costs.
 
-import { asWords, parseWords } from "./query.js";
-import { drawSizes, explain, finest, sideAt, sizeOf } from "./sizes.js";
-import { another, byImage, state } from "./state.js";
+import { asWords, isMarked, parseWords } from "./query.js";
+import { drawSizes, explain, finest, named as nameOfSize, regionSizes, sideAt, sizeOf } from "./sizes.js";
+import { another, answering, byImage, byParts, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -19,13 +19,15 @@ export function drawControls(run) {
     if (state.size === state.other) state[which === "size" ? "other" : "size"] = before;
     run();
   };
-  const common = { byImage: byImage(), measured };
-  drawSizes($("sizes"), index, { ...common, chosen: state.size, onChange: choose("size") });
-  $("sizes-other").hidden = !state.other;
-  if (state.other) drawSizes($("sizes-other"), index, { ...common, chosen: state.other, onChange: choose("other") });
-  $("compare").checked = Boolean(state.other);
-  $("compare").disabled = held.length < 2;
-  $("cost").textContent = explain(index, state.size, byImage(), measured);
+  const options = byParts() ? held.filter((option) => regionSizes(index).includes(sizeOf(option))) : held;
+  const two = Boolean(state.other) && options.length > 1;
+  const common = { options, byImage: byImage(), measured };
+  drawSizes($("sizes"), index, { ...common, chosen: answering(state.size), onChange: choose("size") });
+  $("sizes-other").hidden = !two;
+  if (two) drawSizes($("sizes-other"), index, { ...common, chosen: answering(state.other), onChange: choose("other") });
+  $("compare").checked = two;
+  $("compare").disabled = options.length < 2;
+  $("cost").textContent = byParts() ? `Parts are indexed at ${options.map((option) => nameOfSize(sizeOf(option)).toLowerCase()).join(", ")}.` : explain(index, state.size, byImage(), measured);
   const grid = sideAt(index, state.size);
   $("tokens-of").hidden = !free;
   $("tokens").value = held.some((option) => sizeOf(option) === state.size) ? "" : -state.size;
@@ -56,8 +58,9 @@ function drawHint() {
   const said = [];
   if (unwanted.length) said.push(`Looking for ${wanted ? quoted(wanted) : "anything"}${state.image ? " like the image" : ""}, away from ${unwanted.map(quoted).join(" and ")}.`);
   if (asWords(state.text)) said.push("Captions, names and other texts are searched for these words.");
+  if (state.regions && isMarked(state.text)) said.push("Parts are found by what they show: quotes look for no words here.");
   if (state.image?.box) said.push("Searching with a part of your image.");
-  if (!said.length) said.push(`A minus leaves something out: cat - fence${state.index.words ? '; quotes look for words: "red bike"' : ""}`);
+  if (!said.length) said.push(`A minus leaves something out: cat - fence${state.index.words && !state.regions ? '; quotes look for words: "red bike"' : ""}`);
   $("hint").textContent = said.join(" ");
 }
 

@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { element } from "./hits.js";
 import { layOver } from "./overlay.js";
-import { parseWords } from "./query.js";
+import { parseWords, unmarked } from "./query.js";
 import { idOf, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ const MOST = 0.8; // opacity
 let size = 0; // the patch size of maps, which stays from image to image; 0: none is drawn
 let asking = new AbortController();
 
-const words = () => (state.view === "search" ? parseWords(state.text).wanted.replace(/["*]/g, "") : "");
+const words = () => (state.view === "search" ? unmarked(parseWords(state.text).wanted) : "");
 
 // hit: what is shown large; null: nothing any more.
 export function drawMap(hit) {
@@ -30,7 +30,8 @@ export function drawMap(hit) {
 }
 
 function option(one, hit) {
-  const label = element("label");
+  const ends = [0, size, Math.min(...state.index.map_patch_sizes), Math.max(...state.index.map_patch_sizes)];
+  const label = element("label", ends.includes(one) ? "" : "detail");
   const input = element("input");
   input.type = "radio";
   input.name = "viewer-where";
@@ -43,8 +44,16 @@ function option(one, hit) {
     label.append(cells);
     label.title = `Patches of ${one} pixels`;
   }
-  label.append(element("b", "", one ? String(one) : "Off"));
+  label.append(...names(one));
   return label;
+}
+
+// Numbers are for those who ask for details; others choose between the ends.
+function names(one) {
+  if (!one) return [element("b", "", "Off")];
+  const sizes = state.index.map_patch_sizes;
+  const plain = one === Math.max(...sizes) ? "Coarse" : one === Math.min(...sizes) ? "Fine" : "";
+  return [element("b", "detail", String(one)), element("b", "plain", plain)];
 }
 
 function drawAgain(hit) {
@@ -81,7 +90,11 @@ function draw(rows) {
   pen.putImageData(pixels, 0, 0);
   map.hidden = false;
   place();
-  $("viewer-map-range").textContent = `From ${least.toFixed(2)} (clear) to ${most.toFixed(2)} (full colour), cosines`;
+  const range = `From ${least.toFixed(2)} (clear) to ${most.toFixed(2)} (full colour), cosines`;
+  $("viewer-map-range").replaceChildren(
+    element("span", "detail", range),
+    element("span", "plain", "The stronger the colour, the more like the words."),
+  );
 }
 
 function place() {

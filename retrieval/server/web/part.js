@@ -43,22 +43,24 @@ function listenToPointer() {
   const stage = $("part-stage");
   let from = null;
   stage.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary || event.button) return; // one finger, or the left button
     from = pointOf(event);
     stage.setPointerCapture(event.pointerId);
   });
   stage.addEventListener("pointermove", (event) => {
-    if (!from) return;
+    if (!from || !event.isPrimary) return;
     const drawn = between(from, pointOf(event));
     box = drawn[2] - drawn[0] > LEAST && drawn[3] - drawn[1] > LEAST ? drawn : null;
     draw();
   });
-  for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { from = null; });
+  for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, (event) => { if (event.isPrimary) from = null; });
 }
 
 function listenToArrows() {
   const ways = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
   $("part-stage").addEventListener("keydown", (event) => {
     const way = ways[event.key];
+    if (event.key === "Enter") $("part-search").click();
     if (!way) return;
     event.preventDefault();
     const [left, top, right, bottom] = box ?? FIRST;
@@ -92,4 +94,5 @@ export function listenToPart(onChange) {
   new ResizeObserver(draw).observe($("part-stage"));
   $("part-whole").addEventListener("click", () => take(null));
   $("part-search").addEventListener("click", () => take(box));
+  $("part-close").addEventListener("click", () => $("part").close());
 }

@@ -1,12 +1,13 @@
 // From what the visitor looks for to the bodies of requests.
 
 import { get, post, toBase64 } from "./api.js";
-import { asFields, sizeOf } from "./sizes.js";
+import { asFields, regionSizes, sizeOf } from "./sizes.js";
 import { filtered, idOf, state } from "./state.js";
 
 export const PAGE = 24; // images of one page
 const LESS = -0.5; // weight of what is left out
 const WORDS = 0.5; // of words beside vectors
+const QUOTES = /[“”„‟«»「」『』]/g;
 
 // "cat - fence": what to look for, and what to stay away from. A minus within a word is none, nor
 // is one within quotes.
@@ -17,25 +18,30 @@ export function parseWords(text) {
 
 // Whether words are looked for as they stand in captions and names: some are in quotes, or end in an
 // asterisk. As `marked` in retrieval/words/asked.py.
-export function asWords(text) {
-  const plain = text.replace(/[“”„‟«»「」『』]/g, '"');
-  const marked = /"[^"]*[\p{L}\p{N}_][^"]*"|[\p{L}\p{N}_]\*(?![\p{L}\p{N}_])/u.test(plain);
-  return state.index.words && marked;
+export const asWords = (text) => state.index.words && !state.regions && isMarked(text);
+
+export function isMarked(text) {
+  const plain = text.replace(QUOTES, '"');
+  return /"[^"]*[\p{L}\p{N}_][^"]*"|[\p{L}\p{N}_]\*(?![\p{L}\p{N}_])/u.test(plain);
 }
+
+// As the model reads it: without the marks that are for words.
+export const unmarked = (text) => (isMarked(text) ? text.replace(QUOTES, "").replace(/["*]/g, "").trim() : text);
 
 async function terms() {
   const { wanted, unwanted } = parseWords(state.text);
+  const read = (text) => (state.regions ? unmarked(text) : text);
   const found = [];
   const part = state.image?.box ? { box: state.image.box } : {};
   if (state.image?.blob) found.push({ image: await toBase64(state.image.blob), ...part });
   else if (state.image) found.push({ id: idOf(state.image.hit), ...part });
-  if (wanted) found.push({ text: wanted });
-  return [...found, ...unwanted.map((text) => ({ text, weight: LESS }))];
+  if (wanted) found.push({ text: read(wanted) });
+  return [...found, ...unwanted.map((text) => ({ text: read(text), weight: LESS }))];
 }
 
 // Whether what is searched has vectors at a size.
 function isHeld(size) {
-  if (state.regions) return state.index.region_sizes.includes(size);
+  if (state.regions) return regionSizes(state.index).includes(size);
   return state.index.patch_sizes.find((option) => sizeOf(option) === size)?.in_index;
 }
 
@@ -44,7 +50,7 @@ async function body(size, offset) {
   if (filtered()) asked.where = state.where;
   if (state.regions) asked.regions = true; // which similarities of whole images do not measure
   else asked.background = true;
-  if (asWords(state.text) && !state.regions) asked.words = WORDS;
+  if (asWords(state.text)) asked.words = WORDS;
   if (size < 0) {
     asked.max_tokens = -size;
   } else if (state.image?.blob) {

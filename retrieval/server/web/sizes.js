@@ -10,18 +10,20 @@ export const named = (size) => (size < 0 ? `At most ${-size} patches` : `Patch $
 export const asFields = (size) => (size < 0 ? { max_tokens: -size } : { patch_size: size });
 export const byTokens = (index) => index.patch_sizes.some((option) => option.max_tokens !== null);
 const tokensAt = (index, size) => (size < 0 ? -size : (index.image_size / size) ** 2);
+// At which parts of the index's images are indexed.
+export const regionSizes = (index) => index.region_sizes.map((size) => (byTokens(index) ? -size : size));
 export const sideAt = (index, size) => (size < 0 ? Math.floor(Math.sqrt(-size)) : index.image_size / size);
 
-// options: [{patch_size, max_tokens, in_index, gflops, ms}]. byImage: a file is encoded; else the
+// options: those offered, [{patch_size, max_tokens, in_index, gflops, ms}]. byImage: a file is encoded; else the
 // cost is that of indexing 1,000 images. measured: ms by size, of the image at hand.
-export function drawSizes(fieldset, index, { chosen, byImage, measured, onChange }) {
+export function drawSizes(fieldset, index, { options, chosen, byImage, measured, onChange }) {
   const box = fieldset.querySelector(".options");
   const [title, about] = fieldset.querySelectorAll("legend > *");
   if (!fieldset.classList.contains("second")) title.textContent = byTokens(index) ? "Patches at most" : "Patch size";
   about.textContent = byImage ? "time to read the image" : "time to index 1,000 images";
   const had = box.contains(document.activeElement);
   box.replaceChildren();
-  for (const option of index.patch_sizes.filter((one) => byImage || one.in_index)) {
+  for (const option of options) {
     const label = document.createElement("label");
     const size = sizeOf(option);
     const input = document.createElement("input");

@@ -2,7 +2,7 @@
 
 import { imageURL } from "./api.js";
 import { isShowable } from "./columns.js";
-import { finest, sizeOf } from "./sizes.js";
+import { finest, regionSizes, sizeOf } from "./sizes.js";
 
 export const state = {
   view: "search",
@@ -24,8 +24,17 @@ export const nameOf = (hit) => hit.caption || hit.key.split("/").pop() || "untit
 export const byImage = () => (state.view === "classify" ? true : Boolean(state.image?.blob));
 export const asked = () => Boolean(state.text || state.image);
 export const filtered = () => Object.keys(state.where).length > 0;
-export const sizes = () => (state.other ? [state.size, state.other] : [state.size]);
+export const sizes = () => [...new Set([state.size, state.other].filter(Boolean).map(answering))];
 export const imagePath = (id) => `/v1/images/${encodeURIComponent(state.index.name)}/${id}`;
+
+// Whether the index's parts are searched as they are, at their own sizes.
+export const byParts = () => state.regions && !byImage();
+
+// The size that answers in the place of another.
+export function answering(size) {
+  const held = byParts() ? regionSizes(state.index) : [size];
+  return held.includes(size) ? size : Math.min(...held);
+}
 
 // The next coarser size, or the next finer one where there is none.
 export function another() {
