@@ -9,6 +9,7 @@ import { idOf, state } from "./state.js";
 const $ = (id) => document.getElementById(id);
 const COLOUR = [255, 84, 0];
 const MOST = 0.8; // opacity
+const WINDOWS = [3, 5]; // a side; each is read as an image of its own, which words were trained on
 
 let size = 0; // the patch size of maps, which stays from image to image; 0: none is drawn
 let asking = new AbortController();
@@ -42,7 +43,7 @@ function option(one, hit) {
     const cells = element("span", "cells");
     cells.style.setProperty("--n", Math.min(10, state.index.image_size / one));
     label.append(cells);
-    label.title = `Patches of ${one} pixels`;
+    label.title = `Windows read by patches of ${one} pixels`;
   }
   label.append(...names(one));
   return label;
@@ -67,7 +68,8 @@ async function ask(hit) {
   asking = new AbortController();
   const { signal } = asking;
   try {
-    const asked = { index: state.index.name, id: idOf(hit), text: words(), patch_size: size };
+    $("viewer-map-range").textContent = "Looking …";
+    const asked = { index: state.index.name, id: idOf(hit), text: words(), patch_size: size, windows: WINDOWS };
     const { similarities } = await post("v1/map", asked, signal);
     if (!signal.aborted) draw(similarities);
   } catch (error) {
