@@ -249,6 +249,8 @@ def parts(page: Page, url: str, picture: str) -> Seen:
     page.wait_for_selector("#viewer[open]")
     page.wait_for_selector("#viewer-box:not([hidden])")
     seen["asked"] = page.inner_text("#viewer-where legend")
+    seen["plain"] = page.locator("#viewer-where b:visible").all_inner_texts()
+    page.evaluate("document.getElementById('details').click()")
     for size in ("48", "24"):
         with page.expect_response("**/v1/map") as answer:
             page.locator("#viewer-where label", has_text=size).click()
@@ -273,6 +275,7 @@ def parts(page: Page, url: str, picture: str) -> Seen:
     found(page)
     seen["hint"] = page.inner_text("#hint")
     seen["part_address"] = page.url.partition("?")[2]
+    seen["compared"] = page.is_enabled("#compare")  # parts are indexed at one size
     page.reload()
     found(page)
     seen["again"] = ids(page, "#results .hit")
@@ -285,13 +288,21 @@ def parts(page: Page, url: str, picture: str) -> Seen:
     page.mouse.move(stage["x"] + stage["width"], stage["y"] + stage["height"], steps=3)
     page.mouse.up()
     with page.expect_request("**/v1/search") as request:
-        page.click("#part-search")
+        page.focus("#part-stage")
+        page.keyboard.press("Enter")
     seen["drawn"] = request.value.post_data_json["box"]
     found(page)
     page.click("#chip-image")
     with page.expect_request("**/v1/search") as request:
         page.click("#part-whole")
     seen["whole"] = request.value.post_data_json
+    found(page)
+    page.click("#chip-image")
+    page.click("#part-close")
+    seen["closed"] = [page.is_hidden("#part"), focused(page, ".id")]
+    page.click("#chip-remove")
+    seen["quoted"] = query(page, '"rain"')
+    seen["quoted_hint"] = page.inner_text("#hint")
     return seen
 
 

@@ -179,6 +179,7 @@ def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
     for size in (48, 24):
         (wanted,) = segmenter.similarities(parts[0].image(), size)
         np.testing.assert_allclose(seen[f"at {size}"], wanted[..., 0], atol=1e-3)
+    assert seen["plain"] == ["Off", "Coarse", "Fine"]
     assert seen["over"]
     assert f"{wanted.max():.2f} (full colour)" in seen["range"]
     assert seen["off"]
@@ -192,6 +193,10 @@ def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
     assert (left, top) == pytest.approx((0.5, 0.5), abs=0.01)
     assert (right, bottom) == (1, 1)
     assert "box" not in seen["whole"]
+    assert not seen["compared"]
+    assert seen["closed"] == [True, "chip-image"]
+    assert (seen["quoted"]["text"], "words" in seen["quoted"]) == ("rain", False)
+    assert "quotes look for no words" in seen["quoted_hint"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -27,7 +27,7 @@ export function drawControls(run) {
   if (two) drawSizes($("sizes-other"), index, { ...common, chosen: answering(state.other), onChange: choose("other") });
   $("compare").checked = two;
   $("compare").disabled = options.length < 2;
-  $("cost").textContent = byParts() ? `Parts are indexed at ${options.map((option) => nameOfSize(sizeOf(option)).toLowerCase()).join(", ")}.` : explain(index, state.size, byImage(), measured);
+  $("cost").textContent = byParts() ? `Indexed parts: ${options.map((option) => nameOfSize(sizeOf(option)).toLowerCase()).join(", ")}.` : explain(index, state.size, byImage(), measured);
   const grid = sideAt(index, state.size);
   $("tokens-of").hidden = !free;
   $("tokens").value = held.some((option) => sizeOf(option) === state.size) ? "" : -state.size;
