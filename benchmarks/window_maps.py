@@ -38,7 +38,6 @@ ROWS: dict[str, tuple[tuple[int, ...], int]] = {
     "3 x 3 at 56": ((3,), 56),
     "5 x 5 at 56": ((5,), 56),
     "3 x 3, 5 x 5 at 56": ((3, 5), 56),
-    "3 x 3, 5 x 5, 7 x 7 at 56": ((3, 5, 7), 56),
     "3 x 3, 5 x 5 at 28": ((3, 5), 28),
 }
 """Name -> windows and patch size."""

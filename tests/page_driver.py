@@ -255,7 +255,7 @@ def parts(page: Page, url: str, picture: str) -> Seen:
         with page.expect_response("**/v1/map") as answer:
             page.locator("#viewer-where label", has_text=size).click()
         seen[f"at {size}"] = answer.value.json()["similarities"]
-        until(page, f"document.getElementById('viewer-map').width === {240 // int(size)}")
+        until(page, "!document.getElementById('viewer-map').hidden")
     seen["over"] = page.evaluate(
         """['viewer-map', 'viewer-image'].map(id => document.getElementById(id)
         .getBoundingClientRect()).every(({left, right}) => left >= 0 && right <= innerWidth)"""

@@ -175,7 +175,7 @@ def test_a_visitor_finds_parts_maps_words_and_draws_a_part(
     assert all(hit.box != WHOLE for hit in parts)
     assert seen["asked"] == "Where is “rain”?"
     texts = searcher.model.encode_text(["rain"]).numpy()
-    segmenter = ZeroShotSegmenter(searcher.model, ["rain"], class_embeds=texts)
+    segmenter = ZeroShotSegmenter(searcher.model, ["rain"], class_embeds=texts, windows=(3, 5))
     for size in (48, 24):
         (wanted,) = segmenter.similarities(parts[0].image(), size)
         np.testing.assert_allclose(seen[f"at {size}"], wanted[..., 0], atol=1e-3)
