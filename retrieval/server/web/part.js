@@ -60,9 +60,9 @@ function listenToArrows() {
   const ways = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
   $("part-stage").addEventListener("keydown", (event) => {
     const way = ways[event.key];
-    if (event.key === "Enter") $("part-search").click();
-    if (!way) return;
-    event.preventDefault();
+    if (!way && event.key !== "Enter") return;
+    event.preventDefault(); // of Enter: the button that gets the focus back would open this again
+    if (!way) return $("part-search").click();
     const [left, top, right, bottom] = box ?? FIRST;
     const [x, y] = way;
     if (!box) box = FIRST;
