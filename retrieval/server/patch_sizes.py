@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contrastive.vision.patch_features import has_patches
 from data.errors import UsageError
 from retrieval.detail import Detail, MaxTokens, coarse_first, finest, num_tokens
 from retrieval.embed.encode import check_encodes
@@ -123,10 +122,7 @@ def kept_detail(refine: Detail, searcher: Searcher) -> Detail:
 
 
 def map_patch_sizes(searcher: Searcher) -> list[int]:
-    """Those at which it can be said where in an image something is; none where the image tower has
-    no tokens of patches."""
-    if not has_patches(searcher.model.vision):
-        return []
+    """Those at which it can be said where in an image something is."""
     return [size for size in usable_sizes(searcher) if isinstance(size, int)]
 
 

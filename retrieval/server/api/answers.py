@@ -199,7 +199,8 @@ class IndexAnswer(Answer):
         description="Patch sizes, or budgets of tokens, at which parts of its images are indexed."
     )
     map_patch_sizes: list[int] = Field(
-        description="At which an image is mapped, coarsest first; none of a model without patches."
+        description="At which an image is mapped, coarsest first; by `windows` alone where the "
+        "model has no tokens of patches."
     )
     indexing: IndexingAnswer | None = Field(
         description="Of an album that is being indexed while it is served; null once that is done."
