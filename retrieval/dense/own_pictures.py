@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
+from contrastive.distributed import barrier, gather_objects, is_main, own_share
 from data.class_names import CLASS_NAMES_FILE
 from data.config import OnError
 from data.dense.mask_files import read_picture
@@ -41,7 +41,7 @@ def write_masks(
         write_text_atomically(out / CLASS_NAMES_FILE, lines)
     skipped: dict[str, int] = {}
     stems = Counter(file.stem for file in files)
-    own = files[rank() :: world_size()]
+    own = own_share(files)
     for file in Progress(own, "masks", unit="img", disable=not is_main()):
         picture = attempt(str(file), partial(read_picture, file))
         if isinstance(picture, Problem):
