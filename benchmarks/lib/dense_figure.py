@@ -44,7 +44,7 @@ def draw_columns(file: Path, of: Scenes, columns: Mapping[str, Column]) -> None:
     chosen = [n for n, mask in enumerate(of.masks) if len(np.unique(mask)) > 3][:NUM_SCENES]
     fig, axes = plt.subplots(
         len(chosen), 2 + len(columns), figsize=(2.3 * (2 + len(columns)), 2.62 * len(chosen)),
-        dpi=130,
+        dpi=130, squeeze=False,
     )  # fmt: skip
     for axis, title in zip(axes[0], ("picture", *columns, "truth"), strict=True):
         axis.set_title(title, fontsize=10)
