@@ -28,9 +28,9 @@ from retrieval.server.api.answers import (
     SegmentAnswer,
 )
 from retrieval.server.api.classification import embed_labels
+from retrieval.server.api.place_requests import DetectRequest, Example, MapRequest, SegmentRequest
 from retrieval.server.api.stored_images import image_of
 from retrieval.server.patch_sizes import check_size, usable_sizes
-from retrieval.server.place_requests import DetectRequest, Example, MapRequest, SegmentRequest
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import Picture, check_text
 from retrieval.server.service import Service

@@ -19,12 +19,12 @@ from retrieval.server.api.answers import (
     SegmentAnswer,
 )
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.api.place_requests import DetectRequest, MapRequest, SegmentRequest
 from retrieval.server.api.route import ModelRoute, form_of
 from retrieval.server.api.segmentation import answer_detect, answer_map, answer_segment
 from retrieval.server.api.stored_images import image_of
 from retrieval.server.config import Limits
 from retrieval.server.patch_sizes import PatchSizes, choose_patch_sizes
-from retrieval.server.place_requests import DetectRequest, MapRequest, SegmentRequest
 from retrieval.server.queues.searching import SearchKey
 from retrieval.server.refusals import RequestError
 from retrieval.server.requests import (
