@@ -35,7 +35,7 @@ from retrieval import index_photos
 SIDE = 256  # pixels, of a square; others have as many
 IMAGE_SIZE = 224
 SAME = 64  # tokens, of all squares
-TURNS = 3
+TURNS = 5
 
 
 def picture(aspect: tuple[int, int], seed: int) -> bytes:
