@@ -68,7 +68,8 @@ class Row:
         self.threshold = max(scores)[1]
 
     def _maps(self, split: str) -> Float[np.ndarray, "n r c k"]:
-        fingerprint = self.segmenters[split].model.image_fingerprint[:12]
+        model = self.segmenters[split].model
+        fingerprint = f"{model.image_fingerprint[:12]}-{model.text_fingerprint[:12]}"
         file = (
             OUT / f"{fingerprint}-{len(self.scenes[split].pictures)}" / f"{self.name}.{split}.npy"
         )

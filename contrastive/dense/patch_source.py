@@ -159,4 +159,8 @@ def _name_and_size(key: str) -> bytes:
 
 
 def _identity(key: str) -> Identity:
-    return identity(key) if os.path.isfile(key) else {}
+    """Nothing of a file that cannot be read, which is skipped as a picture."""
+    try:
+        return identity(key) if os.path.isfile(key) else {}
+    except OSError:
+        return {}

@@ -100,7 +100,11 @@ class PatchTokenCache:
                 raise
             raise UsageError(f"{file} is no list of these pictures; name another folder") from None
         for picture, identity in pairs:
-            if os.path.isfile(picture) and confirm(picture, identity) is None:
+            try:
+                changed = os.path.isfile(picture) and confirm(picture, identity) is None
+            except OSError:  # it cannot be read now; its features were computed when it could
+                changed = False
+            if changed:
                 raise UsageError(
                     f"{picture} has changed since the features in {self.folder} were computed; "
                     "name another folder"

@@ -141,8 +141,8 @@ class DetectAnswer(Answer):
 class MapAnswer(Answer):
     patch_size: int
     similarities: list[list[float]] = Field(
-        description="Cosine of the text and each patch, row by row from the top left; the patches "
-        "cover the whole image."
+        description="Cosine of the text and each patch, or with `windows` each of 32 x 32 cells, "
+        "row by row from the top left; they cover the whole image."
     )
     ms: ClassifyTimes
 
