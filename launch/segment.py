@@ -40,6 +40,7 @@ from data.image_headers import images_in
 from retrieval.embed.config import check_sizes
 from retrieval.evaluation.datasets import tell_apart
 from retrieval.model_folder import check_model_folder, is_decoder
+from retrieval.regions.boxes import check_windows
 
 if TYPE_CHECKING:
     from retrieval import TrainedSegmenter, ZeroShotSegmenter
@@ -135,9 +136,13 @@ def evaluate_all(args: Args, datasets: list[DenseDataset]) -> None:
                 shorter_side=args.shorter_side,
                 on_error=args.on_error,
             )
+            remark = ""
             if isinstance(segmenter, TrainedSegmenter):
-                found = replace(found, remark=segmenter.matched.sentence())
-            results.append(found)
+                remark = segmenter.matched.sentence()
+            elif args.windows:
+                count = sum(each**2 for each in args.windows)
+                remark = f"{count} windows a picture, each costs what the table says"
+            results.append(replace(found, remark=remark))
     finally:
         if is_main() and results:
             Report(args.model, costs, results).tell(args.out)
@@ -193,6 +198,10 @@ def check_flags(args: Args) -> None:
         raise UsageError(f"background={args.background}: a cosine, -1 to 1")
     if args.shorter_side is not None and args.shorter_side < 1:
         raise UsageError(f"shorter_side {args.shorter_side}: at least 1")
+    check_windows(args.windows)
+    for name in ("shorter_side", "value_path"):
+        if args.windows and getattr(args, name):
+            raise UsageError(f"{name} is of patches, which windows do without")
     if args.class_names and args.root:
         raise UsageError("class_names are for pictures; a data set has its own")
     if args.pictures and not args.out:
@@ -206,6 +215,8 @@ def check_kind(args: Args) -> None:
         for name, value in zip(("background", "value_path", "windows"), given, strict=True):
             if value:
                 raise UsageError(f"{name} is of cosines with words: a decoder was trained without")
+        if args.class_names:
+            raise UsageError("class_names: a decoder has its own")
     elif args.pictures and not args.class_names:
         raise UsageError("class_names: say what to find in the pictures, such as lemon ship")
 

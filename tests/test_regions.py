@@ -285,12 +285,14 @@ def test_what_a_filter_lets_through_is_looked_up_once(
         (hits,) = searcher.search(["rain"], k=9, regions=True, where={"key": {"in": keys}})
         assert sorted(hit.key for hit in hits) == keys
     assert sum(looked) == 2  # of all regions; of those found each time
+    (hits,) = searcher.search(["rain"], k=9, regions=True)
     for keys in (["1.png"], ["4.png"]):  # a function is asked each time
         chosen = [hit.id for hit in hits if hit.key in keys]
         (found,) = searcher.search(
             ["rain"], k=9, regions=True, where=lambda ids, chosen=chosen: np.isin(ids, chosen)
         )
         assert [hit.id for hit in found] == chosen
+        assert len(chosen) == 1
 
 
 def test_what_cannot_be_is_refused(copy: Path, searcher: Searcher, tiny_model: LitModel):

@@ -98,7 +98,8 @@ def check_reads_shapes(tower: VisionTower) -> None:
     if not tower.flexible:
         raise UsageError(
             f"{tower.config.name} reads squares of {tower.image_size} px at patch size "
-            f"{tower.patch_sizes[0]} alone: neither max_tokens nor fit aspect can be had"
+            f"{tower.patch_sizes[0]} alone: neither max_tokens nor fit aspect can be had; "
+            "allowed: fit crop or squash"
         )
 
 

@@ -65,7 +65,8 @@ def check_has_patches(tower: VisionTower) -> None:
     if not has_patches(tower):
         raise UsageError(
             f"{tower.config.name} (features {tower.config.features}) has no tokens of patches "
-            "to give; allowed are ViTs whose class token, mean or pooling reads its patches"
+            "to give; allowed are ViTs whose class token, mean or pooling reads its patches, and "
+            "maps of windows"
         )
 
 

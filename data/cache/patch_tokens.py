@@ -10,6 +10,7 @@ They stay what they are as long as the tower is locked, so a decoder trains with
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class PatchTokenCache:
 
     def check_pictures(self, files: Sequence[str]) -> None:
         """Raises `UsageError` where one is not what it was when its features were computed, though
-        its name and size are. A copy, of another time, is read whole."""
+        its name and size are. A copy, of another time, is read whole, once."""
         file = self.folder / PICTURES
         if not file.exists():
             return
@@ -99,16 +100,21 @@ class PatchTokenCache:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"{file} is no list of these pictures; name another folder") from None
+        confirmed = []
         for picture, identity in pairs:
             try:
-                changed = os.path.isfile(picture) and confirm(picture, identity) is None
+                same = confirm(picture, identity) if os.path.isfile(picture) else identity
             except OSError:  # it cannot be read now; its features were computed when it could
-                changed = False
-            if changed:
+                same = identity
+            if same is None:
                 raise UsageError(
                     f"{picture} has changed since the features in {self.folder} were computed; "
                     "name another folder"
                 )
+            confirmed.append(same)
+        if confirmed != noted:
+            with suppress(UsageError):  # a folder that cannot be written: they are read again
+                self.note_pictures(confirmed)
 
     def missing(self, patch_sizes: Sequence[int]) -> list[int]:
         """Those that the folder has no whole file of."""

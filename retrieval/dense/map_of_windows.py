@@ -20,18 +20,7 @@ from retrieval.regions.parts import part_of, reads_whole, smaller
 
 CELLS = 32  # of a map, a side
 FALL = 2.0  # a window counts exp(-2) as much at its edges as in its middle
-MOST_WINDOWS = 256  # of a picture
 _TOGETHER = 32  # windows of one forward
-
-
-def check_windows(windows: Sequence[int]) -> None:
-    """Raise `UsageError` for what no picture is cut into."""
-    count = sum(each * each for each in windows)
-    if any(each < 1 for each in windows) or count > MOST_WINDOWS:
-        raise UsageError(
-            f"windows {tuple(windows)}: how many a side, each 1 or more, and at most "
-            f"{MOST_WINDOWS} in all, not {count}"
-        )
 
 
 @torch.no_grad()

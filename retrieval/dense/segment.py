@@ -19,9 +19,10 @@ from data.config import MAX_PIXELS
 from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 from data.given import Images, as_rgb, is_normalised, list_images
-from retrieval.dense.map_of_windows import check_windows, map_of_windows
+from retrieval.dense.map_of_windows import map_of_windows
 from retrieval.dense.upsample import upsampled
 from retrieval.evaluation.classify import ZeroShotClassifier
+from retrieval.regions.boxes import check_windows
 
 MAX_WINDOWS = 32  # of one forward
 MOST_PATCHES = 65_536  # of one picture, in all windows

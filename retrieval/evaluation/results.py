@@ -43,7 +43,7 @@ class DatasetResult:
     calibration: Mapping[Detail, CalibrationError] = field(default_factory=dict)  # patch ->
     dense: Mapping[Detail, DenseScores] = field(default_factory=dict)  # patch ->
     noted: Mapping[str, int] = field(default_factory=dict)  # what its annotations hold, by kind
-    remark: str = ""  # how its classes differ from the segmenter's
+    remark: str = ""  # what the numbers must be read with, such as classes that differ
     left_out: int = 0  # images that the set's protocol does not score
     empty_classes: int = 0  # that have names and no images
     uncaptioned: int = 0  # images that recall, which was asked for, leaves out

@@ -95,7 +95,7 @@ class AlbumKeeper:
         self._is_first = True
         self._waits: dict[int, _State] = {}  # by patch size
         self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
-        self._regions_wait = False  # they could not be brought up to date
+        self._regions_note = ""  # why they could not be brought up to date
         self.looked_s = 0.0  # that it took to see what had changed
 
     def update(self) -> None:
@@ -140,20 +140,21 @@ class AlbumKeeper:
                 )
             else:
                 self._compare_sizes(model)
-        if (has_changed or self._regions_wait) and regions_folder(album).is_dir():
+        if (has_changed or self._regions_note) and regions_folder(album).is_dir():
             self._update_regions(model)
 
     def _update_regions(self, model: "LitModel | None") -> None:
         """Of an album that has some. It may fail: new photos are found as a whole."""
         from retrieval.regions.updating import index_regions
 
-        self._regions_wait = True
+        before, self._regions_note = self._regions_note, ""
         try:
             report = index_regions(self._album, model=model, progress=False)
         except UsageError as error:
-            self._say(note=f"parts of photos are not up to date: {error}")
+            self._regions_note = f"parts of photos are not up to date: {error}"
+            if self._regions_note != before:  # it is tried again at every look
+                self._say(note=self._regions_note)
             return
-        self._regions_wait = False
         if report.added or report.gone:
             self._say(note=report.line())
 

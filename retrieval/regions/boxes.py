@@ -16,6 +16,7 @@ class Box(NamedTuple):
 
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+MOST_WINDOWS = 256  # of a picture
 
 
 def overlapping_windows(per_side: int) -> list[Box]:
@@ -23,6 +24,16 @@ def overlapping_windows(per_side: int) -> list[Box]:
     side = 2 / (per_side + 1)
     starts = [number * (1 - side) / max(1, per_side - 1) for number in range(per_side)]
     return [Box(x, y, x + side, y + side) for y in starts for x in starts]
+
+
+def check_windows(windows: Sequence[int]) -> None:
+    """Raise `UsageError` for what no picture is cut into."""
+    count = sum(each * each for each in windows)
+    if any(each < 1 for each in windows) or count > MOST_WINDOWS:
+        raise UsageError(
+            f"windows {tuple(windows)}: how many a side, each 1 or more, and at most "
+            f"{MOST_WINDOWS} in all, not {count}"
+        )
 
 
 WINDOWS = (*overlapping_windows(2), *overlapping_windows(3))

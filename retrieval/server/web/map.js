@@ -53,7 +53,8 @@ function option(one, hit) {
 function names(one) {
   if (!one) return [element("b", "", "Off")];
   const sizes = state.index.map_patch_sizes;
-  const plain = one === Math.max(...sizes) ? "Coarse" : one === Math.min(...sizes) ? "Fine" : "";
+  const fine = one === Math.min(...sizes) ? "Fine" : "";
+  const plain = sizes.length === 1 ? "On" : one === Math.max(...sizes) ? "Coarse" : fine;
   return [element("b", "detail", String(one)), element("b", "plain", plain)];
 }
 
