@@ -209,26 +209,34 @@ def search(
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)
-        hits = searcher.search(
-            queries, args.k, size,
-            query_patch_size=(budget or args.query_patch_size) if by_image else None,
-            refine_patch_size=refine, candidates=candidates,
-            where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
-            regions=args.regions, box=args.box if by_image else None,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "refine_patch_size": refine, "candidates": candidates, "where": where,
+            "nprobe": args.nprobe, "ef": args.ef,
+        }  # fmt: skip
+        if rows and not by_image and is_judged(args, searcher):
+            embeds = searcher.model.encode_text(queries).float().cpu().numpy()
+            hits = searcher.search_embeds(embeds, args.k, size, **options)
+            for number, confidence in zip(
+                rows, searcher.confidence(embeds, hits, size), strict=True
+            ):
+                confidences[number] = confidence
+        else:
+            hits = searcher.search(
+                queries, args.k, size, **options, words=args.words, regions=args.regions,
+                query_patch_size=(budget or args.query_patch_size) if by_image else None,
+                box=args.box if by_image else None,
+            )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
-        judged = (
-            args.refuse and not args.words and not args.regions and searcher.calibration is not None
-        )
-        if rows and not by_image and judged:
-            embeds = searcher.model.encode_text(queries).float().cpu().numpy()
-            said = searcher.confidence(embeds, hits, size)
-            for number, confidence in zip(rows, said, strict=True):
-                confidences[number] = confidence
         if rows and (warning := searcher.warning(size, refine, args.regions)):
             say_once(f"{warning}; {HOW.format(args.index)}" if args.regions else warning)
     return found, confidences
+
+
+def is_judged(args: Args, searcher: "Searcher") -> bool:
+    """Whether texts may be told that there is nothing like them."""
+    by_vector = not args.words and not args.regions
+    return args.refuse > 0 and by_vector and searcher.calibration is not None
 
 
 def keep_promise(args: Args, searcher: "Searcher", size: PatchSizeOrBudget) -> int:
