@@ -471,6 +471,10 @@ def test_the_parts_of_an_album_that_has_some_follow_it(
     with monkeypatch.context() as patched:
         patched.setattr(updating, "index_regions", busy)
         assert keep(photos) == ["parts of photos are not up to date: another program is at it"]
+        assert keep(photos) == []  # it is tried again, and said once
+        busy.side_effect = UsageError("the disk is full")
+        assert keep(photos) == ["parts of photos are not up to date: the disk is full"]
+        assert busy.call_count == 3
     assert keep(photos) == ["39 regions at patch 48; pictures added: 1, gone: 1"]
     assert Searcher.load(album, device="cpu").warning(regions=True) == ""
 
