@@ -106,7 +106,7 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     with exit_on_usage_error(Args):
-        if not args.queries:
+        if not args.queries or not all(query.strip() for query in args.queries):
             raise UsageError(
                 'nothing to look for; give at least one query, such as "a red bicycle"'
             )
@@ -283,6 +283,8 @@ def print_lines(args: Args, found: "list[list[Hit]]", confidences: "list[float |
         print(query)
         if confidence is not None and confidence <= args.refuse:
             print(f"  nothing like this here (confidence {confidence:.2g}); the nearest:")
+        if not hits:
+            print("  none found")
         for hit in hits:
             words = f"  words {hit.words:.1f}" if hit.words else ""
             box = f"  box {' '.join(f'{side:.2f}' for side in hit.box)}" if hit.box else ""

@@ -279,6 +279,7 @@ def test_what_cannot_work_is_one_sentence(
     refused("no model at 'nothing'", photos, model="nothing")
     refused("made from shards", photos, index=str(emoji_index))
     refused("something else than an index", photos, index=photos, model=str(model_dir))
+    refused("not for one in Milvus", photos, index="milvus:http://localhost:1/photos")
     assert not cache.exists() or not any(cache.rglob("*.json"))
     album = tmp_path / "album"
     index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")

@@ -316,6 +316,13 @@ def test_command_line_says_which_texts_it_does_not_read_whole(
     assert len(said) == 2
 
 
+def test_command_line_says_where_nothing_is_found(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch, "a cat", "--index", str(index), "--where", '{"key": "no such"}')
+    assert capsys.readouterr().out.splitlines() == ["a cat", "  none found"]
+
+
 def test_command_line_refuses_in_one_sentence(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +331,7 @@ def test_command_line_refuses_in_one_sentence(
     for arguments, words in (
         (["--index", "nowhere", "a cat"], "holds no index"),
         (["--index", str(index)], "nothing to look for"),
+        (["--index", str(index), "a cat", " "], "nothing to look for"),
         (["--index", str(index), "typo.png"], "typo.png: there is no such image"),
         (["--index", str(index), f"{tmp_path}/"], "is a folder; name images in it, such as"),
         (["--index", str(index), "a cat", "--picture", "a.bmpp"], "--picture a.bmpp: allowed are"),
