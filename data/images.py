@@ -23,9 +23,10 @@ _OPENED_AS = {"JPEG": ("JPEG", "MPO"), "HEIF": ("HEIF", "AVIF")}
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """An RGB image, upright by its EXIF tag, transparency over white, first frame of several.
 
-    Raises `BadSample`: "not_an_image", "truncated_image", "image_too_large" above `max_pixels`
-    (checked in the header, before any pixel is decoded; Pillow's own limit holds as well), or
-    "image_too_costly" for one that takes far more than its pixels suggest. What the header cannot
+    Raises `BadSample`: "not_an_image", "heic" for one that needs the extra of that name,
+    "truncated_image", "image_too_large" above `max_pixels` (checked in the header, before any pixel
+    is decoded; Pillow's own limit holds as well), or "image_too_costly" for one that takes far more
+    than its pixels suggest. What the header cannot
     bound is decoded in another process, see `data.decode_apart`.
     """
     kind = format_of(data)
@@ -61,6 +62,10 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # a broken header can raise nearly anything in Pillow's plugins
         _MuchText.check(error)
+        if kind == "HEIF" and isinstance(error, KeyError):
+            raise BadSample(
+                "heic", "a HEIF, which pip install pillow-heif makes readable"
+            ) from None
         unread = "is not read here" if isinstance(error, KeyError) else "has a damaged header"
         raise BadSample("not_an_image", f"a {kind} that {unread}, {len(data)} bytes") from None
     width, height = image.size

@@ -106,7 +106,7 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     with exit_on_usage_error(Args):
-        if not args.queries:
+        if not args.queries or not all(query.strip() for query in args.queries):
             raise UsageError(
                 'nothing to look for; give at least one query, such as "a red bicycle"'
             )
@@ -209,26 +209,34 @@ def search(
         candidates = args.candidates
         if args.lost is not None and not by_image:  # which --lost excludes
             candidates = keep_promise(args, searcher, size)
-        hits = searcher.search(
-            queries, args.k, size,
-            query_patch_size=(budget or args.query_patch_size) if by_image else None,
-            refine_patch_size=refine, candidates=candidates,
-            where=where, nprobe=args.nprobe, ef=args.ef, words=args.words,
-            regions=args.regions, box=args.box if by_image else None,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "refine_patch_size": refine, "candidates": candidates, "where": where,
+            "nprobe": args.nprobe, "ef": args.ef,
+        }  # fmt: skip
+        if rows and not by_image and is_judged(args, searcher):
+            embeds = searcher.model.encode_text(queries).float().cpu().numpy()
+            hits = searcher.search_embeds(embeds, args.k, size, **options)
+            for number, confidence in zip(
+                rows, searcher.confidence(embeds, hits, size), strict=True
+            ):
+                confidences[number] = confidence
+        else:
+            hits = searcher.search(
+                queries, args.k, size, **options, words=args.words, regions=args.regions,
+                query_patch_size=(budget or args.query_patch_size) if by_image else None,
+                box=args.box if by_image else None,
+            )  # fmt: skip
         for number, row in zip(rows, hits, strict=True):
             found[number] = row
-        judged = (
-            args.refuse and not args.words and not args.regions and searcher.calibration is not None
-        )
-        if rows and not by_image and judged:
-            embeds = searcher.model.encode_text(queries).float().cpu().numpy()
-            said = searcher.confidence(embeds, hits, size)
-            for number, confidence in zip(rows, said, strict=True):
-                confidences[number] = confidence
         if rows and (warning := searcher.warning(size, refine, args.regions)):
             say_once(f"{warning}; {HOW.format(args.index)}" if args.regions else warning)
     return found, confidences
+
+
+def is_judged(args: Args, searcher: "Searcher") -> bool:
+    """Whether texts may be told that there is nothing like them."""
+    by_vector = not args.words and not args.regions
+    return args.refuse > 0 and by_vector and searcher.calibration is not None
 
 
 def keep_promise(args: Args, searcher: "Searcher", size: PatchSizeOrBudget) -> int:
@@ -275,6 +283,8 @@ def print_lines(args: Args, found: "list[list[Hit]]", confidences: "list[float |
         print(query)
         if confidence is not None and confidence <= args.refuse:
             print(f"  nothing like this here (confidence {confidence:.2g}); the nearest:")
+        if not hits:
+            print("  none found")
         for hit in hits:
             words = f"  words {hit.words:.1f}" if hit.words else ""
             box = f"  box {' '.join(f'{side:.2f}' for side in hit.box)}" if hit.box else ""

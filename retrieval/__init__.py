@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from retrieval.search.contact_sheet import contact_sheet
     from retrieval.search.hit import Hit
     from retrieval.search.neighbours import measure_agreement
+    from retrieval.search.query_images import Mix
     from retrieval.search.searcher import Searcher
 
 _MODULES = {
@@ -37,6 +38,7 @@ _MODULES = {
     "EvalDataset": "retrieval.evaluation.datasets",
     "Hit": "retrieval.search.hit",
     "MaxTokens": "retrieval.detail",
+    "Mix": "retrieval.search.query_images",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
     "TrainedSegmenter": "retrieval.dense.trained",
@@ -69,6 +71,7 @@ __all__ = [
     "EvalDataset",
     "Hit",
     "MaxTokens",
+    "Mix",
     "Report",
     "Searcher",
     "TrainedSegmenter",

@@ -20,6 +20,7 @@ from data.locks import only_writer
 from retrieval.detail import MaxTokens, said
 from retrieval.early_page import EarlyPage
 from retrieval.index.manifest import read_index_manifest
+from retrieval.index_places import index_folder
 from retrieval.indexing_progress import IndexingProgress
 from retrieval.model_folder import check_model_folder
 from retrieval.photos.albums import AlbumFacts, find_album, holds_its_photos, usual_model
@@ -62,7 +63,10 @@ def prepare(
     check_utf8(str(images))
     if not images.is_dir():
         raise UsageError(f"{images_dir} is no folder of photos")
-    album = Path(os.path.abspath(index)) if index else find_album(images, model)
+    if index:
+        album = Path(os.path.abspath(index_folder(index, "a folder of photos")))
+    else:
+        album = find_album(images, model)
     is_new = not (album / "manifest.json").is_file()
     if is_new:
         if not holds_photo(images):

@@ -12,7 +12,19 @@ from server_thread import serving
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval import Searcher, calibrate_index, delete_ids, measure_agreement, recalibrate
+from retrieval import (
+    Searcher,
+    add_embeddings,
+    build_index,
+    calibrate_index,
+    compact_index,
+    delete_ids,
+    index_photos,
+    index_regions,
+    index_words,
+    measure_agreement,
+    recalibrate,
+)
 from retrieval.search.background import answer_scores, log_probabilities
 from retrieval.search.calibration import (
     Calibration,
@@ -238,7 +250,12 @@ def test_the_service_and_the_program_say_the_same(
         served.service.refuse = 0.0
         assert served.post("/v1/search", {"text": texts[0]}).json["found"] is None
     arguments = ["--index", f"{calibrated}", "--device", "cpu", "--refuse", f"{rate}", *texts]
+    encode, encoded = LitModel.encode_text, []
+    monkeypatch.setattr(
+        LitModel, "encode_text", lambda *a, **k: encoded.extend(a[1]) or encode(*a, **k)
+    )
     lines = program("search.py", *arguments, capsys=capsys, monkeypatch=monkeypatch)
+    assert encoded == texts  # once
     said = [lines[lines.index(text) + 1].startswith("  nothing like this here") for text in texts]
     assert said == [not is_there for is_there in wanted]
 
@@ -266,6 +283,26 @@ def test_what_only_folders_have_is_refused_for_milvus(
         with pytest.raises(SystemExit):
             program("search.py", *arguments, capsys=capsys, monkeypatch=monkeypatch)
         assert sentence in capsys.readouterr().err
+
+
+def test_no_folder_is_called_like_a_milvus(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    address, emb = "milvus:http://localhost:1/photos", tmp_path / "emb"
+    for change, says in (
+        (lambda: build_index(emb, address), "build_in_milvus"),
+        (lambda: add_embeddings(address, emb), "add_to_milvus"),
+        (lambda: delete_ids(address, [1]), "delete_in_milvus"),
+        (lambda: compact_index(address), "in Milvus"),
+        (lambda: index_words(address), "in Milvus"),
+        (lambda: index_regions(address), "not for one in Milvus"),
+        (lambda: index_photos(tmp_path, index / "model", address), "not for one in Milvus"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            change()
+    assert not list((tmp_path / "here").iterdir())
 
 
 def program(

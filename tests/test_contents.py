@@ -80,7 +80,8 @@ def test_columns_are_told_with_what_the_living_rows_hold(served: Served) -> None
 
 
 def described(values: list, type_: pa.DataType) -> ColumnAnswer | None:
-    return describe("modified", pa.chunked_array([pa.array(values, type_)]).drop_null())
+    column = pa.chunked_array([pa.array(values, type_)])
+    return describe("modified", column.drop_null(), has_nulls=column.null_count > 0)
 
 
 def test_the_kind_of_a_column_is_by_its_type_and_values() -> None:
@@ -109,6 +110,12 @@ def test_the_kind_of_a_column_is_by_its_type_and_values() -> None:
         "date",
         "2023-12" if days[0].timestamp() < 0 else "2024-01",
     )
+
+
+def test_one_value_tells_images_apart_where_some_have_none() -> None:
+    one = described(["Canon EOS 5D", None, None] * 9, pa.string())  # the camera of scanned photos
+    assert one is not None
+    assert [(pair.value, pair.count) for pair in one.values] == [("Canon EOS 5D", 9)]
 
 
 def test_a_column_of_one_value_tells_nothing_apart() -> None:

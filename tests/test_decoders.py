@@ -29,7 +29,7 @@ from data.dense.layouts import load_dense
 from data.errors import UsageError
 from retrieval import TrainedSegmenter, evaluate_dense
 from retrieval.dense.matched_names import match_names
-from retrieval.dense.painted import palette
+from retrieval.dense.painted import COVER, LINE, painted, palette
 
 KINDS: tuple[Kind, ...] = ("linear", "mask_transformer", "mlp")
 STEPS = 6
@@ -267,6 +267,29 @@ def test_own_pictures_become_masks_to_look_at(
     assert (out / "classnames.txt").read_text().splitlines() == segmenter.class_names
 
 
+def test_colours_are_those_of_pascal_voc() -> None:
+    colours = palette()
+    assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colours[[15, 20, 255]].tolist() == [[192, 128, 128], [0, 64, 128], [224, 224, 192]]
+    assert len(np.unique(colours, axis=0)) == 256
+
+
+def test_a_picture_shows_through_its_colours_and_names_stand_below_in_theirs() -> None:
+    grey, names = np.full((40, 300, 3), 100, np.uint8), ["lemon", "ship", "moon"]
+    mask = np.zeros((40, 300), np.uint8)
+    mask[:, :60], mask[:, 60:200] = 1, 3
+    sheet = np.asarray(painted(Image.fromarray(grey), mask, names))
+    assert sheet.shape == (40 + LINE, 300, 3)
+    for column, label in ((0, 1), (59, 1), (60, 3), (199, 3)):
+        mixed = (1 - COVER) * 100 + COVER * palette()[label].astype(float)
+        assert np.abs(sheet[20, column] - mixed).max() <= 0.5
+    assert (sheet[:40, 200:] == 100).all()  # background
+    shown = [tuple(pixel) for pixel in sheet[40 + LINE // 2]]
+    squares = [shown.index(tuple(palette()[label])) for label in (3, 1)]  # the largest first
+    assert squares == sorted(squares)
+    assert tuple(palette()[2]) not in shown  # there is no ship
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -279,6 +302,14 @@ def test_own_pictures_become_masks_to_look_at(
             "none could be used (unreadable 1)",
         ),
         (["--root", "ROOT", "--patch-sizes", "47"], "47"),
+        (
+            ["--pictures", "ROOT/images", "--out", "OUT", "--class-names", "a"],
+            "--class-names: a decoder has its own",
+        ),
+        (
+            ["--root", "ROOT", "--windows", "2", "--shorter-side", "96"],
+            "--shorter-side is of patches, which windows do without",
+        ),
     ],
 )
 def test_what_a_decoder_cannot_do_is_one_sentence(

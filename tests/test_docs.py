@@ -95,3 +95,11 @@ def test_the_readme_fits_two_screens():
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r'"([\w-]+\.md)"', (ROOT / "zensical.toml").read_text()))
     assert listed == set(TEXT) - {"README.md", "CONTRIBUTING.md"}
+
+
+def test_what_pages_take_in_from_other_files_is_there():
+    for name, text in TEXT.items():
+        for line in re.findall(r"^-+ *8 *<.*$", text, re.MULTILINE):
+            found = re.fullmatch(r'--8<-- "([^"]+)"', line)
+            assert found, f"{name}: {line}, which a formatter has made of another"
+            assert (ROOT / found[1]).is_file(), f"{name} takes in {found[1]}"

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hostile_images as hostile
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from data import decode_apart
 from data.image_headers import format_of, has_image_suffix, is_ordinary, names_image, what_it_is
 from data.images import decode_image
-from data.problems import BadSample
+from data.problems import BadSample, Problem
+from retrieval.photos.summary import PhotosReport
 
 LIMIT = 50_000_000
 
@@ -140,7 +142,6 @@ def test_no_header_that_is_cut_or_changed_raises() -> None:
         ("größe\nfür alle".encode(), "text that begins 'größe"),
         (b"\x93\x01\xfe\xed\xfa\xce\0\0\0", "9 bytes that begin 93 01 fe ed fa ce 00 00"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "a PNG that has a damaged header, 58 bytes"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIF that"),
     ],
 )
 def test_what_is_no_image_is_named(data: bytes, what: str) -> None:
@@ -149,6 +150,31 @@ def test_what_is_no_image_is_named(data: bytes, what: str) -> None:
     assert bad.cause.startswith(what)
     if format_of(data) is None:
         assert what_it_is(data) == bad.cause
+
+
+def test_photos_in_heic_are_read_where_its_reader_is(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    photo = Image.fromarray(np.full((60, 90, 3), [200, 30, 10], np.uint8))
+    heif.from_pillow(photo).save(tmp_path / "a.heic", quality=90)
+    decoded = decode_image((tmp_path / "a.heic").read_bytes(), LIMIT)
+    assert decoded.size == (90, 60)
+    assert np.abs(np.asarray(decoded, int) - [200, 30, 10]).max() < 20
+
+
+def test_photos_in_heic_say_what_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pillow_heif.py").write_text("raise ImportError")  # as if it were not there
+    monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(decode_apart, "_idle", {})  # a process that has not looked yet
+        bad = refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+        decode_apart._close_idle()
+    assert bad.kind == "heic"
+    assert "pip install pillow-heif" in bad.cause
+    report = PhotosReport()
+    report.skip(Problem(bad.kind, "IMG_1.HEIC", bad.cause))
+    assert "pip install pillow-heif" in "\n".join(report.lines("photos"))
 
 
 def test_suffixes_of_images() -> None:

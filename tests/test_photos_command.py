@@ -279,6 +279,7 @@ def test_what_cannot_work_is_one_sentence(
     refused("no model at 'nothing'", photos, model="nothing")
     refused("made from shards", photos, index=str(emoji_index))
     refused("something else than an index", photos, index=photos, model=str(model_dir))
+    refused("not for one in Milvus", photos, index="milvus:http://localhost:1/photos")
     assert not cache.exists() or not any(cache.rglob("*.json"))
     album = tmp_path / "album"
     index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
@@ -471,6 +472,10 @@ def test_the_parts_of_an_album_that_has_some_follow_it(
     with monkeypatch.context() as patched:
         patched.setattr(updating, "index_regions", busy)
         assert keep(photos) == ["parts of photos are not up to date: another program is at it"]
+        assert keep(photos) == []  # it is tried again, and said once
+        busy.side_effect = UsageError("the disk is full")
+        assert keep(photos) == ["parts of photos are not up to date: the disk is full"]
+        assert busy.call_count == 3
     assert keep(photos) == ["39 regions at patch 48; pictures added: 1, gone: 1"]
     assert Searcher.load(album, device="cpu").warning(regions=True) == ""
 

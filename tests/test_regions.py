@@ -55,7 +55,7 @@ def made(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     tiny_model.save_pretrained(folder / "model")
     take_in(folder)
     report = index_regions(folder / "index", model=tiny_model)
-    assert (report.added, report.gone, report.unread) == (len(SHAPES), 0, 0)
+    assert (report.added, report.gone, report.unread) == (len(SHAPES), 0, {})
     assert report.count == len(SHAPES) * len(WINDOWS)
     assert report.patch_sizes == (48,)
     return folder
@@ -169,7 +169,7 @@ def test_regions_follow_their_index(copy: Path, tiny_model: LitModel):
     assert {hit.key for hit in hits} == {"0.png", "2.png", "3.png", "4.png", "new.png"}
     assert gone not in {hit.id for hit in hits}
     report = index_regions(index, model=tiny_model)
-    assert (report.added, report.gone, report.unread) == (1, 1, 0)
+    assert (report.added, report.gone, report.unread) == (1, 1, {})
     assert searcher.reload()
     assert not searcher.reload()
     (hits,) = searcher.search([str(copy / "photos/new.png")], k=1, regions=True, box=WINDOWS[5])
@@ -195,11 +195,16 @@ def test_a_run_goes_on_where_another_was_stopped(
         index_regions(copy / "index", model=tiny_model)
     monkeypatch.setattr(updating, "_write", write)
     (copy / "photos/4.png").rename(copy / "4.png")  # cannot be read, for now
+    searcher = Searcher.load(copy / "index", tiny_model, device="cpu")
+    assert searcher.warning(regions=True).startswith("3 of 5 images have no parts")
     report = index_regions(copy / "index", model=tiny_model)
-    assert (report.added, report.unread) == (2, 1)
+    assert (report.added, report.unread) == (2, {"gone_or_changed": 1})
+    assert report.line().endswith("; cannot be read: gone_or_changed 1")
+    assert searcher.reload()
+    assert searcher.warning(regions=True) == ""  # the report has told of it
     (copy / "4.png").rename(copy / "photos/4.png")
     report = index_regions(copy / "index", model=tiny_model)
-    assert (report.added, report.unread, report.count) == (1, 0, len(SHAPES) * len(WINDOWS))
+    assert (report.added, report.unread, report.count) == (1, {}, len(SHAPES) * len(WINDOWS))
 
 
 KILLED = """
@@ -345,9 +350,12 @@ def test_an_index_whose_pictures_are_gone_has_regions_of_none(tmp_path: Path, ti
     embeddings = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [30])
     build_index(embeddings, tmp_path / "index", device="cpu")
     report = index_regions(tmp_path / "index", model=tiny_model)
-    assert (report.added, report.unread, report.patch_sizes) == (0, 30, (PATCH,))
+    assert (report.added, report.patch_sizes) == (0, (PATCH,))
+    assert report.unread == {"gone_or_changed": 30}
     delete_ids(tmp_path / "index", [0])
-    (hits,) = Searcher.load(tmp_path / "index", tiny_model).search(["rain"], k=30, regions=True)
+    searcher = Searcher.load(tmp_path / "index", tiny_model)
+    assert searcher.warning(regions=True).startswith("29 of 29 images have no parts")
+    (hits,) = searcher.search(["rain"], k=30, regions=True)
     assert len(hits) == 29
     assert {hit.box for hit in hits} == {WHOLE}
 

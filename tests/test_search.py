@@ -19,6 +19,7 @@ from retrieval.index.build import build_index
 from retrieval.search.config import Budget
 from retrieval.search.contact_sheet import contact_sheet, wrap
 from retrieval.search.hit import Hit
+from retrieval.search.query_images import Mix
 from retrieval.search.searcher import Searcher
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -93,6 +94,47 @@ def test_each_query_gets_its_own_row(searcher: Searcher) -> None:
     alone = [searcher.search([query], k=4)[0] for query in ("a cat", "rain")]
     assert [[h.id for h in row] for row in together] == [[h.id for h in row] for row in alone]
     assert searcher.search([], k=4) == []
+
+
+def test_a_mix_is_the_weighted_sum_of_its_parts(searcher: Searcher, tiny_model: LitModel) -> None:
+    coarse, fine = searcher.patch_sizes
+    picture = searcher.search(["rain"], k=1)[0][0].image()
+    weights = np.array([[1.0, 0.5, -0.25]])
+    mix = Mix([(picture, 1.0), ("at night", 0.5), ("people", -0.25)])
+    texts = tiny_model.encode_text(["at night", "people"])
+
+    def row(size: int) -> np.ndarray:
+        sums = weights @ np.concatenate([tiny_model.encode_image(picture, size), texts])
+        return (sums / np.linalg.norm(sums)).astype(np.float32)
+
+    found, by_words = searcher.search([mix, "rain"], k=5)
+    (wanted,) = searcher.search_embeds(row(fine), k=5)
+    assert [hit.id for hit in found] == [hit.id for hit in wanted]
+    similarities = [hit.similarity for hit in wanted]
+    assert [hit.similarity for hit in found] == pytest.approx(similarities, abs=1e-5)
+    assert [hit.id for hit in by_words] == [hit.id for hit in searcher.search("rain", k=5)[0]]
+    refine = {"k": 5, "patch_size": coarse, "refine_patch_size": fine}
+    (found,) = searcher.search(mix, **refine)
+    (wanted,) = searcher.search_embeds(row(coarse), refine_embeds=row(fine), **refine)
+    assert [hit.id for hit in found] == [hit.id for hit in wanted]
+    least = searcher.search(Mix([("rain", -1.0)]), k=len(searcher))[0]
+    most = searcher.search("rain", k=len(searcher))[0]
+    assert [hit.similarity for hit in least] == pytest.approx(
+        [-hit.similarity for hit in reversed(most)], abs=1e-5
+    )
+    with pytest.raises(UsageError, match="cancel out"):
+        searcher.search(Mix([("rain", 1.0), ("rain", -1.0)]))
+    with pytest.raises(UsageError, match="at least one"):
+        Mix([])
+    with pytest.raises(UsageError, match="a text has no parts"):
+        searcher.search(mix, box=(0.0, 0.0, 1.0, 0.5))
+
+
+def test_words_of_a_mix_count_by_their_weights(searcher: Searcher) -> None:
+    caption = searcher.search(["rain"], k=1)[0][0].caption
+    assert searcher.search(Mix([(caption, 1.0)]), words=1.0)[0][0].words > 0
+    (hits,) = searcher.search(Mix([("rain", 1.0), (caption, -1.0)]), words=0.5)
+    assert caption not in {hit.caption for hit in hits if hit.words > 0}
 
 
 def test_impossible_requests_say_what_is_allowed(searcher: Searcher) -> None:
@@ -316,6 +358,13 @@ def test_command_line_says_which_texts_it_does_not_read_whole(
     assert len(said) == 2
 
 
+def test_command_line_says_where_nothing_is_found(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch, "a cat", "--index", str(index), "--where", '{"key": "no such"}')
+    assert capsys.readouterr().out.splitlines() == ["a cat", "  none found"]
+
+
 def test_command_line_refuses_in_one_sentence(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +373,7 @@ def test_command_line_refuses_in_one_sentence(
     for arguments, words in (
         (["--index", "nowhere", "a cat"], "holds no index"),
         (["--index", str(index)], "nothing to look for"),
+        (["--index", str(index), "a cat", " "], "nothing to look for"),
         (["--index", str(index), "typo.png"], "typo.png: there is no such image"),
         (["--index", str(index), f"{tmp_path}/"], "is a folder; name images in it, such as"),
         (["--index", str(index), "a cat", "--picture", "a.bmpp"], "--picture a.bmpp: allowed are"),

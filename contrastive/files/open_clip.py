@@ -82,21 +82,26 @@ def read_open_clip(spec: str) -> OpenClipCheckpoint:
         return _read_folder(Path(spec.removeprefix(LOCAL)))
     name, _, file = spec.partition("@")
     config = architecture_config(name)
+    tags = _PRETRAINED.get(name, {})
     if not file:
         raise UsageError(
             f"open_clip:{name} names no weights; allowed: open_clip:{name}@FILE, or one of the "
-            f"tags {', '.join(_PRETRAINED.get(name, {})) or 'none'}"
+            f"tags {', '.join(tags) or 'none'}"
         )
-    if not Path(file).exists() and file in _PRETRAINED.get(name, {}):
-        return _download(name, file, config)
-    published = _PRETRAINED.get(name, {}).values()
+    if not Path(file).exists():
+        if file in tags:
+            return _download(name, file, config)
+        raise UsageError(
+            f"no such file: {file}, nor is it a tag of {name}: {', '.join(tags) or 'there is none'}"
+        )
+    published = tags.values()
     facts = {(tuple(p["mean"]), tuple(p["std"])) for p in published}
     default = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     mean, std = facts.pop() if len(facts) == 1 else default
     resized = {(p["resize_mode"], p["interpolation"]) for p in published}
     resizing = resized.pop() if len(resized) == 1 else ("shortest", "bicubic")
     weights = _weights(existing_file(file))
-    quick = [tag for tag, p in _PRETRAINED.get(name, {}).items() if p.get("quick_gelu")]
+    quick = [tag for tag, p in tags.items() if p.get("quick_gelu")]
     if quick and not config.get("quick_gelu") and is_main():
         say_once(  # both towers are read from one file
             f"open_clip:{name}@{file} is read with GELU; weights that were trained with QuickGELU "

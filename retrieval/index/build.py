@@ -31,7 +31,7 @@ from retrieval.index.choose import (
     rows_in_memory,
 )
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
-from retrieval.index.folder import commit, locked, new_folder
+from retrieval.index.folder import commit, local_folder, locked, new_folder
 from retrieval.index.gpu_check import find_gpus, num_gpus
 from retrieval.index.gpus import gpu_failures, gpu_memory
 from retrieval.index.integrity import check_index, check_segment
@@ -63,10 +63,10 @@ def build_index(
     it is built and searched, 0 for half of the memory of CPU or GPUs; what does not fit is built in
     several segments. kind: the former name of index_type. Embeddings are read in blocks; an image
     that they hold twice counts once.
-    Raises `UsageError` when `out` exists already, when embeddings, images in them or the model are
-    missing, and where embeddings are damaged or older than their shard.
+    Raises `UsageError` when `out` exists already or is in Milvus, when embeddings, images in them
+    or the model are missing, and where embeddings are damaged or older than their shard.
     """
-    embeddings = Path(embeddings_dir)
+    folder, embeddings = local_folder(out), Path(embeddings_dir)
     source = read_manifest(embeddings)
     if not sum(partition["count"] for partition in source["partitions"]):
         raise UsageError(f"{embeddings} holds no image, so there is nothing to index")
@@ -77,8 +77,8 @@ def build_index(
         of_manifest(source), "", kind or index_type, device, latency_ms, memory_gib,
         fit=source.get("fit"),
     )  # fmt: skip
-    with only_writer(Path(out)):
-        return index_rows(out, model, manifest, embedded_partitions(embeddings, source), device)
+    with only_writer(folder):
+        return index_rows(folder, model, manifest, embedded_partitions(embeddings, source), device)
 
 
 def new_manifest(
@@ -142,7 +142,7 @@ def add_embeddings(folder: str | Path, embeddings_dir: str | Path) -> int:
     `UsageError` where these are all, and for embeddings of another image tower or width, without a
     patch size of the index, damaged, or older than a shard.
     """
-    folder, embeddings = Path(folder), Path(embeddings_dir)
+    folder, embeddings = local_folder(folder), Path(embeddings_dir)
     source = read_addition(embeddings, read_index_manifest(folder), str(folder))
 
     def add(first_id: int) -> list[RowSource]:
@@ -189,7 +189,7 @@ def change_index(
     like size are merged, so that n additions make about log2(n) of them. Returns how many images
     were added and deleted. Raises `UsageError` while another program changes the index.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     with locked(folder):
         snapshot = Snapshot.open(folder)
         manifest = snapshot.manifest
@@ -227,7 +227,7 @@ def compact_index(folder: str | Path, device: Device = "auto") -> str:
 
     Raises `UsageError` while another program changes the index, and for a damaged file.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     with locked(folder):
         check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)

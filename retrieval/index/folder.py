@@ -42,6 +42,16 @@ if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
 
 
+def local_folder(name: str | Path) -> Path:
+    """Raises `UsageError` for an index in Milvus, of which no folder is to be made."""
+    if str(name).startswith("milvus:"):
+        raise UsageError(
+            f"{name} is no folder: build_in_milvus, add_to_milvus and delete_in_milvus of "
+            "retrieval.milvus.write, or launch/index.py, change an index in Milvus"
+        )
+    return Path(name)
+
+
 def index_file(folder: Path, patch_size: Detail, number: int) -> Path:
     """Where the vectors of segment `number` at `patch_size` lie."""
     name = f"image_{number:04d}.index" if number else "image.index"

@@ -14,7 +14,7 @@ from data.files import file_digest
 from retrieval.detail import Detail, coarse_first, said
 from retrieval.index.build import compact_index, write_base
 from retrieval.index.config import Device
-from retrieval.index.folder import commit, locked, words_file
+from retrieval.index.folder import commit, local_folder, locked, words_file
 from retrieval.index.integrity import check_index
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index.segments import Segment, SurvivingRows
@@ -64,7 +64,7 @@ def index_words(folder: str | Path) -> int:
     Raises `UsageError` while another program changes it, where nothing can be written, and for
     damaged metadata.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     with locked(folder):
         check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)

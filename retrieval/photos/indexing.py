@@ -32,6 +32,7 @@ from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import compact_when_due
+from retrieval.index_places import index_folder
 from retrieval.model_folder import to_copy
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.changes import (
@@ -86,7 +87,7 @@ def index_photos(
     tower, and while another program writes it.
     """
     check_batches(batch_size, num_workers)
-    images, out = Path(images_dir).absolute(), Path(out)
+    images, out = Path(images_dir).absolute(), index_folder(out, "a folder of photos")
     check_utf8(str(images), str(out))
     with only_writer(out):
         listing = list_photos(images, out)

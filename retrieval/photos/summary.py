@@ -40,6 +40,8 @@ class PhotosReport:
             f"{self.added:,} new, {self.changed:,} changed{known}, {self.gone:,} gone, "
             f"{self.unchanged:,} as before; skipped: {self._skipped()}"
         ]
+        if "heic" in self.errors:
+            lines.append("HEIC is read once pillow-heif is there: pip install pillow-heif")
         if self.moved_from:
             lines.insert(0, f"its photos were in {self.moved_from}, now in {images}")
         if self.captions:

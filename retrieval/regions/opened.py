@@ -1,7 +1,8 @@
 """The regions of an index, opened for search: the best part of each picture, or the whole."""
 
-from collections.abc import Sequence
-from functools import cached_property
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_interface import IndexState
 from retrieval.index_places import regions_folder
+from retrieval.json_files import write_json
 from retrieval.regions.boxes import WHOLE, Box
 
 IMAGE, BOX = "image", Box._fields  # columns of their metadata
@@ -77,15 +79,25 @@ class Regions:
         held = int(np.isin(images, self._images.ids()).sum())
         return int(counts.max(initial=0)), held, len(images) - held
 
+    @cached_property
+    def _missing(self) -> Int[np.ndarray, " n"]:
+        """Pictures that have none."""
+        return np.setdiff1d(self._images.ids(), self._of[1])
+
     @property
     def warning(self) -> str:
-        """A sentence where pictures have no regions: they are new, or a run was stopped, or their
-        files cannot be read. Else ""."""
-        count = len(self._images)
-        missing = count - self._pictures[1]
-        if not missing:
+        """A sentence where pictures have no regions that may get some: they are new, or a run was
+        stopped. Those whose files it could not read are its report's affair, unless none could be.
+        Else ""."""
+        missing, count = self._missing, len(self._images)
+        if len(missing) < count:
+            missing = np.setdiff1d(missing, read_unread(self._regions.folder))
+        if not len(missing):
             return ""
-        return f"{missing:,} of {count:,} images have no parts in the index: found as a whole only"
+        return (
+            f"{len(missing):,} of {count:,} images have no parts in the index: found as a whole "
+            "only"
+        )
 
     def pictures(self, regions: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
         """Of each region the id of its picture; -1 of -1, or of one that is no more."""
@@ -142,6 +154,34 @@ def regions_manifest(kept: Path) -> IndexManifest | None:
     """Of the present regions of an index, None where there are none. kept: see `regions_folder`."""
     folder = regions_folder(kept)
     return read_index_manifest(folder) if (folder / "manifest.json").is_file() else None
+
+
+def read_unread(regions: Path) -> Int[np.ndarray, " n"]:
+    """Ids of the pictures whose files the last run could not read. regions: their folder."""
+    file = _unread_file(regions)
+    try:
+        stat = file.stat()
+    except OSError:
+        return np.zeros(0, np.int64)
+    return _read_unread(file, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _read_unread(file: Path, modified: int, inode: int) -> Int[np.ndarray, " n"]:
+    try:
+        found = json.loads(file.read_text())["unread"].values()
+        return np.array(sorted(id for ids in found for id in ids), np.int64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return np.zeros(0, np.int64)  # the next run writes it anew
+
+
+def write_unread(regions: Path, unread: Mapping[str, Sequence[int]]) -> None:
+    """unread: by reason, the ids."""
+    write_json(_unread_file(regions), {"format": 1, "unread": unread})
+
+
+def _unread_file(regions: Path) -> Path:
+    return regions / "unread.json"
 
 
 def opened_regions(regions: Regions | None, place: object) -> Regions:

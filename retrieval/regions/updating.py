@@ -6,6 +6,7 @@ picture, with the picture's id under `image` and the box's `left`, `top`, `right
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from contrastive.model.with_fit import with_fit
 from data.batch import Pixels, batch_pixels
 from data.errors import UsageError
 from data.locks import only_writer
-from data.problems import BadSample
+from data.problems import Problem, attempt
 from data.progress import Progress
 from data.shards.location import ImageLocation, read_images
 from retrieval.detail import Detail, coarsest, said
@@ -34,14 +35,15 @@ from retrieval.index.gpu_check import num_gpus
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import compact_when_due
-from retrieval.index_places import regions_folder
+from retrieval.index_places import index_folder, regions_folder
 from retrieval.regions.boxes import WINDOWS
-from retrieval.regions.opened import BOX, IMAGE
+from retrieval.regions.opened import BOX, IMAGE, write_unread
 from retrieval.regions.parts import read_parts, reads_whole
 
 SCHEMA = pa.schema([*METADATA_SCHEMA, (IMAGE, pa.int64()), *((name, pa.float32()) for name in BOX)])
 BATCH = 16  # pictures whose windows share a forward
 WRITE_EVERY = 2048  # pictures: 41 MB at width 384
+GONE = "gone_or_changed"  # a picture: its file is not there, or holds another by now
 _READERS = 4  # threads that read and decode
 
 
@@ -51,13 +53,14 @@ class RegionsReport:
 
     added: int  # pictures
     gone: int  # pictures
-    unread: int  # pictures whose file cannot be read, tried again by the next run
+    unread: Mapping[str, int]  # pictures that cannot be read, by reason; the next run tries again
     count: int  # regions in all
     patch_sizes: tuple[Detail, ...]
 
     def line(self) -> str:
         """In words."""
-        unread = f", cannot be read: {self.unread:,}" if self.unread else ""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.unread.items()))
+        unread = f"; cannot be read: {kinds}" if kinds else ""
         return (
             f"{self.count:,} regions at {said(*self.patch_sizes)}; pictures added: {self.added:,}, "
             f"gone: {self.gone:,}{unread}"
@@ -77,10 +80,10 @@ def index_regions(
     patch_sizes: of the index's; none means its coarsest, or its smallest budget of tokens, or what
     its regions have already. model: None for the index's own. progress: show a bar. Pictures are
     read where they lie; what was done stays where a run is interrupted.
-    Raises `UsageError` for a patch size that the index has not, or its regions have not, for a
-    model with another image tower, and while another program makes them.
+    Raises `UsageError` for Milvus, for a patch size that the index has not, or its regions have
+    not, for a model with another image tower, and while another program makes them.
     """
-    folder = Path(folder)
+    folder = index_folder(folder, "indexing parts of pictures")
     regions = regions_folder(folder)
     with only_writer(regions):
         snapshot = Snapshot.open(folder)
@@ -91,7 +94,7 @@ def index_regions(
         if stale.any():
             change_index(regions, delete=before.ids()[stale].tolist())
         new = np.setdiff1d(snapshot.ids(), images)
-        added = 0
+        added, unread = 0, defaultdict[str, list[int]](list)
         if len(new):
             if model is None:
                 on = "cuda" if num_gpus(device) else "cpu"
@@ -101,12 +104,14 @@ def index_regions(
             with Progress(total=len(new), desc=what, unit="img", disable=not progress) as bar:
                 for start in range(0, len(new), WRITE_EVERY):
                     part = new[start : start + WRITE_EVERY]
-                    embeds = _embed(model, snapshot, part, details, bar)
+                    embeds = _embed(model, snapshot, part, details, bar, unread)
                     added += len(embeds)
                     _write(regions, embeds, details)
+        write_unread(regions, unread)
         compact_when_due(regions, device)
         count = len(Snapshot.open(regions))
-    return RegionsReport(added, len(np.unique(images[stale])), len(new) - added, count, details)
+    counts = {kind: len(ids) for kind, ids in unread.items()}
+    return RegionsReport(added, len(np.unique(images[stale])), counts, count, details)
 
 
 def _checked(model: LitModel, snapshot: Snapshot) -> LitModel:
@@ -162,14 +167,21 @@ def _embed(
     ids: Int[np.ndarray, " n"],
     details: Sequence[Detail],
     bar: Progress,
+    unread: Mapping[str, list[int]],
 ) -> dict[int, Mapping[Detail, Float[np.ndarray, "w d"]]]:
-    """By id, the vectors of a picture's windows; without the pictures that cannot be read."""
+    """By id, the vectors of a picture's windows; without the pictures that cannot be read, whose
+    ids are added to `unread` by reason."""
     found: dict[int, Mapping[Detail, np.ndarray]] = {}
+    read = partial(_windows, model, details)
     with ThreadPoolExecutor(_READERS) as pool:
         for part in _in_order(snapshot, ids):
             files = read_images(location for _, location in part)
-            read = pool.map(partial(_windows, model, details), files)
-            good = [(id, p) for (id, _), p in zip(part, read, strict=True) if p is not None]
+            good: list[tuple[int, list[Pixels]]] = []
+            for (id, _), windows in zip(part, pool.map(read, files), strict=True):
+                if isinstance(windows, Problem):
+                    unread[windows.kind].append(id)
+                else:
+                    good.append((id, windows))
             if good:
                 together = batch_pixels([pixels for _, windows in good for pixels in windows])
                 embeds = embed_pixels(model, together, details)
@@ -190,11 +202,12 @@ def _in_order(
         yield places[start : start + BATCH]
 
 
-def _windows(model: LitModel, details: Sequence[Detail], data: bytes | None) -> list[Pixels] | None:
-    try:
-        return None if data is None else read_parts(model, data, WINDOWS, details)
-    except BadSample:
-        return None
+def _windows(
+    model: LitModel, details: Sequence[Detail], data: bytes | None
+) -> list[Pixels] | Problem:
+    if data is None:
+        return Problem(GONE, "", "")
+    return attempt("", partial(read_parts, model, data, WINDOWS, details))
 
 
 def _write(

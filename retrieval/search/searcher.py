@@ -34,12 +34,12 @@ from retrieval.search.cost_profile import CostProfile
 from retrieval.search.fusion import Fusion
 from retrieval.search.hit import Hit
 from retrieval.search.index_state import OpenedIndex
-from retrieval.search.query_images import read_queries
+from retrieval.search.query_images import Mix, read_queries
 from retrieval.search.query_vectors import query_vectors
 from retrieval.search.refine import FineVectors
 from retrieval.words.asked import WordQuery
 
-Queries: TypeAlias = Images  # of which a text may be a query too: it is one where it is no path
+Queries: TypeAlias = Images | Mix | Sequence[Any]  # a text is one too, where it is no path
 
 
 class Searcher:
@@ -224,7 +224,7 @@ class Searcher:
     ) -> list[list[Hit]]:
         """Per query, the k most similar images, best first (fewer where fewer match).
 
-        queries: texts and images, mixed as you like, or one of them; images as
+        queries: texts, images and `Mix`es of both, as you like, or one of them; images as
         `LitModel.encode_image` takes them. A text that is the path of an image file searches by
         that image. k: 1 to 2,048.
         patch_size: which index answers; None takes its finest. query_patch_size: how query images
@@ -247,10 +247,11 @@ class Searcher:
         given = read_queries(queries)
         if not given:
             return []
-        images = [query for query in given if not isinstance(query, str)]
+        parts = [part for query in given for part, _ in query]
+        images = [part for part in parts if not isinstance(part, str)]
         if not images and query_patch_size is not None:
             raise UsageError("query_patch_size is for images; a text is not cut into patches")
-        if box is not None and len(images) < len(given):
+        if box is not None and len(images) < len(parts):
             raise UsageError("box is for images; a text has no parts")
         size = encoded = self._index_patch_size(patch_size, regions)
         if query_patch_size is not None:
@@ -262,7 +263,7 @@ class Searcher:
         return self.search_embeds(
             embeds, k, size, refine_patch_size=refine_patch_size, refine_embeds=fine,
             candidates=candidates, where=where, nprobe=nprobe, ef=ef, words=words,
-            texts=[[(query, 1.0)] if isinstance(query, str) else [] for query in given],
+            texts=[[(part, w) for part, w in query if isinstance(part, str)] for query in given],
             regions=regions,
         )  # fmt: skip
 

@@ -18,22 +18,22 @@ LOOKED_AT = 50_000  # rows that show what a column of texts holds
 
 
 def describe_columns(snapshot: IndexState) -> list[ColumnAnswer]:
-    """The columns worth a filter; those that hold one value alone are not."""
+    """The columns worth a filter; those that hold one value in every image are not."""
     if snapshot.columns is None:
         return []
-    found = []
+    found, num_rows = [], len(snapshot.column_values("key"))  # which no image lacks
     for field in snapshot.columns:
         if field.name not in TECHNICAL:
             values = snapshot.column_values(field.name, LOOKED_AT)
             if not _is_long_text(values):
                 values = snapshot.column_values(field.name)
-            described = describe(field.name, values)
+            described = describe(field.name, values, len(values) < num_rows)
             if described is not None:
                 found.append(described)
     return found
 
 
-def describe(name: str, values: pa.ChunkedArray) -> ColumnAnswer | None:
+def describe(name: str, values: pa.ChunkedArray, has_nulls: bool = False) -> ColumnAnswer | None:
     """A column by its values without nulls; None where they tell nothing apart."""
     type_ = str(values.type)
     if types.is_dictionary(values.type):
@@ -49,9 +49,9 @@ def describe(name: str, values: pa.ChunkedArray) -> ColumnAnswer | None:
     if _is_text(kind) or types.is_boolean(kind) or types.is_integer(kind):
         choices = _choices(values)
         if choices:
-            several = len(choices) > 1
+            tells = len(choices) > 1 or has_nulls
             return (
-                answer.model_copy(update={"kind": "choice", "values": choices}) if several else None
+                answer.model_copy(update={"kind": "choice", "values": choices}) if tells else None
             )
     if _is_text(kind):
         return answer if len(values) else None
