@@ -29,8 +29,9 @@ from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.indexing import index_photos
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
-from retrieval.server import ServeConfig, load_service
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.config import ServeConfig
+from retrieval.server.loading import load_service
 from retrieval.server.patch_sizes import kept_detail
 from retrieval.server.requests import ClassifyRequest
 

@@ -29,7 +29,9 @@ from contrastive.model.lit import LitModel
 from data import decode_apart
 from data.errors import UsageError
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits, ServeConfig, http_server, load_service
+from retrieval.server import http_server
+from retrieval.server.config import Limits, ServeConfig
+from retrieval.server.loading import load_service
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 LIMITS = Limits(

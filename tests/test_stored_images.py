@@ -17,10 +17,10 @@ from server_thread import Served, serving
 from contrastive.model.lit import LitModel
 from retrieval.photos.indexing import index_photos
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits
 from retrieval.server.api import stored_images
 from retrieval.server.api.stored_images import file_name
 from retrieval.server.api.zip_stream import ZipStream
+from retrieval.server.config import Limits
 
 NAMES = ("a/sea.jpg", "b/sea.jpg", "b/ünïcode 'n\".png", "c/old.bmp")
 SECRET = b"root:x:0:0:"
