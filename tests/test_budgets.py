@@ -55,21 +55,14 @@ def write_shard(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def index(
-    tiny_model: LitModel, saved: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: LitModel, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Embeddings, and an index of them, at most 9 and 20 tokens, of whole pictures."""
     root = tmp_path_factory.mktemp("budgets")
     shard = write_shard(root / "a.tar")
     made = embed_shards(
-        tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=saved,
+        tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=model_dir,
         max_tokens=(20, 9, 20), fit="aspect",
     )  # fmt: skip
     assert (made["format"], made["patch_sizes"], made["max_tokens"]) == (2, [], [20, 9])
@@ -79,9 +72,9 @@ def index(
 
 @pytest.mark.parametrize(("fit", "version"), [("crop", 2), ("squash", 1), ("aspect", 2)])
 def test_stored_vectors_are_those_of_encode_image(
-    tiny_model: LitModel, saved: Path, tmp_path: Path, fit: str, version: int
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path, fit: str, version: int
 ) -> None:
-    model = LitModel.from_pretrained(saved)
+    model = LitModel.from_pretrained(model_dir)
     model.vision.use_transform(version)
     shard = write_shard(tmp_path / "a.tar")
     embed_shards(model, [shard], (), tmp_path / "emb", num_workers=0, max_tokens=(30, 36), fit=fit)
@@ -141,7 +134,7 @@ def test_what_an_image_may_cost_buys_tokens(index: tuple[Path, Path]) -> None:
 
 
 def test_what_does_not_fit_is_refused_by_a_sentence(
-    index: tuple[Path, Path], tiny_model: LitModel, saved: Path, tmp_path: Path
+    index: tuple[Path, Path], tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     emb, out = index
     searcher = Searcher.load(out, device="cpu")
@@ -167,7 +160,7 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
     with pytest.raises(UsageError, match="made with another fit: aspect, not crop"):
         embed_shards(tiny_model, [str(emb.parent / "a.tar")], (), emb, max_tokens=(20, 9))
     embed_shards(tiny_model, [shard], (), tmp_path / "nine", num_workers=0, max_tokens=(9,),
-                 fit="aspect", model_dir=saved)  # fmt: skip
+                 fit="aspect", model_dir=model_dir)  # fmt: skip
     with pytest.raises(UsageError, match=r"lacks 20 tokens, which .* has; embed at 20, 9 tokens"):
         add_embeddings(out, tmp_path / "nine")
     crop = tmp_path / "crop"
@@ -177,11 +170,11 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
 
 
 def test_files_of_patch_sizes_are_written_as_ever(
-    tiny_model: LitModel, saved: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     shard = write_shard(tmp_path / "a.tar")
     made = embed_shards(
-        tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved
+        tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=model_dir
     )
     build_index(tmp_path / "emb", tmp_path / "index", device="cpu")
     held = json.loads((tmp_path / "index" / "manifest.json").read_text())
@@ -268,10 +261,10 @@ def test_an_image_is_answered_by_the_budget_that_its_cost_buys(
 
 
 def test_indexes_of_several_fits_share_a_model_and_class_sets(
-    tiny_model: LitModel, saved: Path, index: tuple[Path, Path], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, index: tuple[Path, Path], tmp_path: Path
 ) -> None:
     shard = write_shard(tmp_path / "a.tar")
-    embed_shards(tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved)
+    embed_shards(tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=model_dir)
     build_index(tmp_path / "emb", tmp_path / "squares", device="cpu")
     (tmp_path / "pets.txt").write_text("cat\ndog\n")
     config = ServeConfig(
@@ -346,14 +339,14 @@ def test_evaluation_measures_budgets_as_the_patch_sizes_that_they_are(
 
 
 def test_an_album_is_read_by_the_fit_that_it_was_made_with(
-    tiny_model: LitModel, saved: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "index"
     photos.mkdir()
     images = pictures()
     for number, image in enumerate(images[:4]):
         image.save(photos / f"{number}.png")
-    index_photos(photos, saved, out, device="cpu", num_workers=0, max_tokens=(9,), fit="aspect")
+    index_photos(photos, model_dir, out, device="cpu", num_workers=0, max_tokens=(9,), fit="aspect")
     images[4].save(photos / "4.png")
     index_photos(photos, out / "model", out, device="cpu", num_workers=0)
     searcher = Searcher.load(out, device="cpu")
@@ -364,9 +357,9 @@ def test_an_album_is_read_by_the_fit_that_it_was_made_with(
     stored = searcher.vectors(ids, MaxTokens(9))[order]
     np.testing.assert_allclose(stored, wanted, atol=1e-5)
     with pytest.raises(UsageError, match="was made with fit aspect, not crop"):
-        index_photos(photos, saved, out, device="cpu", num_workers=0, fit="crop")
+        index_photos(photos, model_dir, out, device="cpu", num_workers=0, fit="crop")
     with pytest.raises(UsageError, match="has budgets of 9 tokens, not 48; give these"):
-        index_photos(photos, saved, out, (48,), device="cpu", num_workers=0)
+        index_photos(photos, model_dir, out, (48,), device="cpu", num_workers=0)
 
 
 def test_an_album_of_a_model_that_squashes_is_no_other_than_one_asked_to(

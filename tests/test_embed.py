@@ -160,12 +160,11 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
 
 
 def test_embeddings_without_an_image_are_not_indexed(
-    tiny_model: LitModel, shards: list[str], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, shards: list[str], tmp_path: Path
 ) -> None:
     size = tiny_model.patch_sizes[:1]
-    tiny_model.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
-    embed_shards(tiny_model, shards[:1], size, out, num_workers=0, model_dir=tmp_path / "model")
+    embed_shards(tiny_model, shards[:1], size, out, num_workers=0, model_dir=model_dir)
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["partitions"][0]["count"] = manifest["count"] = 0  # as an earlier version left it
     (out / "manifest.json").write_text(json.dumps(manifest))
@@ -174,11 +173,10 @@ def test_embeddings_without_an_image_are_not_indexed(
 
 
 def test_embeddings_with_a_flipped_bit_are_not_indexed(
-    tiny_model: LitModel, shards: list[str], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, shards: list[str], tmp_path: Path
 ) -> None:
     size, out = tiny_model.patch_sizes[0], tmp_path / "out"
-    tiny_model.save_pretrained(tmp_path / "model")
-    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=tmp_path / "model")
+    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=model_dir)
     for file in (vector_file(out, size, 1), metadata_file(out, 2)):
         whole = file.read_bytes()
         file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -329,13 +327,12 @@ shutdown()
 
 @pytest.mark.slow
 def test_two_ranks_give_what_one_process_gives(
-    tiny_model: LitModel, emoji_shards: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, emoji_shards: Path, tmp_path: Path
 ) -> None:
     """Three shards on two ranks, started as the deepspeed launcher starts them."""
-    tiny_model.save_pretrained(tmp_path / "model")
     sizes = tiny_model.patch_sizes[:2]
     data = str(emoji_shards / "heldout_captions")
-    arguments = [str(tmp_path / "model"), data, str(tmp_path), *map(str, sizes)]
+    arguments = [str(model_dir), data, str(tmp_path), *map(str, sizes)]
     program = tmp_path / "program.py"
     program.write_text(DRIVER)
     done = ranks(2, program, *arguments)
