@@ -97,12 +97,12 @@ def test_fine_vectors_are_computed_once_and_kept(
 
 
 def test_a_patch_size_that_the_index_holds_needs_no_pictures(
-    indexes: Path, tiny_model: LitModel, tmp_path: Path
+    indexes: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     shards = expand_shards([f"{indexes}/shards/*/*.tar"])
     embed_shards(
         tiny_model, shards, [COARSE, FINE], tmp_path / "both", num_workers=0,
-        model_dir=indexes / "model",
+        model_dir=model_dir,
     )  # fmt: skip
     build_index(tmp_path / "both", tmp_path / "index", index_type="flat", device="cpu")
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
