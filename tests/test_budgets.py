@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server_thread import Served, serving
-from shard_maker import write_tar
+from shard_maker import encode, write_tar
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -44,14 +43,10 @@ def pictures(seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
 
 
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def write_shard(path: Path) -> str:
-    return write_tar(path, [(f"{n}.png", png(image)) for n, image in enumerate(pictures())])
+    return write_tar(
+        path, [(f"{n}.png", encode(image, "PNG")) for n, image in enumerate(pictures())]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +208,7 @@ def served(searcher: Searcher) -> Iterator[Served]:
 
 def test_the_service_reads_images_within_any_budget(served: Served, searcher: Searcher) -> None:
     image = pictures()[1]
-    encoded = base64.b64encode(png(image)).decode()
+    encoded = base64.b64encode(encode(image, "PNG")).decode()
     for count, answers in ((9, 9), (20, 20), (33, 20), (18, 20)):
         found = served.post("/v1/search", {"image": encoded, "max_tokens": count, "k": 5}).json
         (hits,) = searcher.search([image], 5, MaxTokens(answers), query_patch_size=MaxTokens(count))
@@ -223,7 +218,7 @@ def test_the_service_reads_images_within_any_budget(served: Served, searcher: Se
         sizes = (found["patch_size"], found["max_tokens"], found["query_max_tokens"])
         assert sizes == (None, answers, count)
         labelled = served.form(
-            "/v1/classify", image=png(image), labels=["a cat", "rain"], max_tokens=count
+            "/v1/classify", image=encode(image, "PNG"), labels=["a cat", "rain"], max_tokens=count
         ).json
         assert (labelled["patch_size"], labelled["max_tokens"]) == (None, count)
         assert len(labelled["labels"]) == 2
@@ -249,7 +244,7 @@ def test_an_image_is_answered_by_the_budget_that_its_cost_buys(
     served: Served, searcher: Searcher, index: tuple[Path, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "a.png"
-    file.write_bytes(png(pictures()[1]))
+    file.write_bytes(encode(pictures()[1], "PNG"))
     for count in (9, 20):
         cost = searcher.profile.gflops(MaxTokens(count))
         asked = {"image": base64.b64encode(file.read_bytes()).decode(), "max_gflops": cost}
@@ -275,7 +270,7 @@ def test_indexes_of_several_fits_share_a_model_and_class_sets(
     whole, squares = (service.indexes[name].searcher.model for name in ("index", "squares"))
     assert (whole.transform.fit, squares.transform.fit) == ("aspect", "crop")
     assert whole.vision.net is squares.vision.net
-    image = base64.b64encode(png(pictures()[1])).decode()
+    image = base64.b64encode(encode(pictures()[1], "PNG")).decode()
     for name in ("index", "squares"):
         asked = ClassifyRequest(index=name, image=image, class_set="pets")
         assert len(asyncio.run(answer_classify(service, asked)).labels) == 2
@@ -314,7 +309,7 @@ def test_the_service_says_what_budgets_there_are(served: Served, searcher: Searc
 def test_the_service_refuses_by_a_sentence(
     served: Served, body: dict[str, Any], sentence: str
 ) -> None:
-    strip = base64.b64encode(png(Image.new("RGB", (1, 300)))).decode()
+    strip = base64.b64encode(encode(Image.new("RGB", (1, 300)), "PNG")).decode()
     body = {name: strip if value == "strip" else value for name, value in body.items()}
     answer = served.post("/v1/search", body)
     assert answer.status == 400

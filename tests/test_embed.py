@@ -1,22 +1,24 @@
 """Bulk embedding: right rows in clip-retrieval's files, restartable, bad images counted."""
 
 import gzip
-import io
 import json
 import multiprocessing
 import os
 import runpy
 import sys
 import tarfile
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shard_maker
 import torch
 from forked import ranks
-from PIL import Image
+from shard_maker import write_tar
 
 from contrastive.model.lit import LitModel
 from data.errors import DataError, UsageError
@@ -34,22 +36,16 @@ from retrieval.index.build import build_index
 LAUNCH = Path(__file__).parents[1] / "launch"
 
 
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+png = partial(shard_maker.png, size=(48, 40))
 
 
 def write_shard(path: Path, samples: dict[str, bytes]) -> str:
     """A tar of KEY.png and KEY.txt."""
-    with tarfile.open(path, "w") as tar:
-        for key, image in samples.items():
-            for name, data in ((f"{key}.png", image), (f"{key}.txt", f"caption of {key}".encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return str(path)
+    pairs = [
+        [(f"{key}.png", image), (f"{key}.txt", f"caption of {key}".encode())]
+        for key, image in samples.items()
+    ]
+    return write_tar(path, chain.from_iterable(pairs))
 
 
 @pytest.fixture

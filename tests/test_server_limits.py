@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import json
 import math
 import random
@@ -24,6 +23,7 @@ import torch
 from hostile_images import many_scans
 from PIL import Image
 from server_thread import Answer, Served, serving
+from shard_maker import encode
 
 from contrastive.model.lit import LitModel
 from data import decode_apart
@@ -52,9 +52,7 @@ def served(searcher: Searcher) -> Iterator[Served]:
 
 
 def png(*size: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, "red").save(out, "PNG")
-    return out.getvalue()
+    return encode(Image.new("RGB", size, "red"), "PNG")
 
 
 def b64(data: bytes) -> str:
