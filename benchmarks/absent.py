@@ -17,9 +17,6 @@ images that are held apart. Candidates are promised by some captions, and counte
 
 import argparse
 import json
-import subprocess
-import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,8 @@ from scipy.stats import rankdata
 
 from contrastive import LitModel
 from data.photographs.build import build_photographs
-from lib.harness import Target, finish
+from lib.harness import ROOT, Target, finish, run_demo
+from lib.tars import read_tar
 from retrieval import embed_shards, evaluate, load_dataset
 from retrieval.embed.partitions import open_vectors
 from retrieval.index.snapshot import Snapshot
@@ -40,7 +38,6 @@ from retrieval.search.calibration import unit
 from retrieval.search.conformal import fewest_candidates, losses, p_values
 from retrieval.search.refine import blend
 
-ROOT = Path(__file__).resolve().parent.parent
 RATE = 0.05  # of present texts that are refused
 LOST = 0.01  # of the fine answers
 K = 10
@@ -159,12 +156,11 @@ class Drawings:
 
 def read_about(tar: Path) -> dict[str, dict[str, Any]]:
     """Key -> its JSON, and the folder that it is of."""
-    found = {}
-    with tarfile.open(tar) as opened:
-        for member in opened:
-            if member.name.endswith(".json") and (file := opened.extractfile(member)):
-                found[member.name[:-5]] = {**json.load(file), "part": tar.parent.name}
-    return found
+    return {
+        name[:-5]: {**json.loads(content), "part": tar.parent.name}
+        for name, content in read_tar(tar).items()
+        if name.endswith(".json")
+    }
 
 
 def absences(drawings: Drawings) -> dict[str, Any]:
@@ -292,7 +288,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if not Path(args.index).is_dir():
-        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+        run_demo()
     model = LitModel.from_pretrained(args.model)
     drawings = Drawings(Path(args.index), Path(args.data), model)
     sizes = model.patch_sizes if args.sizes is None else args.sizes

@@ -41,6 +41,7 @@ from lib.alignment_rows import BEST, ROWS, TERMS, TESTS, TOWER, Row
 from lib.harness import RESULTS, Target, finish
 from lib.icons import build_named_icons
 from lib.joined_features import JoinedFeatures, keys_of
+from lib.paired import mean_interval
 from lib.validation_split import split_train
 from retrieval import ZeroShotClassifier, load_dataset
 
@@ -186,15 +187,11 @@ def gains(
     out: dict[str, list[list[float]]] = {}
     for name in sorted(set(before[0]) & set(after[0])):
         means = [np.mean([found[name] for found in seeds], axis=0) for seeds in (before, after)]
-        classes = np.unique(labels[name.split("@")[0].split(",")[0]], return_inverse=True)[1]
-        counts = np.bincount(classes)
-        draws = np.random.default_rng(0).integers(0, len(counts), (2000, len(counts)))
-        out[name] = []
-        for column in (means[1] - means[0]).T:
-            sums = np.bincount(classes, column)
-            drawn = sums[draws].sum(1) / counts[draws].sum(1)
-            interval = np.percentile(drawn, (2.5, 97.5))
-            out[name].append([round(float(x), 4) for x in (column.mean(), *interval)])
+        classes = labels[name.split("@")[0].split(",")[0]]
+        out[name] = [
+            [round(float(x), 4) for x in (column.mean(), *mean_interval(column, classes, 2000))]
+            for column in (means[1] - means[0]).T
+        ]
     return out
 
 

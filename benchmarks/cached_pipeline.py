@@ -12,7 +12,6 @@ thread reads ahead here, as one does in training.
 
 import argparse
 import dataclasses
-import io
 import json
 import tarfile
 import tempfile
@@ -30,6 +29,7 @@ from data.cache.features import FeatureCache
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
 from data.shards.index import load_index
+from data.shards.tar import add_member
 from lib.harness import Target, finish, interleave
 
 BATCH, TOKENS, WIDTH, PATCH_SIZE = 4096, 16, 384, 16
@@ -55,9 +55,7 @@ def write_shard(path: Path, shard: int, samples: int, captions: int) -> str:
             texts = [f"caption {i} of picture {key}, one of many" for i in range(captions)]
             told = json.dumps({"captions": texts}) if captions > 1 else texts[0]
             for ext, data in (("jpg", b"x"), ("json" if captions > 1 else "txt", told.encode())):
-                info = tarfile.TarInfo(f"{key}.{ext}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+                add_member(tar, f"{key}.{ext}", data)
     return str(path)
 
 

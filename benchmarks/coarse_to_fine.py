@@ -15,8 +15,6 @@ held-out sets, each image once, refined where its margin is small.
 import argparse
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ import pyarrow.parquet as pq
 from contrastive import LitModel
 from data.pipeline.reader import ShardReader
 from data.shards.names import expand_shards
-from lib.harness import Target, finish
+from lib.harness import ROOT, Target, finish, run_demo
 from lib.icons import build_icons
 from retrieval import Searcher, ZeroShotClassifier, build_index, embed_shards, load_dataset
 from retrieval.embed.partitions import metadata_file, open_vectors
@@ -36,7 +34,6 @@ from retrieval.evaluation.classify import close_calls
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import blend
 
-ROOT = Path(__file__).resolve().parent.parent
 QUERIES = 1000
 K = 10
 CANDIDATES = (10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
@@ -232,7 +229,7 @@ def main() -> None:
     parser.add_argument("--folder", default=str(ROOT / "runs" / "coarse_to_fine"))
     args = parser.parse_args()
     if args.model == parser.get_default("model") and not Path(args.model).is_dir():
-        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+        run_demo()
     data, folder = Path(args.data), Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = LitModel.from_pretrained(args.model)

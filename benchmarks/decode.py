@@ -28,11 +28,13 @@ from PIL import Image
 
 from contrastive import LitModel, VisionTower, distributed, load_vision_tower
 from contrastive.image_features import CPU_IMAGES, compute_features
-from data.emoji.build import add_member, build_emoji
+from data.emoji.build import build_emoji
 from data.images import decode_image, to_rgb
 from data.pipeline.reader import ShardReader
+from data.shards.tar import add_member
 from data.transform import ImageTransform
 from lib.harness import Target, finish, interleave
+from lib.tars import read_tar
 from retrieval import evaluate, load_dataset
 
 PHOTOS, MAX_PIXELS = 100, 100_000_000
@@ -62,9 +64,7 @@ def drawings(folder: Path, count: int) -> list[bytes]:
     data = build_emoji(folder, size=320, limit=max(10, count), progress=False)
     found = []
     for file in sorted(data.glob("train/*.tar")):
-        with tarfile.open(file) as tar:
-            members = [member for member in tar if member.name.endswith(".png")]
-            found += [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+        found += [png for name, png in read_tar(file).items() if name.endswith(".png")]
     return random.Random(0).sample(found, min(count, len(found)))
 
 

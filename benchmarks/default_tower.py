@@ -80,10 +80,6 @@ class Gallery:
             found[size] = self.right(torch.from_numpy(np.concatenate(parts)))
         return found
 
-    def interval(self, gains: Int[np.ndarray, " q"]) -> list[float]:
-        """95% interval of the mean, groups of concepts drawn with replacement."""
-        return list(mean_interval(gains, self.groups))
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,7 +96,7 @@ def main() -> None:
     table, targets = {}, []
     for size in SIZES:
         before, after = right["before"][size], right["after"][size]
-        low, high = gallery.interval(after - before)
+        low, high = mean_interval(after - before, gallery.groups)
         table[size] = {
             "before": float(before.mean()),
             "after": float(after.mean()),

@@ -7,13 +7,9 @@ Runs the demo, which skips stages that are done, and reads its report and the ti
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-from lib.harness import Target, finish
+from lib.harness import ROOT, Target, finish, run_demo
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 STRICT = (
     "the bounds were set on a split that kept fewer twins together: now near twins of a held-out "
@@ -23,7 +19,7 @@ ACCEPTED = {f"heldout_captions, top{k}, best patch size": STRICT for k in (1, 5)
 
 
 def main() -> None:
-    subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+    run_demo()
     report = json.loads((ROOT / "runs" / "report" / "report.json").read_text())
     stages = json.loads((ROOT / "runs" / "timings.json").read_text())
     speeds = {p["patch_size"]: p["images_per_second"]["median"] for p in report["patch_sizes"]}

@@ -35,7 +35,7 @@ from data.captions import Tokenizer
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
 from data.token_ids import TokenIds
-from lib.harness import Target, Timings, finish, interleave
+from lib.harness import Target, Timings, finish, interleave, synchronize
 from lib.lit_setup import (
     CONTEXT,
     Precision,
@@ -187,10 +187,10 @@ def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
             timed("optimiser", engine.step)
 
     def timed(name: str, fn: Callable[[], Any]) -> Any:
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
         out = fn()
-        _synchronize()
+        synchronize()
         parts[name].append(time.perf_counter() - start)
         return out
 
@@ -202,11 +202,6 @@ def where_the_time_goes(trainer: Trainer, repeats: int) -> dict[str, float]:
         for _ in range(repeats):
             timed("whole step", trainer.ours_cached_padded)
     return {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def check_same_loss(trainer: Trainer) -> float:

@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lib.harness import finish, interleave
-from lib.vectors import WIDTH, synthetic
+from lib.vectors import WIDTH, rows_of, synthetic
 from retrieval import delete_ids
-from retrieval.embed.partitions import METADATA_SCHEMA
 from retrieval.index.build import index_rows, new_manifest
 from retrieval.index.config import IndexType
 from retrieval.index.row_sources import RowsInMemory
@@ -43,14 +41,16 @@ TYPES = ("flat", "hnsw")
 DELETED = 1000
 
 
-def rows_of(vectors: np.ndarray) -> RowsInMemory:
-    """The vectors with the usual columns; `size` counts them, and captions repeat every hundred."""
-    numbers = np.arange(len(vectors))
-    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
-    columns["key"] = [f"{number:08d}" for number in numbers]
-    columns["caption"] = [f"a drawing of thing number {number % 100}" for number in numbers]
-    columns["shard"] = [f"drawings/{number // 10_000:04d}.tar" for number in numbers]
-    return RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
+def rows(count: int) -> RowsInMemory:
+    """Vectors whose `size` counts them, and whose captions repeat every hundred."""
+    numbers = range(count)
+    return rows_of(
+        synthetic(count, 1, max(1, count // 200)),
+        PATCH,
+        key=[f"{number:08d}" for number in numbers],
+        caption=[f"a drawing of thing number {number % 100}" for number in numbers],
+        shard=[f"drawings/{number // 10_000:04d}.tar" for number in numbers],
+    )
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -61,14 +61,13 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def build(folder: Path, uri: str, count: int, types: Sequence[IndexType]) -> dict[str, Any]:
     """All indexes. Seconds each took."""
-    vectors = synthetic(count, 1, max(1, count // 200))
     (folder / "no model").mkdir(exist_ok=True)
-    rows, took = [rows_of(vectors)], {}
+    sources, took = [rows(count)], {}
     for type_ in types:
         manifest = new_manifest("", "", WIDTH, [PATCH], "", type_, device="cpu")
-        into = partial(index_rows, folder / type_, folder / "no model", manifest, rows, "cpu")
+        into = partial(index_rows, folder / type_, folder / "no model", manifest, sources, "cpu")
         took[f"folder, {type_}"] = seconds_of(into)
-        push = partial(rows_to_milvus, MilvusAddress(uri, type_), "", manifest, rows)
+        push = partial(rows_to_milvus, MilvusAddress(uri, type_), "", manifest, sources)
         took[f"Milvus, {type_}"] = seconds_of(push)
         print(took, flush=True)
     return took

@@ -29,21 +29,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from data.files import write_text_atomically
 from lib.harness import RESULTS, Target, finish, interleave
 from lib.search_data import MODEL, PATCH, write_default_data, write_mixtures, write_vectors
-from lib.vectors import WIDTH
-from retrieval.embed.partitions import METADATA_SCHEMA
+from lib.vectors import WIDTH, rows_of
 from retrieval.index.config import INDEX_TYPES, IndexTypeChoice
 from retrieval.index.create import ivf_of
 from retrieval.index.nearest import nearest
-from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import Trial, moved_vectors, overlap, tune
 
@@ -61,15 +57,11 @@ def build_one(folder: Path, index_type: IndexTypeChoice) -> None:
     from retrieval.index.build import index_rows, new_manifest
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    count = len(vectors)
-    empty, model = [""] * count, folder / "no model"
+    captions, model = {}, folder / "no model"
     model.mkdir(exist_ok=True)
-    numbers = np.arange(count)
-    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
-    columns |= {"key": numbers.astype(str), "caption": empty, "shard": empty}
     if (folder / "captions.json").is_file():
-        columns["caption"], model = json.loads((folder / "captions.json").read_text()), MODEL
-    rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
+        captions, model = {"caption": json.loads((folder / "captions.json").read_text())}, MODEL
+    rows = rows_of(vectors, PATCH, **captions)
     manifest = new_manifest("", "", WIDTH, [PATCH], "", index_type, latency_ms=LATENCY_MS)
     before = _resident_mib()
     start = time.perf_counter()

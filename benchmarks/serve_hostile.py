@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from lib.harness import Target, finish
 from lib.synthetic_index import PATCH, build, serving, texts
-from lib.vectors import synthetic
-from retrieval.embed.partitions import METADATA_SCHEMA
+from lib.vectors import rows_of, synthetic
 from retrieval.index.build import change_index, compact_index
 from retrieval.index.row_sources import RowsInMemory
 from retrieval.search.searcher import Searcher
@@ -241,12 +239,10 @@ def _change(folder: Path, turn: int) -> None:
     vectors = synthetic(ADDED, 1000 + turn, max(1, COUNT // 200))
 
     def rows(first: int) -> list[RowsInMemory]:
-        numbers = first + np.arange(ADDED)
-        names = [f"added {number}" for number in numbers]
-        columns: dict[str, Any] = {"id": numbers, "offset": numbers + COUNT, "size": numbers}
-        columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * ADDED}
-        table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
-        return [RowsInMemory({PATCH: vectors}, table)]
+        places = range(first + COUNT, first + COUNT + ADDED)
+        names = [f"added {place - COUNT}" for place in places]
+        columns = {"offset": places, "key": names, "caption": names, "shard": ["gone.tar"] * ADDED}
+        return [rows_of(vectors, PATCH, first, **columns)]
 
     next_id = json.loads((folder / "manifest.json").read_text())["next_id"]
     change_index(folder, delete=list(range(COUNT, next_id)), add=rows)

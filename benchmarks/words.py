@@ -15,8 +15,6 @@ import argparse
 import json
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.harness import Target, finish, interleave
+from lib.harness import ROOT, Target, finish, interleave, run_demo
 from retrieval import Searcher, build_index
 from retrieval.embed.partitions import metadata_file
 from retrieval.search.fusion import LEAST_SHARE, OF_BEST
@@ -34,7 +32,6 @@ from retrieval.words.fill import write_words
 from retrieval.words.ranking import TextIndex, TextSegment
 from retrieval.words.text_file import open_words
 
-ROOT = Path(__file__).resolve().parent.parent
 K = 10
 WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)  # of words; 0: vectors alone, 1: words alone
 WEIGHT = 0.9  # the one that is promised for
@@ -157,7 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     if not Path(args.embeddings).is_dir():
-        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+        run_demo()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build_index(args.embeddings, folder / "index", args.model, "flat", "cpu")

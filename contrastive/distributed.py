@@ -171,14 +171,9 @@ def start_all_gather(tensor: Shaped[Tensor, "b ..."]) -> Callable[[], Shaped[Ten
     return wait
 
 
-@torch.no_grad()
 def all_gather(tensor: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "B ..."]:
     """Concatenate equal-sized tensors of all ranks along the first axis, without gradient."""
-    if world_size() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return start_all_gather(tensor)()
 
 
 @torch.no_grad()

@@ -214,8 +214,3 @@ def choose_recipe(name: str, recipes: Mapping[str, Callable[[], Config]]) -> Con
     if name not in recipes:
         raise UsageError(f"unknown recipe {name!r}; allowed: {', '.join(sorted(recipes))}")
     return recipes[name]()
-
-
-def build_recipe(name: str) -> TrainConfig:
-    """The configuration of a text training."""
-    return choose_recipe(name, RECIPES)

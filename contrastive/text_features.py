@@ -74,7 +74,7 @@ def fill_text_vectors(cfg: DataConfig, tower: TextTower, cache: TextVectorCache)
     """Compute what `open_text_vectors`' cache lacks, by all ranks; captions are cached already."""
     shards = expand_shards(cfg.shards, cfg.allow_pipe)
     captions = CaptionCache(cfg.features, shards, tower.tokenizer, cfg.index_dir)
-    own = range(distributed.rank(), len(shards), distributed.world_size())
+    own = distributed.own_share(range(len(shards)))
     missing = [s for s in own if cache.missing(s, len(captions.columns(s).tokens))]
     quiet = not distributed.is_main()
     for shard in Progress(missing, "text vectors", unit="shard", delay=2, disable=quiet):

@@ -89,6 +89,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file in place of the one there, as `write_text_atomically`."""
+    write_text_atomically(file, json.dumps(value, indent=2) + "\n")
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write in, which takes the place of `folder` at the end.

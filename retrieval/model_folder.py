@@ -35,6 +35,16 @@ def is_decoder(model: str | Path) -> bool:
         return False
 
 
+def load_model(name: str | Path, device: str) -> "LitModel":
+    """A model, on a GPU where there is one and `device` allows it."""
+    import torch
+
+    from contrastive.model.lit import LitModel
+
+    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return LitModel.from_pretrained(name, device=where)
+
+
 def to_copy(name: str | Path, model: "LitModel") -> "Path | LitModel":
     """What `copy_model` copies of a model that was loaded by `name`: its folder, if it has one."""
     return model if is_library_spec(str(name)) else Path(name)

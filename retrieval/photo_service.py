@@ -22,7 +22,7 @@ from retrieval.early_page import EarlyPage
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index_places import index_folder
 from retrieval.indexing_progress import IndexingProgress
-from retrieval.model_folder import check_model_folder
+from retrieval.model_folder import check_model_folder, load_model
 from retrieval.photos.albums import AlbumFacts, find_album, holds_its_photos, usual_model
 from retrieval.photos.follow import Job
 from retrieval.photos.follower import Follower
@@ -150,7 +150,7 @@ def make_album(service: PhotoService) -> "LitModel | None":
     where another program has made it since `prepare`, which is taken. Raises `UsageError` where
     that is of another model."""
     from retrieval.photos.finer import usual_patch_sizes
-    from retrieval.photos.indexing import load_model, new_album
+    from retrieval.photos.indexing import new_album
 
     job, album = service.job, Path(service.job.album)
     with only_writer(album):

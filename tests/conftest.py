@@ -72,19 +72,27 @@ def tiny_model(tiny_text: str) -> "LitModel":
 
 
 @pytest.fixture(scope="session")
+def model_dir(tiny_model: "LitModel", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` as a folder, which no test changes."""
+    folder = tmp_path_factory.mktemp("tiny-model") / "model"
+    tiny_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def emoji_index(
-    tiny_model: "LitModel", emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: "LitModel",
+    model_dir: Path,
+    emoji_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """An index of some drawings at patch sizes 48 and 40, built from shards."""
     from retrieval import build_index, embed_shards
 
     folder = tmp_path_factory.mktemp("emoji-index")
-    tiny_model.save_pretrained(folder / "model")
     shards = sorted(str(file) for file in emoji_shards.glob("*/*.tar"))
     sizes = tiny_model.patch_sizes[:2]
-    embed_shards(
-        tiny_model, shards, sizes, folder / "emb", num_workers=0, model_dir=folder / "model"
-    )
+    embed_shards(tiny_model, shards, sizes, folder / "emb", num_workers=0, model_dir=model_dir)
     build_index(folder / "emb", folder / "drawings", kind="flat", device="cpu")
     return folder / "drawings"
 

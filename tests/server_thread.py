@@ -11,8 +11,11 @@ from typing import Any
 
 from retrieval.evaluation.classify import ZeroShotClassifier
 from retrieval.search.searcher import Searcher
-from retrieval.server import HttpServer, Limits, Service, build_app
+from retrieval.server.app import build_app
+from retrieval.server.config import Limits
+from retrieval.server.http_server import HttpServer
 from retrieval.server.monitoring import Metrics
+from retrieval.server.service import Service
 
 
 @dataclass

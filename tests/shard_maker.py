@@ -15,13 +15,18 @@ from data.transform import ImageTransform
 TRANSFORM = ImageTransform(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image file of a format that Pillow names."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
 def png(seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> bytes:
     """An image that no other seed gives."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels.squeeze(), mode if mode == "RGBA" else None).save(out, "PNG")
-    return out.getvalue()
+    return encode(Image.fromarray(pixels.squeeze(), mode if mode == "RGBA" else None), "PNG")
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], **options: Any) -> str:

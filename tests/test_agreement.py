@@ -125,15 +125,14 @@ def test_a_sample_says_what_the_whole_says() -> None:
 
 
 def test_a_coarse_index_is_compared_with_images_encoded_for_it(
-    tiny_model: LitModel, emoji_shards: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, emoji_shards: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     shards = expand_shards([f"{emoji_shards}/train/*.tar"])
     found = {}
     for name, sizes in (("coarse", [NOISE]), ("both", [NOISE, OWN])):
         embed_shards(
             tiny_model, shards, sizes, tmp_path / f"{name} embeddings", num_workers=0,
-            model_dir=tmp_path / "model",
+            model_dir=model_dir,
         )  # fmt: skip
         build_index(tmp_path / f"{name} embeddings", tmp_path / name, device="cpu")
         found[name] = measure_agreement(tmp_path / name, tiny_model)

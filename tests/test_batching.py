@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from retrieval.index_interface import IndexUnavailable
-from retrieval.server import Limits
+from retrieval.server.config import Limits
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
 from retrieval.server.queues.encoding import Encoder

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server_thread import Served, serving
-from shard_maker import write_tar
+from shard_maker import encode, write_tar
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -29,8 +28,9 @@ from retrieval.index.manifest import read_index_manifest
 from retrieval.photos.indexing import index_photos
 from retrieval.search.config import Budget
 from retrieval.search.searcher import Searcher
-from retrieval.server import ServeConfig, load_service
 from retrieval.server.api.classification import answer_classify
+from retrieval.server.config import ServeConfig
+from retrieval.server.loading import load_service
 from retrieval.server.patch_sizes import kept_detail
 from retrieval.server.requests import ClassifyRequest
 
@@ -43,32 +43,21 @@ def pictures(seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
 
 
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def write_shard(path: Path) -> str:
-    return write_tar(path, [(f"{n}.png", png(image)) for n, image in enumerate(pictures())])
-
-
-@pytest.fixture(scope="module")
-def saved(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model.save_pretrained(folder)
-    return folder
+    return write_tar(
+        path, [(f"{n}.png", encode(image, "PNG")) for n, image in enumerate(pictures())]
+    )
 
 
 @pytest.fixture(scope="module")
 def index(
-    tiny_model: LitModel, saved: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: LitModel, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Embeddings, and an index of them, at most 9 and 20 tokens, of whole pictures."""
     root = tmp_path_factory.mktemp("budgets")
     shard = write_shard(root / "a.tar")
     made = embed_shards(
-        tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=saved,
+        tiny_model, [shard], (), root / "emb", batch_size=3, num_workers=1, model_dir=model_dir,
         max_tokens=(20, 9, 20), fit="aspect",
     )  # fmt: skip
     assert (made["format"], made["patch_sizes"], made["max_tokens"]) == (2, [], [20, 9])
@@ -78,9 +67,9 @@ def index(
 
 @pytest.mark.parametrize(("fit", "version"), [("crop", 2), ("squash", 1), ("aspect", 2)])
 def test_stored_vectors_are_those_of_encode_image(
-    tiny_model: LitModel, saved: Path, tmp_path: Path, fit: str, version: int
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path, fit: str, version: int
 ) -> None:
-    model = LitModel.from_pretrained(saved)
+    model = LitModel.from_pretrained(model_dir)
     model.vision.use_transform(version)
     shard = write_shard(tmp_path / "a.tar")
     embed_shards(model, [shard], (), tmp_path / "emb", num_workers=0, max_tokens=(30, 36), fit=fit)
@@ -140,7 +129,7 @@ def test_what_an_image_may_cost_buys_tokens(index: tuple[Path, Path]) -> None:
 
 
 def test_what_does_not_fit_is_refused_by_a_sentence(
-    index: tuple[Path, Path], tiny_model: LitModel, saved: Path, tmp_path: Path
+    index: tuple[Path, Path], tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     emb, out = index
     searcher = Searcher.load(out, device="cpu")
@@ -166,7 +155,7 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
     with pytest.raises(UsageError, match="made with another fit: aspect, not crop"):
         embed_shards(tiny_model, [str(emb.parent / "a.tar")], (), emb, max_tokens=(20, 9))
     embed_shards(tiny_model, [shard], (), tmp_path / "nine", num_workers=0, max_tokens=(9,),
-                 fit="aspect", model_dir=saved)  # fmt: skip
+                 fit="aspect", model_dir=model_dir)  # fmt: skip
     with pytest.raises(UsageError, match=r"lacks 20 tokens, which .* has; embed at 20, 9 tokens"):
         add_embeddings(out, tmp_path / "nine")
     crop = tmp_path / "crop"
@@ -176,11 +165,11 @@ def test_what_does_not_fit_is_refused_by_a_sentence(
 
 
 def test_files_of_patch_sizes_are_written_as_ever(
-    tiny_model: LitModel, saved: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     shard = write_shard(tmp_path / "a.tar")
     made = embed_shards(
-        tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved
+        tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=model_dir
     )
     build_index(tmp_path / "emb", tmp_path / "index", device="cpu")
     held = json.loads((tmp_path / "index" / "manifest.json").read_text())
@@ -219,7 +208,7 @@ def served(searcher: Searcher) -> Iterator[Served]:
 
 def test_the_service_reads_images_within_any_budget(served: Served, searcher: Searcher) -> None:
     image = pictures()[1]
-    encoded = base64.b64encode(png(image)).decode()
+    encoded = base64.b64encode(encode(image, "PNG")).decode()
     for count, answers in ((9, 9), (20, 20), (33, 20), (18, 20)):
         found = served.post("/v1/search", {"image": encoded, "max_tokens": count, "k": 5}).json
         (hits,) = searcher.search([image], 5, MaxTokens(answers), query_patch_size=MaxTokens(count))
@@ -229,7 +218,7 @@ def test_the_service_reads_images_within_any_budget(served: Served, searcher: Se
         sizes = (found["patch_size"], found["max_tokens"], found["query_max_tokens"])
         assert sizes == (None, answers, count)
         labelled = served.form(
-            "/v1/classify", image=png(image), labels=["a cat", "rain"], max_tokens=count
+            "/v1/classify", image=encode(image, "PNG"), labels=["a cat", "rain"], max_tokens=count
         ).json
         assert (labelled["patch_size"], labelled["max_tokens"]) == (None, count)
         assert len(labelled["labels"]) == 2
@@ -255,7 +244,7 @@ def test_an_image_is_answered_by_the_budget_that_its_cost_buys(
     served: Served, searcher: Searcher, index: tuple[Path, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "a.png"
-    file.write_bytes(png(pictures()[1]))
+    file.write_bytes(encode(pictures()[1], "PNG"))
     for count in (9, 20):
         cost = searcher.profile.gflops(MaxTokens(count))
         asked = {"image": base64.b64encode(file.read_bytes()).decode(), "max_gflops": cost}
@@ -267,10 +256,10 @@ def test_an_image_is_answered_by_the_budget_that_its_cost_buys(
 
 
 def test_indexes_of_several_fits_share_a_model_and_class_sets(
-    tiny_model: LitModel, saved: Path, index: tuple[Path, Path], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, index: tuple[Path, Path], tmp_path: Path
 ) -> None:
     shard = write_shard(tmp_path / "a.tar")
-    embed_shards(tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=saved)
+    embed_shards(tiny_model, [shard], (48,), tmp_path / "emb", num_workers=0, model_dir=model_dir)
     build_index(tmp_path / "emb", tmp_path / "squares", device="cpu")
     (tmp_path / "pets.txt").write_text("cat\ndog\n")
     config = ServeConfig(
@@ -281,7 +270,7 @@ def test_indexes_of_several_fits_share_a_model_and_class_sets(
     whole, squares = (service.indexes[name].searcher.model for name in ("index", "squares"))
     assert (whole.transform.fit, squares.transform.fit) == ("aspect", "crop")
     assert whole.vision.net is squares.vision.net
-    image = base64.b64encode(png(pictures()[1])).decode()
+    image = base64.b64encode(encode(pictures()[1], "PNG")).decode()
     for name in ("index", "squares"):
         asked = ClassifyRequest(index=name, image=image, class_set="pets")
         assert len(asyncio.run(answer_classify(service, asked)).labels) == 2
@@ -320,7 +309,7 @@ def test_the_service_says_what_budgets_there_are(served: Served, searcher: Searc
 def test_the_service_refuses_by_a_sentence(
     served: Served, body: dict[str, Any], sentence: str
 ) -> None:
-    strip = base64.b64encode(png(Image.new("RGB", (1, 300)))).decode()
+    strip = base64.b64encode(encode(Image.new("RGB", (1, 300)), "PNG")).decode()
     body = {name: strip if value == "strip" else value for name, value in body.items()}
     answer = served.post("/v1/search", body)
     assert answer.status == 400
@@ -345,14 +334,14 @@ def test_evaluation_measures_budgets_as_the_patch_sizes_that_they_are(
 
 
 def test_an_album_is_read_by_the_fit_that_it_was_made_with(
-    tiny_model: LitModel, saved: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     photos, out = tmp_path / "photos", tmp_path / "index"
     photos.mkdir()
     images = pictures()
     for number, image in enumerate(images[:4]):
         image.save(photos / f"{number}.png")
-    index_photos(photos, saved, out, device="cpu", num_workers=0, max_tokens=(9,), fit="aspect")
+    index_photos(photos, model_dir, out, device="cpu", num_workers=0, max_tokens=(9,), fit="aspect")
     images[4].save(photos / "4.png")
     index_photos(photos, out / "model", out, device="cpu", num_workers=0)
     searcher = Searcher.load(out, device="cpu")
@@ -363,9 +352,9 @@ def test_an_album_is_read_by_the_fit_that_it_was_made_with(
     stored = searcher.vectors(ids, MaxTokens(9))[order]
     np.testing.assert_allclose(stored, wanted, atol=1e-5)
     with pytest.raises(UsageError, match="was made with fit aspect, not crop"):
-        index_photos(photos, saved, out, device="cpu", num_workers=0, fit="crop")
+        index_photos(photos, model_dir, out, device="cpu", num_workers=0, fit="crop")
     with pytest.raises(UsageError, match="has budgets of 9 tokens, not 48; give these"):
-        index_photos(photos, saved, out, (48,), device="cpu", num_workers=0)
+        index_photos(photos, model_dir, out, (48,), device="cpu", num_workers=0)
 
 
 def test_an_album_of_a_model_that_squashes_is_no_other_than_one_asked_to(

@@ -107,7 +107,9 @@ def test_one_class_is_never_a_close_call(tiny_model: LitModel) -> None:
     assert labels.tolist() == [[0], [0]]
 
 
-def test_a_saved_class_set_classifies_alike(tiny_model: LitModel, tmp_path: Path) -> None:
+def test_a_saved_class_set_classifies_alike(
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
+) -> None:
     classifier = ZeroShotClassifier(tiny_model, NAMES, TEMPLATES)
     classifier.save(tmp_path / "classes")
     loaded = ZeroShotClassifier.load(tmp_path / "classes", tiny_model)
@@ -117,8 +119,7 @@ def test_a_saved_class_set_classifies_alike(tiny_model: LitModel, tmp_path: Path
         loaded.classify_embeddings(queries), classifier.classify_embeddings(queries), strict=True
     ):
         np.testing.assert_array_equal(got, expected)
-    tiny_model.save_pretrained(tmp_path / "model")
-    other = LitModel.from_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(model_dir)
     other.text.logit_scale.data += 1
     with pytest.raises(UsageError, match="another text tower"):
         ZeroShotClassifier.load(tmp_path / "classes", other)

@@ -23,11 +23,12 @@ from retrieval.server.queues.searching import SearchQueue
 
 
 @pytest.fixture(scope="module")
-def searcher(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+def searcher(
+    tiny_model: LitModel, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Searcher:
     """60 vectors and the column `even`, two of them deleted."""
     folder = tmp_path_factory.mktemp("contents")
-    tiny_model.save_pretrained(folder / "model")
-    write_embeddings(folder / "emb", tiny_model, folder / "model", [40, 20])
+    write_embeddings(folder / "emb", tiny_model, model_dir, [40, 20])
     build_index(folder / "emb", folder / "index", kind="flat", device="cpu")
     delete_ids(folder / "index", [0, 2])
     return Searcher.load(folder / "index", tiny_model, device="cpu")
@@ -159,10 +160,9 @@ def test_the_scale_is_what_words_and_nonsense_reach(served: Served, searcher: Se
 
 
 def test_a_scale_is_measured_once_for_each_state_of_an_index(
-    tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [9])
+    write_embeddings(tmp_path / "emb", tiny_model, model_dir, [9])
     build_index(tmp_path / "emb", tmp_path / "index", kind="flat", device="cpu")
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
     searches, search = [], SearchQueue.search
@@ -183,11 +183,10 @@ def test_a_scale_is_measured_once_for_each_state_of_an_index(
 
 
 def test_what_is_told_is_of_an_index_that_was_built_anew(
-    tiny_model: LitModel, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     for name, count in (("index", 9), ("other", 20)):
-        write_embeddings(tmp_path / f"{name}.emb", tiny_model, tmp_path / "model", [count], count)
+        write_embeddings(tmp_path / f"{name}.emb", tiny_model, model_dir, [count], count)
         build_index(tmp_path / f"{name}.emb", tmp_path / name, kind="flat", device="cpu")
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
     with serving({"index": searcher}) as served:
@@ -204,11 +203,10 @@ def test_what_is_told_is_of_an_index_that_was_built_anew(
 
 
 def test_an_empty_index_has_no_scale(
-    tiny_model: LitModel, searcher: Searcher, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, searcher: Searcher, tmp_path: Path
 ) -> None:
     folder = tmp_path / "empty"
-    tiny_model.save_pretrained(tmp_path / "model")
-    write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [3])
+    write_embeddings(tmp_path / "emb", tiny_model, model_dir, [3])
     build_index(tmp_path / "emb", folder, kind="flat", device="cpu")
     delete_ids(folder, Snapshot.open(folder).ids().tolist())
     with serving({"index": Searcher.load(folder, tiny_model, device="cpu")}) as served:

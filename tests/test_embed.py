@@ -1,22 +1,24 @@
 """Bulk embedding: right rows in clip-retrieval's files, restartable, bad images counted."""
 
 import gzip
-import io
 import json
 import multiprocessing
 import os
 import runpy
 import sys
 import tarfile
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shard_maker
 import torch
 from forked import ranks
-from PIL import Image
+from shard_maker import write_tar
 
 from contrastive.model.lit import LitModel
 from data.errors import DataError, UsageError
@@ -34,22 +36,16 @@ from retrieval.index.build import build_index
 LAUNCH = Path(__file__).parents[1] / "launch"
 
 
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+png = partial(shard_maker.png, size=(48, 40))
 
 
 def write_shard(path: Path, samples: dict[str, bytes]) -> str:
     """A tar of KEY.png and KEY.txt."""
-    with tarfile.open(path, "w") as tar:
-        for key, image in samples.items():
-            for name, data in ((f"{key}.png", image), (f"{key}.txt", f"caption of {key}".encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return str(path)
+    pairs = [
+        [(f"{key}.png", image), (f"{key}.txt", f"caption of {key}".encode())]
+        for key, image in samples.items()
+    ]
+    return write_tar(path, chain.from_iterable(pairs))
 
 
 @pytest.fixture
@@ -160,12 +156,11 @@ def test_an_empty_result_is_an_error_that_counts_what_was_left_out(
 
 
 def test_embeddings_without_an_image_are_not_indexed(
-    tiny_model: LitModel, shards: list[str], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, shards: list[str], tmp_path: Path
 ) -> None:
     size = tiny_model.patch_sizes[:1]
-    tiny_model.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
-    embed_shards(tiny_model, shards[:1], size, out, num_workers=0, model_dir=tmp_path / "model")
+    embed_shards(tiny_model, shards[:1], size, out, num_workers=0, model_dir=model_dir)
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["partitions"][0]["count"] = manifest["count"] = 0  # as an earlier version left it
     (out / "manifest.json").write_text(json.dumps(manifest))
@@ -174,11 +169,10 @@ def test_embeddings_without_an_image_are_not_indexed(
 
 
 def test_embeddings_with_a_flipped_bit_are_not_indexed(
-    tiny_model: LitModel, shards: list[str], tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, shards: list[str], tmp_path: Path
 ) -> None:
     size, out = tiny_model.patch_sizes[0], tmp_path / "out"
-    tiny_model.save_pretrained(tmp_path / "model")
-    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=tmp_path / "model")
+    embed_shards(tiny_model, shards, [size], out, num_workers=0, model_dir=model_dir)
     for file in (vector_file(out, size, 1), metadata_file(out, 2)):
         whole = file.read_bytes()
         file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -329,13 +323,12 @@ shutdown()
 
 @pytest.mark.slow
 def test_two_ranks_give_what_one_process_gives(
-    tiny_model: LitModel, emoji_shards: Path, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, emoji_shards: Path, tmp_path: Path
 ) -> None:
     """Three shards on two ranks, started as the deepspeed launcher starts them."""
-    tiny_model.save_pretrained(tmp_path / "model")
     sizes = tiny_model.patch_sizes[:2]
     data = str(emoji_shards / "heldout_captions")
-    arguments = [str(tmp_path / "model"), data, str(tmp_path), *map(str, sizes)]
+    arguments = [str(model_dir), data, str(tmp_path), *map(str, sizes)]
     program = tmp_path / "program.py"
     program.write_text(DRIVER)
     done = ranks(2, program, *arguments)

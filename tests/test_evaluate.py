@@ -153,16 +153,15 @@ def test_what_cannot_work_is_said_before_a_model_is_read(
 
 
 def test_a_set_that_cannot_be_read_costs_no_result_before_it(
-    tiny_model: LitModel,
+    model_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     good = write_drawings(tmp_path / "good", 0)
     bad = write_drawings(tmp_path / "bad", 0)
     write_tar(bad / "0.tar", [("0.png", b"no picture"), ("0.cls", b"0")])
-    required = ["--model", str(tmp_path / "model"), "--root", str(good), str(bad)]
+    required = ["--model", str(model_dir), "--root", str(good), str(bad)]
     flags = ["--patch-sizes", "48", "--out", str(tmp_path / "report")]
     run_zeroshot(monkeypatch, *required, *flags)
     said = capsys.readouterr()
@@ -174,14 +173,14 @@ def test_a_set_that_cannot_be_read_costs_no_result_before_it(
 
 def test_command_line_prints_the_table_and_writes_the_report(
     tiny_model: LitModel,
+    model_dir: Path,
     emoji_shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     size, out = tiny_model.patch_sizes[0], tmp_path / "report"
-    arguments = ["--model", str(tmp_path / "model"), "--dataset", "shards", "--out", str(out)]
+    arguments = ["--model", str(model_dir), "--dataset", "shards", "--out", str(out)]
     arguments += ["--root", str(emoji_shards / "heldout_captions"), "--num-workers", "0"]
     script = str(LAUNCH / "zeroshot.py")
     monkeypatch.setattr(sys, "argv", [script, *arguments, "--patch-sizes", str(size)])

@@ -57,15 +57,14 @@ def write_scenes(root: Path) -> Path:
 
 
 def test_two_ranks_match_one_process(
-    tmp_path: Path, tiny_model: LitModel, emoji_shards: Path
+    tmp_path: Path, tiny_model: LitModel, model_dir: Path, emoji_shards: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
     write_folders(tmp_path / "pictures")
     names = [f"{n}.jpg" for n in range(11)]
     write_images(tmp_path / "images", names)
     write_karpathy(tmp_path, "flickr30k", {n: captions_of(i) for i, n in enumerate(names)}, "test")
     job = {
-        "model": str(tmp_path / "model"),
+        "model": str(model_dir),
         "out": str(tmp_path / "out.json"),
         "dense": [str(write_scenes(tmp_path / "scenes"))],
         "sets": {

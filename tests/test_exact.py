@@ -181,12 +181,15 @@ def test_a_segment_filled_on_a_device_is_the_same_and_tuned_the_same(
 
 @pytest.mark.parametrize("index_type", ["flat", "flat16"])
 def test_an_index_on_a_device_changes_as_on_the_cpu(
-    index_type, tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index_type,
+    tiny_model: LitModel,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Filters, deletions, additions and a compaction."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    first = write_embeddings(tmp_path / "first", tiny_model, tmp_path / "model", (900, 300))
-    more = write_embeddings(tmp_path / "more", tiny_model, tmp_path / "model", (200,), seed=3)
+    first = write_embeddings(tmp_path / "first", tiny_model, model_dir, (900, 300))
+    more = write_embeddings(tmp_path / "more", tiny_model, model_dir, (200,), seed=3)
     index = tmp_path / "index"
     build_index(first, index, index_type=index_type, device="cpu")
     queries = all_vectors(first)[0][::40] + 0.3 * all_vectors(more)[0][:30]
@@ -221,10 +224,9 @@ def test_an_index_on_a_device_changes_as_on_the_cpu(
 @pytest.mark.gpu
 @pytest.mark.parametrize("index_type", ["flat", "flat16", "ivf", "ivfpq"])
 def test_a_gpu_builds_the_index_that_the_cpu_builds(
-    index_type, tiny_model: LitModel, tmp_path: Path
+    index_type, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    source = write_embeddings(tmp_path / "source", tiny_model, tmp_path / "model", (6000,))
+    source = write_embeddings(tmp_path / "source", tiny_model, model_dir, (6000,))
     vectors, ids = all_vectors(source)
     for device in ("cpu", "cuda"):
         build_index(source, tmp_path / device, index_type=index_type, device=device)  # type: ignore[arg-type]

@@ -50,9 +50,8 @@ def test_search_at_two_patch_sizes(run, emoji_index):
     assert out.count("[") == 2 * 2 * 5  # sizes, queries, hits
 
 
-def test_classify_a_folder(run, tiny_model, photos, tmp_path):
-    tiny_model.save_pretrained(tmp_path / "model")
-    out = run("classify_folder.py", tmp_path / "model", tmp_path / "photos", "cat", "dog")
+def test_classify_a_folder(run, model_dir, photos, tmp_path):
+    out = run("classify_folder.py", model_dir, tmp_path / "photos", "cat", "dog")
     lines = [line.split("  ") for line in out.splitlines()]
     assert [line[0] for line in lines] == [str(file) for file in photos]
     assert {line[1] for line in lines} <= {"cat", "dog"}

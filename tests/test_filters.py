@@ -117,10 +117,9 @@ def test_what_is_no_filter_is_refused(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def embeddings(tiny_model: LitModel, tmp_path_factory) -> Path:
+def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("filters")
-    tiny_model.save_pretrained(folder / "model")
-    return write_embeddings(folder / "embeddings", tiny_model, folder / "model", (6000,))
+    return write_embeddings(folder / "embeddings", tiny_model, model_dir, (6000,))
 
 
 @pytest.mark.parametrize("index_type", INDEX_TYPES)

@@ -1,7 +1,6 @@
 """Decoding strangers' files, and the transform of the towers."""
 
 import contextlib
-import io
 import struct
 import zlib
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shard_maker import png
+from shard_maker import encode, png
 from torchvision import transforms
 
 from data.images import decode_image
@@ -17,12 +16,6 @@ from data.problems import BadSample
 from data.transform import ImageTransform
 
 LIMIT = 1_000_000
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:

@@ -1,6 +1,7 @@
 """Indexes: exact, approximate, found again by id, refused in one sentence when they cannot be."""
 
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,12 +23,6 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
 EXACT = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "rabitq": 0.9, "hnsw": 0.95}
-
-
-@pytest.fixture
-def model_dir(tiny_model: LitModel, tmp_path: Path) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -116,11 +111,14 @@ def test_metadata_is_found_by_id_and_only_by_id(embeddings: Path, tmp_path: Path
             snapshot.rows([0, id])
 
 
-def test_index_folder_is_all_that_a_searcher_needs(embeddings: Path, tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    build_index(embeddings, index, device="cpu")
+def test_index_folder_is_all_that_a_searcher_needs(
+    embeddings: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    index, model = tmp_path / "index", tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    build_index(embeddings, index, model, device="cpu")
+    model.rename(tmp_path / "model elsewhere")
     embeddings.rename(tmp_path / "elsewhere")
-    (tmp_path / "model").rename(tmp_path / "model elsewhere")
     moved = index.rename(tmp_path / "moved")
     (hits,) = Searcher.load(moved).search(["a cat"], k=3)
     assert len(hits) == 3

@@ -35,13 +35,6 @@ from retrieval.search.searcher import Searcher
 WHOLE = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "rabitq": 0.9, "hnsw": 0.95}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tiny_model: LitModel, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "model"
-    tiny_model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def first(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
     return write_embeddings(tmp_path / "first", tiny_model, model_dir, (1200, 300))

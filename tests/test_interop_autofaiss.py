@@ -1,8 +1,6 @@
 """autofaiss as published (in .venv-interop/autofaiss) reads the embeddings that we write."""
 
-import io
 import subprocess
-import tarfile
 from pathlib import Path
 
 import faiss
@@ -12,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from shard_maker import encode, write_tar
 
 from contrastive import LitModel, VisionTower
 from contrastive.model.config import LossConfig
@@ -35,15 +34,11 @@ def write_shard(path: Path, first: int, count: int) -> list[Image.Image]:
     pictures = [
         Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(count)
     ]
-    with tarfile.open(path, "w") as tar:
-        for number, picture in enumerate(pictures, start=first):
-            png = io.BytesIO()
-            picture.save(png, "png")
-            members = {"png": png.getvalue(), "txt": f"noise number {number}".encode()}
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{number:05d}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = []
+    for number, picture in enumerate(pictures, start=first):
+        members.append((f"{number:05d}.png", encode(picture, "PNG")))
+        members.append((f"{number:05d}.txt", f"noise number {number}".encode()))
+    write_tar(path, members)
     return pictures
 
 

@@ -87,13 +87,6 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def model_dir(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model.save_pretrained(folder / "model")
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
 def embeddings(
     tiny_model: LitModel, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

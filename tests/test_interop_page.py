@@ -20,7 +20,7 @@ from data.files import file_digest
 from retrieval import ZeroShotSegmenter, build_index, index_regions
 from retrieval.regions.boxes import WHOLE
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits
+from retrieval.server.config import Limits
 
 pytestmark = pytest.mark.interop
 

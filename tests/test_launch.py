@@ -14,7 +14,7 @@ from launcher import ROOT, deepspeed
 from contrastive import LitModel
 from contrastive.cli import RARE, parse_run
 from contrastive.dense.config import DenseConfig
-from contrastive.recipes import FLEXIFY_RECIPES, RECIPES, build_recipe
+from contrastive.recipes import FLEXIFY_RECIPES, RECIPES
 from contrastive.run.config_file import (
     RENAMED,
     flatten,
@@ -209,7 +209,7 @@ def test_a_run_of_another_kind_is_not_resumed(tmp_path):
 
 
 def test_resume_may_change_workers_but_not_the_batch():
-    cfg = build_recipe("demo")
+    cfg = RECIPES["demo"]()
     check_resumable(cfg, dataclasses.replace(cfg, log_every=1))
     with pytest.raises(UsageError, match="global_batch_size=8 cannot change on resume"):
         check_resumable(cfg, dataclasses.replace(cfg, global_batch_size=8))

@@ -27,12 +27,6 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 @pytest.fixture
-def model_dir(tiny_model: LitModel, tmp_path: Path) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Twelve pictures in two folders, one with a caption; a broken one, and what is no picture."""
     images = tmp_path / "photos"
@@ -214,7 +208,8 @@ def test_what_cannot_be_taken_in_is_refused(
     elif what == "model":
         other = LitModel.from_pretrained(model_dir)
         other.feature_mean += 1
-        other.save_pretrained(model_dir)
+        other.save_pretrained(tmp_path / "model")
+        model_dir = tmp_path / "model"
         message = "another image tower"
     else:
         from index_maker import write_embeddings

@@ -46,13 +46,6 @@ from retrieval.search.searcher import Searcher
 PATIENCE_S = 120
 
 
-@pytest.fixture(scope="module")
-def model_dir(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "model"
-    tiny_model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FLEXILIT_CACHE", str(tmp_path / "cache"))

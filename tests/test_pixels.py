@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from hostile_images import encode
 from PIL import Image
+from shard_maker import encode
 
 from data import pixels
 from data.errors import UsageError

@@ -20,17 +20,14 @@ QUERIES = ["a cat", "rain", "a musical instrument", "something to eat"]
 
 
 @pytest.fixture(scope="module")
-def indexes(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
+def indexes(tiny_model: LitModel, model_dir: Path, emoji_shards: Path, tmp_path_factory) -> Path:
     """`coarse` and `fine` over the same drawings, which lie in shards of their own."""
     folder = tmp_path_factory.mktemp("refine")
-    tiny_model.save_pretrained(folder / "model")
     shutil.copytree(emoji_shards, folder / "shards")
     shards = expand_shards([f"{folder}/shards/*/*.tar"])
     for name, size in (("coarse", COARSE), ("fine", FINE)):
         embeddings = folder / f"{name} embeddings"
-        embed_shards(
-            tiny_model, shards, [size], embeddings, num_workers=0, model_dir=folder / "model"
-        )
+        embed_shards(tiny_model, shards, [size], embeddings, num_workers=0, model_dir=model_dir)
         build_index(embeddings, folder / name, device="cpu")
     return folder
 
@@ -100,12 +97,12 @@ def test_fine_vectors_are_computed_once_and_kept(
 
 
 def test_a_patch_size_that_the_index_holds_needs_no_pictures(
-    indexes: Path, tiny_model: LitModel, tmp_path: Path
+    indexes: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     shards = expand_shards([f"{indexes}/shards/*/*.tar"])
     embed_shards(
         tiny_model, shards, [COARSE, FINE], tmp_path / "both", num_workers=0,
-        model_dir=indexes / "model",
+        model_dir=model_dir,
     )  # fmt: skip
     build_index(tmp_path / "both", tmp_path / "index", index_type="flat", device="cpu")
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
@@ -154,7 +151,7 @@ def test_pictures_that_are_gone_come_last(
 
 
 def test_what_is_kept_is_bounded_and_survives_damage(
-    coarse: Searcher, tiny_model: LitModel, tmp_path: Path
+    coarse: Searcher, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     hits = coarse.search(["a cat"], k=30)[0]
     locations = {hit.id: hit.location for hit in hits}
@@ -182,8 +179,7 @@ def test_what_is_kept_is_bounded_and_survives_damage(
     for id, vector in found.items():
         np.testing.assert_allclose(vector, expected[id], atol=1e-6)
 
-    tiny_model.save_pretrained(tmp_path / "model")
-    other = LitModel.from_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(model_dir)
     other.feature_mean += 0.1
     changed = FineVectors(other, file)  # another tower's are not taken for its own
     first = hits[0].id

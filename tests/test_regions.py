@@ -49,10 +49,10 @@ def blocks(number: int, height: int, width: int) -> Image.Image:
 def made(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/, and index/ of them at patch sizes 48 and 40, with regions at 48."""
     folder = tmp_path_factory.mktemp("regions")
+    tiny_model.save_pretrained(folder / "model")
     (folder / "photos").mkdir()
     for number, shape in enumerate(SHAPES):
         blocks(number, *shape).save(folder / f"photos/{number}.png")
-    tiny_model.save_pretrained(folder / "model")
     take_in(folder)
     report = index_regions(folder / "index", model=tiny_model)
     assert (report.added, report.gone, report.unread) == (len(SHAPES), 0, {})
@@ -345,9 +345,10 @@ def test_an_index_of_budgets_has_regions_within_the_smallest(
     assert hits[0].similarity == pytest.approx(1, abs=1e-4)
 
 
-def test_an_index_whose_pictures_are_gone_has_regions_of_none(tmp_path: Path, tiny_model: LitModel):
-    tiny_model.save_pretrained(tmp_path / "model")
-    embeddings = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [30])
+def test_an_index_whose_pictures_are_gone_has_regions_of_none(
+    tmp_path: Path, tiny_model: LitModel, model_dir: Path
+):
+    embeddings = write_embeddings(tmp_path / "emb", tiny_model, model_dir, [30])
     build_index(embeddings, tmp_path / "index", device="cpu")
     report = index_regions(tmp_path / "index", model=tiny_model)
     assert (report.added, report.patch_sizes) == (0, (PATCH,))

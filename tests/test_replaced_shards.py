@@ -17,15 +17,14 @@ from retrieval.search.searcher import Searcher
 
 
 @pytest.fixture(scope="module")
-def embedded(tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedded(
+    tiny_model: LitModel, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two shards of two images, their embeddings and an index; the second shard was replaced by one
     of equal size."""
     folder = tmp_path_factory.mktemp("replaced")
     shards = write_shards(folder, [2, 2])
-    tiny_model.save_pretrained(folder / "model")
-    embed_shards(
-        tiny_model, shards, [48], folder / "emb", num_workers=0, model_dir=folder / "model"
-    )
+    embed_shards(tiny_model, shards, [48], folder / "emb", num_workers=0, model_dir=model_dir)
     build_index(folder / "emb", folder / "index", index_type="flat", device="cpu")
     shutil.copytree(folder / "emb", folder / "kept")
     members = [m for i in range(2) for m in sample(f"s1_{i:03d}", 1000 + i)]

@@ -26,9 +26,8 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 @pytest.fixture(scope="module")
-def index(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
+def index(tiny_model: LitModel, model_dir: Path, emoji_shards: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    tiny_model.save_pretrained(folder / "model")
     shards = expand_shards([f"{emoji_shards}/heldout_captions/*.tar"])
     embed_shards(
         tiny_model,
@@ -36,7 +35,7 @@ def index(tiny_model: LitModel, emoji_shards: Path, tmp_path_factory) -> Path:
         tiny_model.patch_sizes[:2],
         folder / "embeddings",
         num_workers=0,
-        model_dir=folder / "model",
+        model_dir=model_dir,
     )
     with pytest.MonkeyPatch.context() as patch:
         arguments = ["--embeddings", str(folder / "embeddings"), "--out", str(folder / "index")]
@@ -195,10 +194,9 @@ def test_a_filter_narrows_the_hits(searcher: Searcher) -> None:
 
 
 def test_index_of_another_tower_is_refused_but_another_text_tower_is_not(
-    index: Path, tiny_model: LitModel, tmp_path: Path
+    index: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    other = LitModel.from_pretrained(tmp_path / "model")
+    other = LitModel.from_pretrained(model_dir)
     other.text.logit_scale.data += 1
     Searcher.load(index, other)
     other.feature_mean += 1
@@ -207,10 +205,9 @@ def test_index_of_another_tower_is_refused_but_another_text_tower_is_not(
 
 
 def test_what_an_earlier_transform_made_is_continued_with_it(
-    emoji_shards: Path, tiny_model: LitModel, tmp_path: Path
+    emoji_shards: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    first, second = (LitModel.from_pretrained(tmp_path / "model") for _ in range(2))
+    first, second = (LitModel.from_pretrained(model_dir) for _ in range(2))
     first.vision.use_transform(1)
     made = tmp_path / "embeddings"
     shard = str(next(emoji_shards.glob("*/*.tar")))
@@ -220,7 +217,7 @@ def test_what_an_earlier_transform_made_is_continued_with_it(
     assert second.transform.version == 1
     first.save_pretrained(tmp_path / "first")
     build_index(made, tmp_path / "index", tmp_path / "first", kind="flat", device="cpu")
-    third = LitModel.from_pretrained(tmp_path / "model")
+    third = LitModel.from_pretrained(model_dir)
     Searcher.load(tmp_path / "index", third, device="cpu")
     assert third.image_fingerprint == manifest["image_fingerprint"]
 

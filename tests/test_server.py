@@ -186,11 +186,10 @@ def test_near_duplicates_are_told_by_what_is_better_alone() -> None:
 
 
 def test_pages_without_duplicates_join_and_end_with_the_index(
-    tiny_model: LitModel, tmp_path: Path
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     """29 of 30 images are copies: one look a little further than the page would miss the rest."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    folder = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", [900])
+    folder = write_embeddings(tmp_path / "emb", tiny_model, model_dir, [900])
     different = clustered(900, tiny_model.embed_dim)[:30]
     copies = np.repeat(different + 0.0, 30, axis=0)
     copies += 1e-3 * np.random.default_rng(0).standard_normal(copies.shape)

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import json
 import math
 import random
@@ -24,12 +23,15 @@ import torch
 from hostile_images import many_scans
 from PIL import Image
 from server_thread import Answer, Served, serving
+from shard_maker import encode
 
 from contrastive.model.lit import LitModel
 from data import decode_apart
 from data.errors import UsageError
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits, ServeConfig, http_server, load_service
+from retrieval.server import http_server
+from retrieval.server.config import Limits, ServeConfig
+from retrieval.server.loading import load_service
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 LIMITS = Limits(
@@ -50,9 +52,7 @@ def served(searcher: Searcher) -> Iterator[Served]:
 
 
 def png(*size: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, "red").save(out, "PNG")
-    return out.getvalue()
+    return encode(Image.new("RGB", size, "red"), "PNG")
 
 
 def b64(data: bytes) -> str:

@@ -17,10 +17,10 @@ from server_thread import Served, serving
 from contrastive.model.lit import LitModel
 from retrieval.photos.indexing import index_photos
 from retrieval.search.searcher import Searcher
-from retrieval.server import Limits
 from retrieval.server.api import stored_images
 from retrieval.server.api.stored_images import file_name
 from retrieval.server.api.zip_stream import ZipStream
+from retrieval.server.config import Limits
 
 NAMES = ("a/sea.jpg", "b/sea.jpg", "b/ünïcode 'n\".png", "c/old.bmp")
 SECRET = b"root:x:0:0:"
@@ -37,11 +37,9 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def index(album: Path, tiny_model: LitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(album: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("index") / "album"
-    model = out.parent / "model"
-    tiny_model.save_pretrained(model)
-    index_photos(album, model, out, patch_sizes=[48])
+    index_photos(album, model_dir, out, patch_sizes=[48])
     return out
 
 
@@ -188,11 +186,10 @@ def test_a_zip_is_made_beside_the_event_loop(
 
 
 def test_a_file_in_an_images_place_is_not_sent(
-    tmp_path: Path, album: Path, tiny_model: LitModel
+    tmp_path: Path, album: Path, tiny_model: LitModel, model_dir: Path
 ) -> None:
     shutil.copytree(album, tmp_path / "album")
-    tiny_model.save_pretrained(tmp_path / "model")
-    index_photos(tmp_path / "album", tmp_path / "model", tmp_path / "index", patch_sizes=[48])
+    index_photos(tmp_path / "album", model_dir, tmp_path / "index", patch_sizes=[48])
     searcher = Searcher.load(tmp_path / "index", tiny_model, device="cpu")
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET * 1000)

@@ -46,10 +46,9 @@ def test_as_many_are_ranked_again_as_the_recall_needs(
 
 
 def test_a_search_ranks_as_many_again_as_was_measured(
-    tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    embeddings = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", (2000,))
+    embeddings = write_embeddings(tmp_path / "emb", tiny_model, model_dir, (2000,))
     build_index(embeddings, tmp_path / "index", index_type="ivfpq", device="cpu")
     asked = []
     search = faiss.IndexRefine.search
@@ -67,11 +66,10 @@ def test_a_search_ranks_as_many_again_as_was_measured(
 
 @pytest.mark.parametrize("index_type", ["ivf", "hnsw"])
 def test_texts_are_found_by_an_index_of_their_captions(
-    index_type, tiny_model: LitModel, tmp_path: Path
+    index_type, tiny_model: LitModel, model_dir: Path, tmp_path: Path
 ) -> None:
     """Images lie around forty centres, and the texts of a model that was not trained elsewhere."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    embeddings = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", (2000,))
+    embeddings = write_embeddings(tmp_path / "emb", tiny_model, model_dir, (2000,))
     index = tmp_path / "index"
     build_index(embeddings, index, index_type=index_type, device="cpu", latency_ms=1000.0)
     tuning = Snapshot.open(index).segments[0].tuning(PATCH)
@@ -89,15 +87,14 @@ def test_texts_are_found_by_an_index_of_their_captions(
 
 
 def test_without_captions_or_model_it_is_said_that_texts_may_find_fewer(
-    tiny_model: LitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LitModel, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert caption_queries([rows(["one", "two"])], tiny_model, "cpu", tiny_model.embed_dim) is None
     many = rows([f"caption {number}" for number in range(100)])
     assert caption_queries([many], tmp_path, "cpu", tiny_model.embed_dim) is None
     assert caption_queries([many], tiny_model, "cpu", 8) is None
     monkeypatch.setattr(tune_module, "MIN_CAPTIONS", 10_000)
-    tiny_model.save_pretrained(tmp_path / "model")
-    embeddings = write_embeddings(tmp_path / "emb", tiny_model, tmp_path / "model", (1000,))
+    embeddings = write_embeddings(tmp_path / "emb", tiny_model, model_dir, (1000,))
     build_index(embeddings, tmp_path / "index", index_type="ivf", device="cpu")
     assert Snapshot.open(tmp_path / "index").segments[0].tuning(PATCH).captions == 0
     line = read_index_manifest(tmp_path / "index").tuning_line(PATCH)

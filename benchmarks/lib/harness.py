@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,8 @@ import torch
 
 from contrastive.run.config_file import revision
 
-RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parents[1] / "results")
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or ROOT / "benchmarks" / "results")
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,24 @@ def interleave(
     for number in range(-warmup, repeats):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            _synchronize()
+            synchronize()
             start = clock()
             fns[name]()
-            _synchronize()
+            synchronize()
             if number >= 0:
                 seconds[name].append(clock() - start)
     return Timings(seconds)
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for a GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def run_demo() -> None:
+    """`make demo`'s program, which passes over what it has done."""
+    subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
 
 
 # ---- the result file -----------------------------------------------------------------------

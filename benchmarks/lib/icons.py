@@ -9,17 +9,17 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from data.emoji.build import add_member
 from data.emoji.drawings import render, svg_of
 from data.emoji.npm import fetch_package, read_json
+from data.files import replaced_folder
 from data.progress import Progress
+from data.shards.tar import add_member
 
 SHARD_SIZE = 1000
 
@@ -58,9 +58,6 @@ def build_icons(out: Path, size: int = 224) -> Path:
     """
     if out.is_dir():
         return out
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     keys: list[str] = []
     drawings: list[str] = []
     for package, (version, _) in PACKAGES.items():
@@ -69,12 +66,12 @@ def build_icons(out: Path, size: int = 224) -> Path:
         drawings += [svg_of(icon, icons) for icon in icons["icons"].values()]
     images = zip(keys, _draw_all(drawings, size), strict=True)
     good = ((key, png) for key, png in images if png)
-    for number in range(-(-len(drawings) // SHARD_SIZE)):
-        shard = part / f"icons-{number:04d}.tar"
-        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, png in islice(good, SHARD_SIZE):
-                add_member(tar, f"{key}.png", png)
-    part.rename(out)
+    with replaced_folder(out) as part:
+        for number in range(-(-len(drawings) // SHARD_SIZE)):
+            shard = part / f"icons-{number:04d}.tar"
+            with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for key, png in islice(good, SHARD_SIZE):
+                    add_member(tar, f"{key}.png", png)
     return out
 
 
@@ -114,9 +111,6 @@ def build_named_icons(out: Path, unlike: Sequence[str], size: int = 224) -> Path
     built. Raises `UsageError` where a package can neither be found nor fetched."""
     if out.is_dir():
         return out
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     drawings: dict[str, str] = {}  # by name
     for package in NAMED:
         found = fetch_package(f"@iconify-json/{package}", PACKAGES[package][0])
@@ -125,16 +119,16 @@ def build_named_icons(out: Path, unlike: Sequence[str], size: int = 224) -> Path
             drawings.setdefault(name, svg_of(icons["icons"][key], icons))
     images = zip(drawings, _draw_all(list(drawings.values()), size), strict=True)
     good = ((name, png) for name, png in images if png)
-    for number in range(-(-len(drawings) // SHARD_SIZE)):
-        shard = part / f"named-icons-{number:04d}.tar"
-        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, png in islice(good, SHARD_SIZE):
-                key = "icon-" + name.replace(" ", "-")
-                add_member(tar, f"{key}.png", png)
-                add_member(tar, f"{key}.txt", name.encode())
-                about = {"captions": [caption.format(name) for caption in CAPTIONS]}
-                add_member(tar, f"{key}.json", json.dumps(about).encode())
-    part.rename(out)
+    with replaced_folder(out) as part:
+        for number in range(-(-len(drawings) // SHARD_SIZE)):
+            shard = part / f"named-icons-{number:04d}.tar"
+            with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for name, png in islice(good, SHARD_SIZE):
+                    key = "icon-" + name.replace(" ", "-")
+                    add_member(tar, f"{key}.png", png)
+                    add_member(tar, f"{key}.txt", name.encode())
+                    about = {"captions": [caption.format(name) for caption in CAPTIONS]}
+                    add_member(tar, f"{key}.json", json.dumps(about).encode())
     return out
 
 

@@ -125,11 +125,9 @@ def build_model(
     return model
 
 
-def build_step(
-    model: LitModel, zero: ZeroConfig, batch_size: int, optim: OptimConfig | None = None
-) -> TrainStep:
+def build_step(model: LitModel, zero: ZeroConfig, batch_size: int) -> TrainStep:
     """A training step of FlexiLiT, under DeepSpeed. batch_size: pairs, all ranks."""
-    optim = optim or OptimConfig(lr=1e-5)
+    optim = OptimConfig(lr=1e-5)
     distributed.ensure_group()
     world_size = distributed.world_size()
     shape = batch_shape(batch_size, zero.micro_batch_size, world_size)
@@ -144,10 +142,9 @@ def build_ours(
     loss: Loss = "sigmoid",
     zero: ZeroConfig | None = None,
     batch_size: int = 256,
-    optim: OptimConfig | None = None,
 ) -> TrainStep:
     """FlexiLiT's model and its training step."""
-    return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size, optim)
+    return build_step(build_model(tower, text, loss), zero or ZeroConfig(), batch_size)
 
 
 def build_open_clip(tower: VisionTower, text: str, like: TrainStep) -> open_clip.CustomTextCLIP:
@@ -194,7 +191,7 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return build_optimizer(OptimConfig(lr=1e-5), module)
 
 
-def ready_batch(size: Size | None, captions: TokenIds, step: int = 0) -> Batch:
+def ready_batch(size: Size | None, captions: TokenIds) -> Batch:
     """Random pixels (none without a size) and given token ids, in memory."""
     n = len(captions)
     pixels = None
@@ -205,7 +202,7 @@ def ready_batch(size: Size | None, captions: TokenIds, step: int = 0) -> Batch:
     keys = [str(i) for i in range(n)]
     good = torch.ones(n, dtype=torch.bool)
     return Batch(
-        step,
+        0,
         keys,
         pixels,
         keys,

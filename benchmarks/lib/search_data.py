@@ -5,18 +5,16 @@ captions.json, moved.npy     of mixtures: captions to tune by, "" where none is;
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from lib.harness import ROOT, run_demo
 from lib.vectors import mixtures, synthetic
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.row_sources import EmbeddedPartition
 from retrieval.index.tune import moved_vectors
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "runs" / "index" / "model"
 PATCH = 28
 QUERIES = 1000
@@ -61,7 +59,7 @@ def _demo() -> tuple[np.ndarray, list[str]]:
     """Vectors and captions of the demo's drawings."""
     embeddings = ROOT / "runs" / "embeddings"
     if not MODEL.is_dir():
-        subprocess.run([sys.executable, str(ROOT / "launch" / "demo.py")], check=True, cwd=ROOT)
+        run_demo()
     shards = [
         EmbeddedPartition(embeddings, number, partition["count"])
         for number, partition in enumerate(read_manifest(embeddings)["partitions"])

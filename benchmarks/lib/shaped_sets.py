@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,14 @@ from PIL import Image
 from contrastive.recipes import default_data
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE, read_class_names, read_templates
 from data.emoji.build import build_emoji
+from data.images import to_rgb
 from data.photographs.build import (
     build_photographs,
     fetch_package,
     read_stamps,
     unpack_stamps,
 )
+from lib.tars import read_tar
 
 SEED = 0
 WAYS = ("cut", "padded")
@@ -54,13 +55,13 @@ def drawings(limit: int | None = None, shaped: bool = False) -> PictureSet:
     folder = build_emoji(default_data()) / "heldout_style"
     pictures, labels, subgroups = [], [], []
     for file in sorted(folder.glob("*.tar")):
-        with tarfile.open(file) as tar:
-            for name in tar.getnames():
-                if name.endswith(".png"):
-                    pictures.append(_image(_read(tar, name)))
-                    about = json.loads(_read(tar, name.replace(".png", ".json")))
-                    subgroups.append(about["subgroup"])
-                    labels.append(int(_read(tar, name.replace(".png", ".cls"))))
+        members = read_tar(file)
+        for name in members:
+            if name.endswith(".png"):
+                pictures.append(_image(members[name]))
+                about = json.loads(members[name.replace(".png", ".json")])
+                subgroups.append(about["subgroup"])
+                labels.append(int(members[name.replace(".png", ".cls")]))
     rows = _choice(len(pictures), limit)
     chosen = [pictures[row] for row in rows]
     way = None
@@ -93,9 +94,9 @@ def photographs(limit: int | None = None, shaped: bool = False) -> PictureSet:
         files = unpack_stamps(fetch_package(), stamps)
         pictures = [_image(files[path]) for path in stamps]
     else:
-        with tarfile.open(folder / "0.tar") as tar:
-            keys = [path.removesuffix(".png").replace("/", "-") for path in stamps]
-            pictures = [_image(_read(tar, f"{key}.png")) for key in keys]
+        members = read_tar(folder / "0.tar")
+        keys = [path.removesuffix(".png").replace("/", "-") for path in stamps]
+        pictures = [_image(members[f"{key}.png"]) for key in keys]
     folders = [path.rpartition("/")[0] for path in stamps]
     rows = _choice(len(pictures), limit)
     return PictureSet(
@@ -126,17 +127,8 @@ def _shaped(picture: Image.Image, number: int, place: float) -> Image.Image:
 
 def _image(png: bytes) -> Image.Image:
     """RGB, transparency over white."""
-    thing = Image.open(io.BytesIO(png)).convert("RGBA")
-    white = Image.new("RGBA", thing.size, "white")
-    white.alpha_composite(thing)
-    return white.convert("RGB")
+    return to_rgb(Image.open(io.BytesIO(png)))
 
 
 def _names(folder: Path) -> tuple[list[str], list[str]]:
     return read_class_names(folder / CLASS_NAMES_FILE), read_templates(folder / TEMPLATES_FILE)
-
-
-def _read(tar: tarfile.TarFile, name: str) -> bytes:
-    opened = tar.extractfile(name)
-    assert opened is not None
-    return opened.read()

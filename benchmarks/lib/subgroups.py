@@ -1,6 +1,5 @@
 """The default drawings as a classification task: which of Unicode's subgroups is drawn?"""
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -9,6 +8,8 @@ from data.emoji.build import CAPTIONS_PACKAGE, build_emoji
 from data.emoji.concepts import load_concepts
 from data.emoji.drawings import load_drawings, render
 from data.emoji.npm import fetch_package
+from data.shards.tar import add_member
+from lib.tars import read_tar
 
 SCRATCH = Path("runs/benchmarks")
 
@@ -34,8 +35,8 @@ def subgroup_shards(size: int) -> tuple[Path, int]:
             (out / shard).parent.mkdir(parents=True, exist_ok=True)
             with tarfile.open(out / f"{shard}.tar", "w") as tar_file:
                 for key, png, name in samples:
-                    _add(tar_file, f"{key}.png", png)
-                    _add(tar_file, f"{key}.cls", str(classes.index(name)).encode())
+                    add_member(tar_file, f"{key}.png", png)
+                    add_member(tar_file, f"{key}.cls", str(classes.index(name)).encode())
         facts.write_text(json.dumps(classes) + "\n")
     return out, len(json.loads(facts.read_text()))
 
@@ -54,21 +55,8 @@ def _rest_of_emojione(drawn: set[str], size: int) -> list[tuple[str, bytes, str]
 
 def read_drawings(file: Path) -> list[tuple[str, bytes, str]]:
     """(key, PNG, subgroup) of each sample."""
-    with tarfile.open(file) as tar:
-        members = {member.name: member for member in tar}
-
-        def data(name: str) -> bytes:
-            opened = tar.extractfile(members[name])
-            assert opened is not None
-            return opened.read()
-
-        keys = [name.removesuffix(".png") for name in members if name.endswith(".png")]
-        return [
-            (key, data(f"{key}.png"), json.loads(data(f"{key}.json"))["subgroup"]) for key in keys
-        ]
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+    members = read_tar(file)
+    keys = [name.removesuffix(".png") for name in members if name.endswith(".png")]
+    return [
+        (key, members[f"{key}.png"], json.loads(members[f"{key}.json"])["subgroup"]) for key in keys
+    ]

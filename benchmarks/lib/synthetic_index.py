@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from contrastive import LitModel, load_vision_tower
@@ -19,11 +16,9 @@ from contrastive.model.text_side import TextSide
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
-from lib.vectors import synthetic
-from retrieval.embed.partitions import METADATA_SCHEMA
+from lib.vectors import rows_of, synthetic
 from retrieval.index.build import index_rows, new_manifest
 from retrieval.index.config import IndexTypeChoice
-from retrieval.index.row_sources import RowsInMemory
 
 SERVE = Path(__file__).resolve().parents[2] / "launch" / "serve.py"
 PATCH = 28
@@ -48,19 +43,16 @@ def build(folder: Path, count: int, types: Sequence[IndexTypeChoice] = ("auto",)
     text = TextEncoder(load_text_tower(TextConfig()), tower.embed_dim)
     model = LitModel(tower, TextSide(text, LossConfig())).eval()
     model.save_pretrained(folder / "model")
-    numbers = np.arange(count)
     names = [f"image {number}" for number in range(count)]
-    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
-    columns |= {"key": names, "caption": names, "shard": ["gone.tar"] * count}
-    table = pa.Table.from_pydict(columns, schema=METADATA_SCHEMA)
     vectors = synthetic(count, 1, max(1, count // 200))
+    rows = rows_of(vectors, PATCH, key=names, caption=names, shard=["gone.tar"] * count)
     for type_ in types:
         out = folder / ("index" if type_ == types[0] else f"index_{type_}")
         manifest = new_manifest(
             model.image_fingerprint, model.text_fingerprint, tower.embed_dim, [PATCH],
             index_type=type_,
         )  # fmt: skip
-        print(index_rows(out, folder / "model", manifest, [RowsInMemory({PATCH: vectors}, table)]))
+        print(index_rows(out, folder / "model", manifest, [rows]))
 
 
 @contextmanager

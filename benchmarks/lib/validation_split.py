@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.class_names import CLASS_NAMES_FILE, TEMPLATES_FILE
 from data.shards.tar import add_member
+from lib.tars import read_tar
 
 
 def split_train(data: Path, out: Path) -> dict[str, Path]:
@@ -39,10 +40,7 @@ def split_train(data: Path, out: Path) -> dict[str, Path]:
 
 def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
     samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            file = tar.extractfile(member)
-            assert file is not None
-            samples.setdefault(key, {})[suffix] = file.read()
+    for name, content in read_tar(shard).items():
+        key, _, suffix = name.partition(".")
+        samples.setdefault(key, {})[suffix] = content
     return samples

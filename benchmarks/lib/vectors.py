@@ -1,6 +1,12 @@
 """Vectors in the place of embeddings: clustered random ones, and mixtures of real ones."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pyarrow as pa
+
+from retrieval.embed.partitions import METADATA_SCHEMA
+from retrieval.index.row_sources import RowsInMemory
 
 WIDTH = 384
 BLOCK_ROWS = 65_536  # vectors drawn at a time
@@ -36,3 +42,15 @@ def mixtures(real: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.nd
         part += NOISE / real.shape[1] ** 0.5 * draw.standard_normal(part.shape, np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return out, first
+
+
+def rows_of(
+    vectors: np.ndarray, patch_size: int, first: int = 0, **columns: Sequence[object]
+) -> RowsInMemory:
+    """Vectors to be indexed, with the usual metadata: numbers from `first` on and empty texts where
+    no column is given."""
+    numbers = first + np.arange(len(vectors))
+    usual = {"id": numbers, "offset": numbers, "size": numbers, "key": numbers.astype(str)}
+    texts = dict.fromkeys(("caption", "shard"), [""] * len(vectors))
+    table = pa.Table.from_pydict({**usual, **texts, **columns}, schema=METADATA_SCHEMA)
+    return RowsInMemory({patch_size: vectors}, table)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from contrastive.export.config import ModelFormat
-from contrastive.files.new_folder import new_folder
 from contrastive.model.card import front_matter
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
+from data.files import replaced_folder
 
 MIN_COSINE = 0.9999
 TEXTS = ["a red bicycle", "two dogs", "Something longer: words, and commas; to the end. " * 9, "a"]
@@ -68,7 +68,7 @@ def export_model(
     model.transform.check_square()
     model = model.cpu().float().eval()
     form = FORMATS[to]()
-    with new_folder(folder) as part:
+    with replaced_folder(folder) as part:
         form.write(model, patch_size, part, folder)
         readme = _readme(model, to, form.usage, patch_size)
         (part / "README.md").write_text(readme, encoding="utf-8")

@@ -8,11 +8,11 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from contrastive.files.new_folder import new_folder
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.resize import resample_patch_embed, resample_position_grid
 from contrastive.vision.tower import VisionTower
 from data.errors import UsageError
+from data.files import replaced_folder
 
 
 def timm_args(tower: VisionTower, patch_size: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def export_timm(tower: VisionTower, patch_size: int, folder: Path) -> None:
         "crop_mode": "squash" if tower.transform.fit == "squash" else "center",
     }
     source = {"tag": f"flexilit_p{patch_size}", "license": None}  # not those of timm's own weights
-    with new_folder(folder) as part:
+    with replaced_folder(folder) as part:
         save_for_hf(
             net,
             str(part),

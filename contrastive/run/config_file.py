@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
-from data.files import check_seal, sealed, write_text_atomically
+from data.files import check_seal, sealed, write_json
 
 # Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
@@ -99,7 +99,7 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
         typed = json.loads(file.read_text()).get("command", typed)
     values: dict[str, Any] = {"format": 1, "revision": revision(), "command": typed}
     values["train"] = dataclasses.asdict(cfg)
-    write_text_atomically(file, json.dumps(sealed(values), indent=2) + "\n")
+    write_json(file, sealed(values))
 
 
 def load_config(folder: Path, cls: type[Config]) -> Config:

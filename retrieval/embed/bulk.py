@@ -24,7 +24,7 @@ from contrastive.run.lock import locked
 from contrastive.vision.config import is_library_spec
 from data.config import Fit, OnError
 from data.errors import DataError, UsageError, check_utf8
-from data.files import file_digest, link_or_copy, replace_folder
+from data.files import file_digest, link_or_copy, replace_folder, write_json
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity, stamp
@@ -38,7 +38,6 @@ from retrieval.embed.partitions import (
     partition_files,
     read_facts,
 )
-from retrieval.json_files import write_json
 
 
 def embed_shards(

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from data.files import is_intact, sealed
+from data.files import is_intact, sealed, write_json
 from retrieval.detail import Detail, as_key, from_key
-from retrieval.json_files import write_json
 
 BINS = 15  # of equal width (Guo et al. 2017, arXiv:1706.04599, section 2)
 COARSEST = 100.0  # temperatures are looked for between 1 / this and this

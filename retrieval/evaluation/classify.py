@@ -14,12 +14,11 @@ from contrastive.distributed import is_main
 from contrastive.model.lit import LitModel
 from data.class_names import DEFAULT_TEMPLATES, fill_template
 from data.errors import UsageError
-from data.files import check_seal, file_digest, load_array, replaced_folder, sealed
+from data.files import check_seal, file_digest, load_array, replaced_folder, sealed, write_json
 from data.given import Images, list_images
 from data.progress import Progress
 from retrieval.detail import Detail, encoding
 from retrieval.index.faiss_setup import faiss
-from retrieval.json_files import write_json
 from retrieval.search.config import PatchSizeOrBudget
 from retrieval.search.cost_profile import CostProfile
 from retrieval.search.refine import blend

@@ -19,11 +19,10 @@ from pathlib import Path
 import torch
 
 from data.errors import UsageError
-from data.files import cache_folder
+from data.files import cache_folder, write_json
 from data.progress import say_once
 from retrieval.index.config import Device
 from retrieval.index.faiss_setup import faiss
-from retrieval.json_files import write_json
 
 TRIAL_S = 120  # that FAISS may take to search a small index on each GPU; it takes 3 to 10
 TRIAL = """

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.config import Fit
 from data.errors import UsageError
-from data.files import is_intact, sealed
+from data.files import is_intact, sealed, write_json
 from retrieval.detail import (
     Detail,
     as_key,
@@ -23,7 +23,6 @@ from retrieval.detail import (
 )
 from retrieval.index.choose import RERANKED
 from retrieval.index.config import K_FACTOR, LATENCY_MS, IndexType, IndexTypeChoice
-from retrieval.json_files import write_json
 
 
 @dataclass(frozen=True)

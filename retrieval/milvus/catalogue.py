@@ -90,10 +90,14 @@ class Catalogue:
         """Of the images; the finest, written and deleted from last, comes last."""
         return [self.address.collection(size) for size in coarse_first(manifest.patch_sizes)]
 
-    def load(self, manifest: IndexManifest) -> None:
-        """Have Milvus Lite search them again after its restart; clusters remember."""
+    def load(self) -> IndexManifest:
+        """The present state, its collections checked, and ready in Milvus Lite too, which forgets
+        at its restart that it is to search them."""
+        manifest = self.read()
+        self.check_collections(manifest)
         for collection in self.collections(manifest):
             self.connection.load(collection)
+        return manifest
 
     def check_collections(self, manifest: IndexManifest) -> None:
         """Raises `UsageError` where a collection of images is missing, or of another schema."""

@@ -30,11 +30,7 @@ class MilvusPlace:
         return str(self.address)
 
     def manifest(self) -> IndexManifest:
-        catalogue = Catalogue.open(self.connection, self.address)
-        manifest = catalogue.read()
-        catalogue.check_collections(manifest)
-        catalogue.load(manifest)
-        return manifest
+        return Catalogue.open(self.connection, self.address).load()
 
     def model(self, manifest: IndexManifest) -> str:
         """What the embeddings named. Raises `UsageError` where it is not on this machine."""
@@ -48,9 +44,7 @@ class MilvusPlace:
 
     def open(self, device: Device) -> MilvusState:
         catalogue = Catalogue.open(self.connection, self.address)
-        manifest = catalogue.read()
-        catalogue.check_collections(manifest)
-        catalogue.load(manifest)
+        manifest = catalogue.load()
         return MilvusState(catalogue, manifest, self._kept(str(manifest.unknown.get("build", 0))))
 
     def _kept(self, build: str) -> Path:

@@ -145,9 +145,7 @@ def delete_in_milvus(address: MilvusAddress, ids: Sequence[int]) -> int:
 
 def _open(address: MilvusAddress) -> Catalogue:
     catalogue = Catalogue.open(MilvusConnection(address), address)
-    manifest = catalogue.read()
-    catalogue.check_collections(manifest)
-    catalogue.load(manifest)
+    catalogue.load()
     return catalogue
 
 

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import UsageError
-from data.files import cache_folder
+from data.files import cache_folder, write_json
 from retrieval.index.manifest import IndexManifest, read_index_manifest
-from retrieval.json_files import write_json
 
 GOOD_MODEL = "open_clip:ViT-B-32@laion2b_s34b_b79k"
 _ITS_REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

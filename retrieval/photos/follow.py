@@ -24,6 +24,7 @@ from data.problems import Problem
 from retrieval.detail import Detail, as_key, coarse_first, finest
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index_places import regions_folder
+from retrieval.model_folder import load_model
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.listing import Photo
 
@@ -102,7 +103,7 @@ class AlbumKeeper:
         """Take in what has changed."""
         from contrastive.model.with_fit import with_fit
         from retrieval.photos.finer import add_finer
-        from retrieval.photos.indexing import index_photos, load_model
+        from retrieval.photos.indexing import index_photos
 
         album, is_first = self._album, self._is_first
         self._is_first = False

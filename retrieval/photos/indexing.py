@@ -33,7 +33,7 @@ from retrieval.index.folder import commit, locked, new_folder
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import compact_when_due
 from retrieval.index_places import index_folder
-from retrieval.model_folder import to_copy
+from retrieval.model_folder import load_model, to_copy
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.changes import (
     SCHEMA_0_1,
@@ -148,12 +148,6 @@ def index_photos(
         report.kept_folders = sorted(set(changes.kept.values()))
         report.reason = compact_when_due(out, device)
         return report
-
-
-def load_model(model_dir: str | Path, device: Device) -> LitModel:
-    """On a GPU where there is one and `device` allows it."""
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    return LitModel.from_pretrained(model_dir, device=where)
 
 
 def new_album(

@@ -11,9 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.files import is_intact, sealed
+from data.files import is_intact, sealed, write_json
 from retrieval.detail import Detail, as_key, from_key, said
-from retrieval.json_files import write_json
 
 NEAREST = 10  # neighbours of an image that are compared
 # Sizes above had 0.81 to 0.99 of the own size's precision@10, those below 0.50 to 0.67

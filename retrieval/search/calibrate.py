@@ -4,18 +4,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from data.errors import UsageError
 from data.progress import Progress
+from data.shards.location import ImageLocation
 from retrieval.detail import Detail, coarse_first, said
 from retrieval.embed.encode import check_encodes
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_places import index_folder
+from retrieval.model_folder import load_model
 from retrieval.search.background import COMMON
 from retrieval.search.calibration import (
     FINE_ANSWERS,
@@ -27,7 +28,6 @@ from retrieval.search.calibration import (
     write_calibration,
 )
 from retrieval.search.config import MAX_K
-from retrieval.search.hit import Hit
 from retrieval.search.refine import FineVectors, blend
 
 CAPTIONS = "the captions of this index"
@@ -58,8 +58,7 @@ def calibrate_index(
     folder = index_folder(folder, "calibrating")
     snapshot = Snapshot.open(folder)
     if model is None:
-        encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        model = LitModel.from_pretrained(folder / "model", device=encode_on)
+        model = load_model(folder / "model", device)
     model = with_fit(model, snapshot.manifest.fit)
     captions = _captions(snapshot)
     source = f"{len(texts):,} given texts" if texts else CAPTIONS
@@ -229,7 +228,7 @@ def _encode_images(
     starts = Progress(range(0, len(ids), IMAGES), f"encoding at {said(patch_size)}", unit="block")
     for start in starts:
         rows = snapshot.rows(ids[start : start + IMAGES])
-        vectors = kept.get({row["id"]: Hit.of(0.0, row).location for row in rows}, patch_size)
+        vectors = kept.get({row["id"]: ImageLocation.of(row) for row in rows}, patch_size)
         for number, row in enumerate(rows, start):
             if row["id"] in vectors:
                 found[number] = vectors[row["id"]]

@@ -19,7 +19,7 @@ import torch
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from data.files import cache_folder
+from data.files import cache_folder, write_json
 from data.numbers import rounded
 from retrieval.detail import (
     Detail,
@@ -31,7 +31,6 @@ from retrieval.detail import (
     num_tokens,
     said,
 )
-from retrieval.json_files import write_json
 from retrieval.machine_load import OthersLoad, warn_if_busy
 from retrieval.search.config import Budget, PatchSizeOrBudget
 from retrieval.tower_speed import square_image, time_forwards

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
+from data.shards.location import ImageLocation
 from retrieval.detail import Detail
 from retrieval.embed.encode import check_encodes
 from retrieval.index.filters import Where
@@ -40,8 +41,8 @@ class OpenedIndex(NamedTuple):
         if patch_size in self.snapshot.patch_sizes:
             vectors = dict(self.snapshot.known_vectors(distinct, patch_size))
         else:
-            hits = [Hit.of(0.0, row) for row in self.snapshot.rows(distinct)]
-            vectors = self.fine.get({hit.id: hit.location for hit in hits}, patch_size)
+            rows = self.snapshot.rows(distinct)
+            vectors = self.fine.get({row["id"]: ImageLocation.of(row) for row in rows}, patch_size)
         return rank_again(queries, similarities, ids, vectors)
 
     def in_regions(

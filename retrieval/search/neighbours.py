@@ -10,16 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from data.progress import Progress
+from data.shards.location import ImageLocation
 from retrieval.detail import Detail, MaxTokens, finest, num_tokens, said
 from retrieval.index.config import Device
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_places import index_folder
+from retrieval.model_folder import load_model
 from retrieval.search.agreement import (
     CHANGED,
     NEAREST,
@@ -30,7 +31,6 @@ from retrieval.search.agreement import (
 )
 from retrieval.search.calibration import unit
 from retrieval.search.config import CANDIDATES
-from retrieval.search.hit import Hit
 from retrieval.search.refine import BATCH, FineVectors
 
 QUERIES = 256  # images, of which half the width of a 95% interval is 0.03 or less
@@ -62,8 +62,7 @@ def measure_agreement(
     if known is not None and not _has_changed(snapshot, known):
         return known
     if model is None:
-        encode_on = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        model = LitModel.from_pretrained(folder / "model", device=encode_on)
+        model = load_model(folder / "model", device)
     model = with_fit(model, snapshot.manifest.fit)
     ids = snapshot.ids()
     queries = np.random.default_rng(0).permutation(ids)[:QUERIES]
@@ -199,7 +198,7 @@ def _encode(
         if len(fine) >= MIN_IMAGES and time.monotonic() > until:
             break
         rows = snapshot.rows(queries[start : start + BATCH])
-        fine |= kept.get({row["id"]: Hit.of(0.0, row).location for row in rows}, own)
+        fine |= kept.get({row["id"]: ImageLocation.of(row) for row in rows}, own)
     return fine
 
 

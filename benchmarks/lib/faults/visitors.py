@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from data.shards.tar import add_member
 from lib.faults import readers
 from lib.faults.processes import program, run
 from lib.faults.tally import Tally
@@ -181,9 +182,7 @@ def embed_hostile(world: World) -> Tally:
     with tarfile.open(tar, "w") as archive:
         for number, data in enumerate([*hostile.values(), base64.b64decode(_good())]):
             suffix = "jpg" if data[:2] == b"\xff\xd8" else "tif" if data[:2] == b"II" else "png"
-            info = tarfile.TarInfo(f"{number}.{suffix}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+            add_member(archive, f"{number}.{suffix}", data)
     command = ("embed", "--model", world.model, "--shards", tar, "--out", out,
                "--patch-sizes", readers.PATCH_SIZES[0], "--num-workers", 1)  # fmt: skip
     ended = run(program, *command, timeout_s=4 * ANSWER_S)

@@ -14,6 +14,7 @@ from PIL import Image
 from contrastive import VisionTower
 from contrastive.vision.build import build_vision_tower
 from contrastive.vision.tower_config import TowerConfig
+from data.shards.tar import add_member
 from lib.gpu.scale import DEVICE, DTYPE, Scale, TextShape
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -98,8 +99,5 @@ def _jpegs(count: int) -> list[bytes]:
 def _write_tar(file: Path, rows: range, images: Sequence[bytes], texts: Sequence[str]) -> None:
     with tarfile.open(file, "w") as tar:
         for row in rows:
-            pair = ((".jpg", images[row % len(images)]), (".txt", texts[row].encode()))
-            for ending, data in pair:
-                info = tarfile.TarInfo(f"{row:08d}{ending}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+            add_member(tar, f"{row:08d}.jpg", images[row % len(images)])
+            add_member(tar, f"{row:08d}.txt", texts[row].encode())

@@ -9,16 +9,13 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from lib.gpu.results import Measured
 from lib.gpu.scale import CUDA, Scale
 from lib.harness import Target, Timings, interleave
-from lib.vectors import synthetic
-from retrieval.embed.partitions import METADATA_SCHEMA
+from lib.vectors import rows_of, synthetic
 from retrieval.index.build import index_rows, new_manifest
 from retrieval.index.config import Device, IndexType
-from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.index.tune import overlap
 
@@ -41,17 +38,12 @@ def _vectors(scale: Scale, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _build(folder: Path, vectors: np.ndarray, index_type: IndexType) -> tuple[Path, float]:
     """Builds an index; returns its folder and the seconds that took."""
-    numbers = np.arange(len(vectors))
-    columns: dict[str, Any] = {"id": numbers, "offset": numbers, "size": numbers}
-    columns |= {"key": numbers.astype(str), "caption": [""] * len(vectors)}
-    columns |= {"shard": [""] * len(vectors)}
-    rows = RowsInMemory({PATCH: vectors}, pa.Table.from_pydict(columns, schema=METADATA_SCHEMA))
     out, model = folder / index_type, folder / "no model"
     shutil.rmtree(out, ignore_errors=True)
     model.mkdir(exist_ok=True)
     start = time.perf_counter()
     manifest = new_manifest("", "", vectors.shape[1], [PATCH], "", index_type, device=WHERE)
-    index_rows(out, model, manifest, [rows], WHERE)
+    index_rows(out, model, manifest, [rows_of(vectors, PATCH)], WHERE)
     return out, time.perf_counter() - start
 
 
