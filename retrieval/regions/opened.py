@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.errors import UsageError
+from data.files import write_json
 from retrieval.detail import Detail
 from retrieval.index.config import Device
 from retrieval.index.filters import NamedFilter, Where, written
@@ -17,7 +18,6 @@ from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.snapshot import Snapshot
 from retrieval.index_interface import IndexState
 from retrieval.index_places import regions_folder
-from retrieval.json_files import write_json
 from retrieval.regions.boxes import WHOLE, Box
 
 IMAGE, BOX = "image", Box._fields  # columns of their metadata
