@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.dense.trained import TrainedSegmenter
+    from retrieval.dense.trained_boxes import TrainedDetector
     from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
@@ -39,6 +40,7 @@ _MODULES = {
     "MaxTokens": "retrieval.detail",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
+    "TrainedDetector": "retrieval.dense.trained_boxes",
     "TrainedSegmenter": "retrieval.dense.trained",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
     "ZeroShotDetector": "retrieval.dense.detect",
@@ -71,6 +73,7 @@ __all__ = [
     "MaxTokens",
     "Report",
     "Searcher",
+    "TrainedDetector",
     "TrainedSegmenter",
     "ZeroShotClassifier",
     "ZeroShotDetector",
