@@ -220,7 +220,7 @@ def boxes() -> DenseConfig:
     return DenseConfig(
         name="boxes",
         data=PicturesConfig(f"{folder}/train", features="runs/features-boxes"),
-        vision=VisionConfig(tower="runs/demo/model"),
+        vision=VisionConfig(tower="runs/demo/model", dtype="fastest"),
         decoder=DecoderConfig("boxes"),
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=20),
         eval_data=(f"{folder}/heldout_captions", f"{folder}/heldout_style"),

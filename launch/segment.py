@@ -92,8 +92,10 @@ class Segmenters:
         self.found: LitModel | TrainedSegmenter | TrainedDetector
         kind = decoder_kind(args.model)
         if kind == "boxes":
-            least = {"threshold": 0.0} if args.root else {}  # average precision judges every box
-            self.found = TrainedDetector.from_pretrained(args.model, device=device(), **least)
+            # average precision judges every box
+            self.found = TrainedDetector.from_pretrained(
+                args.model, threshold=0.0 if args.root else 0.1, device=device()
+            )
             self.tower = self.found.trained.tower
         elif kind:
             self.found = TrainedSegmenter.from_pretrained(args.model, device())

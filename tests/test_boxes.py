@@ -1,8 +1,10 @@
 """Heads that find boxes by words: trained at several patch sizes, asked for anything at any."""
 
 import json
+import runpy
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from data.dense.layouts import load_dense
 from data.dense.picture import AnnotatedPicture, TrueBox
 from data.errors import UsageError
 from retrieval import TrainedDetector, TrainedSegmenter, evaluate_dense
-from retrieval.dense.average_precision import iou
+from retrieval.dense.average_precision import ScoredBox, iou
+from retrieval.dense.painted import framed
 from retrieval.dense.trained_boxes import scored_boxes
 from retrieval.evaluation.classify import embed_classes
 
@@ -329,3 +332,77 @@ def test_what_cannot_work_is_one_sentence(
         TrainedDetector(loaded, tiny_model, threshold=2.0)
     with pytest.raises(UsageError, match=r"were trained with the texts of"):
         TrainedDetector(replace(loaded, texts="another"), tiny_model)
+
+
+# ---- what it is good for afterwards ----------------------------------------------------------
+
+
+@pytest.fixture
+def segment(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """launch/segment.py with the heads: exit status and what was said."""
+
+    def run(*flags: object) -> tuple[int, str]:
+        words = ["segment.py", "--model", str(trained / "model"), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", words)
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "launch" / "segment.py"), run_name="__main__")
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_heads_are_reported_as_a_model_is(
+    segment: Callable[..., tuple[int, str]], small_scenes: Path
+) -> None:
+    code, said = segment("--root", small_scenes / "heldout_captions", "--patch-sizes", 48, 40)
+    assert code == 0, said
+    assert "AP50" in said
+    assert "mIoU" not in said.split("In per cent")[0]
+    assert [line.split()[0] for line in said.splitlines() if line.split()[:1] in (["48"], ["40"])]
+
+
+def test_boxes_of_own_pictures_are_framed_and_listed(
+    segment: Callable[..., tuple[int, str]], small_scenes: Path, trained: Path, tmp_path: Path
+) -> None:
+    picture = small_scenes / "heldout_style/images/000000.png"
+    names = ["a red bicycle", "smile"]
+    code, said = segment("--pictures", picture, "--class-names", *names, "--out", tmp_path / "out")
+    assert code == 0, said
+    found = json.loads((tmp_path / "out/patch_40/boxes/000000.json").read_text())["boxes"]
+    detector = TrainedDetector.from_pretrained(trained / "model", names)
+    assert detector.threshold == 0.1
+    (expected,) = detector.predict(picture)
+    assert [one["name"] for one in found] == [names[box.label - 1] for box in expected]
+    assert [one["score"] for one in found] == pytest.approx([box.score for box in expected])
+
+
+def test_a_frame_is_where_its_box_is() -> None:
+    white = Image.new("RGB", (300, 200), "white")
+    boxes = [ScoredBox((100, 60, 150, 100), 300, 0.5)]  # more names than the palette has colours
+    changed = np.asarray(framed(white, boxes, [f"thing {n}" for n in range(300)])) != 255
+    rows, columns = np.flatnonzero(changed.any((1, 2))), np.flatnonzero(changed.any((0, 2)))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (60, 160, 100, 250)
+    assert not changed[120:150, 110:240].any()
+    assert np.array_equal(framed(white, [], []), white)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--root", "ROOT", "--background", "0.1"], "--background is of cosines"),
+        (["--root", "ROOT", "--shorter-side", "480"], "--shorter-side is of masks"),
+        (["--root", "ROOT", "--windows", "3"], "--windows is of cosines"),
+        (["--root", "ROOT", "--patch-sizes", "47"], "47"),
+    ],
+)
+def test_what_heads_of_boxes_cannot_do_is_one_sentence(
+    flags: list[str], says: str, segment: Callable[..., tuple[int, str]], small_scenes: Path
+) -> None:
+    code, said = segment(*(flag.replace("ROOT", str(small_scenes / "train")) for flag in flags))
+    assert code == 2
+    assert says in said
