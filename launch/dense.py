@@ -71,12 +71,16 @@ def evaluators(
     from retrieval.evaluation.datasets import tell_apart
 
     def evaluator(dataset: "DenseDataset") -> "Callback":
+        embeds = texts_of(model, dataset).embeds if model else None
+
         def run(step: int, trained: "TrainedDecoder") -> dict[str, float]:
             sizes = cfg.eval_patch_sizes or (max(trained.patch_sizes),)
             judged: TrainedSegmenter | TrainedDetector
             if model:
                 names, templates = dataset.class_names, dataset.templates
-                judged = TrainedDetector(trained, model, names, templates, threshold=0.0)
+                judged = TrainedDetector(
+                    trained, model, names, templates, threshold=0.0, class_embeds=embeds
+                )
             else:
                 judged = TrainedSegmenter(trained)
             found = evaluate_dense(judged, dataset, sizes).dense or {}

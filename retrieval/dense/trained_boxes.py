@@ -36,6 +36,7 @@ class TrainedDetector:
     model: the one whose texts the heads read. queries: texts as the class names of
     `ZeroShotClassifier`, or pictures as `ZeroShotDetector` takes them, each of one thing that fills
     it; None: what the heads were trained to find. threshold: the least probability of a box.
+    class_embeds: of these queries, where they were computed before.
     Raises `UsageError` as `ZeroShotDetector`, and for another model.
     """
 
@@ -47,6 +48,7 @@ class TrainedDetector:
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         *,
         threshold: float = 0.1,
+        class_embeds: Float[np.ndarray, "k d"] | None = None,
     ) -> None:
         if not isinstance(trained.decoder, BoxHeads):
             raise UsageError(f"a decoder of kind {trained.cfg.kind} finds no boxes by words")
@@ -59,14 +61,10 @@ class TrainedDetector:
             raise UsageError(f"threshold {threshold}: a probability, 0 to 1")
         self.trained, self.model, self.threshold = trained, model, threshold
         self.heads: BoxHeads = trained.decoder
-        names: Any = trained.class_names if queries is None else queries
-        if isinstance(names, str) or not are_pictures(names):
-            found = ZeroShotClassifier(model, names, templates)
-            self.class_names, embeds = list(found.class_names), found.class_embeds
-        else:
-            self.class_names = [f"picture {number}" for number in range(1, len(names) + 1)]
-            embeds = np.concatenate([self._example(i) for i in opened_images(names)])
-        self.class_embeds = torch.from_numpy(embeds).to(self._device)
+        self.class_names = list(trained.class_names)
+        self._embeds: Tensor | None = None
+        if queries is not None:
+            self.class_names, self._embeds = self._embedded(queries, templates, class_embeds)
 
     @classmethod
     def from_pretrained(
@@ -119,15 +117,35 @@ class TrainedDetector:
         found = self.heads(self._features(picture, patch_size), self.class_embeds)
         return scored_boxes(found, [shape_of(picture)], self.threshold)[0]
 
+    @property
+    def class_embeds(self) -> Float[Tensor, "k d"]:
+        """Of the queries, unit norm."""
+        if self._embeds is None:
+            _, self._embeds = self._embedded(self.class_names, DEFAULT_TEMPLATES, None)
+        return self._embeds
+
+    def _embedded(
+        self,
+        queries: Any,
+        templates: str | Sequence[str],
+        class_embeds: Float[np.ndarray, "k d"] | None,
+    ) -> tuple[list[str], Float[Tensor, "k d"]]:
+        """Names of the queries, and their vectors."""
+        if isinstance(queries, str) or not are_pictures(queries):
+            found = ZeroShotClassifier(self.model, queries, templates, class_embeds)
+            return found.class_names, torch.from_numpy(found.class_embeds).to(self._device)
+        embeds = torch.stack([self._example(picture) for picture in opened_images(queries)])
+        return [f"picture {number}" for number in range(1, len(queries) + 1)], embeds
+
     @torch.no_grad()
-    def _example(self, picture: Image.Image | Tensor) -> Float[np.ndarray, "1 d"]:
+    def _example(self, picture: Image.Image | Tensor) -> Float[Tensor, " d"]:
         """The vector of the patch whose box is most like the whole picture."""
         features = self._features(picture, None)
         vectors = self.heads.embed(features)[0]
         boxes = self.heads(features, vectors[:1]).boxes[0]
         low, high = corners(boxes.cpu()).clamp(0, 1).split(2, dim=-1)
         share = (high - low).prod(-1)  # of the picture: what lies inside is its IoU with the whole
-        return vectors[share.argmax()][None].cpu().numpy()
+        return vectors[share.argmax()]
 
     @property
     def _device(self) -> Device:
