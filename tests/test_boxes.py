@@ -21,8 +21,8 @@ from contrastive import LitModel
 from contrastive.dense.box_heads import BoxHeads, Detections, box_bias
 from contrastive.dense.config import DecoderConfig, DenseConfig, PicturesConfig
 from contrastive.dense.decoder_folder import ClassTexts, load_decoder
+from contrastive.dense.decoder_losses import BoxLoss, corners, match
 from contrastive.dense.loop import train_decoder
-from contrastive.dense.losses import BoxLoss, corners, match
 from contrastive.dense.targets import BoxTargets
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.vision.config import VisionConfig

@@ -23,7 +23,7 @@ from contrastive.dense.decoder_folder import (
     new_decoder,
     save_decoder,
 )
-from contrastive.dense.losses import BoxLoss, MaskLoss
+from contrastive.dense.decoder_losses import BoxLoss, MaskLoss
 from contrastive.dense.patch_source import PatchSource
 from contrastive.dense.targets import BoxTargets, MaskTargets
 from contrastive.files.weights import read_config

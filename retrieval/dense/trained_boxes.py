@@ -14,7 +14,7 @@ from torch import device as Device
 
 from contrastive.dense.box_heads import BoxHeads, Detections
 from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
-from contrastive.dense.losses import corners
+from contrastive.dense.decoder_losses import corners
 from contrastive.model.lit import LitModel
 from contrastive.vision.patch_features import patch_features
 from data.class_names import DEFAULT_TEMPLATES
