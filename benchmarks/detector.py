@@ -5,7 +5,7 @@
 Heads are trained on scenes of all trained things (`python -m data.scenes --boxes`) at random patch
 sizes, and asked for the 50 things of other scenes: trained ones, ones whose captions were never
 trained, and trained ones in a style that never was. Beside them connected regions of the model's
-own maps, of patches and of 34 windows, above the cosine that is best on the first of these folders,
+own maps, of patches and of 34 windows at 56, above the cosine that is best on the first of these folders,
 for each patch size. The features of patches are computed once and kept in runs/detector, as are
 runs and what was measured, so that it may be stopped at any time. AP50, per class, as COCO has it.
 """
@@ -42,7 +42,7 @@ from retrieval.evaluation.classify import embed_classes
 
 OUT = Path("runs/detector")
 SIZES = (56, 32, 28, 16, 14)
-WINDOWS, WINDOW_SIZES = (3, 5), (56, 28)
+WINDOWS, WINDOW_SIZES = (3, 5), (56,)
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 """Of pixels that are background: cosines to choose from."""
 
