@@ -214,7 +214,7 @@ def scenes() -> DenseConfig:
 def boxes() -> DenseConfig:
     """Heads that find boxes by any words, on the demo's model, on scenes of all trained drawings.
 
-    deepspeed launch/dense.py boxes      # after make demo; ten minutes on two cores
+    deepspeed launch/dense.py boxes      # after make demo
     """
     folder = default_box_scenes()
     return DenseConfig(
