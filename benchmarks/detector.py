@@ -7,7 +7,7 @@ sizes, and asked for the 50 things of other scenes: trained ones, ones whose cap
 trained, and trained ones in a style that never was. Beside them connected regions of the model's
 own maps, of patches and, at 56 alone, of 34 windows, above the cosine that is best on the first of
 these folders, for each patch size. The features of patches are computed once and kept in runs/detector, as are
-runs and what was measured, so that it may be stopped at any time. AP50, per class, as COCO has it.
+runs and what was measured, so that it may be stopped at any time. AP50 over classes, as COCO's.
 """
 
 import argparse
