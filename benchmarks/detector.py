@@ -6,8 +6,9 @@ Heads are trained on scenes of all trained things (`python -m data.scenes --boxe
 sizes, and asked for the 50 things of other scenes: trained ones, ones whose captions were never
 trained, and trained ones in a style that never was. Beside them connected regions of the model's
 own maps, of patches and, at 56 alone, of 34 windows, above the cosine that is best on the first of
-these folders, for each patch size. The features of patches are computed once and kept in runs/detector, as are
-runs and what was measured, so that it may be stopped at any time. AP50 over classes, as COCO's.
+these folders, for each patch size. The features of patches are computed once and kept in
+runs/detector, as are runs and what was measured, so that it may be stopped at any time. AP50 over
+classes, as COCO has it.
 """
 
 import argparse
