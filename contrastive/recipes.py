@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from contrastive.dense.config import DenseConfig, PicturesConfig
+from contrastive.dense.config import DecoderConfig, DenseConfig, PicturesConfig
 from contrastive.flexify.config import (
     AugmentConfig,
     DistillationConfig,
@@ -186,6 +186,11 @@ def default_scenes() -> Path:
     return default_data().parent / "scenes"
 
 
+def default_box_scenes() -> Path:
+    """Where the scenes that heads of boxes are trained on are."""
+    return default_data().parent / "scenes-boxes"
+
+
 def scenes() -> DenseConfig:
     """A linear decoder of six kinds of things on DINOv2-S made flexible, on scenes of drawings.
 
@@ -206,7 +211,26 @@ def scenes() -> DenseConfig:
     )
 
 
-DENSE_RECIPES: dict[str, Callable[[], DenseConfig]] = {"scenes": scenes}
+def boxes() -> DenseConfig:
+    """Heads that find boxes by any words, on the demo's model, on scenes of all trained drawings.
+
+    deepspeed launch/dense.py boxes      # after make demo
+    """
+    folder = default_box_scenes()
+    return DenseConfig(
+        name="boxes",
+        data=PicturesConfig(f"{folder}/train", features="runs/features-boxes"),
+        vision=VisionConfig(tower="runs/demo/model", dtype="fastest"),
+        decoder=DecoderConfig("boxes"),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=20),
+        eval_data=(f"{folder}/heldout_captions", f"{folder}/heldout_style"),
+        global_batch_size=16,
+        steps=1000,
+        eval_every=1000,
+    )
+
+
+DENSE_RECIPES: dict[str, Callable[[], DenseConfig]] = {"scenes": scenes, "boxes": boxes}
 
 
 def choose_recipe(name: str, recipes: Mapping[str, Callable[[], Config]]) -> Config:

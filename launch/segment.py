@@ -1,4 +1,4 @@
-"""Masks and boxes by words, or by a trained decoder, at every patch size: how good, what they cost.
+"""Masks and boxes by words, or by what was trained, at every patch size: how good, what they cost.
 
     deepspeed launch/segment.py --model runs/dense/model --root ADEChallengeData2016 \\
         --patch-sizes 28 14 --out report            # or python launch/segment.py ...
@@ -7,7 +7,7 @@
     python launch/segment.py --model runs/demo/model --pictures a.jpg --class-names lemon ship ...
 
 A decoder of launch/dense.py stands in the place of a model; it brings its classes, which are
-matched to a set's by name.
+matched to a set's by name. Heads of boxes find whatever names they are given.
 
 ROOT holds the data as published, unpacked; nothing is downloaded. What it is, is recognised:
 - ade20k: images/, annotations/, objectInfo150.txt (ADEChallengeData2016)
@@ -39,11 +39,11 @@ from data.files import make_folder
 from data.image_headers import images_in
 from retrieval.embed.config import check_sizes
 from retrieval.evaluation.datasets import tell_apart
-from retrieval.model_folder import check_model_folder, is_decoder
+from retrieval.model_folder import check_model_folder, decoder_kind
 from retrieval.regions.boxes import check_windows
 
 if TYPE_CHECKING:
-    from retrieval import TrainedSegmenter, ZeroShotSegmenter
+    from retrieval import TrainedDetector, TrainedSegmenter, ZeroShotSegmenter
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Args:
     root: tuple[str, ...] = ()
     """Folders of data sets; each gives columns of the table."""
     pictures: tuple[str, ...] = ()
-    """Instead of data sets: pictures of your own, or folders of them, whose masks go to `out`."""
+    """Instead of data sets: pictures of your own, or folders of them, whose masks or boxes go to
+    `out`."""
     class_names: tuple[str, ...] = ()
-    """What to find in your own pictures; a decoder has its own."""
+    """What to find in your own pictures; a decoder of masks has its own."""
     dataset: str = ""
     """ade20k, voc, coco, coco-panoptic, coco-stuff or masks, where a folder holds several."""
     split: str = ""
@@ -85,11 +86,18 @@ class Segmenters:
     def __init__(self, args: Args) -> None:
         from contrastive.distributed import device
         from contrastive.model.lit import LitModel
-        from retrieval import TrainedSegmenter
+        from retrieval import TrainedDetector, TrainedSegmenter
 
         self.args = args
-        self.found: LitModel | TrainedSegmenter
-        if is_decoder(args.model):
+        self.found: LitModel | TrainedSegmenter | TrainedDetector
+        kind = decoder_kind(args.model)
+        if kind == "boxes":
+            # average precision judges every box
+            self.found = TrainedDetector.from_pretrained(
+                args.model, threshold=0.0 if args.root else 0.1, device=device()
+            )
+            self.tower = self.found.trained.tower
+        elif kind:
             self.found = TrainedSegmenter.from_pretrained(args.model, device())
             self.tower = self.found.trained.tower
         else:
@@ -101,10 +109,12 @@ class Segmenters:
 
     def of(
         self, names: Sequence[str], templates: Sequence[str]
-    ) -> "ZeroShotSegmenter | TrainedSegmenter":
+    ) -> "ZeroShotSegmenter | TrainedSegmenter | TrainedDetector":
         """For these classes; those of a decoder where there are none."""
-        from retrieval import TrainedSegmenter, ZeroShotSegmenter
+        from retrieval import TrainedDetector, TrainedSegmenter, ZeroShotSegmenter
 
+        if isinstance(self.found, TrainedDetector):
+            return self.found.asked(names, templates) if names else self.found
         if isinstance(self.found, TrainedSegmenter):
             return TrainedSegmenter(self.found.trained, names or None)
         return ZeroShotSegmenter(
@@ -150,14 +160,14 @@ def evaluate_all(args: Args, datasets: list[DenseDataset]) -> None:
 
 
 def segment_pictures(args: Args, files: list[Path]) -> None:
-    """Write masks of pictures, and say where they are."""
+    """Write masks or boxes of pictures, and say where they are."""
     from contrastive.distributed import is_main
-    from retrieval.dense.own_pictures import write_masks
+    from retrieval.dense.own_pictures import write_found
 
     made = Segmenters(args)
     sizes = made.sizes if args.patch_sizes else (min(made.sizes),)
     segmenter = made.of(args.class_names, DEFAULT_TEMPLATES)
-    skipped = write_masks(
+    skipped = write_found(
         segmenter, files, sizes, Path(args.out),
         shorter_side=args.shorter_side, on_error=args.on_error,
     )  # fmt: skip
@@ -210,13 +220,16 @@ def check_flags(args: Args) -> None:
 
 def check_kind(args: Args) -> None:
     """Raises `UsageError` for what a decoder does not take, and a model of texts needs."""
-    if is_decoder(args.model):
+    kind = decoder_kind(args.model)
+    if kind:
         given = (args.background is not None, args.value_path, args.windows)
         for name, value in zip(("background", "value_path", "windows"), given, strict=True):
             if value:
                 raise UsageError(f"{name} is of cosines with words: a decoder was trained without")
-        if args.class_names:
+        if args.class_names and kind != "boxes":
             raise UsageError("class_names: a decoder has its own")
+        if args.shorter_side is not None and kind == "boxes":
+            raise UsageError("shorter_side is of masks; boxes are found in a picture as a whole")
     elif args.pictures and not args.class_names:
         raise UsageError("class_names: say what to find in the pictures, such as lemon ship")
 

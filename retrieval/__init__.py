@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrieval.dense.evaluate_dense import evaluate_dense
     from retrieval.dense.segment import ZeroShotSegmenter
     from retrieval.dense.trained import TrainedSegmenter
+    from retrieval.dense.trained_boxes import TrainedDetector
     from retrieval.detail import MaxTokens
     from retrieval.embed.bulk import embed_shards
     from retrieval.evaluation.classify import ZeroShotClassifier
@@ -41,6 +42,7 @@ _MODULES = {
     "Mix": "retrieval.search.query_images",
     "Report": "retrieval.evaluation.report",
     "Searcher": "retrieval.search.searcher",
+    "TrainedDetector": "retrieval.dense.trained_boxes",
     "TrainedSegmenter": "retrieval.dense.trained",
     "ZeroShotClassifier": "retrieval.evaluation.classify",
     "ZeroShotDetector": "retrieval.dense.detect",
@@ -74,6 +76,7 @@ __all__ = [
     "Mix",
     "Report",
     "Searcher",
+    "TrainedDetector",
     "TrainedSegmenter",
     "ZeroShotClassifier",
     "ZeroShotDetector",

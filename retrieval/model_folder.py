@@ -27,12 +27,12 @@ def check_model_folder(model: str | Path) -> None:
         )
 
 
-def is_decoder(model: str | Path) -> bool:
-    """Whether it is the folder of a decoder, which launch/dense.py trains."""
+def decoder_kind(model: str | Path) -> str:
+    """What kind of decoder launch/dense.py trained that it is the folder of; "" for any other."""
     try:
-        return "decoder" in json.loads((Path(model) / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
-        return False
+        return str(json.loads((Path(model) / "config.json").read_text())["decoder"]["kind"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def load_model(name: str | Path, device: str) -> "LitModel":

@@ -23,7 +23,7 @@ OTHERS = {
     "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "group", "no-deps",
     "accum-freq", "dereference", "hard-dereference",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
-    "image_size", "resize_mode", "resize_only_if_bigger", "kinds",
+    "image_size", "resize_mode", "resize_only_if_bigger", "kinds", "boxes",
     "table", "rounds", "seeds", "counts", "mixtures", "index-types", "sizes", "list", "part",
     "tiny", "dry-run", "report", "all", "exclude-editable", "help", "help-all", "resume", "json",
 }  # fmt: skip

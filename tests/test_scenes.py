@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data.class_names import read_class_names, read_templates
+from data.dense.layouts import load_dense
 from data.errors import UsageError
 from data.scenes.build import SPLITS, build_scenes, run_lengths
 from data.scenes.compose import LEAST_SEEN, compose, render_cut_out
@@ -69,6 +70,20 @@ def test_held_out_concepts_and_style_are_apart(small_scenes):
     names = {s: set(read_class_names(small_scenes / s / "classnames.txt")) for s in SPLITS}
     assert names["train"] == names["heldout_style"]
     assert not names["train"] & names["heldout_captions"]
+
+
+def test_boxes_alone_show_every_trained_thing_and_no_held_out_one(tmp_path):
+    sizes = {"size": 64, "num_classes": 20, "progress": False}
+    out = build_scenes(tmp_path / "boxes", count=2, boxes=True, **sizes)
+    train, masks = load_dense(out / "train"), load_dense(out / "heldout_captions")
+    assert len(train.class_names) > 254  # more than masks of 8 bits hold
+    assert not set(train.class_names) & set(masks.class_names)
+    for picture in train:
+        assert picture.mask is None
+        assert picture.boxes
+    assert all(picture.mask is not None for picture in masks)
+    with pytest.raises(UsageError, match="kinds and boxes"):
+        build_scenes(tmp_path / "both", kinds=True, boxes=True, **sizes)
 
 
 def test_a_scene_is_a_function_of_its_seed_alone(small_scenes, tmp_path):

@@ -7,7 +7,7 @@ from contrastive.run.config import RunConfig
 from contrastive.vision.config import VisionConfig
 from data.errors import UsageError
 
-Kind = Literal["linear", "mask_transformer", "mlp"]
+Kind = Literal["linear", "mask_transformer", "mlp", "boxes"]
 HEAD_WIDTH = 64  # of attention
 
 
@@ -18,7 +18,8 @@ class DecoderConfig:
     kind: Kind = "linear"
     """linear: a linear map of each patch. mask_transformer: Segmenter's (arXiv:2105.05633).
     mlp: SegFormer's (arXiv:2105.15203), a linear map of each block of `vision.features`, then two
-    of them joined."""
+    of them joined. boxes: OWL-ViT's heads (arXiv:2205.06230), which find anything that has a name;
+    `vision.tower` is a whole model then, whose texts they read."""
     width: int = 256
     """Of the layers within; a linear decoder has none. mask_transformer: a multiple of 64."""
 
@@ -32,7 +33,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class PicturesConfig:
-    """Pictures with masks to train on."""
+    """Pictures with masks, or with boxes, to train on."""
 
     pictures: str = ""
     """Their folder, in a layout that docs/dense.md lists."""
@@ -51,7 +52,7 @@ class DenseConfig(RunConfig):
     vision: VisionConfig = field(default_factory=lambda: VisionConfig(features="mean"))
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     eval_data: tuple[str, ...] = ()
-    """Folders of pictures with masks to evaluate on, each LAYOUT:FOLDER or a folder."""
+    """Folders of pictures with masks or boxes to evaluate on, each LAYOUT:FOLDER or a folder."""
     eval_patch_sizes: tuple[int, ...] = ()
     """Patch sizes of these evaluations. Empty: the coarsest that is trained."""
 

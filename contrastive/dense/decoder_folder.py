@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from contrastive.dense.config import DecoderConfig
@@ -27,19 +29,33 @@ from data.errors import UsageError
 
 
 @dataclass(frozen=True)
+class ClassTexts:
+    """What heads of boxes are trained to find, as constants."""
+
+    embeds: Float[np.ndarray, "k d"]
+    """Of each class name, unit norm."""
+    fingerprint: str
+    """Of what made them of texts."""
+
+
+@dataclass(frozen=True)
 class TrainedDecoder:
     """A decoder, what its logits mean, and the tower whose patches it reads."""
 
     decoder: nn.Module
     cfg: DecoderConfig
     class_names: tuple[str, ...]
-    """Of logits 1, 2, ...; logit 0 is background."""
+    """Of logits 1, 2, ...; logit 0 is background. Of boxes: what they were trained to find."""
     tower: VisionTower
     tower_spec: str
     features: str
     """Tower and features, as `load_vision_tower` takes them."""
     patch_sizes: tuple[int, ...]
     """Those it was trained at."""
+    embed_dim: int = 0
+    """Width of the texts' space, of boxes."""
+    texts: str = ""
+    """Fingerprint of what made the texts' vectors, of boxes."""
 
 
 def in_widths(tower: VisionTower) -> list[int]:
@@ -56,10 +72,14 @@ def new_decoder(
     tower_spec: str,
     features: str,
     patch_sizes: tuple[int, ...],
+    embed_dim: int = 0,
+    texts: str = "",
 ) -> TrainedDecoder:
     """Not yet trained. Raises as `in_widths`."""
-    decoder = build_decoder(cfg, in_widths(tower), len(class_names) + 1)
-    return TrainedDecoder(decoder, cfg, class_names, tower, tower_spec, features, patch_sizes)
+    decoder = build_decoder(cfg, in_widths(tower), len(class_names) + 1, embed_dim)
+    return TrainedDecoder(
+        decoder, cfg, class_names, tower, tower_spec, features, patch_sizes, embed_dim, texts
+    )
 
 
 def save_decoder(trained: TrainedDecoder, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -75,6 +95,8 @@ def save_decoder(trained: TrainedDecoder, folder: Path, facts: Mapping[str, Any]
         "format": 1, "decoder": asdict(trained.cfg), "class_names": trained.class_names,
         "patch_sizes": trained.patch_sizes, "vision": vision, **facts,
     }  # fmt: skip
+    if trained.cfg.kind == "boxes":
+        config["texts"] = {"embed_dim": trained.embed_dim, "fingerprint": trained.texts}
     write_weights(folder / "model.safetensors", trained.decoder.state_dict())
     write_config(folder, config)
 
@@ -95,6 +117,8 @@ def load_decoder(folder: str | Path, tower: VisionTower | None = None) -> Traine
             dtype = getattr(torch, vision["dtype"])
             spec, features = vision["tower"], vision["features"]
             fingerprint = vision["fingerprint"]
+            space = config["texts"] if cfg.kind == "boxes" else {}
+            width, made_by = space.get("embed_dim", 0), space.get("fingerprint", "")
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder}/config.json describes no decoder: {error!r}") from error
         if tower is None:
@@ -105,7 +129,7 @@ def load_decoder(folder: str | Path, tower: VisionTower | None = None) -> Traine
             f"{folder} was trained on the tower {spec} with fingerprint {fingerprint}; this one "
             f"has {tower.fingerprint}, and its patches mean something else"
         )
-    trained = new_decoder(cfg, names, tower, spec, features, sizes)
+    trained = new_decoder(cfg, names, tower, spec, features, sizes, width, made_by)
     load_weights(trained.decoder, read_weights(folder / "model.safetensors"), folder)
     trained.decoder.requires_grad_(False).eval()
     return trained

@@ -1,7 +1,8 @@
 """Decoders: features of patches to logits of classes, whatever the grid.
 
 Each takes features (b, rows, cols, f) and gives logits (b, classes, rows, cols), which are then
-resized bilinearly. None has an idea of the patch size, so one serves all.
+resized bilinearly; those of boxes are `contrastive.dense.box_heads`. None has an idea of the patch
+size, so one serves all.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.dense.box_heads import BoxHeads
 from contrastive.dense.config import HEAD_WIDTH, DecoderConfig
 
 NUM_BLOCKS = 2  # of Segmenter's decoder
@@ -86,8 +88,13 @@ class MlpDecoder(nn.Module):
         return self.head(F.relu(self.norm(self.mix(joined)))).permute(0, 3, 1, 2)
 
 
-def build_decoder(cfg: DecoderConfig, in_widths: Sequence[int], num_classes: int) -> nn.Module:
-    """in_widths: of what the features join, one a block. num_classes: background included."""
+def build_decoder(
+    cfg: DecoderConfig, in_widths: Sequence[int], num_classes: int, embed_dim: int = 0
+) -> nn.Module:
+    """in_widths: of what the features join, one a block. num_classes: background included.
+    embed_dim: width of the texts' space, for boxes."""
+    if cfg.kind == "boxes":
+        return BoxHeads(sum(in_widths), embed_dim, cfg.width)
     if cfg.kind == "linear":
         return LinearDecoder(sum(in_widths), num_classes)
     if cfg.kind == "mask_transformer":

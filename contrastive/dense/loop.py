@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from contrastive import distributed
 from contrastive.dense.config import DenseConfig
-from contrastive.dense.decoder_folder import TrainedDecoder, new_decoder, save_decoder
+from contrastive.dense.decoder_folder import (
+    ClassTexts,
+    TrainedDecoder,
+    new_decoder,
+    save_decoder,
+)
+from contrastive.dense.decoder_losses import BoxLoss, MaskLoss
 from contrastive.dense.patch_source import PatchSource
+from contrastive.dense.targets import BoxTargets, MaskTargets
 from contrastive.files.weights import read_config
 from contrastive.run.checkpoint import begin_or_resume, check_finite, save_checkpoint
 from contrastive.run.folder import claim_folder, find_checkpoint
@@ -38,7 +44,6 @@ from contrastive.run.zero import (
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.load import load_vision_tower
 from data.dense.dense_dataset import DenseDataset
-from data.dense.picture import IGNORED
 from data.errors import UsageError
 from data.files import replaced_folder
 from data.pipeline.order import SampleOrder
@@ -47,31 +52,18 @@ Callback = Callable[[int, TrainedDecoder], dict[str, float]]
 """(step, the decoder as it is) -> figures for metrics.jsonl and TensorBoard. On all ranks."""
 
 
-class DecoderLoss(nn.Module):
-    """Cross-entropy of logits, resized bilinearly to the masks, summed over what is counted."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(
-        self, features: Float[Tensor, "b r c f"], masks: UInt8[Tensor, "b h w"]
-    ) -> Float[Tensor, ""]:
-        logits = self.decoder(features).float()
-        logits = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, masks.long(), ignore_index=IGNORED, reduction="sum")
-
-
 def train_decoder(
     cfg: DenseConfig,
     dataset: DenseDataset,
     callbacks: Sequence[Callback] = (),
     *,
+    texts: ClassTexts | None = None,
     resume: bool = False,
 ) -> Path:
     """Train from start to end, or on from the newest checkpoint; returns the run folder, whose
     `model/` is what `load_decoder` reads.
 
+    texts: the vectors of the set's class names, for boxes.
     Raises `UsageError`, before training starts, when the configuration cannot work, or another
     program is writing the run; `Stopped` once SIGINT or SIGTERM has ended it with a checkpoint.
     """
@@ -80,18 +72,11 @@ def train_decoder(
     shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     with locked(cfg.folder):
-        return _train(cfg, dataset, callbacks, resume, shape, ds_config)
+        run = _prepare(cfg, dataset, texts, resume, shape, ds_config)
+        return _train(cfg, run, callbacks, shape)
 
 
-def _train(
-    cfg: DenseConfig,
-    dataset: DenseDataset,
-    callbacks: Sequence[Callback],
-    resume: bool,
-    shape: BatchShape,
-    ds_config: dict[str, Any],
-) -> Path:
-    run = _prepare(cfg, dataset, resume, shape, ds_config)
+def _train(cfg: DenseConfig, run: "_Run", callbacks: Sequence[Callback], shape: BatchShape) -> Path:
     step = run.first_step
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, {}, unit="pictures")
     with StopSignal() as stop, enough_memory(shape):
@@ -138,12 +123,12 @@ class _Run:
         """Forward, backward, update; this rank's share of the loss, and what it could not use."""
         start = (step * distributed.world_size() + distributed.rank()) * self.shape.per_rank
         rows = self.order.slice(start, start + self.shape.per_rank)[:, 2]
-        features, masks, errors = self.source(rows, patch_size)
-        counted = distributed.all_reduce_sum((masks != IGNORED).sum()).clamp_min(1)
-        total = torch.zeros((), device=masks.device)
+        features, targets, errors = self.source(rows, patch_size)
+        counted = distributed.all_reduce_sum(self.engine.module.count(targets)).clamp_min(1)
+        total = torch.zeros((), device=targets.device)
         size = self.shape.micro_batch_size
-        for part, mask in zip(features.split(size), masks.split(size), strict=True):
-            share = self.engine(part, mask) / counted
+        for part, target in zip(features.split(size), targets.split(size), strict=True):
+            share = self.engine(part, target) / counted
             # The engine averages over micro-batches and ranks; shares are to be summed.
             self.engine.backward(share * (self.shape.micro_batches * distributed.world_size()))
             self.engine.step()
@@ -174,6 +159,7 @@ class _Run:
 def _prepare(
     cfg: DenseConfig,
     dataset: DenseDataset,
+    texts: ClassTexts | None,
     resume: bool,
     shape: BatchShape,
     ds_config: dict[str, Any],
@@ -187,15 +173,19 @@ def _prepare(
     patch_sizes = cfg.vision.patch_sizes or tower.patch_sizes
     for size in (*patch_sizes, *cfg.eval_patch_sizes):
         tower.check_patch_size(size)
+    if (cfg.decoder.kind == "boxes") != (texts is not None):
+        raise UsageError(f"decoder.kind {cfg.decoder.kind}: boxes need texts, the others none")
     if not len(dataset):
         raise UsageError(f"{dataset.name} has no pictures to train on")
     torch.manual_seed(cfg.seed)  # the decoder starts equal on all ranks
     names = tuple(dataset.class_names)
     spec, features = cfg.vision.tower, cfg.vision.features
-    trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes)
+    space = (texts.embeds.shape[1], texts.fingerprint) if texts else (0, "")
+    trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes, *space)
     tower.to(distributed.device())
-    module = DecoderLoss(copy.deepcopy(trained.decoder)).to(distributed.device())
-    source = PatchSource(tower, dataset)
+    decoder: Any = copy.deepcopy(trained.decoder)
+    module = BoxLoss(decoder, torch.from_numpy(texts.embeds)) if texts else MaskLoss(decoder)
+    source = PatchSource(tower, dataset, BoxTargets() if texts else MaskTargets())
     source.check_usable()
     if checkpoint and (cfg.folder / "model").is_dir():
         _check_names(cfg.folder / "model", names)
@@ -204,11 +194,14 @@ def _prepare(
         "image_tower": tower.fingerprint,
         "data": source.fingerprint,
     }
+    if texts:
+        identity["texts"] = texts.fingerprint
     claim_folder(cfg, checkpoint, identity)
     if cfg.data.features:
         source.use_cache(cfg.data.features, patch_sizes)
     trained.decoder.requires_grad_(False).eval()
     exported = replace(trained, decoder=trained.decoder.to(distributed.device()))
+    module.to(distributed.device())
     engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
     order = SampleOrder([len(dataset)], cfg.seed)
     return _Run(engine, exported, source, order, shape, patch_sizes, step, identity)

@@ -1,4 +1,4 @@
-"""Features of patches, and masks, of the pictures of a training step: cached, or computed."""
+"""Features of patches, and targets, of the pictures of a training step: cached, or computed."""
 
 import os
 from collections import Counter
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.dense.targets import MaskTargets, Targets
 from contrastive.image_features import full_batch
 from contrastive.run.lock import locked
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
 from data.cache.patch_tokens import PatchTokenCache
 from data.dense.dense_dataset import DenseDataset
-from data.dense.picture import IGNORED, AnnotatedPicture
+from data.dense.picture import AnnotatedPicture
 from data.errors import UsageError
 from data.files import bytes_digest
 from data.problems import BadSample
@@ -30,17 +30,20 @@ LOOKED_AT = 1000  # pictures, before a set is refused
 
 
 class PatchSource:
-    """Gives pictures by their numbers: features (b, rows, columns, f), and masks.
+    """Gives pictures by their numbers: features (b, rows, columns, f), and targets.
 
-    A picture is read as a square of the tower's image size, whatever its aspect ratio, and its mask
-    with it; nothing is cut away. Masks stay in memory once they are read. What cannot be used has a
-    mask of `IGNORED` alone.
+    A picture is read as a square of the tower's image size, whatever its aspect ratio, and its
+    target with it; nothing is cut away. Targets stay in memory once they are read. What cannot be
+    used has one that does not count. targets: None makes masks.
     """
 
-    def __init__(self, tower: VisionTower, dataset: DenseDataset) -> None:
+    def __init__(
+        self, tower: VisionTower, dataset: DenseDataset, targets: Targets | None = None
+    ) -> None:
         self.tower, self.dataset = tower, dataset
+        self.targets: Targets = targets or MaskTargets()
         self._transform = replace(tower.transform, fit="aspect")
-        self._masks: dict[int, UInt8[np.ndarray, "s s"]] = {}
+        self._found: dict[int, np.ndarray] = {}
         self._bad: dict[int, str] = {}
         self._cache: PatchTokenCache | None = None
         self._keys = [dataset.pictures.key(row) for row in range(len(dataset))]
@@ -54,7 +57,7 @@ class PatchSource:
             kinds = ", ".join(f"{kind} {n:,}" for kind, n in Counter(self._bad.values()).items())
             raise UsageError(
                 f"{self.dataset.name}: none of the first {len(rows):,} pictures can be trained on "
-                f"({kinds}); a decoder needs pictures with masks"
+                f"({kinds}); this decoder needs pictures with {self.targets.what}"
             )
 
     @torch.no_grad()
@@ -73,8 +76,8 @@ class PatchSource:
     @torch.no_grad()
     def __call__(
         self, rows: Int[np.ndarray, " b"], patch_size: int
-    ) -> tuple[Float[Tensor, "b r c f"], UInt8[Tensor, "b s s"], dict[str, int]]:
-        """Features, masks, and how many pictures cannot be used, by the reason."""
+    ) -> tuple[Float[Tensor, "b r c f"], Tensor, dict[str, int]]:
+        """Features, targets, and how many pictures cannot be used, by the reason."""
         device = distributed.device()
         if self._cache is None:
             features = self._compute([self._load(int(row)) for row in rows], patch_size)
@@ -82,25 +85,22 @@ class PatchSource:
             kept = self._cache.read(patch_size, rows)
             features = torch.from_numpy(kept).to(device, torch.float32, non_blocking=True)
         for row in rows:
-            if int(row) not in self._masks:
+            if int(row) not in self._found:
                 self._load(int(row))
-        masks = torch.from_numpy(np.stack([self._masks[int(row)] for row in rows]))
+        targets = torch.from_numpy(self.targets.stack([self._found[int(row)] for row in rows]))
         errors = Counter(self._bad[int(row)] for row in rows if int(row) in self._bad)
-        return features, masks.to(device), dict(errors)
+        return features, targets.to(device), dict(errors)
 
     def _load(self, row: int) -> AnnotatedPicture | None:
-        """The picture, its mask being kept; None where it cannot be used."""
+        """The picture, its target being kept; None where it cannot be used."""
         side = self.tower.image_size
         try:
             picture = self.dataset.pictures.load(row)
-            if picture.mask is None:
-                raise BadSample("no_mask")
+            self._found[row] = self.targets.of(picture, side)
         except BadSample as bad:
             self._bad[row] = bad.kind
-            self._masks[row] = np.full((side, side), IGNORED, np.uint8)
+            self._found[row] = self.targets.of_unusable(side)
             return None
-        mask = Image.fromarray(picture.mask).resize((side, side), Image.Resampling.NEAREST)
-        self._masks[row] = np.asarray(mask)
         return picture
 
     def _compute(

@@ -13,7 +13,7 @@ from data.class_names import DEFAULT_TEMPLATES
 from data.dense.coco_json import CocoAnnotations, CocoPicture, check_size, read_coco
 from data.dense.dense_dataset import DenseDataset
 from data.dense.mask_files import MaskFiles, read_mask, read_picture, read_text
-from data.dense.picture import IGNORED, AnnotatedPicture, Segments, TrueBox
+from data.dense.picture import IGNORED, MOST_CLASSES, AnnotatedPicture, Segments, TrueBox
 from data.errors import UsageError
 from data.problems import BadSample
 
@@ -54,6 +54,8 @@ def open_panoptic(root: Path, split: str, name: str) -> DenseDataset:
     found = read_coco(file)
     folder = _image_folder(root, split)
     names = [_clean(name) for name in found.names]
+    if len(names) > MOST_CLASSES:
+        raise UsageError(f"{file}: {len(names)} categories; masks of 8 bits hold {MOST_CLASSES}")
     source = _Panoptic(folder, file.with_suffix(""), found)
     noted = Counter(crowd=sum(source.crowds(one) for one in found.pictures))
     return DenseDataset(name, names, DEFAULT_TEMPLATES, source, stuff=found.stuff, noted=+noted)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from data.dense.mask_files import read_text
-from data.dense.picture import MOST_CLASSES, Box, Number, TrueBox
+from data.dense.picture import Box, Number, TrueBox
 from data.errors import UsageError
 from data.problems import BadSample
 
@@ -122,8 +122,6 @@ def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
         raise ValueError(f"{len(pictures)} pictures, {len(names)} categories")
     if len(labels) < len(names) or len({one.id for one in pictures}) < len(pictures):
         raise ValueError("an id stands twice")
-    if len(names) > MOST_CLASSES:
-        raise ValueError(f"{len(names)} categories, at most {MOST_CLASSES} are read")
     found = CocoAnnotations(
         file,
         pictures,

@@ -3,6 +3,7 @@
 python -m data.scenes OUT               # 3 x 200 scenes, a minute or so on two cores
 python -m data.scenes OUT --count 20    # fewer, for trying things
 python -m data.scenes OUT --kinds       # masks of six kinds, which held-out things have too
+python -m data.scenes OUT --boxes       # train/ shows every trained thing, with boxes alone
 """
 
 import argparse
@@ -26,11 +27,15 @@ def main() -> None:
     parser.add_argument(
         "--kinds", action="store_true", help=f"the classes are {', '.join(KINDS)}, not each thing"
     )
+    parser.add_argument(
+        "--boxes", action="store_true", help="train/ shows every trained thing, with boxes alone"
+    )
     args = parser.parse_args()
     with exit_on_usage_error():
         out = build_scenes(
-            args.out, args.count, args.size, args.classes, args.seed, kinds=args.kinds
-        )
+            args.out, args.count, args.size, args.classes, args.seed,
+            kinds=args.kinds, boxes=args.boxes,
+        )  # fmt: skip
         print(f"{out}: {args.count} scenes in each of {', '.join(SPLITS)}")
 
 

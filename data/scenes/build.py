@@ -61,13 +61,15 @@ def build_scenes(
     seed: int = 0,
     progress: bool = True,
     kinds: bool = False,
+    boxes: bool = False,
 ) -> Path:
     """Build the folders under `out` and return it, at once where they are there already.
 
     count: scenes of each split; the first n are the same whatever the count. size: their side,
     pixels. num_classes: drawn from the things, animals, plants, food and places of each split, at
     most one of a group of variants. kinds: the classes are the six `KINDS` that each drawn thing is
-    one of, the same in every split; else the things themselves.
+    one of, the same in every split; else the things themselves. boxes: `train/` shows every trained
+    thing, more than the labels of masks, and has boxes alone, in COCO's layout.
     `out` appears whole or not at all. Raises `UsageError` for impossible values, where another
     program is making `out`, and as `data.emoji.build.build_emoji`.
     """
@@ -84,16 +86,21 @@ def build_scenes(
         "format": FORMAT, "count": count, "size": size, "classes": num_classes, "seed": seed,
         "packages": {style: STYLES[style].version for style in STYLES},
     }  # fmt: skip
+    if kinds and boxes:
+        raise UsageError("kinds and boxes: masks of a few classes, or boxes of many")
     if kinds:
         recipe["kinds"] = True
+    if boxes:
+        recipe["boxes"] = True
     if is_built(out, recipe, "scenes"):
         return out
     check_can_draw()
-    classes, drawings = _choose(num_classes, seed)
+    classes, drawings = _choose(num_classes, seed, boxes)
     with only_writer(out), replaced_folder(out) as part:
         for split in SPLITS:
-            (part / split / "images").mkdir(parents=True)
-            (part / split / "masks").mkdir()
+            with_masks = not (boxes and split == "train")
+            for name in ("images", "masks" if with_masks else "annotations"):
+                (part / split / name).mkdir(parents=True)
             names = [concept.name for concept in classes[split]]
             labels = list(range(1, len(names) + 1))
             if kinds:
@@ -108,9 +115,10 @@ def build_scenes(
 
 
 def _choose(
-    num_classes: int, seed: int
+    num_classes: int, seed: int, every: bool
 ) -> tuple[dict[str, list[Concept]], dict[str, list[list[str]]]]:
-    """Of each split, its classes, and the drawings of each class in the split's styles."""
+    """Of each split, its classes, and the drawings of each class in the split's styles. every: of
+    train, all things."""
     split = split_concepts(tuple(STYLES))
     trained = [s for s in STYLES if STYLES[s].trained]
     new = [s for s in STYLES if not STYLES[s].trained]
@@ -118,7 +126,7 @@ def _choose(
     shared = _one_of_each_group(everywhere, num_classes, seed)
     unseen = _one_of_each_group(split.unseen, num_classes, seed)
     plan = {
-        "train": (shared, trained),
+        "train": (_one_of_each_group(split.train, None, seed) if every else shared, trained),
         "heldout_captions": (unseen, trained),
         "heldout_style": (shared, new),
     }
@@ -129,8 +137,9 @@ def _choose(
     return {name: classes for name, (classes, _) in plan.items()}, drawings
 
 
-def _one_of_each_group(concepts: Sequence[Concept], count: int, seed: int) -> list[Concept]:
-    """A fixed random choice; variants of one thing would be told apart by their hair alone."""
+def _one_of_each_group(concepts: Sequence[Concept], count: int | None, seed: int) -> list[Concept]:
+    """A fixed random choice; variants of one thing would be told apart by their hair alone. None:
+    of all groups."""
     things = [
         concept
         for concept in concepts
@@ -139,7 +148,7 @@ def _one_of_each_group(concepts: Sequence[Concept], count: int, seed: int) -> li
     ]
     shuffled = sorted(things, key=lambda c: digest("scenes", str(seed), c.code))
     chosen = list({c.group: c for c in reversed(shuffled)}.values())[::-1][:count]
-    if len(chosen) < count:
+    if count is not None and len(chosen) < count:
         raise UsageError(f"classes {count}: there are {len(chosen)}")
     return sorted(chosen, key=lambda c: c.name)
 
@@ -169,7 +178,8 @@ def _write_split(
         for number, scene in enumerate(bar):
             file = f"{number:06d}.png"
             Image.fromarray(scene.picture).save(folder / "images" / file)
-            Image.fromarray(scene.mask).save(folder / "masks" / file)
+            if (folder / "masks").is_dir():
+                Image.fromarray(scene.mask).save(folder / "masks" / file)
             images.append({"id": number, "file_name": file, "width": size, "height": size})
             for thing in scene.things:
                 annotations.append(
@@ -185,7 +195,9 @@ def _write_split(
                 )
     categories = [{"id": label, "name": name} for label, name in enumerate(names, 1)]
     found = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations.json").write_text(json.dumps(found) + "\n")
+    instances = folder / "annotations" / "instances_train.json"
+    where = folder / "annotations.json" if (folder / "masks").is_dir() else instances
+    where.write_text(json.dumps(found) + "\n")
     write_class_names(folder, names, TEMPLATES)
 
 

@@ -1,1 +1,1 @@
-"""Where in a picture words are: masks by class names, and how good masks are. Trains nothing."""
+"""Where in a picture words are: masks and boxes by names, and how good they are. Trains nothing."""

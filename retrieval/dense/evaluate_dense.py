@@ -15,7 +15,7 @@ from data.dense.picture import AnnotatedPicture
 from data.errors import UsageError
 from data.pipeline.prefetch import prefetched
 from data.progress import Progress
-from retrieval.dense.average_precision import AveragePrecision
+from retrieval.dense.average_precision import AveragePrecision, ScoredBox
 from retrieval.dense.connected import boxes_of, segments_of
 from retrieval.dense.miou import IoUCounter
 from retrieval.dense.panoptic_quality import PanopticQuality
@@ -36,8 +36,18 @@ class Segmenter(Protocol):
         """A mask at the picture's own resolution, and how sure it is of each pixel."""
 
 
+@runtime_checkable
+class Detector(Protocol):
+    """Finds boxes without a mask: `TrainedDetector`."""
+
+    class_names: list[str]
+
+    def boxes_in(self, picture: Image.Image, patch_size: int | None) -> list[ScoredBox]:
+        """In the picture's own pixels; label k is the k-th class name."""
+
+
 def evaluate_dense(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Detector,
     dataset: DenseDataset,
     patch_sizes: Sequence[int],
     *,
@@ -48,7 +58,7 @@ def evaluate_dense(
 
     Ranks take pictures in turn; each returns the result of all, equal to one process's. Boxes are
     around connected regions of the mask, scored by their mean; segments are these, and of stuff all
-    of it. shorter_side: as the segmenter takes it.
+    of it. shorter_side: as the segmenter takes it. Of a detector only AP is measured.
     Raises `UsageError` where the class names differ, or no picture could be used.
     """
     if list(segmenter.class_names) != list(dataset.class_names):
@@ -67,6 +77,9 @@ def evaluate_dense(
     ) as bar:
         for row, picture in prefetched(dataset.read(share, on_error)):
             for size, collector in collectors.items():
+                if isinstance(segmenter, Detector):
+                    collector.add_boxes(row, picture, segmenter.boxes_in(picture.image, size))
+                    continue
                 found = segmenter.labels_and_scores(picture.image, size, shorter_side)
                 collector.add(row, picture, *found)
             number += 1
@@ -110,13 +123,18 @@ class DenseCollector:
             self.iou.add(picture.mask, labels)
             self.has["mask"] += 1
         if picture.boxes is not None:
-            boxes = boxes_of(labels, scores)
-            for precision in self.precision:
-                precision.add(picture.boxes, boxes, row)
-            self.has["boxes"] += 1
+            self.add_boxes(row, picture, boxes_of(labels, scores))
         if picture.segments is not None:
             self.quality.add(picture.segments, segments_of(labels, self.dataset.stuff))
             self.has["segments"] += 1
+
+    def add_boxes(self, row: int, picture: AnnotatedPicture, boxes: Sequence[ScoredBox]) -> None:
+        """`add`, of what was found as boxes."""
+        if picture.boxes is None:
+            return
+        for precision in self.precision:
+            precision.add(picture.boxes, boxes, row)
+        self.has["boxes"] += 1
 
     def of_all_ranks(self) -> DenseScores:
         """The same on all ranks, which call it together."""

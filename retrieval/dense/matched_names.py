@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from data.dense.picture import BACKGROUND
+from data.dense.picture import BACKGROUND, MOST_CLASSES
 from data.errors import UsageError
 
 NAMED = 5  # of the classes that a sentence lists
@@ -41,8 +41,10 @@ def match_names(own: Sequence[str], wanted: Sequence[str]) -> MatchedNames:
     """own: a segmenter's class names. wanted: a data set's. In any case and spacing; of a name that
     repeats, the first is the first, and so on.
 
-    Raises `UsageError` where none is shared.
+    Raises `UsageError` where none is shared, and for more than masks hold.
     """
+    if len(wanted) > MOST_CLASSES:
+        raise UsageError(f"{len(wanted):,} classes; masks of 8 bits hold {MOST_CLASSES}")
     places = {key: label for label, key in enumerate(_keys(wanted), 1)}
     labels = [places.get(key, BACKGROUND) for key in _keys(own)]
     if not any(labels):

@@ -1,4 +1,4 @@
-"""Masks as pictures that people look at, in Pascal VOC's colours."""
+"""Masks and boxes as pictures that people look at, in Pascal VOC's colours."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data.dense.picture import BACKGROUND
+from retrieval.dense.average_precision import ScoredBox
 
 MOST_SIDE = 1600  # pixels of a painted picture
 COVER = 0.6  # of the colour over what has a class
@@ -44,6 +45,29 @@ def painted(
     out = Image.fromarray(mixed.round().astype(np.uint8))
     shares = np.bincount(mask.ravel(), minlength=256) / mask.size
     return _with_names(out, shares, class_names)
+
+
+def framed(
+    picture: Image.Image, boxes: Sequence[ScoredBox], class_names: Sequence[str]
+) -> Image.Image:
+    """The picture with a frame around each box, its name and score in per cent within; at most
+    `MOST_SIDE` pixels a side. The best are drawn last, over the others."""
+    scale = min(1.0, MOST_SIDE / max(picture.size))
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    out, font, colours = (
+        picture.convert("RGB").resize(size),
+        ImageFont.load_default(FONT),
+        palette(),
+    )
+    draw = ImageDraw.Draw(out)
+    for found in reversed(boxes):
+        left, top, width, height = (scale * value for value in found.box)
+        colour = tuple(colours[1 + (found.label - 1) % 255].tolist())
+        draw.rectangle((left, top, left + width, top + height), outline=colour, width=3)
+        text = f"{class_names[found.label - 1]} {100 * found.score:.0f}%"
+        draw.rectangle(draw.textbbox((left + 3, top + 3), text, font), fill=colour)
+        draw.text((left + 3, top + 3), text, font=font, fill="white")
+    return out
 
 
 def _with_names(

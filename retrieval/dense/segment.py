@@ -212,6 +212,13 @@ def _windows(
     return Windows(pixels, [(row, column) for row in down for column in across], size)
 
 
+def whole_pixels(
+    tower: VisionTower, image: Image.Image | Tensor, patch_size: int
+) -> Float[Tensor, "3 h w"]:
+    """Of all of a picture, as many patches as a square of the tower's image size has."""
+    return _windows(tower, image, patch_size, None).pixels
+
+
 def _starts(length: int, window: int) -> list[int]:
     """Where windows begin that overlap by half or more, the first at 0, the last at the end."""
     count = 1 + -(-(length - window) // max(1, window // 2))

@@ -13,6 +13,7 @@ from torch import device as Device
 from contrastive.dense.decoder_folder import TrainedDecoder, load_decoder
 from contrastive.vision.patch_features import patch_features
 from contrastive.vision.tower import VisionTower
+from data.errors import UsageError
 from data.given import Images
 from retrieval.dense.matched_names import MatchedNames, match_names
 from retrieval.dense.segment import map_by_windows, opened_images, shape_of
@@ -29,6 +30,8 @@ class TrainedSegmenter:
     """
 
     def __init__(self, trained: TrainedDecoder, class_names: Sequence[str] | None = None) -> None:
+        if trained.cfg.kind == "boxes":
+            raise UsageError("a decoder of kind boxes gives no masks; TrainedDetector reads it")
         self.trained = trained
         self.class_names = list(trained.class_names if class_names is None else class_names)
         self.matched: MatchedNames = match_names(trained.class_names, self.class_names)
