@@ -13,13 +13,12 @@ from contrastive.distributed import barrier, gather_objects, is_main, own_share
 from data.class_names import CLASS_NAMES_FILE
 from data.config import OnError
 from data.dense.mask_files import read_picture
-from data.files import write_atomically, write_text_atomically
+from data.files import write_atomically, write_json, write_text_atomically
 from data.problems import Problem, attempt, skip_or_raise
 from data.progress import Progress
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.evaluate_dense import Detector, Segmenter
 from retrieval.dense.painted import framed, mask_image, painted
-from retrieval.json_files import write_json
 
 
 def write_found(
