@@ -25,7 +25,7 @@ RARE = {
     "vision.patch_weights", "vision.fit", "student.patch_weights", "student.max_aspect",
     "loss.temperature_init", "loss.bias_init",
     "data.captions_per_image", "vision.head",
-    "text.frozen", "text.head", "text.trainable", "text.decay_to_start", "members",
+    "text.frozen", "text.head", "text.trainable", "text.decay_to_start",
     "loss.temperature", "loss.label_loss", "loss.normaliser_samples",
     "patch_dropout.keep_rate_end", "patch_dropout.schedule", "patch_dropout.cycle_steps",
 }  # fmt: skip

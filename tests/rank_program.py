@@ -72,11 +72,10 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     tower = load_vision_tower(case["tower"])
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
-    text_tower = load_text_tower(TextConfig(tower=text, dropout=0.0))
-    encoder = TextEncoder(text_tower, 32, members=case.get("members", 1))
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
     model = LitModel(tower, TextSide(encoder, loss), head=case.get("head", "none"))
-    for member in (model.head, *model.head.others) if model.head is not None else ():
-        torch.nn.init.normal_(member.out.weight, std=0.1)
+    if model.head is not None:
+        torch.nn.init.normal_(model.head.out.weight, std=0.1)
     zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])
     tokenizer = encoder.tower.tokenizer
     batch, features = global_batch(case.get("bad", False), tokenizer, case.get("several", False))

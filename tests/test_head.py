@@ -19,7 +19,7 @@ from contrastive.model.config import LossConfig
 from contrastive.model.text_side import TextSide
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.text.config import TextConfig
-from contrastive.text.encoder import TextEncoder, TextVectors
+from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
 from contrastive.text.padding import TokenBatch
 from contrastive.train.config import TrainConfig
@@ -39,9 +39,6 @@ CASES = {
     "bad": {"loss": "softmax", "stage": 3, "chunk": 4, "head": "mlp", "bad": True},
     "captions": {"loss": "sigmoid", "stage": 2, "chunk": 4, "head": "linear"}
     | {"positives": "caption"},
-    "members": {"loss": "sigmoid", "stage": 0, "chunk": 4, "head": "none", "members": 2},
-    "members-mlp": {"loss": "softmax", "stage": 3, "chunk": 4, "head": "mlp", "members": 3}
-    | {"bad": True, "positives": "caption"},
     "several": {"loss": "softmax", "stage": 1, "chunk": 4, "head": "none", "several": True},
     "several-mlp": {"loss": "sigmoid", "stage": 3, "chunk": 4, "head": "mlp", "several": True},
     "several-bad": {"loss": "softmax", "stage": 2, "chunk": 4, "head": "mlp"}
@@ -50,47 +47,35 @@ CASES = {
 """Name -> a step of 16 pairs in four micro-batches."""
 
 
-def build(
-    text: str, head: str, loss: str = "softmax", *, trained: bool = True, members: int = 1
-) -> LitModel:
+def build(text: str, head: str, loss: str = "softmax", *, trained: bool = True) -> LitModel:
     """A model whose head is not at its start."""
     torch.manual_seed(0)
     tower = load_vision_tower(TINY_TOWER)
-    text_tower = load_text_tower(TextConfig(tower=text))
-    encoder = TextEncoder(text_tower, tower.embed_dim, members=members)
+    encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), tower.embed_dim)
     model = LitModel(tower, TextSide(encoder, LossConfig(kind=loss)), head=head).eval()
-    for member in (model.head, *model.head.others) if trained and model.head is not None else ():
-        torch.nn.init.normal_(member.out.weight, std=0.1)
+    if trained and model.head is not None:
+        torch.nn.init.normal_(model.head.out.weight, std=0.1)
     return model
 
 
 def one_shot(case: dict, text: str) -> dict[str, torch.Tensor]:
-    """Loss and gradients by autograd alone: all logits at once, and their definitions. Of an
-    ensemble, the mean of its members' losses and the gradients of their sum."""
-    members = case.get("members", 1)
-    model = build(text, case["head"], case["loss"], members=members)
+    """Loss and gradients by autograd alone: all logits at once, and their definitions."""
+    model = build(text, case["head"], case["loss"])
     tower = model.text.encoder.tower
     batch, features = global_batch(case.get("bad", False), tower.tokenizer, "several" in case)
     read = batch.valid.numpy()[batch.caption_slots].nonzero()[0]
     texts, scale, bias = model.text(TokenBatch.of(tower, batch.tokens.take(read)))
-    whitened = model.whiten(features[batch.valid])
-    images = F.normalize(whitened, dim=-1).repeat(1, members)
-    images = images if model.head is None else model.head.side_by_side(whitened)
+    logits = scale * model.embed_features(features[batch.valid]) @ texts.T
     by_caption = case.get("positives") == "caption"
     labels = batch.concepts if by_caption else torch.arange(len(batch))
     same = (labels[batch.valid, None] == labels[batch.caption_slots[read]]).float()
-    loss = torch.zeros(())
-    for image_embeds, text_embeds in zip(
-        images.chunk(members, 1), texts.chunk(members, 1), strict=True
-    ):
-        logits = scale * image_embeds @ text_embeds.T
-        if case["loss"] == "sigmoid":
-            loss = loss - F.logsigmoid((2 * same - 1) * (logits + bias)).sum() / len(texts)
-        else:
-            of_images = F.cross_entropy(logits, same / same.sum(1, keepdim=True))
-            loss = loss + (of_images + F.cross_entropy(logits.T, (same / same.sum(0)).T)) / 2
+    if case["loss"] == "sigmoid":
+        loss = -F.logsigmoid((2 * same - 1) * (logits + bias)).sum() / len(texts)
+    else:
+        of_images = F.cross_entropy(logits, same / same.sum(1, keepdim=True))
+        loss = (of_images + F.cross_entropy(logits.T, (same / same.sum(0)).T)) / 2
     loss.backward()
-    return {"loss": loss.detach().reshape(1) / members} | {
+    return {"loss": loss.detach().reshape(1)} | {
         f"gradient.{n}": p.grad.reshape(-1)
         for n, p in model.trained.named_parameters()
         if p.grad is not None
@@ -144,27 +129,6 @@ def two_ranks(tmp_path_factory, tiny_text):
 def test_micro_batches_ranks_and_zero_change_no_gradient(case, two_ranks, tiny_text):
     got = load_file(two_ranks / f"{case}.safetensors")
     assert_equal_to_one_shot(got, CASES[case], tiny_text)
-
-
-def test_an_ensemble_reads_by_the_mean_of_its_members_and_files_keep_it(tiny_text, tmp_path):
-    model = build(tiny_text, "mlp", members=3)
-    texts, features = ["a red bicycle", "two dogs"], torch.randn(4, model.vision.embed_dim)
-    vectors = TextVectors(torch.randn(2, model.text.encoder.tower.width))
-    read = model.text.encoder(vectors), model.embed_features(features)
-    each = (
-        model.text.encoder.side_by_side(vectors),
-        model.head.side_by_side(model.whiten(features)),
-    )
-    for embeds, members in zip(read, each, strict=True):
-        parts = members.unflatten(1, (3, model.embed_dim))
-        torch.testing.assert_close(parts.norm(dim=2), torch.ones(parts.shape[:2]))
-        assert not torch.allclose(parts[:, 0], parts[:, 1], atol=1e-2)
-        torch.testing.assert_close(embeds, F.normalize(parts.mean(1), dim=1))
-    model.save_pretrained(tmp_path)
-    again = LitModel.from_pretrained(tmp_path)
-    assert torch.equal(again.encode_text(texts), model.encode_text(texts))
-    assert torch.equal(again.embed_features(features), model.embed_features(features))
-    assert "the mean of 3 heads" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -55,7 +55,6 @@ class ModelFacts:
     features: str = "own"  # that are joined
     head: str = "none"  # that is trained over them
     text_head: str = "none"
-    members: int = 1  # of the ensemble that the heads are
     fit: str = "crop"  # how an image becomes what the tower reads
 
 
@@ -91,7 +90,6 @@ def model_card(facts: ModelFacts, card: Card) -> str:
     locked = ", locked" if made_here else ", of a checkpoint as it stands"
     heads = {"linear": " under a linear head", "mlp": " under a gated MLP", "none": ""}
     head, text_head = heads[facts.head], heads[facts.text_head]
-    ensemble = f", the mean of {facts.members} heads" if facts.members > 1 else ""
     trained = f", trained to read it with the {facts.loss} loss" if made_here else ""
     if card.teacher:
         locked, trained = f", made flexible with {card.teacher} as its teacher", ", the teacher's"
@@ -102,7 +100,7 @@ def model_card(facts: ModelFacts, card: Card) -> str:
         f"# An image-text model{' for any patch size' * (len(facts.costs) > 1)}\n\n"
         f"Image tower {facts.image_tower}{joined} at {facts.image_size} px{locked}{head}{whole}; "
         f"text tower {facts.text_tower} of {facts.context_length} tokens{text_head}{trained}; "
-        f"{width} dimensions{ensemble}.",
+        f"{width} dimensions.",
         "```python\n"
         "from contrastive import LitModel\n\n"
         'model = LitModel.from_pretrained("FOLDER_OR_HUB_NAME")\n'

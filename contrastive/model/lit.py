@@ -82,7 +82,7 @@ class LitModel(nn.Module, ModelHubMixin):
         self.register_buffer("feature_mean", torch.zeros(vision.embed_dim))
         width = embed_dim or vision.embed_dim
         self.register_buffer("feature_whiten", torch.eye(vision.embed_dim, width))
-        self.head = None if head == "none" else ImageHead(head, width, self.members)
+        self.head = None if head == "none" else ImageHead(head, width)
 
     @property
     def trained(self) -> nn.Module:
@@ -102,11 +102,6 @@ class LitModel(nn.Module, ModelHubMixin):
     @property
     def image_size(self) -> int:
         return self.vision.image_size
-
-    @property
-    def members(self) -> int:
-        """Of the ensemble that its heads are; 1: none."""
-        return self.text.encoder.members
 
     @property
     def embed_dim(self) -> int:
@@ -289,7 +284,6 @@ class LitModel(nn.Module, ModelHubMixin):
             head="none" if self.head is None else self.head.kind,
             image_size=self.image_size,
             text_tower=type(tower.net).__name__,
-            members=self.members,
             text_head="none" if self.text.encoder.head is None else self.text.encoder.head.kind,
             context_length=tower.tokenizer.context_length,
             loss=self.text.loss.kind,

@@ -24,8 +24,6 @@ TILE = {"cpu": 2**18, "cuda": 2**23}  # logits at once: what a CPU's cache holds
 
 Logsumexps = tuple[Float[Tensor, " b"], Float[Tensor, " m"]]
 """Of each image's logits over texts, and of each text's over images."""
-LogsumexpsOfMembers = tuple[Float[Tensor, "k b"], Float[Tensor, "k m"]]
-"""The same of each of an ensemble's k members."""
 
 
 @dataclass(frozen=True)
@@ -93,44 +91,6 @@ def loss_share(
             value, slopes = _sigmoid(image_embeds, texts, scale, bias, positives, image_slopes)
     parameters = (text_embeds, logit_scale, logit_bias)
     return _WithGradients.apply(value, slopes, *parameters[: len(slopes)])
-
-
-def share_of_members(
-    kind: Literal["sigmoid", "softmax"],
-    members: int,
-    image_embeds: Float[Tensor, "b kd"],
-    text_embeds: Float[Tensor, "m kd"],
-    positives: Positives,
-    logit_scale: Float[Tensor, ""],
-    logit_bias: Float[Tensor, ""] | None,
-    lse: LogsumexpsOfMembers | None = None,
-    image_slopes: Float[Tensor, "b kd"] | None = None,
-) -> Float[Tensor, ""]:
-    """The sum of `loss_share` over the k members of an ensemble, whose embeddings lie side by side:
-    each learns as if it were alone.
-
-    lse: of `logsumexps_of_members`.
-    """
-    images, texts = image_embeds.chunk(members, 1), text_embeds.chunk(members, 1)
-    known = [None] * members if lse is None else list(zip(*lse, strict=True))
-    slopes = [None] * members if image_slopes is None else image_slopes.chunk(members, 1)
-    shares = [
-        loss_share(kind, i, t, positives, logit_scale, logit_bias, one, slope)
-        for i, t, one, slope in zip(images, texts, known, slopes, strict=True)
-    ]
-    return sum(shares[1:], shares[0])
-
-
-def logsumexps_of_members(
-    members: int,
-    image_embeds: Float[Tensor, "b kd"],
-    text_embeds: Float[Tensor, "m kd"],
-    logit_scale: Float[Tensor, ""],
-) -> LogsumexpsOfMembers:
-    """`logsumexps` of each member."""
-    pairs = zip(image_embeds.chunk(members, 1), text_embeds.chunk(members, 1), strict=True)
-    over_texts, over_images = zip(*(logsumexps(*pair, logit_scale) for pair in pairs), strict=True)
-    return torch.stack(over_texts), torch.stack(over_images)
 
 
 @torch.no_grad()

@@ -39,8 +39,6 @@ def describe_parts(
         config["head"] = head.kind
     if text.encoder.head is not None:
         config["text_head"] = text.encoder.head.kind
-    if text.encoder.members > 1:
-        config["members"] = text.encoder.members
     return config
 
 
@@ -54,6 +52,6 @@ def build_parts(folder: Path, config: Mapping[str, Any]) -> tuple[VisionTower, T
     vision.to(getattr(torch, config["vision_dtype"]))
     width = config.get("embed_dim", vision.embed_dim)
     tower = build_text_tower(config["text"], folder)
-    encoder = TextEncoder(tower, width, config.get("text_head", "none"), config.get("members", 1))
+    encoder = TextEncoder(tower, width, config.get("text_head", "none"))
     text = TextSide(encoder, LossConfig.from_json(config["loss"]))
     return vision.lock(), text, width, config.get("head", "none")

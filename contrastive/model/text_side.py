@@ -35,13 +35,13 @@ class TextSide(nn.Module):
 
     def forward(
         self, tokens: TokenBatch | PackedTokens | TextVectors
-    ) -> tuple[Float[Tensor, "m kd"], Float[Tensor, ""], Float[Tensor, ""] | None]:
-        """Text embeddings by each of k members, the logit scale, and the sigmoid loss's bias.
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, ""], Float[Tensor, ""] | None]:
+        """Text embeddings, the logit scale, and the bias of the sigmoid loss.
 
         Every parameter is read here and nowhere else in a step, because ZeRO-3 gathers them around
         this call.
         """
-        text_embeds = self.encoder.side_by_side(tokens)
+        text_embeds = self.encoder(tokens)
         with torch.autocast(text_embeds.device.type, enabled=False):
             bias = self.logit_bias[0] if self.loss.kind == "sigmoid" else None
             return text_embeds, self.scale(), bias

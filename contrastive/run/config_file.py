@@ -38,7 +38,6 @@ ADDED = {
     "data.captions_per_image": 1,
     "text.frozen": False,
     "text.head": "none",
-    "members": 1,
     "text.trainable": (),
     "text.decay_to_start": 0.0,
 }

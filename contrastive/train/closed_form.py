@@ -61,7 +61,7 @@ def closed_form_init(
     start, _ = read_sealed_tensors(file)
     model.feature_mean.copy_(start["mean"])
     model.feature_whiten.copy_(start["whiten"])
-    model.text.encoder.set_projection(start["projection"])
+    model.text.encoder.projection.weight.data.copy_(start["projection"])
 
 
 @torch.no_grad()

@@ -24,9 +24,6 @@ class TrainConfig(RunConfig):
     embed_dim: int = 0
     """Width of the embeddings; the whitening reduces wider features to it.
     0: that of the features, or of one token where several are joined."""
-    members: int = 1
-    """Heads that start apart and learn side by side, each by a loss of its own; embeddings are the
-    mean of theirs, no wider (a deep ensemble, arXiv:1612.01474). More than one: with text.head."""
     eval_data: tuple[str, ...] = ()
     """Data sets of launch/zeroshot.py to evaluate on: NAME:ROOT, or a folder of shards."""
     eval_patch_sizes: tuple[int, ...] = ()
@@ -41,10 +38,6 @@ class TrainConfig(RunConfig):
         check_fit(self.vision.fit, self.data)
         if self.init_samples < 0:
             raise UsageError(f"init_samples {self.init_samples}: at least 0")
-        if self.members < 1 or (self.members > 1 and self.text.head == "none"):
-            raise UsageError(
-                f"members {self.members}: 1, or more with text.head mlp; without it all are alike"
-            )
         if self.embed_dim < 0:
             raise UsageError(f"embed_dim {self.embed_dim}: at least 0")
         if self.embed_dim and not self.init_samples:

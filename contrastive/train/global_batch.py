@@ -111,7 +111,7 @@ class HeadStep:
         self._own: Tensor | None = None  # good images, as the head reads them
         self._slopes: Tensor | None = None
         if model.head is None:
-            self.embeds = F.normalize(whitened, dim=-1).repeat(1, model.members)
+            self.embeds = F.normalize(whitened, dim=-1)
             return
         with torch.no_grad():
             (self.embeds,) = engine(None, whitened)

@@ -186,7 +186,7 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
         check_reads_shapes(tower)
     width = _embed_dim(cfg, tower)
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
-    encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head, cfg.members)
+    encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)
     model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
     model.to(distributed.device()).text.train()
     if cfg.compile:

@@ -4,7 +4,7 @@ import torch
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import Positives, share_of_members
+from contrastive.model.loss import Positives, loss_share
 from contrastive.run.zero import largest_divisor
 from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
@@ -65,7 +65,7 @@ def _peak_bytes(
     of the images."""
     device = distributed.device()
     side, head = model.text, model.head
-    width = side.encoder.projection.out_features * model.members
+    width = side.encoder.projection.out_features
     images = torch.zeros(num_images, width, device=device, dtype=dtype)
     labels = torch.arange(num_images, device=device)
     torch.cuda.reset_peak_memory_stats()
@@ -73,13 +73,9 @@ def _peak_bytes(
     slopes = torch.zeros_like(images, dtype=torch.float32) if head else None
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         embeds, scale, bias = side(tokens)
-        own_images = images[:: distributed.world_size(), : model.embed_dim].float()
-        own = head.side_by_side(own_images).sum() if head else 0
+        own = head(images[:: distributed.world_size()].float()).sum() if head else 0
     positives = Positives(labels, torch.arange(len(embeds), device=device) % num_images)
-    pairs = images, embeds, positives
-    share = share_of_members(
-        side.loss.kind, model.members, *pairs, scale, bias, image_slopes=slopes
-    )
+    share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
     (share + own).backward()
     peak = torch.cuda.max_memory_allocated() - before
     model.trained.zero_grad(set_to_none=True)

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from contrastive import distributed
 from contrastive.model.lit import LitModel
-from contrastive.model.loss import (
-    LogsumexpsOfMembers,
-    logsumexps_of_members,
-    share_of_members,
-)
+from contrastive.model.loss import Logsumexps, logsumexps, loss_share
 from contrastive.run.zero import BatchShape
 from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
@@ -64,7 +60,7 @@ class TrainStep:
         head = HeadStep(self.model, self.engine, features, valid)
         everyone = GlobalBatch(self.model, batch, head.embeds, valid, self.dtype)
         parts = self.split_texts(batch, valid)
-        kind, members = self.model.text.loss.kind, self.model.members
+        kind = self.model.text.loss.kind
         first_pass = kind == "softmax" and len(parts) > 1
         known = self._logsumexps(batch.step, parts, everyone) if first_pass else []
         total = torch.zeros((), device=self.model.device)
@@ -75,15 +71,14 @@ class TrainStep:
             images = everyone.images
             lse = known[number] if known else None
             if kind == "softmax" and lse is None:
-                own, of_texts = self._own_lse(part, everyone, text_embeds, scale)
+                own, of_texts = _own_lse(part, everyone, text_embeds, scale)
                 lse = sum_over_ranks(own), of_texts
             if part.empty:  # every parameter takes part, with a gradient of 0
                 share = (text_embeds.sum() + scale + (0 if bias is None else bias)) * 0.0
             else:
                 positives, slopes = everyone.positives(part.slots), head.slopes(everyone)
-                pairs = images, text_embeds, positives
-                share = share_of_members(kind, members, *pairs, scale, bias, lse, slopes)
-            total += share.detach() / members
+                share = loss_share(kind, images, text_embeds, positives, scale, bias, lse, slopes)
+            total += share.detach()
             if headed:
                 share = share + head.lead_back(everyone, headed[0], last)
             # The engine averages over micro-batches and ranks; shares are to be summed.
@@ -123,7 +118,7 @@ class TrainStep:
 
     def _logsumexps(
         self, step: int, parts: list[MicroBatch], everyone: GlobalBatch
-    ) -> list[LogsumexpsOfMembers]:
+    ) -> list[Logsumexps]:
         """Of each micro-batch, for the softmax loss of several: a first pass over the texts,
         without gradient. (One micro-batch exchanges B numbers per rank in the middle of its loss.)
         """
@@ -133,20 +128,12 @@ class TrainStep:
             for number, part in enumerate(parts):
                 self._seed_dropout(step, number)
                 text_embeds, scale, _ = self.engine(part.tokens)
-                over_texts, of_texts = self._own_lse(part, everyone, text_embeds, scale)
+                over_texts, of_texts = _own_lse(part, everyone, text_embeds, scale)
                 own = over_texts if own is None else torch.logaddexp(own, over_texts)
                 over_images.append(of_texts)
         assert own is not None
         total = sum_over_ranks(own)
         return [(total, of_texts) for of_texts in over_images]
-
-    def _own_lse(
-        self, part: MicroBatch, everyone: GlobalBatch, text_embeds: Tensor, scale: Tensor
-    ) -> LogsumexpsOfMembers:
-        """Of one micro-batch, by member: -inf for each image where it is empty."""
-        embeds = everyone.images, text_embeds.detach()
-        over_texts, of_texts = logsumexps_of_members(self.model.members, *embeds, scale.detach())
-        return torch.full_like(over_texts, -torch.inf) if part.empty else over_texts, of_texts
 
     def _seed_dropout(self, step: int, number: int) -> None:
         """Dropout is the same in both passes over a micro-batch, and after a resume."""
@@ -154,7 +141,7 @@ class TrainStep:
         torch.manual_seed(int(mixed.generate_state(1)[0]))
 
 
-def sum_over_ranks(own: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def sum_over_ranks(own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Logsumexp of all ranks' partial ones: B numbers per rank cross, not B x d."""
     return distributed.all_gather(own[None]).logsumexp(0)
 
@@ -170,3 +157,11 @@ def _num_groups(tower: TextTower, device: torch.device, num_texts: int) -> int:
     if device.type == "cpu":
         return max(1, num_texts // 128)
     return max(1, num_texts * tower.tokenizer.context_length // 2**16)
+
+
+def _own_lse(
+    part: MicroBatch, everyone: GlobalBatch, text_embeds: Tensor, scale: Tensor
+) -> Logsumexps:
+    """Of one micro-batch: -inf for each image where it is empty."""
+    over_texts, over_images = logsumexps(everyone.images, text_embeds.detach(), scale.detach())
+    return torch.full_like(over_texts, -torch.inf) if part.empty else over_texts, over_images
