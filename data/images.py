@@ -26,8 +26,8 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises `BadSample`: "not_an_image", "heic" for one that needs the extra of that name,
     "truncated_image", "image_too_large" above `max_pixels` (checked in the header, before any pixel
     is decoded; Pillow's own limit holds as well), or "image_too_costly" for one that takes far more
-    than its pixels suggest. What the header cannot
-    bound is decoded in another process, see `data.decode_apart`.
+    than its pixels suggest. What the header cannot bound is decoded in another process, see
+    `data.decode_apart`.
     """
     kind = format_of(data)
     if kind is not None and is_ordinary(data, kind):
