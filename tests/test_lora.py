@@ -305,7 +305,7 @@ def test_without_peft_the_extra_is_named(tiny_text, emoji_shards, tmp_path, monk
 def test_towers_that_it_cannot_train_are_refused(tiny_text):
     """open_clip's own attention, and a GPT-2, whose layers are no linear ones of torch."""
     clip = load_text_tower(TextConfig("open_clip:ViT-B-32", context_length=8))
-    with pytest.raises(UsageError, match="allowed: an encoder of transformers"):
+    with pytest.raises(UsageError, match="allowed: a tower of transformers"):
         add_lora(clip, RANK)
     small = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=90, n_positions=16)
     tokenizer = AutoTokenizer.from_pretrained(tiny_text.removeprefix("hf:"))

@@ -29,15 +29,15 @@ def check_peft() -> None:
 def add_lora(tower: TextTower, rank: int) -> None:
     """Freeze the tower and put matrices of this rank beside all its linear layers, in place.
 
-    Raises `UsageError` for a tower that has none, or whose attention is torch's own module: peft
-    adds to the weights of such a one and subtracts again at every forward, which moves them.
+    Raises `UsageError` for a tower that has none, or whose attention is torch's own module: there
+    peft puts new parameters in place of the frozen ones at every forward, rounded (0.21).
     """
     from peft import LoraConfig, inject_adapter_in_model  # slow to import
 
     if any(isinstance(module, nn.MultiheadAttention) for module in tower.modules()):
         raise UsageError(
-            "text.lora cannot train a text transformer of open_clip's own, whose frozen weights "
-            "peft would move; allowed: an encoder of transformers, such as hf:FOLDER of this CLIP"
+            "text.lora cannot train a text transformer of open_clip's own, where peft would not "
+            "keep the frozen weights; allowed: a tower of transformers, such as hf:FOLDER of a CLIP"
         )
     found = False
     for part in tower.children():  # the library's network, and what open_clip has after it
