@@ -196,7 +196,7 @@ def config(out: Path, name: str, scenes: Path, model: Path, **changes: Any) -> D
 
 def texts(model: LitModel, dataset: DenseDataset) -> ClassTexts:
     embeds = embed_classes(model, dataset.class_names, dataset.templates)
-    return ClassTexts(embeds, model.text_fingerprint)
+    return ClassTexts.of(model, embeds)
 
 
 def losses(folder: Path) -> list[float]:
@@ -289,6 +289,20 @@ def test_micro_batches_and_ranks_change_nothing(
     assert any("heldout_style/p40/ap50" in line for line in lines)
 
 
+def test_patches_start_where_whole_pictures_meet_the_texts(
+    small_scenes: Path, tiny_model: LitModel, model_folder: Path, tmp_path: Path
+) -> None:
+    scenes = load_dense(small_scenes / "train")
+    optim = OptimConfig(lr=1e-12, weight_decay=0.0)
+    cfg = config(tmp_path, "still", small_scenes, model_folder, steps=1, optim=optim)
+    folder = train_decoder(cfg, scenes, texts=texts(tiny_model, scenes))
+    heads = load_decoder(folder / "model").decoder
+    assert isinstance(heads, BoxHeads)
+    features = torch.randn(2, 3, 4, tiny_model.vision.embed_dim)
+    expected = tiny_model.embed_features(features.flatten(0, 2)).unflatten(0, (2, 12))
+    torch.testing.assert_close(heads.embed(features), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_resumed_run_ends_with_the_same_weights(
     trained: Path, small_scenes: Path, tiny_model: LitModel, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -304,7 +318,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     with pytest.raises(InterruptedError):
         train_decoder(cfg, scenes, [stop], texts=said)
     with pytest.raises(UsageError, match=r"was trained with texts .*, now it is another"):
-        train_decoder(cfg, scenes, texts=ClassTexts(said.embeds, "another"), resume=True)
+        train_decoder(cfg, scenes, texts=replace(said, fingerprint="another"), resume=True)
     train_decoder(cfg, scenes, [lambda step, decoder: {}], texts=said, resume=True)
     expected = load_file(trained / "model" / "model.safetensors")
     found = load_file(tmp_path / "whole" / "model" / "model.safetensors")

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.dense.box_heads import BoxHeads
 from contrastive.dense.config import DenseConfig
 from contrastive.dense.decoder_folder import (
     ClassTexts,
@@ -42,6 +43,7 @@ from contrastive.run.zero import (
     whole_parameters,
 )
 from contrastive.vision.earlier import keep_transform
+from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
 from data.dense.dense_dataset import DenseDataset
 from data.errors import UsageError
@@ -182,6 +184,8 @@ def _prepare(
     spec, features = cfg.vision.tower, cfg.vision.features
     space = (texts.embeds.shape[1], texts.fingerprint) if texts else (0, "")
     trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes, *space)
+    if texts and isinstance(trained.decoder, BoxHeads) and features == OWN:
+        trained.decoder.start_at(*texts.affine)
     tower.to(distributed.device())
     decoder: Any = copy.deepcopy(trained.decoder)
     module = BoxLoss(decoder, torch.from_numpy(texts.embeds)) if texts else MaskLoss(decoder)
