@@ -179,7 +179,8 @@ def main() -> None:
     root = build_scenes(OUT / f"tests.{args.tests}", args.tests, seed=1)
     dtype = distributed.resolve_dtype("fastest")
     tower = load_vision_tower(args.model, dtype=dtype)
-    tests = {name: Test(root / name, tower, OUT / f"features.{args.tests}.{name}") for name in SPLITS}
+    features = OUT / f"features.{args.tests}"
+    tests = {name: Test(root / name, tower, features / name) for name in SPLITS}
     file = OUT / "measured.json"
     done: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     model = LitModel.from_pretrained(args.model)

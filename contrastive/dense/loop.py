@@ -45,6 +45,7 @@ from contrastive.run.zero import (
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
+from contrastive.vision.tower import VisionTower
 from data.dense.dense_dataset import DenseDataset
 from data.errors import UsageError
 from data.files import replaced_folder
@@ -83,7 +84,7 @@ def _train(cfg: DenseConfig, run: "_Run", callbacks: Sequence[Callback], shape: 
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, {}, unit="pictures")
     with StopSignal() as stop, enough_memory(shape):
         while step < cfg.steps:
-            patch_size = draw_patch_size(run.patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+            patch_size = draw_patch_size(run.patch_sizes, run.patch_weights, cfg.seed, step)
             lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
             loss, errors = run.train_step(step, patch_size)
             step += 1
@@ -117,6 +118,7 @@ class _Run:
     order: SampleOrder
     shape: BatchShape
     patch_sizes: tuple[int, ...]
+    patch_weights: tuple[float, ...]
     first_step: int
     identity: dict[str, Any]
     """Of the checkpoints: what a resume must bring again."""
@@ -208,7 +210,15 @@ def _prepare(
     module.to(distributed.device())
     engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
     order = SampleOrder([len(dataset)], cfg.seed)
-    return _Run(engine, exported, source, order, shape, patch_sizes, step, identity)
+    weights = cfg.vision.patch_weights or _patch_weights(tower, patch_sizes, bool(texts))
+    return _Run(engine, exported, source, order, shape, patch_sizes, weights, step, identity)
+
+
+def _patch_weights(
+    tower: VisionTower, patch_sizes: tuple[int, ...], boxes: bool
+) -> tuple[float, ...]:
+    """How often each is drawn: of masks as it has patches to learn from, of boxes equally often."""
+    return tuple(1.0 if boxes else (tower.image_size / size) ** 2 for size in patch_sizes)
 
 
 def _check_names(model: Path, names: tuple[str, ...]) -> None:
