@@ -1,16 +1,25 @@
-"""An hnsw whose graph comes from a GPU is an hnsw like any other, or one that the CPU has built."""
+"""Lists on a GPU, and graphs made by one, answer as the CPU's do, also where the GPU fails.
 
-from collections.abc import Callable
+A CPU stands in for the GPU: it searches what would be copied, and makes the graphs.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
 import pytest
+import torch
 from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
-from retrieval.index import build, gpu_check, gpus, segments
+from data.errors import UsageError
+from retrieval.index import build, gpu_check, gpus, segments, snapshot
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.exact import ExactVectors
+from retrieval.index.gpu_check import Gpus
+from retrieval.index.nearest import stored_vectors
 from retrieval.index.snapshot import Snapshot
 
 
@@ -52,17 +61,91 @@ def linked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., np.ndarra
 
 
 @pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would go to a GPU stays where it is."""
+    monkeypatch.setattr(gpus, "num_gpus", lambda device: int(device != "cpu"))
+    monkeypatch.setattr(gpus, "find_gpus", lambda: Gpus(1, True))
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: 2**40)
+    monkeypatch.setattr(gpus, "copy_to_gpus", lambda index, *_: index)
+    gpus.say_once.cache_clear()
+
+
+@pytest.fixture
 def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
     return write_embeddings(tmp_path / "embeddings", tiny_model, model_dir, (2000, 1000))
 
 
-def check(snapshot: Snapshot, vectors: np.ndarray, ids: np.ndarray) -> None:
+# ---- lists ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+def test_lists_on_a_gpu_answer_as_on_the_cpu(
+    index_type, lists, embeddings: Path, tmp_path: Path
+) -> None:
+    """Filters too, which FAISS does not apply there; and a k that no GPU looks up."""
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+    delete_ids(tmp_path / "index", [0, 8])
+    queries = all_vectors(embeddings)[0][::60]
+    cpu, gpu = (Snapshot.open(tmp_path / "index", device) for device in ("cpu", "cuda"))
+    for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-1-5"]}}, {"key": "no"}):
+        for k in (10, 2500):
+            expected = cpu.nearest(queries, k, PATCH, where)
+            found = gpu.nearest(queries, k, PATCH, where)
+            assert recall(found[1], expected[1]) >= 0.97
+            assert not {0, 8} & set(found[1].ravel().tolist())
+
+
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq"])
+def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
+    index_type, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        if index_type == "flat":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("Error in GpuResources: cudaMalloc failed")
+
+    def on_device(index: faiss.Index, *_: object) -> ExactVectors:
+        vectors = stored_vectors(index)
+        assert vectors is not None
+        return ExactVectors(vectors, [torch.device("cpu")])
+
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+    queries = all_vectors(embeddings)[0][::60]
+    expected = Snapshot.open(tmp_path / "index").nearest(queries, 10, PATCH)
+    if index_type == "flat":
+        monkeypatch.setattr(snapshot, "to_gpus", on_device)
+        monkeypatch.setattr(ExactVectors, "nearest", fails)
+    gpu = Snapshot.open(tmp_path / "index", "cuda")
+    for copy in gpu._gpu.values():
+        if isinstance(copy, gpus.ListsOnGpus):
+            copy._index = SimpleNamespace(search=fails)
+    for _ in range(2):
+        found = gpu.nearest(queries, 10, PATCH)
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert capsys.readouterr().err.count("searching on the CPU") == 1
+
+
+def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
+    def building() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("Error in void faiss::gpu:\nError: cudaMalloc failed, out of memory.")
+
+    built = gpus.gpu_failures(building())
+    assert next(built) == 1
+    with pytest.raises(UsageError, match=r"GPU failed while .* memory\); allowed: device cpu$"):
+        next(built)
+
+
+# ---- graphs --------------------------------------------------------------------------------
+
+
+def check(opened: Snapshot, vectors: np.ndarray, ids: np.ndarray) -> None:
     queries = vectors[::40]
     expected = nearest(queries, vectors, ids, 10)
-    assert recall(snapshot.nearest(queries, 10, PATCH)[1], expected) >= 0.98
+    assert recall(opened.nearest(queries, 10, PATCH)[1], expected) >= 0.98
     even = ids % 4 == 0
     expected = nearest(queries, vectors[even], ids[even], 10)
-    assert recall(snapshot.nearest(queries, 10, PATCH, {"even": True})[1], expected) >= 0.95
+    assert recall(opened.nearest(queries, 10, PATCH, {"even": True})[1], expected) >= 0.95
 
 
 def test_an_hnsw_linked_by_a_gpu_is_searched_and_changed_as_any(
@@ -72,21 +155,21 @@ def test_an_hnsw_linked_by_a_gpu_is_searched_and_changed_as_any(
     folder = tmp_path / "index"
     build_index(embeddings, folder, index_type="hnsw", device="cpu")
     vectors, ids = all_vectors(embeddings)
-    snapshot = Snapshot.open(folder)
-    (segment,) = snapshot.segments
+    opened = Snapshot.open(folder)
+    (segment,) = opened.segments
     assert type(segment.indexes[PATCH]) is faiss.IndexHNSWFlat
-    check(snapshot, vectors, ids)
+    check(opened, vectors, ids)
     np.testing.assert_array_equal(segment.reconstruct(PATCH, np.arange(3000)), vectors)
 
     more = write_embeddings(tmp_path / "more", tiny_model, model_dir, (500,), seed=1)
     assert add_embeddings(folder, more) == 500
     delete_ids(folder, ids[:100].tolist())
     compact_index(folder, "cpu")
-    snapshot = Snapshot.open(folder)
-    assert [segment.index_type for segment in snapshot.segments] == ["hnsw"]
-    added = np.setdiff1d(snapshot.ids(), ids)
+    opened = Snapshot.open(folder)
+    assert [segment.index_type for segment in opened.segments] == ["hnsw"]
+    added = np.setdiff1d(opened.ids(), ids)
     left = np.concatenate([vectors[100:], all_vectors(more)[0]])
-    found = snapshot.nearest(left[::40], 10, PATCH)[1]
+    found = opened.nearest(left[::40], 10, PATCH)[1]
     assert recall(found, nearest(left[::40], left, np.concatenate([ids[100:], added]), 10)) >= 0.98
     assert "on the CPU" not in capsys.readouterr().err
 

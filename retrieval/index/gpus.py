@@ -175,7 +175,11 @@ class ListsOnGpus:
         return found if chosen is None else _drop(found, chosen, k)
 
 
-def _drop(found: Found, chosen: Selection, k: int) -> Found:
+def _drop(
+    found: tuple[Float[np.ndarray, "q deeper"], Int[np.ndarray, "q deeper"]],
+    chosen: Selection,
+    k: int,
+) -> Found:
     """What a search without a filter found, less what the filter excludes."""
     similarities, rows = found
     rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
