@@ -226,14 +226,15 @@ def to_gpus(
 def cagra_graph(vectors: Float[np.ndarray, "n d"], links: int) -> Int[np.ndarray, "n links"]:
     """The rows that each of some unit vectors is linked to, by CAGRA (Ootomo et al. 2023,
     arXiv:2308.15136) on the first GPU, which `faiss-gpu-cuvs` has."""
-    config: Any = faiss.GpuIndexCagraConfig()
+    types: Any = faiss  # whose stubs know no CAGRA
+    config = types.GpuIndexCagraConfig()
     config.graph_degree, config.intermediate_graph_degree = links, 2 * links
     config.guarantee_connectivity = True  # clusters of like images are found from elsewhere too
     config.store_dataset = False  # nobody searches there
     count, width = vectors.shape
     with gpu_lock:
         # unit vectors rank by L2 as by inner product
-        index: Any = faiss.GpuIndexCagra(resources()[0], width, faiss.METRIC_L2, config)
+        index = types.GpuIndexCagra(resources()[0], width, faiss.METRIC_L2, config)
         index.train(vectors)
         graph = index.get_knngraph()  # of int64
         del index
