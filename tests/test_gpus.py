@@ -87,7 +87,7 @@ def test_lists_on_a_gpu_answer_as_on_the_cpu(
     delete_ids(tmp_path / "index", [0, 8])
     queries = all_vectors(embeddings)[0][::60]
     cpu, gpu = (Snapshot.open(tmp_path / "index", device) for device in ("cpu", "cuda"))
-    for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-1-5"]}}, {"key": "no"}):
+    for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-1-5"]}}):
         for k in (10, 2500):
             expected = cpu.nearest(queries, k, PATCH, where)
             found = gpu.nearest(queries, k, PATCH, where)
@@ -128,7 +128,7 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
 def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
     def building() -> Iterator[int]:
         yield 1
-        raise RuntimeError("Error in void faiss::gpu:\nError: cudaMalloc failed, out of memory.")
+        raise RuntimeError("Error: cudaMalloc failed, out of memory\n")
 
     built = gpus.gpu_failures(building())
     assert next(built) == 1
