@@ -130,7 +130,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             from retrieval.server.loading import load_service
 
-            loaded = load_service(ServeConfig(index=(job.album,)), model)
+            loaded = load_service(ServeConfig(index=(job.album,)), model, tell_load=False)
             (served,) = loaded.indexes.values()
 
             def note(progress: IndexingProgress | None) -> None:

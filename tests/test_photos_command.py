@@ -62,7 +62,8 @@ def make_photos(folder: Path, count: int) -> Path:
 # ---- the program -----------------------------------------------------------------------------
 
 
-# Before the process that indexes runs: it waits at one photo until a file is there.
+# Before the process that indexes runs: it waits at one photo until a file is there. To the other
+# one every machine is busy.
 GATE = """
 import os, sys, time
 if "retrieval.photos.follow" in sys.orig_argv:
@@ -73,6 +74,9 @@ if "retrieval.photos.follow" in sys.orig_argv:
             time.sleep(0.02)
         return getitem(self, number)
     Photos.__getitem__ = wait
+else:
+    from retrieval import machine_load
+    machine_load.BUSY = -1.0
 """
 
 
@@ -164,7 +168,9 @@ def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
         assert (found["indexing"]["total"], found["indexing"]["patch_size"]) == (91, 48)
         assert found["indexing"]["done"] in (0, 64)
         assert len(program.search()) == 63
-        program.end(signal.SIGKILL)
+        assert "other programs" not in program.end(signal.SIGKILL)
+    times = [json.loads(file.read_text())["spell"] for file in cache.rglob("profiles/*.json")]
+    assert times == ["disturbed"]
     (tmp_path / "gate").touch()
     album = find_album(photos)
     assert album == cache / "photos" / "Holiday"
