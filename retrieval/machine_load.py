@@ -42,6 +42,16 @@ def warn_if_busy(share: float, what: str, tell: bool = True) -> bool:
     return True
 
 
+def queued_s() -> float:
+    """Seconds that this thread could have run while others did, since it began; 0 where the system
+    does not say (Linux does)."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _seconds() -> tuple[float, float, float]:
     """Since the start: of all processors, of those the busy ones, and of this process's threads."""
     own_s = time.process_time()

@@ -33,7 +33,7 @@ from retrieval.server.startup import BACKLOG, listen, run_service
 if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
 
-WATCH_S = 60.0  # between two looks at the folder
+WATCH_S = 10.0  # between two looks at the folder
 HOST, PORT = "127.0.0.1", ServeConfig.port
 
 
