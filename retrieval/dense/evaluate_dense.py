@@ -136,7 +136,7 @@ class DenseCollector:
         if picture.boxes is None:
             return
         for precision in self.precision:
-            precision.add(picture.boxes, boxes, row)
+            precision.add(picture.boxes, boxes, row, picture.partly)
         self.has["boxes"] += 1
 
     def of_all_ranks(self) -> DenseScores:
