@@ -57,9 +57,11 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, a photo's own affair
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    import retrieval.photos.indexing  # noqa: F401 - before it is nice: seconds, else minutes
+
     with contextlib.suppress(OSError, AttributeError):  # Windows has none
         os.nice(NICENESS)
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         follow(job, say)
 
