@@ -97,8 +97,9 @@ class _Boxes:
 
     def load(self, row: int) -> AnnotatedPicture:
         image = read_picture(Path(self.key(row)))
-        check_size(image, self.pictures[row])
-        return AnnotatedPicture(self.key(row), image, boxes=self.boxes[row])
+        picture = self.pictures[row]
+        check_size(image, picture)
+        return AnnotatedPicture(self.key(row), image, boxes=self.boxes[row], partly=picture.partly)
 
 
 @dataclass(frozen=True)

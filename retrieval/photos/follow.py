@@ -24,6 +24,7 @@ from data.problems import Problem
 from retrieval.detail import Detail, as_key, coarse_first, finest
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index_places import regions_folder
+from retrieval.machine_load import queued_s
 from retrieval.model_folder import load_model
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.listing import Photo
@@ -56,9 +57,11 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, a photo's own affair
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    import retrieval.photos.indexing  # noqa: F401 - before it is nice: seconds, else minutes
+
     with contextlib.suppress(OSError, AttributeError):  # Windows has none
         os.nice(NICENESS)
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         follow(job, say)
 
@@ -85,7 +88,12 @@ def follow(job: Job, say: Callable[..., None]) -> None:
         if not job.watch_s:
             return
         say(waits=True)
-        time.sleep(max(job.watch_s, keeper.looked_s / SHARE))
+        time.sleep(pause_s(job.watch_s, keeper.looked_s))
+
+
+def pause_s(watch_s: float, looked_s: float) -> float:
+    """Between two looks at a folder. looked_s: that the last one took."""
+    return max(watch_s, looked_s / SHARE)
 
 
 class AlbumKeeper:
@@ -97,7 +105,7 @@ class AlbumKeeper:
         self._waits: dict[int, _State] = {}  # by patch size
         self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
         self._regions_note = ""  # why they could not be brought up to date
-        self.looked_s = 0.0  # that it took to see what had changed
+        self.looked_s = 0.0  # that it took to see what had changed, other programs' turns left out
 
     def update(self) -> None:
         """Take in what has changed."""
@@ -109,17 +117,20 @@ class AlbumKeeper:
         self._is_first = False
         manifest = read_index_manifest(album)
         held, fit = manifest.patch_sizes, manifest.fit
-        tell, start, seen = _Teller(self._say, finest(held)), time.monotonic(), []
+        tell, start = _Teller(self._say, finest(held)), _own_s()
+        seen: list[float] = []
 
         def progress(done: int, total: int, before: int) -> None:
-            seen.append(time.monotonic() - start)
+            if not seen and total:  # the model is not loaded yet, which may take long
+                self._say(found=total)
+            seen.append(_own_s() - start)
             tell(done, total, before)
 
         report = index_photos(
             self._job.images, album / "model", album, num_workers=self._job.num_workers,
             on_progress=progress, failed=self._failed,
         )  # fmt: skip
-        self.looked_s = seen[0]
+        self.looked_s = 0.0 if is_first else seen[0]  # the next finds in memory what it read
         has_changed = is_first or report.num_taken or report.gone or report.moved_from
         if has_changed:
             self._say(report=asdict(report))
@@ -177,6 +188,12 @@ class AlbumKeeper:
         bad = [found.warning(size) for size in found.sizes] if found else []
         for warning in filter(None, bad):
             self._say(note=warning)
+
+
+def _own_s() -> float:
+    """A clock that stands while this process waits for its turn: on a busy machine no folder is
+    slower to list."""
+    return time.monotonic() - queued_s()
 
 
 @dataclass(frozen=True)

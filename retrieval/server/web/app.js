@@ -50,19 +50,33 @@ async function runSearch(signal) {
   const answers = await search(chosen, 0, signal);
   if (signal.aborted) return;
   if (byImage()) answers.forEach((answer) => { state.measured[sizeOf(answer, "query_")] = answer.ms.image; });
-  show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
+  const alike = button("", () => { state.distinct = false; run(); });
+  const load = async (offset) => {
+    const more = await search(chosen, offset, signal);
+    countAlike(alike, more);
+    return more;
+  };
+  countAlike(alike, answers);
+  show(answers, { load, onOpen: openViewer, onError: showNotice });
   if (!answers[0].hits.length) empty(asWords(state.text) ? "No caption, name or other text holds these words." : filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
-  say(answers[0], answers.every((answer) => answer.found === false));
+  say(answers[0], answers.every((answer) => answer.found === false), alike);
   drawControls(run);
 }
 
-function say({ ms, warning }, nothing) {
+// How many were left out on the pages so far, and the way to them.
+function countAlike(made, answers) {
+  const count = Math.max(...answers.map((answer) => answer.near_duplicates));
+  made.textContent = `Show ${count.toLocaleString("en")} near-duplicate${count === 1 ? "" : "s"}`;
+  made.hidden = !count;
+}
+
+function say({ ms, warning }, nothing, alike) {
   const names = { text: "words", image: "image", search: "search" };
   const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
   const times = element("span", "detail", `${format(ms.total)}: ${steps.join(", ")}`);
   const best = filtered() ? "within the filter" : `of ${counted()}`;
   const missing = element("span", "missing", state.regions && warning ? `${warning}.` : "");
-  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, missing, times);
+  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, alike, missing, times);
 }
 
 const counted = () => `${state.index.count.toLocaleString("en")} images`;
