@@ -8,9 +8,10 @@
 The demo's recipe on the default drawings. Every expression of features is a choice of columns of
 one joined cache, filled once in runs/alignment. A sixth of the trained groups of concepts is kept
 for validation, by which rows are chosen; `final` rows train on all trained drawings. Their tests
-are the demo's held-out captions and style, and photographs (`python -m data.photographs`), with
-paired bootstrap intervals of what they gain over today's recipe. Rows that are done are read from
-runs/alignment/rows, so that it may be stopped at any time.
+are the demo's held-out captions and style, and photographs (`python -m data.photographs`), by their
+names and, those of the commonest kinds, by kind, with paired bootstrap intervals of what they gain
+over today's recipe. Rows that are done are read from runs/alignment/rows, so that it may be stopped
+at any time.
 """
 
 import argparse
@@ -37,11 +38,12 @@ from data.emoji.build import build_emoji
 from data.photographs.build import build_photographs
 from data.pipeline.reader import ShardReader
 from data.token_ids import TokenIds
-from lib.alignment_rows import BEST, ROWS, TERMS, TESTS, TOWER, Row
+from lib.alignment_rows import BEST, KINDS, ROWS, TERMS, TESTS, TOWER, Row
 from lib.harness import RESULTS, Target, finish
 from lib.icons import build_named_icons
 from lib.joined_features import JoinedFeatures, keys_of
 from lib.paired import mean_interval
+from lib.photograph_kinds import build_kinds
 from lib.validation_split import split_train
 from retrieval import ZeroShotClassifier, load_dataset
 
@@ -97,7 +99,7 @@ class Bench:
         classes = normalize(embeds.mean(dim=1), dim=-1).numpy()
         classifier = ZeroShotClassifier(model, names, templates, classes)
         labels = self.labels[name]
-        source = "train" if name == "validation" else name
+        source = {"validation": "train", KINDS: "photographs"}.get(name, name)
         self.features.add(source, self.shards[source], sizes)
         keys, found = keys_of(self.shards[name]), {}
         for size in sizes:
@@ -233,6 +235,7 @@ def main() -> None:
     data = Path(build_emoji(default_data()))
     folders = split_train(data, OUT / "data") | {n: data / n for n in ("train", *TESTS[:2])}
     folders["photographs"] = build_photographs("runs/data/photographs")
+    folders[KINDS] = build_kinds(folders["photographs"], OUT / "data/kinds")
     unlike = [folders[n] / CLASS_NAMES_FILE for n in ("heldout_captions", "validation")]
     names = [name for file in unlike for name in file.read_text().splitlines()]
     folders["icons"] = build_named_icons(OUT / "data/icons", names)
@@ -253,11 +256,11 @@ def main() -> None:
             rows = figures.setdefault(kind, {})
             rows[name] = {"seeds": len(found[name]), "steps": row.steps, **summary(found[name])}
     if "today" in found:
-        figures["gains over today"] = {
-            name: gains(found["today"], found[name], bench.labels)
+        figures.setdefault("gains over today", {}).update(
+            (name, gains(found["today"], found[name], bench.labels))
             for kind, name, _ in chosen
             if kind == "final" and name in found and name != "today"
-        }
+        )
     packages = ("torch", "timm", "transformers", "deepspeed")
     wanted = targets(figures)
     accepted = {target.what: ACCEPTED for target in wanted}

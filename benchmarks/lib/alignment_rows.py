@@ -9,7 +9,8 @@ TERMS = ("cls@9", "cls@10", "cls@11", "cls", "mean@10", "mean@11", "mean")
 FROZEN = {"text.frozen": True, "text.dropout": 0.0, "text.head": "mlp", "optim.lr": 1e-3}
 BLOCKS = "cls@9+cls@10+cls@11"
 WITH_MEAN = f"{BLOCKS}+mean@10"
-TESTS = ("heldout_captions", "heldout_style", "photographs")
+KINDS = "kinds of photographs"
+TESTS = ("heldout_captions", "heldout_style", KINDS, "photographs")
 COARSE_SIZES = (56, 28)
 DEMO_SIZES = (56, 32, 28, 16)
 

@@ -17,7 +17,7 @@ def split_train(data: Path, out: Path) -> dict[str, Path]:
         names: set[str] = set()
         members: dict[str, list[tuple[str, dict[str, bytes]]]] = {"fit": [], "validation": []}
         for shard in sorted((data / "train").glob("*.tar")):
-            for key, sample in _samples(shard).items():
+            for key, sample in samples_of(shard).items():
                 about = json.loads(sample["json"])
                 kept = blake2b(about["group"].encode(), digest_size=1).digest()[0] % 6 == 0
                 members["validation" if kept else "fit"].append((key, sample))
@@ -38,7 +38,8 @@ def split_train(data: Path, out: Path) -> dict[str, Path]:
     return {name: out / name for name in ("fit", "validation")}
 
 
-def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
+def samples_of(shard: Path) -> dict[str, dict[str, bytes]]:
+    """A tar's samples, by key, members by suffix."""
     samples: dict[str, dict[str, bytes]] = {}
     for name, content in read_tar(shard).items():
         key, _, suffix = name.partition(".")
