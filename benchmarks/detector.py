@@ -86,7 +86,7 @@ def trained(model: str, folder: Path, seed: int, steps: int, features: Path) -> 
     if not (cfg.folder / "model").is_dir():
         dataset, loaded = load_dense(folder), LitModel.from_pretrained(model)
         embeds = embed_classes(loaded, dataset.class_names, dataset.templates)
-        texts = ClassTexts.of(loaded, embeds)
+        texts = ClassTexts(embeds, loaded.text_fingerprint, loaded.image_affine())
         begun = bool(complete_checkpoints(cfg.folder / "checkpoints"))
         train_decoder(cfg, dataset, texts=texts, resume=begun)
     return cfg.folder

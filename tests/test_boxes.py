@@ -137,11 +137,11 @@ def test_what_does_not_count_has_no_gradient_and_no_boxes_are_told_from_no_pictu
     unusable = torch.from_numpy(BoxTargets().of_unusable(240))[None]
     loss(features, unusable).backward()
     assert loss.count(unusable) == 0
-    assert not loss.decoder.class_head.weight.grad.any()
+    assert not loss.decoder.class_embed.weight.grad.any()
     empty = targets([])
     loss(features, empty).backward()
     assert loss.count(empty) == 0
-    assert loss.decoder.class_head.weight.grad.any()  # whatever is found there is wrong
+    assert loss.decoder.class_embed.weight.grad.any()  # whatever is found there is wrong
 
 
 def test_a_crowd_is_matched_to_nothing_and_excuses_its_class_within_it() -> None:
@@ -196,7 +196,7 @@ def config(out: Path, name: str, scenes: Path, model: Path, **changes: Any) -> D
 
 def texts(model: LitModel, dataset: DenseDataset) -> ClassTexts:
     embeds = embed_classes(model, dataset.class_names, dataset.templates)
-    return ClassTexts.of(model, embeds)
+    return ClassTexts(embeds, model.text_fingerprint, model.image_affine())
 
 
 def losses(folder: Path) -> list[float]:

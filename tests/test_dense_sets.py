@@ -103,9 +103,11 @@ def test_a_set_that_is_labelled_in_part_is_measured_by_what_is_known(tmp_path: P
     (root / "images").mkdir()
     (root / "val2017").rename(root / "images/val2017")
     given["images"][1]["file_name"] = "val2017/2.jpg"
+    given["categories"][0]["name"] = "baseball_bat"
     file.write_text(json.dumps(given))
     file.rename(file.with_name("instances_val.json"))
     dataset = load_dense(root)
+    assert "baseball bat" in dataset.class_names
     first, second = dataset
     assert first.partly == PartLabels(absent=frozenset({2}), incomplete=frozenset({1}))
     assert second.partly is None

@@ -466,6 +466,31 @@ def test_a_photo_that_cannot_be_read_is_tried_again_when_it_has_changed(
     assert read_index_manifest(tmp_path / "album").count == 3
 
 
+def test_a_photo_that_may_not_be_read_is_tried_again_once_it_may(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    keep(photos)
+    shut = photos / "shut.png"
+    shut.write_bytes(png(8))
+    read, access = Path.read_bytes, os.access
+
+    def denied(path: Path) -> bytes:
+        if path.name == shut.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", denied)
+        patched.setattr(os, "access", lambda path, mode: path != str(shut) and access(path, mode))
+        keep(photos)
+        patched.setattr(LitModel, "from_pretrained", None)  # no model is loaded
+        keep(photos)
+    assert read_index_manifest(tmp_path / "album").count == 2
+    keep(photos)
+    assert read_index_manifest(tmp_path / "album").count == 3
+
+
 def test_patch_sizes_are_compared_behind(
     tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

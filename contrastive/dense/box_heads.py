@@ -32,7 +32,7 @@ class BoxHeads(nn.Module):
     def __init__(self, in_width: int, embed_dim: int, width: int) -> None:
         """embed_dim: width of the texts' space. width: of the layers within the box head."""
         super().__init__()
-        self.class_head = nn.Linear(in_width, embed_dim)
+        self.class_embed = nn.Linear(in_width, embed_dim)
         self.norm = nn.LayerNorm(in_width)
         self.logit_scale = nn.Linear(in_width, 1)
         self.logit_shift = nn.Linear(in_width, 1)
@@ -57,14 +57,14 @@ class BoxHeads(nn.Module):
 
     def embed(self, features: Float[Tensor, "b r c f"]) -> Float[Tensor, "b n d"]:
         """The unit-norm vector of each patch that queries are compared with."""
-        return F.normalize(self.class_head(features).flatten(1, 2).float(), dim=-1)
+        return F.normalize(self.class_embed(features).flatten(1, 2).float(), dim=-1)
 
     @torch.no_grad()
     def start_at(self, weight: Float[Tensor, "d f"], bias: Float[Tensor, " d"]) -> None:
         """Let the vector of a patch be that of a whole picture with these features, to begin with:
         where texts were trained to find it."""
-        self.class_head.weight.copy_(weight)
-        self.class_head.bias.copy_(bias)
+        self.class_embed.weight.copy_(weight)
+        self.class_embed.bias.copy_(bias)
 
 
 def box_bias(rows: int, columns: int) -> Float[Tensor, "n 4"]:

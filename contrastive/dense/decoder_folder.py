@@ -20,7 +20,6 @@ from contrastive.files.weights import (
     write_config,
     write_weights,
 )
-from contrastive.model.lit import LitModel
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
@@ -39,12 +38,6 @@ class ClassTexts:
     """Of what made them of texts."""
     affine: tuple[Float[Tensor, "d f"], Float[Tensor, " d"]]
     """Weight and bias of what brings a whole picture's features near the texts."""
-
-    @classmethod
-    def of(cls, model: LitModel, embeds: Float[np.ndarray, "k d"]) -> "ClassTexts":
-        """embeds: what the model makes of the names."""
-        weight = model.feature_whiten.T
-        return cls(embeds, model.text_fingerprint, (weight, -weight @ model.feature_mean))
 
 
 @dataclass(frozen=True)

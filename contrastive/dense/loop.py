@@ -45,7 +45,6 @@ from contrastive.run.zero import (
 from contrastive.vision.earlier import keep_transform
 from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
-from contrastive.vision.tower import VisionTower
 from data.dense.dense_dataset import DenseDataset
 from data.errors import UsageError
 from data.files import replaced_folder
@@ -210,15 +209,9 @@ def _prepare(
     module.to(distributed.device())
     engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
     order = SampleOrder([len(dataset)], cfg.seed)
-    weights = cfg.vision.patch_weights or _patch_weights(tower, patch_sizes, bool(texts))
+    # as often as each has patches to learn from
+    weights = cfg.vision.patch_weights or tuple((tower.image_size / s) ** 2 for s in patch_sizes)
     return _Run(engine, exported, source, order, shape, patch_sizes, weights, step, identity)
-
-
-def _patch_weights(
-    tower: VisionTower, patch_sizes: tuple[int, ...], boxes: bool
-) -> tuple[float, ...]:
-    """How often each is drawn: of masks as it has patches to learn from, of boxes equally often."""
-    return tuple(1.0 if boxes else (tower.image_size / size) ** 2 for size in patch_sizes)
 
 
 def _check_names(model: Path, names: tuple[str, ...]) -> None:

@@ -160,8 +160,8 @@ def _check_shared(engine: Any, world_size: int) -> None:
     bare = any(all(p._hp_mapping is None for p in group) for group in groups)
     if distributed.all_gather(torch.tensor([int(bare)], device=distributed.device())).any():
         raise UsageError(
-            f"a run that trains so few parameters without weight decay resumes with as many ranks "
-            f"as it had: {world_size}"
+            f"ZeRO 1 and 2 cannot share the few parameters that this run trains without weight "
+            f"decay among {distributed.world_size()} ranks: resume it with {world_size}"
         )
 
 

@@ -41,7 +41,8 @@ def open_instances(root: Path, split: str, name: str) -> DenseDataset:
     split, file = _chosen(root, _json_files(root, "instances"), split, "instances_SPLIT.json")
     found, noted = read_coco(file), Counter[str]()
     boxes = _Boxes(_image_folder(root, split), found.pictures, found.boxes(noted))
-    return DenseDataset(name, found.names, DEFAULT_TEMPLATES, boxes, noted=noted)
+    names = [name.replace("_", " ") for name in found.names]  # LVIS joins words so
+    return DenseDataset(name, names, DEFAULT_TEMPLATES, boxes, noted=noted)
 
 
 def open_panoptic(root: Path, split: str, name: str) -> DenseDataset:

@@ -150,9 +150,9 @@ def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
 
 def _file_name(picture: Mapping[str, Any]) -> str:
     """LVIS names the folder too, by an address such as .../val2017/000000397133.jpg."""
-    if "file_name" in picture:
-        return str(picture["file_name"])
-    return "/".join(str(picture["coco_url"]).split("/")[-2:])
+    if "coco_url" in picture and "file_name" not in picture:
+        return "/".join(str(picture["coco_url"]).split("/")[-2:])
+    return str(picture["file_name"])
 
 
 def _part_labels(picture: Mapping[str, Any], labels: Mapping[int, int]) -> PartLabels | None:

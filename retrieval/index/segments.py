@@ -88,10 +88,12 @@ def write_segment(
             done += len(vectors)
             progress(len(vectors))
         if by_gpu and (problem := link_by_gpu(faiss.downcast_index(index.index))):
-            say_once(f"the hnsw graph is made on the CPU: {problem}")
+            say_once(f"the hnsw graph of {said(patch_size)} is made on the CPU: {problem}")
             index = new_index(index_type, width, count, sample)
+            progress(-count)
             for vectors in _vectors(sources, span, patch_size, width):
                 add(index, vectors, ids[index.ntotal : index.ntotal + len(vectors)])
+                progress(len(vectors))
         if found is not None:
             trials[patch_size] = Trial(queries, found.rows(), captions is not None)
         file = index_file(folder, patch_size, number)

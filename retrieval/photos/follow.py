@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NICENESS = 10  # searches come first
 SHARE = 0.05  # of the time, at most, that looking may take: a network's folder is slow to list
 REPORT_S = 0.5
+TRY_AGAIN_S = 600
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class AlbumKeeper:
         self._is_first = True
         self._waits: dict[int, _State] = {}  # by patch size
         self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
+        self._denied: set[Photo] = set()  # those that nobody may read
+        self._next_try = 0.0
         self._regions_note = ""  # why they could not be brought up to date
         self.looked_s = 0.0  # that it took to see what had changed, other programs' turns left out
 
@@ -113,6 +116,7 @@ class AlbumKeeper:
         from retrieval.photos.finer import add_finer
         from retrieval.photos.indexing import index_photos
 
+        self._forgive()
         album, is_first = self._album, self._is_first
         self._is_first = False
         manifest = read_index_manifest(album)
@@ -130,6 +134,7 @@ class AlbumKeeper:
             self._job.images, album / "model", album, num_workers=self._job.num_workers,
             on_progress=progress, failed=self._failed,
         )  # fmt: skip
+        self._denied = {photo for photo in self._failed if not os.access(photo.path, os.R_OK)}
         self.looked_s = 0.0 if is_first else seen[0]  # the next finds in memory what it read
         has_changed = is_first or report.num_taken or report.gone or report.moved_from
         if has_changed:
@@ -154,6 +159,16 @@ class AlbumKeeper:
                 self._compare_sizes(model)
         if (has_changed or self._regions_note) and regions_folder(album).is_dir():
             self._update_regions(model)
+
+    def _forgive(self) -> None:
+        """Let files that could not be read be tried again: once somebody may read them, and else
+        now and then, as of a disk that comes back."""
+        due = time.monotonic() >= self._next_try
+        if due:
+            self._next_try = time.monotonic() + TRY_AGAIN_S
+        for photo in [photo for photo, why in self._failed.items() if why.kind == "unreadable"]:
+            if os.access(photo.path, os.R_OK) and (due or photo in self._denied):
+                del self._failed[photo]
 
     def _update_regions(self, model: "LitModel | None") -> None:
         """Of an album that has some. It may fail: new photos are found as a whole."""

@@ -13,6 +13,7 @@ import { asWords, browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
 import { finest, format, named, sizeOf } from "./sizes.js";
 import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
+import { counted, countAlike, say } from "./status.js";
 import { leave, listenToViewer, openById, openViewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -62,24 +63,6 @@ async function runSearch(signal) {
   say(answers[0], answers.every((answer) => answer.found === false), alike);
   drawControls(run);
 }
-
-// How many were left out on the pages so far, and the way to them.
-function countAlike(made, answers) {
-  const count = Math.max(...answers.map((answer) => answer.near_duplicates));
-  made.textContent = `Show ${count.toLocaleString("en")} near-duplicate${count === 1 ? "" : "s"}`;
-  made.hidden = !count;
-}
-
-function say({ ms, warning }, nothing, alike) {
-  const names = { text: "words", image: "image", search: "search" };
-  const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
-  const times = element("span", "detail", `${format(ms.total)}: ${steps.join(", ")}`);
-  const best = filtered() ? "within the filter" : `of ${counted()}`;
-  const missing = element("span", "missing", state.regions && warning ? `${warning}.` : "");
-  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, alike, missing, times);
-}
-
-const counted = () => `${state.index.count.toLocaleString("en")} images`;
 
 async function runBrowse(signal) {
   stale();
