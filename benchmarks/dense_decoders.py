@@ -3,11 +3,12 @@
     python benchmarks/dense_decoders.py            # after make demo, whose drawings it takes
 
 Scenes of `python -m data.scenes --kinds`: six kinds of things, which things that are never trained
-have too, and a style that is never trained. The features of the locked tower's patches are computed
-once and kept in runs/decoders, as is what was measured, so that it may be stopped at any time, and
-rows are of all seeds that were measured. SegFormer's MLP reads the last block alone here, as the
-others do. mIoU over the six kinds; the background is in none of them, but a thing that is called
-background counts against its kind.
+have too, and a style that is never trained. Random patch sizes are drawn as often as each has
+patches, and evenly. The features of the locked tower's patches are computed once and kept in
+runs/decoders, as is what was measured, so that it may be stopped at any time, and rows are of all
+seeds that were measured. SegFormer's MLP reads the last block alone here, as the others do. mIoU
+over the six kinds; the background is in none of them, but a thing that is called background counts
+against its kind.
 """
 
 import argparse
@@ -36,8 +37,9 @@ OUT = Path("runs/decoders")
 SIZES = (56, 32, 28, 16, 14)
 MOST_SEEDS = 99
 TESTS = ("heldout_captions", "heldout_style")
+EVENLY = "random, evenly"
 TRAINED: dict[str, tuple[int, ...]] = {
-    "random": SIZES, "at 56": (56,), "at 28": (28,), "at 14": (14,)
+    "random": SIZES, EVENLY: SIZES, "at 56": (56,), "at 28": (28,), "at 14": (14,)
 }  # fmt: skip
 
 
@@ -46,10 +48,14 @@ def trained(kind: Kind, at: str, seed: int, folder: Path, steps: int) -> Path:
     recipe = scenes()
     cfg: DenseConfig = replace(
         recipe,
-        name=f"{kind}-{at.replace(' ', '-')}-{seed}",
+        name=f"{kind}-{at.replace(' ', '-')}-{seed}-{steps}",
         out=str(OUT / "runs"),
         data=PicturesConfig(f"{folder}/train", features=str(OUT / "features" / "train")),
-        vision=replace(recipe.vision, patch_sizes=TRAINED[at]),
+        vision=replace(
+            recipe.vision,
+            patch_sizes=TRAINED[at],
+            patch_weights=(1.0,) * len(SIZES) if at == EVENLY else (),
+        ),
         decoder=DecoderConfig(kind),
         eval_data=(),
         steps=steps,
@@ -114,7 +120,7 @@ def main() -> None:
     parser.add_argument("--trained", nargs="+", default=list(TRAINED), choices=TRAINED)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=300, help="of each folder")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     distributed.ensure_group()
     folder = build_scenes(OUT / f"scenes.{args.scenes}", args.scenes, num_classes=120, kinds=True)

@@ -86,7 +86,7 @@ def trained(model: str, folder: Path, seed: int, steps: int, features: Path) -> 
     if not (cfg.folder / "model").is_dir():
         dataset, loaded = load_dense(folder), LitModel.from_pretrained(model)
         embeds = embed_classes(loaded, dataset.class_names, dataset.templates)
-        texts = ClassTexts(embeds, loaded.text_fingerprint)
+        texts = ClassTexts(embeds, loaded.text_fingerprint, loaded.image_affine())
         begun = bool(complete_checkpoints(cfg.folder / "checkpoints"))
         train_decoder(cfg, dataset, texts=texts, resume=begun)
     return cfg.folder
@@ -179,7 +179,8 @@ def main() -> None:
     root = build_scenes(OUT / f"tests.{args.tests}", args.tests, seed=1)
     dtype = distributed.resolve_dtype("fastest")
     tower = load_vision_tower(args.model, dtype=dtype)
-    tests = {name: Test(root / name, tower, OUT / f"features.{name}") for name in SPLITS}
+    features = OUT / f"features.{args.tests}"
+    tests = {name: Test(root / name, tower, features / name) for name in SPLITS}
     file = OUT / "measured.json"
     done: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     model = LitModel.from_pretrained(args.model)

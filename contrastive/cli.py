@@ -26,6 +26,7 @@ RARE = {
     "loss.temperature_init", "loss.bias_init",
     "data.captions_per_image", "vision.head",
     "text.frozen", "text.head", "text.trainable", "text.decay_to_start",
+    "text.lora",
     "loss.temperature", "loss.label_loss", "loss.normaliser_samples",
     "patch_dropout.keep_rate_end", "patch_dropout.schedule", "patch_dropout.cycle_steps",
 }  # fmt: skip

@@ -206,8 +206,8 @@ def scenes() -> DenseConfig:
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=20),
         eval_data=(f"{folder}/heldout_captions", f"{folder}/heldout_style"),
         global_batch_size=16,
-        steps=300,
-        eval_every=300,
+        steps=600,
+        eval_every=600,
     )
 
 

@@ -56,7 +56,7 @@ def texts_of(model: "LitModel", dataset: "DenseDataset") -> "ClassTexts":
     from retrieval.evaluation.classify import embed_classes
 
     embeds = embed_classes(model, dataset.class_names, dataset.templates)
-    return ClassTexts(embeds, model.text_fingerprint)
+    return ClassTexts(embeds, model.text_fingerprint, model.image_affine())
 
 
 def evaluators(

@@ -31,7 +31,7 @@ class Args:
     aspect, which keeps their shape and cuts nothing away. Not given: the model's own, mostly crop.
     """
     watch: bool = False
-    """Look for new, changed and removed photos every minute."""
+    """Look for new, changed and removed photos every ten seconds."""
     port: int | None = None
     """Not given: 1234, or any where that is taken."""
     no_browser: bool = False

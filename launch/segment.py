@@ -228,8 +228,6 @@ def check_kind(args: Args) -> None:
                 raise UsageError(f"{name} is of cosines with words: a decoder was trained without")
         if args.class_names and kind != "boxes":
             raise UsageError("class_names: a decoder has its own")
-        if args.shorter_side is not None and kind == "boxes":
-            raise UsageError("shorter_side is of masks; boxes are found in a picture as a whole")
     elif args.pictures and not args.class_names:
         raise UsageError("class_names: say what to find in the pictures, such as lemon ship")
 

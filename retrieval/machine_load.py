@@ -23,15 +23,15 @@ class OthersLoad:
         return min(1.0, max(0.0, busy_s - own_s) / all_s) if all_s > 0 else 0.0
 
 
-def warn_if_busy(share: float, what: str) -> bool:
+def warn_if_busy(share: float, what: str, tell: bool = True) -> bool:
     """Whether others took too much for a measurement to be trusted; stderr is told once a process.
 
-    what: was measured, in the plural.
+    what: was measured, in the plural. tell: whether it is; who looks for photos measures nothing.
     """
     global _warned
     if share < BUSY:
         return False
-    if not _warned:
+    if tell and not _warned:
         _warned = True
         print(
             f"other programs took {share:.0%} of this machine's processors meanwhile: {what} may "
@@ -40,6 +40,16 @@ def warn_if_busy(share: float, what: str) -> bool:
             flush=True,
         )
     return True
+
+
+def queued_s() -> float:
+    """Seconds that this thread could have run while others did, since it began; 0 where the system
+    does not say (Linux does)."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _seconds() -> tuple[float, float, float]:

@@ -33,7 +33,7 @@ from retrieval.server.startup import BACKLOG, listen, run_service
 if TYPE_CHECKING:
     from contrastive.model.lit import LitModel
 
-WATCH_S = 60.0  # between two looks at the folder
+WATCH_S = 10.0  # between two looks at the folder
 HOST, PORT = "127.0.0.1", ServeConfig.port
 
 
@@ -130,7 +130,7 @@ def serve_photos(service: PhotoService, port: int | None = None, open_browser: b
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             from retrieval.server.loading import load_service
 
-            loaded = load_service(ServeConfig(index=(job.album,)), model)
+            loaded = load_service(ServeConfig(index=(job.album,)), model, tell_load=False)
             (served,) = loaded.indexes.values()
 
             def note(progress: IndexingProgress | None) -> None:

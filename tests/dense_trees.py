@@ -63,13 +63,15 @@ def write_coco(
     root: Path,
     boxes: Mapping[str, Sequence[Mapping[str, Any]]],
     kind: str = "instances_val2017",
+    of_picture: Mapping[str, Mapping[str, Any]] | None = None,
     **more: Any,
 ) -> Path:
-    """File name of a picture -> its annotations."""
+    """File name of a picture -> its annotations. of_picture: what else is said of it."""
     images, annotations = [], []
     for number, (name, own) in enumerate(boxes.items(), 1):
         save_picture(root / "val2017" / name)
         images.append({"id": number, "file_name": name, "width": SIZE[0], "height": SIZE[1]})
+        images[-1] |= (of_picture or {}).get(name, {})
         annotations += [{"image_id": number, **one} for one in own]
     values = {"images": images, "annotations": annotations, "categories": CATEGORIES, **more}
     file = root / f"annotations/{kind}.json"

@@ -18,7 +18,9 @@ from contrastive.run.zero import batch_shape, build_engine, deepspeed_config
 from contrastive.text.config import TextConfig
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
+from contrastive.text.lora import add_lora
 from contrastive.text.padding import TokenBatch
+from contrastive.text.tower import TextTower
 from contrastive.train.step import TrainStep
 from contrastive.vision.config import Head
 from data.batch import Batch
@@ -89,6 +91,15 @@ def build_model(
     torch.manual_seed(0)
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text)), vision.embed_dim)
     return LitModel(vision, TextSide(encoder, loss), head=head).to(dtype)
+
+
+def add_spread_lora(tower: TextTower, rank: int) -> None:
+    """LoRA whose matrices are not at their start, the same ones in every process."""
+    add_lora(tower, rank)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in tower.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
 def random_pairs(model: LitModel, pairs: int) -> tuple[Batch, Float[Tensor, "b d"]]:

@@ -84,7 +84,11 @@ def ask(page: Page, url: str, picture: str) -> Seen:
     seen["details_at_first"] = page.is_visible("#controls")
 
     seen["words"] = after(page, lambda: page.fill("#text", "a happy cat"))  # typing searches
+    seen["left_out"] = page.inner_text("#status button")
+    seen["shown"] = after(page, lambda: page.click("#status button"))
+    seen["none_left_out"] = page.is_hidden("#status button")
     page.click("#filter")
+    after(page, lambda: page.check("#distinct"))
     seen["alike"] = after(page, lambda: page.uncheck("#distinct"))
     page.keyboard.press("Escape")
     seen["filter_closed"] = [page.is_hidden("#filters"), focused(page, ".id")]

@@ -10,7 +10,7 @@ from typing import Any
 from page_driver import Seen, after, found, main
 from playwright.sync_api import Page
 
-EVERY_MS, RESTING_MS = 3000, 30_000  # the page asks how far the index is
+EVERY_MS, RESTING_MS = 3000, 10_000  # the page asks how far the index is
 
 
 def change(page: Page, path: str, how: Callable[[Any], None]) -> None:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from gradients import WORDS, step_gradients
+from gradients import WORDS, add_spread_lora, step_gradients
 from safetensors.torch import save_file
 
 from contrastive import distributed
@@ -74,6 +74,8 @@ def gradient_case(case: dict, text: str) -> dict[str, torch.Tensor]:
     loss = LossConfig(kind=case["loss"], positives=case.get("positives", "pair"))
     encoder = TextEncoder(load_text_tower(TextConfig(tower=text, dropout=0.0)), 32)
     model = LitModel(tower, TextSide(encoder, loss), head=case.get("head", "none"))
+    if "lora" in case:
+        add_spread_lora(encoder.tower, case["lora"])
     if model.head is not None:
         torch.nn.init.normal_(model.head.out.weight, std=0.1)
     zero = ZeroConfig(stage=case["stage"], micro_batch_size=case["chunk"])

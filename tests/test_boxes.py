@@ -137,11 +137,11 @@ def test_what_does_not_count_has_no_gradient_and_no_boxes_are_told_from_no_pictu
     unusable = torch.from_numpy(BoxTargets().of_unusable(240))[None]
     loss(features, unusable).backward()
     assert loss.count(unusable) == 0
-    assert not loss.decoder.class_head.weight.grad.any()
+    assert not loss.decoder.class_embed.weight.grad.any()
     empty = targets([])
     loss(features, empty).backward()
     assert loss.count(empty) == 0
-    assert loss.decoder.class_head.weight.grad.any()  # whatever is found there is wrong
+    assert loss.decoder.class_embed.weight.grad.any()  # whatever is found there is wrong
 
 
 def test_a_crowd_is_matched_to_nothing_and_excuses_its_class_within_it() -> None:
@@ -196,7 +196,7 @@ def config(out: Path, name: str, scenes: Path, model: Path, **changes: Any) -> D
 
 def texts(model: LitModel, dataset: DenseDataset) -> ClassTexts:
     embeds = embed_classes(model, dataset.class_names, dataset.templates)
-    return ClassTexts(embeds, model.text_fingerprint)
+    return ClassTexts(embeds, model.text_fingerprint, model.image_affine())
 
 
 def losses(folder: Path) -> list[float]:
@@ -252,6 +252,43 @@ def test_of_two_boxes_of_one_query_that_overlap_the_better_is_given() -> None:
     assert found[2].box == pytest.approx((100, 70, 100, 20))  # cut at the edge
 
 
+@pytest.fixture
+def by_patch(trained: Path, tiny_model: LitModel) -> Callable[[torch.Tensor], TrainedDetector]:
+    """A detector of one vector, whose boxes are the patches themselves."""
+    loaded = load_decoder(trained / "model")
+    assert isinstance(loaded.decoder, BoxHeads)
+    last = loaded.decoder.box_head[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    return lambda vector: TrainedDetector(
+        loaded, tiny_model, ["thing"], threshold=0.0, class_embeds=vector[None].numpy()
+    )
+
+
+def test_a_small_thing_in_the_corner_of_a_large_picture_has_its_box_there(
+    by_patch: Callable[[torch.Tensor], TrainedDetector], tiny_model: LitModel
+) -> None:
+    picture = Image.new("RGB", (1920, 960), "gray")
+    picture.paste("red", (1824, 864, 1920, 960))
+    corner = picture.crop((1440, 480, 1920, 960))  # the last window of 240 pixels
+    other = by_patch(unit(tiny_model.embed_dim))
+    thing = other.heads.embed(other._features(corner, 48))[0, -1]
+    detector = by_patch(thing.detach())
+    found = detector.predict(picture, 48, shorter_side=480)[0]
+    assert found[0].box == pytest.approx((1824, 864, 96, 96), abs=0.1)
+    assert found[0].score == pytest.approx(detector.predict(corner, 48)[0][0].score, abs=1e-3)
+    assert len(found) == 10 * 20  # what several windows show is one thing
+    (whole,) = detector.predict(picture, 48)
+    assert whole[0].box[2] > 2 * 96
+
+
+def test_one_window_is_the_picture_as_a_whole(trained: Path, small_scenes: Path) -> None:
+    detector = TrainedDetector.from_pretrained(trained / "model", ["lemon"], threshold=0.0)
+    picture = load_dense(small_scenes / "train").pictures.load(0).image.resize((333, 333))
+    assert detector.predict(picture, 48, shorter_side=240) == detector.predict(picture, 48)
+
+
 def test_a_picture_of_a_thing_is_a_query(trained: Path, tiny_model: LitModel) -> None:
     red, green = (Image.new("RGB", (240, 240), colour) for colour in ("red", "lime"))
     detector = TrainedDetector(load_decoder(trained / "model"), tiny_model, [red, green])
@@ -289,6 +326,20 @@ def test_micro_batches_and_ranks_change_nothing(
     assert any("heldout_style/p40/ap50" in line for line in lines)
 
 
+def test_patches_start_where_whole_pictures_meet_the_texts(
+    small_scenes: Path, tiny_model: LitModel, model_folder: Path, tmp_path: Path
+) -> None:
+    scenes = load_dense(small_scenes / "train")
+    optim = OptimConfig(lr=1e-12, weight_decay=0.0)
+    cfg = config(tmp_path, "still", small_scenes, model_folder, steps=1, optim=optim)
+    folder = train_decoder(cfg, scenes, texts=texts(tiny_model, scenes))
+    heads = load_decoder(folder / "model").decoder
+    assert isinstance(heads, BoxHeads)
+    features = torch.randn(2, 3, 4, tiny_model.vision.embed_dim)
+    expected = tiny_model.embed_features(features.flatten(0, 2)).unflatten(0, (2, 12))
+    torch.testing.assert_close(heads.embed(features), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_resumed_run_ends_with_the_same_weights(
     trained: Path, small_scenes: Path, tiny_model: LitModel, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -304,7 +355,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     with pytest.raises(InterruptedError):
         train_decoder(cfg, scenes, [stop], texts=said)
     with pytest.raises(UsageError, match=r"was trained with texts .*, now it is another"):
-        train_decoder(cfg, scenes, texts=ClassTexts(said.embeds, "another"), resume=True)
+        train_decoder(cfg, scenes, texts=replace(said, fingerprint="another"), resume=True)
     train_decoder(cfg, scenes, [lambda step, decoder: {}], texts=said, resume=True)
     expected = load_file(trained / "model" / "model.safetensors")
     found = load_file(tmp_path / "whole" / "model" / "model.safetensors")
@@ -366,17 +417,22 @@ def test_heads_are_reported_as_a_model_is(
     assert [line.split()[0] for line in said.splitlines() if line.split()[:1] in (["48"], ["40"])]
 
 
+@pytest.mark.parametrize("shorter_side", [None, 480])
 def test_boxes_of_own_pictures_are_framed_and_listed(
-    segment: Callable[..., tuple[int, str]], small_scenes: Path, trained: Path, tmp_path: Path
-) -> None:
+    shorter_side: int | None, segment: Callable[..., tuple[int, str]], small_scenes: Path,
+    trained: Path, tmp_path: Path,
+) -> None:  # fmt: skip
     picture = small_scenes / "heldout_style/images/000000.png"
     names = ["a red bicycle", "smile"]
-    code, said = segment("--pictures", picture, "--class-names", *names, "--out", tmp_path / "out")
+    larger = [] if shorter_side is None else ["--shorter-side", shorter_side]
+    code, said = segment(
+        "--pictures", picture, "--class-names", *names, "--out", tmp_path / "out", *larger
+    )
     assert code == 0, said
     found = json.loads((tmp_path / "out/patch_40/boxes/000000.json").read_text())["boxes"]
     detector = TrainedDetector.from_pretrained(trained / "model", names)
     assert detector.threshold == 0.1
-    (expected,) = detector.predict(picture)
+    (expected,) = detector.predict(picture, shorter_side=shorter_side)
     assert [one["name"] for one in found] == [names[box.label - 1] for box in expected]
     assert [one["score"] for one in found] == pytest.approx([box.score for box in expected])
 
@@ -395,7 +451,6 @@ def test_a_frame_is_where_its_box_is() -> None:
     ("flags", "says"),
     [
         (["--root", "ROOT", "--background", "0.1"], "--background is of cosines"),
-        (["--root", "ROOT", "--shorter-side", "480"], "--shorter-side is of masks"),
         (["--root", "ROOT", "--windows", "3"], "--windows is of cosines"),
         (["--root", "ROOT", "--patch-sizes", "47"], "47"),
     ],

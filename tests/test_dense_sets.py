@@ -19,9 +19,11 @@ from dense_trees import (
 from PIL import Image
 
 from data.dense.layouts import load_dense
-from data.dense.picture import TrueBox
+from data.dense.picture import PartLabels, TrueBox
 from data.errors import DataError, UsageError
 from retrieval import evaluate_dense
+from retrieval.dense.average_precision import ScoredBox
+from retrieval.dense.evaluate_dense import DenseCollector
 from retrieval.dense.matched_names import match_names
 
 
@@ -88,6 +90,37 @@ def test_cocos_boxes_are_numbered_by_category_and_counted_where_a_rule_is_for_th
     assert dataset.noted == {
         "crowd": 1, "box_outside": 2, "box_empty": 2, "unknown_class": 1, "no_boxes": 1,
     }  # fmt: skip
+
+
+def test_a_set_that_is_labelled_in_part_is_measured_by_what_is_known(tmp_path: Path) -> None:
+    box = {"category_id": 1, "bbox": [1, 1, 5, 5]}
+    said = {"neg_category_ids": [3, 77], "not_exhaustive_category_ids": [1]}
+    root = write_coco(tmp_path, {"1.jpg": [box], "2.jpg": [box]}, of_picture={"1.jpg": said})
+    (file,) = (root / "annotations").iterdir()
+    given = json.loads(file.read_text())
+    name = given["images"][0].pop("file_name")  # as LVIS has it, beside COCO's folders
+    given["images"][0]["coco_url"] = f"http://images/val2017/{name}"
+    (root / "images").mkdir()
+    (root / "val2017").rename(root / "images/val2017")
+    given["images"][1]["file_name"] = "val2017/2.jpg"
+    given["categories"][0]["name"] = "baseball_bat"
+    file.write_text(json.dumps(given))
+    file.rename(file.with_name("instances_val.json"))
+    dataset = load_dense(root)
+    assert "baseball bat" in dataset.class_names
+    first, second = dataset
+    assert first.partly == PartLabels(absent=frozenset({2}), incomplete=frozenset({1}))
+    assert second.partly is None
+    assert dataset.noted == {"partly_labelled": 1}
+    wrong = [ScoredBox((0, 0, 2, 2), label, 0.9) for label in (1, 2, 3)]
+    found = [ScoredBox((1, 1, 5, 5), 1, 0.5)]
+    for picture, expected in ((first, [True]), (second, [False, True])):
+        collector = DenseCollector(dataset)
+        collector.add_boxes(0, picture, [*wrong, *found])
+        judged = collector.precision[0]._scores
+        assert [right for _, _, right in judged[1]] == expected
+        assert judged[2] == [(0.9, 0, False)]
+        assert (3 in judged) is (picture is second)
 
 
 def test_cocos_segments_are_read_from_colours(tmp_path: Path) -> None:

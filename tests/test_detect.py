@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from test_segment import NAMES, model, picture, segmenter  # noqa: F401
 
+from data.dense.picture import PartLabels
 from data.errors import UsageError
 from retrieval import ZeroShotDetector
 from retrieval.dense.average_precision import AveragePrecision, ScoredBox, TrueBox, iou
@@ -52,6 +53,33 @@ def test_average_precision_is_pycocotools(seed, overlap):
     for true, found in random_boxes(seed):
         measured.add(true, found)
     assert measured.mean == pytest.approx(PYCOCOTOOLS[seed, overlap], abs=1e-9)
+
+
+LVIS = {
+    (0, 0.5): 0.1875589345,
+    (0, 0.75): 0.1037128713,
+    (1, 0.5): 0.5020970847,
+    (1, 0.75): 0.1432893289,
+    (2, 0.5): 0.5787953795,
+    (2, 0.75): 0.4367161716,
+}
+"""The same of LVISEval's precision, of lvis 0.5."""
+
+
+@pytest.mark.parametrize(("seed", "overlap"), LVIS)
+def test_average_precision_of_what_is_labelled_in_part_is_that_of_lvis(seed, overlap):
+    measured, fully = AveragePrecision(overlap), AveragePrecision(overlap)
+    rng = np.random.default_rng(seed)
+    pictures = list(random_boxes(seed))
+    for crowded, found in pictures:
+        true = [TrueBox(one.box, one.label) for one in crowded]
+        here = {one.label for one in true}
+        absent = frozenset(n for n in range(1, 6) if n not in here and rng.random() < 0.5)
+        partly = PartLabels(absent, frozenset(n for n in here if rng.random() < 0.5))
+        measured.add(true, found, partly=partly)
+        fully.add(true, found)
+    assert measured.mean == pytest.approx(LVIS[seed, overlap], abs=1e-9)
+    assert measured.mean > fully.mean
 
 
 def test_a_box_is_right_once_and_in_the_order_of_scores():

@@ -93,6 +93,15 @@ def assert_equal_to_one_shot(got: dict[str, torch.Tensor], case: dict, text: str
         assert (a - b).norm() <= 1e-5 * b.norm(), part
 
 
+@pytest.mark.parametrize("head", ["none", "linear"])
+def test_images_are_embedded_by_one_affine_where_their_head_is_no_mlp(head, tiny_text):
+    model, features = build(tiny_text, head), torch.randn(3, 32)
+    model.feature_mean.normal_()
+    weight, bias = model.image_affine()
+    expected = torch.nn.functional.normalize(features @ weight.T + bias, dim=-1)
+    torch.testing.assert_close(model.embed_features(features), expected)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_a_head_starts_at_what_none_gives(head, tiny_text):
     images = torch.randn(2, 3, 240, 240)

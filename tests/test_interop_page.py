@@ -93,8 +93,11 @@ def test_a_visitor_asks_compares_drops_and_names(
     assert "cat - fence" in seen["hint"]
     finest = min(searcher.patch_sizes)
     asked = {"text": "a happy cat", "k": PAGE, "deduplicate": True}
-    distinct = served.post("/v1/search", asked).json["hits"]
-    assert seen["words"] == [hit["caption"] for hit in distinct]
+    distinct = served.post("/v1/search", asked).json
+    assert seen["words"] == [hit["caption"] for hit in distinct["hits"]]
+    assert seen["left_out"] == f"Show {distinct['near_duplicates']} near-duplicates"
+    assert seen["shown"] == captions(searcher, "a happy cat", patch_size=finest)
+    assert seen["none_left_out"]
     assert seen["alike"] == captions(searcher, "a happy cat", patch_size=finest)
     assert seen["filter_closed"] == [True, "filter"]
     wanted, less = seen["less"]["mix"]

@@ -32,12 +32,13 @@ from retrieval.index.snapshot import Snapshot
 from retrieval.index.widen import add_patch_size
 from retrieval.indexing_progress import IndexingProgress, TimeLeft
 from retrieval.photo_service import make_album, prepare, serve_photos
-from retrieval.photos import finer
+from retrieval.photos import finer, follow, indexing
 from retrieval.photos.albums import GOOD_MODEL, AlbumFacts, find_album
 from retrieval.photos.finer import add_finer, usual_patch_sizes
-from retrieval.photos.follow import AlbumKeeper, Job
+from retrieval.photos.follow import AlbumKeeper, Job, pause_s
 from retrieval.photos.follower import Follower
 from retrieval.photos.indexing import index_photos
+from retrieval.photos.listing import list_photos
 from retrieval.regions import updating
 from retrieval.search import neighbours
 from retrieval.search.agreement import read_agreement
@@ -62,7 +63,8 @@ def make_photos(folder: Path, count: int) -> Path:
 # ---- the program -----------------------------------------------------------------------------
 
 
-# Before the process that indexes runs: it waits at one photo until a file is there.
+# Before the process that indexes runs: it waits at one photo until a file is there. To the other
+# one every machine is busy.
 GATE = """
 import os, sys, time
 if "retrieval.photos.follow" in sys.orig_argv:
@@ -73,6 +75,9 @@ if "retrieval.photos.follow" in sys.orig_argv:
             time.sleep(0.02)
         return getitem(self, number)
     Photos.__getitem__ = wait
+else:
+    from retrieval import machine_load
+    machine_load.BUSY = -1.0
 """
 
 
@@ -164,7 +169,9 @@ def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
         assert (found["indexing"]["total"], found["indexing"]["patch_size"]) == (91, 48)
         assert found["indexing"]["done"] in (0, 64)
         assert len(program.search()) == 63
-        program.end(signal.SIGKILL)
+        assert "other programs" not in program.end(signal.SIGKILL)
+    times = [json.loads(file.read_text())["spell"] for file in cache.rglob("profiles/*.json")]
+    assert times == ["disturbed"]
     (tmp_path / "gate").touch()
     album = find_album(photos)
     assert album == cache / "photos" / "Holiday"
@@ -176,6 +183,7 @@ def test_a_folder_is_found_in_while_it_is_indexed_and_after_a_kill(
         assert {hit["columns"]["file"] for hit in hits} == {f"{n:03d}.png" for n in range(90)}
         said = program.end()
     assert program.process.returncode == 0
+    assert "28 new or changed photos, reading" in said
     assert "27 new, 0 changed, 0 gone, 63 as before" in said
     assert "skipped: not_an_image 1 (broken.jpg)" in said
     assert "left out: .bak 1" in said
@@ -386,6 +394,36 @@ def keep(tmp_path: Path, model_dir: Path) -> Callable[[Path], list[str]]:
     return update
 
 
+def test_new_photos_are_told_before_a_model_is_loaded_and_a_busy_machine_delays_no_look(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, album = make_photos(tmp_path / "photos", 2), tmp_path / "album"
+    index_photos(photos, model_dir, album, (48,), num_workers=0, device="cpu")
+    told: list[dict[str, Any]] = []
+    job = Job(str(photos), str(album), num_workers=0)
+    keeper = AlbumKeeper(job, lambda **event: told.append(event))
+    keeper.update()
+    seconds = {"now": 0.0, "queued": 0.0}
+
+    def list_slowly(*arguments: Any) -> Any:
+        seconds["now"] += 9.0
+        seconds["queued"] += 8.0
+        return list_photos(*arguments)
+
+    monkeypatch.setattr(indexing, "list_photos", list_slowly)
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: seconds["now"]))
+    monkeypatch.setattr(follow, "queued_s", lambda: seconds["queued"])
+    keeper.update()
+    assert keeper.looked_s == 1.0
+    assert [pause_s(10.0, looked_s) for looked_s in (0.1, keeper.looked_s)] == [10.0, 20.0]
+    (photos / "trip" / "later.png").write_bytes(png(77))
+    told.clear()
+    monkeypatch.setattr(indexing, "load_model", Mock(side_effect=UsageError("no memory")))
+    with pytest.raises(UsageError, match="no memory"):
+        keeper.update()
+    assert told[0] == {"found": 1}
+
+
 def test_a_finer_patch_size_waits_quietly_for_a_photo(
     tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +462,31 @@ def test_a_photo_that_cannot_be_read_is_tried_again_when_it_has_changed(
         patched.setattr(LitModel, "from_pretrained", None)  # no model is loaded
         keep(photos)
     broken.write_bytes(png(7))
+    keep(photos)
+    assert read_index_manifest(tmp_path / "album").count == 3
+
+
+def test_a_photo_that_may_not_be_read_is_tried_again_once_it_may(
+    tmp_path: Path, keep: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    keep(photos)
+    shut = photos / "shut.png"
+    shut.write_bytes(png(8))
+    read, access = Path.read_bytes, os.access
+
+    def denied(path: Path) -> bytes:
+        if path.name == shut.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", denied)
+        patched.setattr(os, "access", lambda path, mode: path != str(shut) and access(path, mode))
+        keep(photos)
+        patched.setattr(LitModel, "from_pretrained", None)  # no model is loaded
+        keep(photos)
+    assert read_index_manifest(tmp_path / "album").count == 2
     keep(photos)
     assert read_index_manifest(tmp_path / "album").count == 3
 

@@ -175,6 +175,8 @@ def test_of_near_duplicates_the_best_stays(served: Served, searcher: Searcher) -
     assert len(expected) < len(hits)
     found = search(served, text="a cat", deduplicate=True, k=2000)
     assert_same(found["hits"], expected)
+    assert found["near_duplicates"] == len(hits) - len(expected)
+    assert search(served, text="a cat", k=5)["near_duplicates"] == 0
 
 
 def test_near_duplicates_are_told_by_what_is_better_alone() -> None:
@@ -200,12 +202,16 @@ def test_pages_without_duplicates_join_and_end_with_the_index(
     expected = [hit.id // 60 for hit in searcher.search(["a cat"], k=900)[0]]
     with serving({"copies": searcher}) as served:
         groups: list[int] = []
+        left_out: list[int] = []
         offset: int | None = 0
         while offset is not None:
             body = {"text": "a cat", "k": 7, "offset": offset, "deduplicate": True}
             answer = served.post("/v1/search", body).json
             groups += [hit["id"] // 60 for hit in answer["hits"]]
+            left_out.append(answer["near_duplicates"])
             offset = answer["next_offset"]
+    firsts = [expected.index(group) for group in dict.fromkeys(expected)]
+    assert left_out == [firsts[n] - n for n in (7, 14, 21, 28)] + [900 - 30]
     assert groups == list(dict.fromkeys(expected))
 
 

@@ -77,6 +77,8 @@ ROWS: dict[str, dict[str, Row]] = {
         "trained: blocks, near the start": Row(
             {"vision.features": BLOCKS, "text.decay_to_start": 0.3}
         ),
+        # LoRA wants larger steps
+        "trained: own, LoRA of rank 16": Row({"text.lora": 16, "optim.lr": 1e-3}),
     },
     # several; width 768 and 4 captions where not said otherwise
     "combined": {

@@ -32,8 +32,8 @@ class BoxHeads(nn.Module):
     def __init__(self, in_width: int, embed_dim: int, width: int) -> None:
         """embed_dim: width of the texts' space. width: of the layers within the box head."""
         super().__init__()
+        self.class_embed = nn.Linear(in_width, embed_dim)
         self.norm = nn.LayerNorm(in_width)
-        self.class_head = nn.Linear(in_width, embed_dim)
         self.logit_scale = nn.Linear(in_width, 1)
         self.logit_shift = nn.Linear(in_width, 1)
         for layer, bias in ((self.logit_scale, SCALE - 1), (self.logit_shift, SHIFT)):
@@ -49,7 +49,7 @@ class BoxHeads(nn.Module):
     ) -> Detections:
         """queries: unit-norm vectors of what is looked for."""
         patches = self.norm(features).flatten(1, 2)
-        cosines = F.normalize(self.class_head(patches).float(), dim=-1) @ queries.T
+        cosines = self.embed(features) @ queries.T
         scale = F.elu(self.logit_scale(patches).float()) + 1
         logits = (cosines + self.logit_shift(patches).float()) * scale
         bias = box_bias(*features.shape[1:3]).to(features.device)
@@ -57,7 +57,14 @@ class BoxHeads(nn.Module):
 
     def embed(self, features: Float[Tensor, "b r c f"]) -> Float[Tensor, "b n d"]:
         """The unit-norm vector of each patch that queries are compared with."""
-        return F.normalize(self.class_head(self.norm(features)).flatten(1, 2).float(), dim=-1)
+        return F.normalize(self.class_embed(features).flatten(1, 2).float(), dim=-1)
+
+    @torch.no_grad()
+    def start_at(self, weight: Float[Tensor, "d f"], bias: Float[Tensor, " d"]) -> None:
+        """Let the vector of a patch be that of a whole picture with these features, to begin with:
+        where texts were trained to find it."""
+        self.class_embed.weight.copy_(weight)
+        self.class_embed.bias.copy_(bias)
 
 
 def box_bias(rows: int, columns: int) -> Float[Tensor, "n 4"]:

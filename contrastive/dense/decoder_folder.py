@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from contrastive.dense.config import DecoderConfig
 from contrastive.dense.decoders import build_decoder
@@ -36,6 +36,8 @@ class ClassTexts:
     """Of each class name, unit norm."""
     fingerprint: str
     """Of what made them of texts."""
+    affine: tuple[Float[Tensor, "d f"], Float[Tensor, " d"]]
+    """Weight and bias of what brings a whole picture's features near the texts."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.dense.box_heads import BoxHeads
 from contrastive.dense.config import DenseConfig
 from contrastive.dense.decoder_folder import (
     ClassTexts,
@@ -42,6 +43,7 @@ from contrastive.run.zero import (
     whole_parameters,
 )
 from contrastive.vision.earlier import keep_transform
+from contrastive.vision.feature_terms import OWN
 from contrastive.vision.load import load_vision_tower
 from data.dense.dense_dataset import DenseDataset
 from data.errors import UsageError
@@ -81,7 +83,7 @@ def _train(cfg: DenseConfig, run: "_Run", callbacks: Sequence[Callback], shape: 
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, {}, unit="pictures")
     with StopSignal() as stop, enough_memory(shape):
         while step < cfg.steps:
-            patch_size = draw_patch_size(run.patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
+            patch_size = draw_patch_size(run.patch_sizes, run.patch_weights, cfg.seed, step)
             lr = set_learning_rate(run.engine.optimizer, cfg.optim, step, cfg.steps)
             loss, errors = run.train_step(step, patch_size)
             step += 1
@@ -115,6 +117,7 @@ class _Run:
     order: SampleOrder
     shape: BatchShape
     patch_sizes: tuple[int, ...]
+    patch_weights: tuple[float, ...]
     first_step: int
     identity: dict[str, Any]
     """Of the checkpoints: what a resume must bring again."""
@@ -182,6 +185,8 @@ def _prepare(
     spec, features = cfg.vision.tower, cfg.vision.features
     space = (texts.embeds.shape[1], texts.fingerprint) if texts else (0, "")
     trained = new_decoder(cfg.decoder, names, tower, spec, features, patch_sizes, *space)
+    if texts and isinstance(trained.decoder, BoxHeads) and features == OWN:
+        trained.decoder.start_at(*texts.affine)
     tower.to(distributed.device())
     decoder: Any = copy.deepcopy(trained.decoder)
     module = BoxLoss(decoder, torch.from_numpy(texts.embeds)) if texts else MaskLoss(decoder)
@@ -204,7 +209,9 @@ def _prepare(
     module.to(distributed.device())
     engine, step = begin_or_resume(module, cfg.optim, ds_config, checkpoint)
     order = SampleOrder([len(dataset)], cfg.seed)
-    return _Run(engine, exported, source, order, shape, patch_sizes, step, identity)
+    # as often as each has patches to learn from
+    weights = cfg.vision.patch_weights or tuple((tower.image_size / s) ** 2 for s in patch_sizes)
+    return _Run(engine, exported, source, order, shape, patch_sizes, weights, step, identity)
 
 
 def _check_names(model: Path, names: tuple[str, ...]) -> None:

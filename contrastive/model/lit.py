@@ -116,6 +116,13 @@ class LitModel(nn.Module, ModelHubMixin):
         whitened = self.whiten(features)
         return F.normalize(whitened, dim=-1) if self.head is None else self.head(whitened)
 
+    def image_affine(self) -> tuple[Float[Tensor, "d f"], Float[Tensor, " d"]]:
+        """Weight and bias of what `embed_features` norms; of an MLP head, where it started."""
+        weight = self.feature_whiten.T
+        if self.head is not None and self.head.kind == "linear":
+            weight = weight + self.head.out.weight.detach() @ weight
+        return weight, -weight @ self.feature_mean
+
     def whiten(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """The affine: what the head reads, or of unit norm is the embedding."""
         return (features.to(self.feature_mean.dtype) - self.feature_mean) @ self.feature_whiten

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from contrastive import distributed
@@ -139,6 +140,7 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: dict[str, Any]) -> Non
     """Restore weights and optimiser. All ranks call it."""
     tag = checkpoint.name
     if needs_universal(state):
+        _check_shared(engine, state["world_size"])
         tag = f"{tag}_universal"
         if distributed.is_main():
             _convert(checkpoint, checkpoint.parent / tag)
@@ -149,6 +151,18 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: dict[str, Any]) -> Non
     distributed.barrier()
     if tag != checkpoint.name and distributed.is_main():
         shutil.rmtree(checkpoint.parent / tag)
+
+
+def _check_shared(engine: Any, world_size: int) -> None:
+    """Raise `UsageError` on all ranks where one of them has no part of a group of parameters: at
+    ZeRO 1 and 2 DeepSpeed fails there. So it is where the logit scale alone has no weight decay."""
+    groups = getattr(engine.optimizer, "bit16_groups", ())
+    bare = any(all(p._hp_mapping is None for p in group) for group in groups)
+    if distributed.all_gather(torch.tensor([int(bare)], device=distributed.device())).any():
+        raise UsageError(
+            f"ZeRO 1 and 2 cannot share the few parameters that this run trains without weight "
+            f"decay among {distributed.world_size()} ranks: resume it with {world_size}"
+        )
 
 
 def begin_or_resume(

@@ -40,6 +40,7 @@ ADDED = {
     "text.head": "none",
     "text.trainable": (),
     "text.decay_to_start": 0.0,
+    "text.lora": 0,
 }
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -37,6 +37,9 @@ class TextConfig:
     decay_to_start: float = 0.0
     """Weight decay of the tower, norms and biases too, towards its published weights, in place of
     optim.weight_decay towards 0 (L2-SP, arXiv:1802.01483); 0: none."""
+    lora: int = 0
+    """Rank of the matrices that train beside the tower's linear layers, in place of the tower
+    (LoRA, arXiv:2106.09685); 0: none. Needs flexilit[lora]."""
 
     def __post_init__(self) -> None:
         if self.context_length < 3:
@@ -48,5 +51,12 @@ class TextConfig:
             )
         if not self.decay_to_start >= 0:
             raise UsageError(f"text.decay_to_start {self.decay_to_start}: must be at least 0")
+        if self.lora < 0:
+            raise UsageError(f"text.lora {self.lora}: a rank, at least 0")
+        if self.lora and (self.frozen or self.trainable or self.decay_to_start):
+            raise UsageError(
+                "text.lora keeps the tower's own weights and trains others; leave out text.frozen, "
+                "text.trainable and text.decay_to_start"
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"text.dropout {self.dropout}: allowed are values from 0 up to 1")

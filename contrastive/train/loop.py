@@ -32,6 +32,7 @@ from contrastive.run.zero import (
 )
 from contrastive.text.encoder import TextEncoder
 from contrastive.text.load import load_text_tower
+from contrastive.text.lora import add_lora, check_peft, merged
 from contrastive.text.tower import TextTower
 from contrastive.text_features import fill_text_vectors, fill_texts, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
@@ -61,6 +62,8 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     shape = _shape(cfg, cfg.zero.micro_batch_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    if cfg.text.lora:
+        check_peft()
     with locked(cfg.folder):
         return _train(cfg, callbacks, resume, shape)
 
@@ -188,6 +191,8 @@ def _build_model(cfg: TrainConfig, resumed: str | None) -> LitModel:
     torch.manual_seed(cfg.seed)  # the projection starts equal on all ranks
     encoder = TextEncoder(_load_text_tower(cfg), width, cfg.text.head)
     model = LitModel(tower, TextSide(encoder, cfg.loss), width, cfg.vision.head)
+    if cfg.text.lora:  # last, so that what is random before it is as without
+        add_lora(encoder.tower, cfg.text.lora)
     model.to(distributed.device()).text.train()
     if cfg.compile:
         # torch.compile reads .grad of the token embeddings, which warns.
@@ -255,5 +260,6 @@ def _save_model(
                 revision=run["revision"],
                 figures=figures,
             )
-            model.save_pretrained(cfg.folder / "model", card)
+            with merged(model.text.encoder.tower):
+                model.save_pretrained(cfg.folder / "model", card)
     distributed.barrier()

@@ -21,7 +21,8 @@ class VisionConfig:
     patch_sizes: tuple[int, ...] = ()
     """One is drawn per step, for all ranks. Empty: all that the tower offers."""
     patch_weights: tuple[float, ...] = ()
-    """How often each patch size is drawn, relative to the others. Empty: equally often."""
+    """How often each patch size is drawn, relative to the others. Empty: equally often; decoders
+    draw each as often as it has patches to learn from."""
     dtype: Literal["float32", "bfloat16", "fastest"] = "float32"
     """Of the tower's weights; bfloat16 changes features by about 1e-2.
     fastest: bfloat16 where the GPU or CPU supports it, else float32."""

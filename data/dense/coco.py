@@ -41,7 +41,8 @@ def open_instances(root: Path, split: str, name: str) -> DenseDataset:
     split, file = _chosen(root, _json_files(root, "instances"), split, "instances_SPLIT.json")
     found, noted = read_coco(file), Counter[str]()
     boxes = _Boxes(_image_folder(root, split), found.pictures, found.boxes(noted))
-    return DenseDataset(name, found.names, DEFAULT_TEMPLATES, boxes, noted=noted)
+    names = [name.replace("_", " ") for name in found.names]  # LVIS joins words so
+    return DenseDataset(name, names, DEFAULT_TEMPLATES, boxes, noted=noted)
 
 
 def open_panoptic(root: Path, split: str, name: str) -> DenseDataset:
@@ -97,8 +98,9 @@ class _Boxes:
 
     def load(self, row: int) -> AnnotatedPicture:
         image = read_picture(Path(self.key(row)))
-        check_size(image, self.pictures[row])
-        return AnnotatedPicture(self.key(row), image, boxes=self.boxes[row])
+        picture = self.pictures[row]
+        check_size(image, picture)
+        return AnnotatedPicture(self.key(row), image, boxes=self.boxes[row], partly=picture.partly)
 
 
 @dataclass(frozen=True)

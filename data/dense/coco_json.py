@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from data.dense.mask_files import read_text
-from data.dense.picture import Box, Number, TrueBox
+from data.dense.picture import Box, Number, PartLabels, TrueBox
 from data.errors import UsageError
 from data.problems import BadSample
 
@@ -24,6 +24,7 @@ class CocoPicture:
     file_name: str
     size: tuple[int, int]
     """Width and height, pixels."""
+    partly: PartLabels | None = None
 
 
 @dataclass
@@ -63,6 +64,7 @@ class CocoAnnotations:
                     noted["box_outside"] += _is_outside(box, picture.size)
                     here.append(TrueBox(box, label, crowd))
             noted["no_boxes"] += not here
+            noted["partly_labelled"] += picture.partly is not None
             found.append(tuple(here))
         noted["unknown_picture"] += self.unknown_pictures
         for kind in [kind for kind, count in noted.items() if not count]:
@@ -111,13 +113,18 @@ def check_size(image: Image.Image, picture: CocoPicture) -> None:
 
 
 def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
-    pictures = [
-        CocoPicture(one["id"], str(one["file_name"]), (int(one["width"]), int(one["height"])))
-        for one in given["images"]
-    ]
     categories = sorted(given["categories"], key=lambda one: one["id"])
     names = [str(one["name"]) for one in categories]
     labels = {one["id"]: label for label, one in enumerate(categories, 1)}
+    pictures = [
+        CocoPicture(
+            one["id"],
+            _file_name(one),
+            (int(one["width"]), int(one["height"])),
+            _part_labels(one, labels),
+        )
+        for one in given["images"]
+    ]
     if not pictures or not names:
         raise ValueError(f"{len(pictures)} pictures, {len(names)} categories")
     if len(labels) < len(names) or len({one.id for one in pictures}) < len(pictures):
@@ -139,6 +146,23 @@ def _parsed(file: Path, given: Mapping[str, Any]) -> CocoAnnotations:
             found.unknown_pictures += 1
     found.of_picture = known
     return found
+
+
+def _file_name(picture: Mapping[str, Any]) -> str:
+    """LVIS names the folder too, by an address such as .../val2017/000000397133.jpg."""
+    if "coco_url" in picture and "file_name" not in picture:
+        return "/".join(str(picture["coco_url"]).split("/")[-2:])
+    return str(picture["file_name"])
+
+
+def _part_labels(picture: Mapping[str, Any], labels: Mapping[int, int]) -> PartLabels | None:
+    """As LVIS says them. Categories that are not in the list are in no box either."""
+    if "neg_category_ids" not in picture:
+        return None
+    names = ("neg_category_ids", "not_exhaustive_category_ids")
+    return PartLabels(
+        *(frozenset(labels[id] for id in picture.get(name, ()) if id in labels) for name in names)
+    )
 
 
 def _is_finite(number: Number) -> bool:

@@ -45,7 +45,8 @@ class DenseDataset:
     noted: Counter[str] = field(default_factory=Counter)
     """What the annotations hold that the protocol has a rule for, of the whole set: `crowd`,
     `box_outside` (kept), `box_empty`, `unknown_class`, `unknown_picture` (left out), `no_boxes`
-    (pictures that have none, which count)."""
+    (pictures that have none, which count), `partly_labelled` (pictures of which not every class is
+    known)."""
     skipped: dict[str, int] = field(default_factory=dict)
     """How many pictures the last pass left out, by the reason."""
 

@@ -25,6 +25,17 @@ class TrueBox:
 
 
 @dataclass(frozen=True)
+class PartLabels:
+    """What is known of a picture whose set is labelled in part (LVIS, arXiv:1908.03195, section 2):
+    nothing of a class that has no box there and is not `absent`."""
+
+    absent: frozenset[int] = frozenset()
+    """Labels that are known not to be there."""
+    incomplete: frozenset[int] = frozenset()
+    """Labels of which some things have no box."""
+
+
+@dataclass(frozen=True)
 class Segments:
     """A picture in parts that do not overlap: each thing by itself, and each kind of stuff."""
 
@@ -50,4 +61,6 @@ class AnnotatedPicture:
     mask: UInt8[np.ndarray, "h w"] | None = None
     """The label of each pixel, `BACKGROUND` or `IGNORED`; of the image's height and width."""
     boxes: tuple[TrueBox, ...] | None = None
+    partly: PartLabels | None = None
+    """None: what is of a class has its box."""
     segments: Segments | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data.dense.picture import Box, Number, TrueBox
+from data.dense.picture import Box, Number, PartLabels, TrueBox
 from data.errors import UsageError
 
 MOST_BOXES = 100  # of one class in one picture, the best scores
@@ -39,10 +39,16 @@ class AveragePrecision:
             raise UsageError(f"overlap {self.overlap}: above 0, at most 1")
 
     def add(
-        self, true: Sequence[TrueBox], found: Sequence[ScoredBox], picture: int | None = None
+        self,
+        true: Sequence[TrueBox],
+        found: Sequence[ScoredBox],
+        picture: int | None = None,
+        partly: PartLabels | None = None,
     ) -> None:
         """One picture. picture: its number among all, by which equal scores are ordered; None: as
-        many as were added before.
+        many as were added before. partly: what is known where not all is. What is found of a class
+        of which nothing is known does not count, nor what is wrong of an incomplete one, as in
+        LVIS's own evaluation.
 
         Raises `UsageError` for boxes without width or height, and unreal scores.
         """
@@ -53,7 +59,10 @@ class AveragePrecision:
                 raise UsageError(f"box {box}: left, top, and a width and height above 0")
         if not all(np.isfinite(one.score) for one in found):
             raise UsageError("a box's score is no number")
-        for label in {t.label for t in true} | {f.label for f in found}:
+        present = {t.label for t in true}
+        known = present | (partly.absent if partly else {f.label for f in found})
+        incomplete = partly.incomplete if partly else frozenset()
+        for label in known & (present | {f.label for f in found}):
             here = sorted((t for t in true if t.label == label), key=lambda t: t.crowd)
             best = sorted((f for f in found if f.label == label), key=lambda f: -f.score)
             best = best[:MOST_BOXES]
@@ -62,7 +71,7 @@ class AveragePrecision:
             taken = np.zeros(len(here), bool)
             for one in best:
                 right = self._match(one, here, taken)
-                if right is not None:
+                if right or (right is False and label not in incomplete):
                     judged.append((one.score, number, right))
 
     def _match(

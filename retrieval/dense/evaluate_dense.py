@@ -42,7 +42,9 @@ class Detector(Protocol):
 
     class_names: list[str]
 
-    def boxes_in(self, picture: Image.Image, patch_size: int | None) -> list[ScoredBox]:
+    def boxes_in(
+        self, picture: Image.Image, patch_size: int | None, shorter_side: int | None = None
+    ) -> list[ScoredBox]:
         """In the picture's own pixels; label k is the k-th class name."""
 
 
@@ -78,7 +80,8 @@ def evaluate_dense(
         for row, picture in prefetched(dataset.read(share, on_error)):
             for size, collector in collectors.items():
                 if isinstance(segmenter, Detector):
-                    collector.add_boxes(row, picture, segmenter.boxes_in(picture.image, size))
+                    boxes = segmenter.boxes_in(picture.image, size, shorter_side)
+                    collector.add_boxes(row, picture, boxes)
                     continue
                 found = segmenter.labels_and_scores(picture.image, size, shorter_side)
                 collector.add(row, picture, *found)
@@ -133,7 +136,7 @@ class DenseCollector:
         if picture.boxes is None:
             return
         for precision in self.precision:
-            precision.add(picture.boxes, boxes, row)
+            precision.add(picture.boxes, boxes, row, picture.partly)
         self.has["boxes"] += 1
 
     def of_all_ranks(self) -> DenseScores:

@@ -54,7 +54,7 @@ def write_found(
             folder = out / f"patch_{size}"
             name = file.stem if stems[file.stem] == 1 else file.name
             if isinstance(segmenter, Detector):
-                boxes = segmenter.boxes_in(picture, size)
+                boxes = segmenter.boxes_in(picture, size, shorter_side)
                 shown = framed(picture, boxes, segmenter.class_names)
                 write_json(folder / "boxes" / f"{name}.json", listed(boxes, segmenter.class_names))
             else:

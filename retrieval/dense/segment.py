@@ -36,6 +36,17 @@ class Windows(NamedTuple):
     size: tuple[int, int]
     """Rows and columns of a window, in patches."""
 
+    def by_forward(
+        self, patch_size: int
+    ) -> Iterator[tuple[Sequence[tuple[int, int]], Float[Tensor, "n 3 h w"]]]:
+        """Corners and pixels of those that share a forward."""
+        height, width = (length * patch_size for length in self.size)
+        for start in range(0, len(self.corners), MAX_WINDOWS):
+            corners = self.corners[start : start + MAX_WINDOWS]
+            places = [(row * patch_size, column * patch_size) for row, column in corners]
+            cut = [self.pixels[:, y : y + height, x : x + width] for y, x in places]
+            yield corners, torch.stack(cut)
+
 
 class ZeroShotSegmenter:
     """Says of each pixel which of several classes it is of, at any patch size.
@@ -159,19 +170,13 @@ def map_by_windows(
 
     Raises as `ZeroShotSegmenter.similarities`.
     """
-    windows = _windows(tower, image, patch_size, shorter_side)
+    windows = windows_of(tower, image, patch_size, shorter_side)
     (rows, columns), pixels, size = windows.size, windows.pixels, patch_size
-    height, width = rows * size, columns * size
     sums: Tensor | None = None
     device = next(tower.parameters()).device
     count = torch.zeros(pixels.shape[1] // size, pixels.shape[2] // size, 1, device=device)
-    for start in range(0, len(windows.corners), MAX_WINDOWS):
-        corners = windows.corners[start : start + MAX_WINDOWS]
-        cut = [
-            pixels[:, row * size : row * size + height, column * size : column * size + width]
-            for row, column in corners
-        ]
-        maps = of_pixels(torch.stack(cut), size)
+    for corners, cut in windows.by_forward(size):
+        maps = of_pixels(cut, size)
         if sums is None:
             sums = maps.new_zeros(*count.shape[:2], maps.shape[-1])
         for (row, column), found in zip(corners, maps, strict=True):
@@ -181,9 +186,11 @@ def map_by_windows(
     return (sums / count).cpu().numpy()
 
 
-def _windows(
+def windows_of(
     tower: VisionTower, image: Image.Image | Tensor, patch_size: int, shorter_side: int | None
 ) -> Windows:
+    """In which a picture is read; one where `shorter_side` is None. Raises as
+    `ZeroShotSegmenter.similarities`."""
     shape = shape_of(image)
     if isinstance(image, Tensor):
         if shorter_side is not None:
@@ -216,7 +223,7 @@ def whole_pixels(
     tower: VisionTower, image: Image.Image | Tensor, patch_size: int
 ) -> Float[Tensor, "3 h w"]:
     """Of all of a picture, as many patches as a square of the tower's image size has."""
-    return _windows(tower, image, patch_size, None).pixels
+    return windows_of(tower, image, patch_size, None).pixels
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch import device as Device
@@ -22,7 +22,7 @@ from data.errors import UsageError
 from data.given import Images, OneImage
 from retrieval.dense.average_precision import ScoredBox
 from retrieval.dense.examples import are_pictures
-from retrieval.dense.segment import opened_images, shape_of, whole_pixels
+from retrieval.dense.segment import opened_images, shape_of, whole_pixels, windows_of
 from retrieval.evaluation.classify import ZeroShotClassifier
 
 MOST_BOXES = 300  # of a picture
@@ -102,20 +102,41 @@ class TrainedDetector:
         """Those that it was trained at, pixels; it works at the tower's others too."""
         return self.trained.patch_sizes
 
-    def predict(self, images: Images, patch_size: int | None = None) -> list[list[ScoredBox]]:
+    def predict(
+        self, images: Images, patch_size: int | None = None, *, shorter_side: int | None = None
+    ) -> list[list[ScoredBox]]:
         """The boxes of each picture, best first, in its own pixels; label k is the k-th query.
 
-        images: as `ZeroShotSegmenter.similarities` takes them. patch_size: None takes the finest
-        that was trained. A score is a probability. Of two boxes of one query that overlap by half
-        (IoU) the better is given, and at most 300 of a picture.
+        images, shorter_side: as `ZeroShotSegmenter.similarities` takes them; of a thing that is
+        larger than a window its parts are found. patch_size: None takes the finest that was
+        trained. A score is a probability. Of two boxes of one query that overlap by half (IoU), of
+        one window or of two, the better is given, and at most 300 of a picture.
         """
-        return [self.boxes_in(image, patch_size) for image in opened_images(images)]
+        return [self.boxes_in(image, patch_size, shorter_side) for image in opened_images(images)]
 
     @torch.no_grad()
-    def boxes_in(self, picture: Image.Image | Tensor, patch_size: int | None) -> list[ScoredBox]:
+    def boxes_in(
+        self,
+        picture: Image.Image | Tensor,
+        patch_size: int | None,
+        shorter_side: int | None = None,
+    ) -> list[ScoredBox]:
         """`predict` of one picture."""
-        found = self.heads(self._features(picture, patch_size), self.class_embeds)
-        return scored_boxes(found, [shape_of(picture)], self.threshold)[0]
+        tower = self.trained.tower
+        size = min(self.patch_sizes) if patch_size is None else patch_size
+        windows = windows_of(tower, picture, size, shorter_side)
+        extent = torch.tensor(windows.size[::-1]).repeat(2)
+        whole = torch.tensor(windows.pixels.shape[:0:-1]).repeat(2) / size
+        found = []
+        for places, pixels in windows.by_forward(size):
+            features = patch_features(tower, pixels.to(self._device), size)
+            seen = self.heads(features, self.class_embeds)
+            for (row, column), logits, boxes in zip(places, *seen, strict=True):
+                best = _best(logits, boxes, self.threshold)
+                start = torch.tensor((column, row)).repeat(2)
+                found.append(best._replace(edges=(best.edges.cpu() * extent + start) / whole))
+        joined = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+        return _distinct(_Candidates(*joined), shape_of(picture))
 
     @property
     def class_embeds(self) -> Float[Tensor, "k d"]:
@@ -165,26 +186,41 @@ def scored_boxes(
     found: Detections, shapes: Sequence[tuple[int, int]], threshold: float
 ) -> list[list[ScoredBox]]:
     """Of each picture of `shape` = (height, width), best first, without what is found twice."""
+    pictures = zip(found.logits, found.boxes, shapes, strict=True)
+    return [_distinct(_best(logits, boxes, threshold), shape) for logits, boxes, shape in pictures]
+
+
+class _Candidates(NamedTuple):
+    edges: Float[Tensor, "n 4"]
+    """Left, top, right and bottom, as shares of the picture."""
+    queries: Int[Tensor, " n"]
+    scores: Float[Tensor, " n"]
+
+    def best(self) -> "_Candidates":
+        """As many as are looked at."""
+        chosen = self.scores.topk(min(len(self.scores), 10 * MOST_BOXES)).indices
+        return _Candidates(self.edges[chosen], self.queries[chosen], self.scores[chosen])
+
+
+def _best(
+    logits: Float[Tensor, "n k"], boxes: Float[Tensor, "n 4"], threshold: float
+) -> _Candidates:
+    scores = logits.sigmoid()
+    patches, queries = torch.nonzero(scores >= threshold).T
+    return _Candidates(corners(boxes)[patches], queries, scores[patches, queries]).best()
+
+
+def _distinct(found: _Candidates, shape: tuple[int, int]) -> list[ScoredBox]:
     from torchvision.ops import batched_nms
 
-    out = []
-    for logits, boxes, shape in zip(found.logits, found.boxes, shapes, strict=True):
-        scores = logits.sigmoid()
-        patches, queries = torch.nonzero(scores >= threshold).T
-        best = scores[patches, queries].topk(min(len(patches), 10 * MOST_BOXES)).indices
-        patches, queries = patches[best], queries[best]
-        size = torch.tensor(shape[::-1], device=boxes.device).repeat(2)
-        edges = corners(boxes[patches]).clamp(0, 1) * size
-        chosen = scores[patches, queries]
-        keep = batched_nms(edges, chosen, queries, SAME)[:MOST_BOXES]
-        edges[:, 2:] -= edges[:, :2]
-        out.append(
-            [
-                ScoredBox((left, top, width, height), label + 1, score)
-                for (left, top, width, height), label, score in zip(
-                    edges[keep].tolist(), queries[keep].tolist(), chosen[keep].tolist(), strict=True
-                )
-                if width > 0 and height > 0
-            ]
+    edges, queries, scores = found.best()
+    edges = edges.clamp(0, 1) * torch.tensor(shape[::-1], device=edges.device).repeat(2)
+    keep = batched_nms(edges, scores, queries, SAME)[:MOST_BOXES]
+    edges[:, 2:] -= edges[:, :2]
+    return [
+        ScoredBox((left, top, width, height), label + 1, score)
+        for (left, top, width, height), label, score in zip(
+            edges[keep].tolist(), queries[keep].tolist(), scores[keep].tolist(), strict=True
         )
-    return out
+        if width > 0 and height > 0
+    ]

@@ -22,12 +22,18 @@ HNSW_BUILD = 80  # efConstruction; 20,000 vectors of width 384 take 3 s on two c
 
 
 def new_index(
-    index_type: IndexType, width: int, count: int, sample: Float[np.ndarray, "n d"], gpus: int = 0
+    index_type: IndexType,
+    width: int,
+    count: int,
+    sample: Float[np.ndarray, "n d"],
+    gpus: int = 0,
+    linked_later: bool = False,
 ) -> faiss.IndexIDMap:
     """An empty index of `index_type`, trained on `sample` for `count` vectors.
 
-    gpus: how many of them FAISS uses for the k-means. Deterministic for one number of threads, and
-    one kind of GPU.
+    gpus: how many of them FAISS uses for the k-means. linked_later: an hnsw links what is added on
+    its upper levels only, a thirtieth of the work (`link_by_gpu` does the rest). Deterministic for
+    one number of threads, and one kind of GPU.
     """
     inner_product = faiss.METRIC_INNER_PRODUCT
     index: Any
@@ -37,6 +43,7 @@ def new_index(
     elif index_type == "hnsw":
         index = faiss.IndexHNSWFlat(width, HNSW_LINKS, inner_product)
         index.hnsw.efConstruction = HNSW_BUILD
+        index.init_level0 = not linked_later
     elif index_type == "flat16":
         index = _float16(width)
     else:

@@ -43,6 +43,19 @@ for gpu in range(faiss.get_num_gpus()):
 print("GPUs:", faiss.get_num_gpus())
 """
 
+CAGRA_TRIAL = """
+import faiss, numpy
+from retrieval.index import gpus
+vectors = numpy.random.default_rng(0).standard_normal((2000, 32)).astype("float32")
+faiss.normalize_L2(vectors)
+index = faiss.IndexHNSWFlat(32, 32, faiss.METRIC_INNER_PRODUCT)
+index.init_level0 = False
+index.add(vectors)
+if problem := gpus.link_by_gpu(index):
+    raise SystemExit(problem)
+print("GPUs:", faiss.get_num_gpus())
+"""
+
 
 @dataclass(frozen=True)
 class Gpus:
@@ -61,6 +74,17 @@ def find_gpus() -> Gpus:
         return Gpus(0, False, problem)
     problem = try_faiss(count)
     return Gpus(count, not problem, problem)
+
+
+@lru_cache(maxsize=1)
+def has_cagra() -> bool:
+    """Whether FAISS makes graphs on a GPU; stderr is told where it has CAGRA and fails at it."""
+    if not hasattr(faiss, "GpuIndexCagra") or not find_gpus().faiss:
+        return False
+    problem = try_faiss(find_gpus().count, CAGRA_TRIAL, what="cagra")
+    if problem:
+        say_once(f"graphs are made on the CPU: {problem}")
+    return not problem
 
 
 def num_gpus(device: Device) -> int:
@@ -102,11 +126,14 @@ def try_torch() -> tuple[int, str]:
     return count, ""
 
 
-def try_faiss(count: int, program: str = TRIAL, timeout_s: float = TRIAL_S) -> str:
-    """Why FAISS cannot work on those GPUs; nothing where it can."""
+def try_faiss(
+    count: int, program: str = TRIAL, timeout_s: float = TRIAL_S, what: str = "faiss"
+) -> str:
+    """Why FAISS cannot work on those GPUs; nothing where it can. what: names what is tried, where
+    it is remembered."""
     if not hasattr(faiss, "StandardGpuResources"):
         return "the FAISS that is installed has no GPU code; faiss-gpu has"
-    file = _known()
+    file = _known(what)
     with suppress(OSError, ValueError):
         if json.loads(file.read_text()) == {"format": 1, "gpus": count}:
             return ""
@@ -135,7 +162,7 @@ def one_line(text: str) -> str:
     return (said or (lines[-1] if lines else "no reason given"))[:200].rstrip(".")
 
 
-def _known() -> Path:
+def _known(what: str) -> Path:
     """Where it is kept that a trial went well on what this process would use."""
     names = [torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())]
     driver = ""
@@ -146,4 +173,4 @@ def _known() -> Path:
         [faiss.__version__, faiss.__file__, torch.__version__, driver, visible, names]
     )
     digest = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-    return cache_folder("gpus") / f"{digest}.json"
+    return cache_folder("gpus") / f"{digest}{'' if what == 'faiss' else f'-{what}'}.json"

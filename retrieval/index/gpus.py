@@ -1,4 +1,4 @@
-"""Copies of an index on GPUs, and how several GPUs share its vectors.
+"""Copies of an index on GPUs, how several GPUs share its vectors, and graphs that a GPU makes.
 
 Exact types are searched by torch (see `exact.py`), inverted lists by FAISS. FAISS works on streams
 of its own and takes and returns memory of the CPU, which orders its work and torch's.
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from data.errors import UsageError
 from data.progress import say_once
@@ -21,11 +21,21 @@ from retrieval.index.exact import ExactVectors
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.filters import Selection
 from retrieval.index.gpu_check import find_gpus, num_gpus, one_line
-from retrieval.index.nearest import Found, search_params, stored_vectors
+from retrieval.index.nearest import (
+    Found,
+    nearest,
+    nearest_exactly,
+    search_params,
+    stored_vectors,
+)
 
 MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 TEMP_BYTES = 512 * 2**20  # FAISS's scratch memory on each GPU; it would take three times as much
 SHARED_BYTES = 48 * 1024  # of every GPU, for a query's look-up tables: 256 entries a byte of code
+MIN_LINKED = 100_000  # vectors from which on a GPU links an hnsw; fewer take a CPU seconds
+LINKED_RECALL = 0.985  # of the ten nearest to CHECKED of its own vectors, that such a graph finds
+CHECKED, CHECKED_EF = 256, 256
+LINKED_ROWS = 65_536  # whose links are written at once
 
 T = TypeVar("T")
 
@@ -165,7 +175,11 @@ class ListsOnGpus:
         return found if chosen is None else _drop(found, chosen, k)
 
 
-def _drop(found: Found, chosen: Selection, k: int) -> Found:
+def _drop(
+    found: tuple[Float[np.ndarray, "q deeper"], Int[np.ndarray, "q deeper"]],
+    chosen: Selection,
+    k: int,
+) -> Found:
     """What a search without a filter found, less what the filter excludes."""
     similarities, rows = found
     rows = np.where((rows >= 0) & chosen.mask[rows], rows, -1)
@@ -204,3 +218,50 @@ def to_gpus(
         raise UsageError(f"{prefix}{problem}")
     say_once(f"the {index_type} index is searched on the CPU: {problem}")
     return None
+
+
+# ---- graphs --------------------------------------------------------------------------------
+
+
+def cagra_graph(vectors: Float[np.ndarray, "n d"], links: int) -> Int[np.ndarray, "n links"]:
+    """The rows that each of some unit vectors is linked to, by CAGRA (Ootomo et al. 2023,
+    arXiv:2308.15136) on the first GPU, which `faiss-gpu-cuvs` has."""
+    types: Any = faiss  # whose stubs know no CAGRA
+    config = types.GpuIndexCagraConfig()
+    config.graph_degree, config.intermediate_graph_degree = links, 2 * links
+    config.guarantee_connectivity = True  # clusters of like images are found from elsewhere too
+    config.store_dataset = False  # nobody searches there
+    count, width = vectors.shape
+    with gpu_lock:
+        # unit vectors rank by L2 as by inner product
+        index = types.GpuIndexCagra(resources()[0], width, faiss.METRIC_L2, config)
+        index.train(vectors)
+        graph = index.get_knngraph()  # of int64
+        del index
+    return faiss.rev_swig_ptr(graph.data(), graph.size()).astype(np.int32).reshape(count, links)
+
+
+def link_by_gpu(index: Any) -> str:
+    """Links the lowest level of an `IndexHNSWFlat` to which vectors were added without (see
+    `new_index`), as FAISS itself makes an hnsw of a CAGRA index. Returns why the graph cannot be
+    used, nothing where it finds its own vectors' neighbours."""
+    vectors, hnsw = stored_vectors(faiss.downcast_index(index.storage)), index.hnsw
+    assert vectors is not None, "an hnsw of plain vectors"
+    links = hnsw.nb_neighbors(0)
+    try:
+        graph = cagra_graph(vectors, links)
+    except (RuntimeError, MemoryError) as error:  # MemoryError: FAISS's of the GPU's memory too
+        return f"the GPU fails ({one_line(str(error))})"
+    if graph.min() < 0 or graph.max() >= len(vectors):
+        return "the GPU links vectors that there are not"
+    starts = faiss.vector_to_array(hnsw.offsets)[:-1].astype(np.int64)
+    neighbors = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+    for row in range(0, len(vectors), LINKED_ROWS):
+        rows = slice(row, row + LINKED_ROWS)
+        neighbors[starts[rows, None] + np.arange(links)] = graph[rows]
+    index.init_level0 = True
+    queries = vectors[:: max(1, len(vectors) // CHECKED)][:CHECKED].copy()
+    best = nearest_exactly(index, queries, 10)[0]
+    found = nearest(index, queries, 10, 1, CHECKED_EF)[0]
+    share = float((found >= best[:, -1:] - 1e-5).mean())  # equal ones count, whichever is found
+    return "" if share >= LINKED_RECALL else f"the GPU's graph finds {share:.1%} of the nearest"

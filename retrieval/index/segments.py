@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from retrieval.index.create import add, ivf_of, new_index, num_training, type_of
 from retrieval.index.exact import RunningBest
 from retrieval.index.faiss_setup import faiss
 from retrieval.index.folder import index_file, rows_file, segment_files, words_file
+from retrieval.index.gpu_check import has_cagra
+from retrieval.index.gpus import MIN_LINKED, link_by_gpu
 from retrieval.index.manifest import SegmentEntry, Tuning
 from retrieval.index.row_sources import (
     BLOCK_ROWS,
@@ -58,7 +60,8 @@ def write_segment(
     schema: of the index's metadata; None takes that of the first source. gpus: that FAISS trains
     on. device: that finds the inverted list of each vector; None for FAISS on the CPU. progress: is
     told how many vectors were added. captions: queries to tune by, None for vectors of the segment.
-    Memory: one patch size's index, and a block. Returns the segment's entry in the manifest, and
+    Memory: one patch size's index, and a block; 770 bytes a vector more while a GPU links an hnsw.
+    Returns the segment's entry in the manifest, and
     what to tune it by per patch size, nothing for exact ones. Raises `UsageError` for rows whose
     ids do not ascend, and vectors that are not finite or of another width.
     """
@@ -73,10 +76,10 @@ def write_segment(
             sample = _sample(sources, patch_size, span, share, width)
             queries = moved_vectors(sample) if captions is None else captions
             found = RunningBest(queries, K)
-        index = new_index(index_type, width, count, sample, gpus)
+        by_gpu = index_type == "hnsw" and gpus > 0 and count >= MIN_LINKED and has_cagra()
+        index = new_index(index_type, width, count, sample, gpus, linked_later=by_gpu)
         done = 0
-        for source, start, stop in blocks(sources, *span):
-            vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
+        for vectors in _vectors(sources, span, patch_size, width):
             there = None
             if found is not None:
                 there = torch.from_numpy(np.require(vectors, requirements="W")).to(device or "cpu")
@@ -84,6 +87,13 @@ def write_segment(
             add(index, vectors, ids[done : done + len(vectors)], there if device else None)
             done += len(vectors)
             progress(len(vectors))
+        if by_gpu and (problem := link_by_gpu(faiss.downcast_index(index.index))):
+            say_once(f"the hnsw graph of {said(patch_size)} is made on the CPU: {problem}")
+            index = new_index(index_type, width, count, sample)
+            progress(-count)
+            for vectors in _vectors(sources, span, patch_size, width):
+                add(index, vectors, ids[index.ntotal : index.ntotal + len(vectors)])
+                progress(len(vectors))
         if found is not None:
             trials[patch_size] = Trial(queries, found.rows(), captions is not None)
         file = index_file(folder, patch_size, number)
@@ -127,6 +137,14 @@ def _sample(
             vectors = checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
             chosen.append(vectors[rows])
     return np.concatenate(chosen)
+
+
+def _vectors(
+    sources: Sequence[RowSource], span: tuple[int, int], patch_size: Detail, width: int
+) -> Iterator[Float[np.ndarray, "n d"]]:
+    """All vectors, block after block."""
+    for source, start, stop in blocks(sources, *span):
+        yield checked_vectors(source.vectors(patch_size, start, stop), width, patch_size)
 
 
 def checked_vectors(

@@ -24,6 +24,7 @@ from data.problems import Problem
 from retrieval.detail import Detail, as_key, coarse_first, finest
 from retrieval.index.manifest import read_index_manifest
 from retrieval.index_places import regions_folder
+from retrieval.machine_load import queued_s
 from retrieval.model_folder import load_model
 from retrieval.photos.albums import AlbumFacts
 from retrieval.photos.listing import Photo
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 NICENESS = 10  # searches come first
 SHARE = 0.05  # of the time, at most, that looking may take: a network's folder is slow to list
 REPORT_S = 0.5
+TRY_AGAIN_S = 600
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, a photo's own affair
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    import retrieval.photos.indexing  # noqa: F401 - before it is nice: seconds, else minutes
+
     with contextlib.suppress(OSError, AttributeError):  # Windows has none
         os.nice(NICENESS)
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         follow(job, say)
 
@@ -85,7 +89,12 @@ def follow(job: Job, say: Callable[..., None]) -> None:
         if not job.watch_s:
             return
         say(waits=True)
-        time.sleep(max(job.watch_s, keeper.looked_s / SHARE))
+        time.sleep(pause_s(job.watch_s, keeper.looked_s))
+
+
+def pause_s(watch_s: float, looked_s: float) -> float:
+    """Between two looks at a folder. looked_s: that the last one took."""
+    return max(watch_s, looked_s / SHARE)
 
 
 class AlbumKeeper:
@@ -96,8 +105,10 @@ class AlbumKeeper:
         self._is_first = True
         self._waits: dict[int, _State] = {}  # by patch size
         self._failed: dict[Photo, Problem] = {}  # photos that cannot be read
+        self._denied: set[Photo] = set()  # those that nobody may read
+        self._next_try = 0.0
         self._regions_note = ""  # why they could not be brought up to date
-        self.looked_s = 0.0  # that it took to see what had changed
+        self.looked_s = 0.0  # that it took to see what had changed, other programs' turns left out
 
     def update(self) -> None:
         """Take in what has changed."""
@@ -105,21 +116,26 @@ class AlbumKeeper:
         from retrieval.photos.finer import add_finer
         from retrieval.photos.indexing import index_photos
 
+        self._forgive()
         album, is_first = self._album, self._is_first
         self._is_first = False
         manifest = read_index_manifest(album)
         held, fit = manifest.patch_sizes, manifest.fit
-        tell, start, seen = _Teller(self._say, finest(held)), time.monotonic(), []
+        tell, start = _Teller(self._say, finest(held)), _own_s()
+        seen: list[float] = []
 
         def progress(done: int, total: int, before: int) -> None:
-            seen.append(time.monotonic() - start)
+            if not seen and total:  # the model is not loaded yet, which may take long
+                self._say(found=total)
+            seen.append(_own_s() - start)
             tell(done, total, before)
 
         report = index_photos(
             self._job.images, album / "model", album, num_workers=self._job.num_workers,
             on_progress=progress, failed=self._failed,
         )  # fmt: skip
-        self.looked_s = seen[0]
+        self._denied = {photo for photo in self._failed if not os.access(photo.path, os.R_OK)}
+        self.looked_s = 0.0 if is_first else seen[0]  # the next finds in memory what it read
         has_changed = is_first or report.num_taken or report.gone or report.moved_from
         if has_changed:
             self._say(report=asdict(report))
@@ -143,6 +159,16 @@ class AlbumKeeper:
                 self._compare_sizes(model)
         if (has_changed or self._regions_note) and regions_folder(album).is_dir():
             self._update_regions(model)
+
+    def _forgive(self) -> None:
+        """Let files that could not be read be tried again: once somebody may read them, and else
+        now and then, as of a disk that comes back."""
+        due = time.monotonic() >= self._next_try
+        if due:
+            self._next_try = time.monotonic() + TRY_AGAIN_S
+        for photo in [photo for photo, why in self._failed.items() if why.kind == "unreadable"]:
+            if os.access(photo.path, os.R_OK) and (due or photo in self._denied):
+                del self._failed[photo]
 
     def _update_regions(self, model: "LitModel | None") -> None:
         """Of an album that has some. It may fail: new photos are found as a whole."""
@@ -177,6 +203,12 @@ class AlbumKeeper:
         bad = [found.warning(size) for size in found.sizes] if found else []
         for warning in filter(None, bad):
             self._say(note=warning)
+
+
+def _own_s() -> float:
+    """A clock that stands while this process waits for its turn: on a busy machine no folder is
+    slower to list."""
+    return time.monotonic() - queued_s()
 
 
 @dataclass(frozen=True)

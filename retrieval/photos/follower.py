@@ -80,6 +80,9 @@ class Follower:
             self._close_bar()
             if "report" in event:
                 self._report(PhotosReport(**event["report"]))
+            elif "found" in event:
+                count = event["found"]
+                self._print(f"{count:,} new or changed photo{'s' * (count > 1)}, reading")
             elif "note" in event:
                 self._print(event["note"])
             elif "problem" in event:

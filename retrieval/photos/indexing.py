@@ -6,7 +6,6 @@ A photo whose contents the index holds already (it was moved or copied, or its c
 changed) takes the vectors from there.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -238,7 +237,7 @@ def _without_failed(
     new = []
     for photo in changes.new:
         problem = failed.get(photo)
-        if problem is None or (problem.kind == "unreadable" and os.access(photo.path, os.R_OK)):
+        if problem is None:
             new.append(photo)
         else:
             report.skip(problem)

@@ -80,16 +80,20 @@ class CostProfile:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.file, {**record, "gflops": gflops})
 
-    def ms(self, patch_sizes: Sequence[Detail]) -> dict[Detail, float]:
-        """Milliseconds of one image alone, per patch size; measured where they are not known."""
+    def ms(self, patch_sizes: Sequence[Detail], tell: bool = True) -> dict[Detail, float]:
+        """Milliseconds of one image alone, per patch size; measured where they are not known.
+
+        tell: whether stderr is told where other programs disturb that.
+        """
         with self._lock:
             if not self._ms:
                 self._ms, self._source = _read(self.file, self.machine)
             if not self._ms.keys() >= set(patch_sizes):
-                self._measure(sorted(self._ms.keys() | set(patch_sizes), key=_order, reverse=True))
+                wanted = sorted(self._ms.keys() | set(patch_sizes), key=_order, reverse=True)
+                self._measure(wanted, tell)
             return {size: self._ms[size] for size in patch_sizes}
 
-    def _measure(self, patch_sizes: Sequence[Detail]) -> None:
+    def _measure(self, patch_sizes: Sequence[Detail], tell: bool) -> None:
         """Spells of rounds until two agree on times that rise with the operations."""
         load, settled = OthersLoad(), False
         ms = measure_ms(self._model, patch_sizes)
@@ -99,7 +103,8 @@ class CostProfile:
             ms = {size: min(ms[size], again[size]) for size in ms}
             if settled := agree and self._in_order(ms):
                 break
-        disturbed = warn_if_busy(load.share(), "the times of patch sizes") or not settled
+        busy = warn_if_busy(load.share(), "the times of patch sizes", tell)
+        disturbed = busy or not settled
         record = {
             "format": 1,
             "machine": self.machine,

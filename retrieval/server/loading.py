@@ -12,9 +12,12 @@ from retrieval.server.monitoring import Metrics
 from retrieval.server.service import Service
 
 
-def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
+def load_service(
+    cfg: ServeConfig, model: LitModel | None = None, tell_load: bool = True
+) -> Service:
     """Open everything that a server needs, and warm it up. model: where it is loaded already.
-    Raises `UsageError`."""
+    tell_load: whether stderr is told where other programs disturb the times of patch sizes. Raises
+    `UsageError`."""
     models: list[LitModel] = []
     searchers: dict[str, Searcher] = {}
     for name, folder in zip(cfg.index_names(), cfg.index, strict=True):
@@ -29,7 +32,7 @@ def load_service(cfg: ServeConfig, model: LitModel | None = None) -> Service:
             models.append(searcher.model)
         for size in searcher.encodable:  # measured now: the first request need not wait
             searcher.profile.gflops(size)
-        searcher.profile.ms(searcher.encodable)
+        searcher.profile.ms(searcher.encodable, tell_load)
         searcher.model.encode_text(["warm"])
         _ = searcher.calibration
         searchers[name] = searcher

@@ -72,6 +72,10 @@ class SearchAnswer(Answer):
         "where nothing is known."
     )
     next_offset: int | None = Field(description="Of the next page, null after the last.")
+    near_duplicates: int = Field(
+        description="With `deduplicate`, how many images much like better ones were left out, on "
+        "this page and those before; without it they are hits."
+    )
     text_cut: bool = Field(
         description="Whether a text is longer than the model reads: its end was not searched for."
     )

@@ -111,7 +111,7 @@ async def _search(service: Service, asked: KnnRequest) -> list[KnnEntry]:
     k = min(wanted, service.limits.max_k)
     query = await service.encoder.query(index, [term], PatchSizes(size, size))
     key = SearchKey(index.name, size, k, deduplicate=asked.deduplicate)
-    hits = await service.search_queue.search(key, query.vector)
+    hits = (await service.search_queue.search(key, query.vector)).hits
     described = await _describe(index, hits[: asked.num_images])
     described += [{} for _ in hits[len(described) :]]
     return [

@@ -41,5 +41,5 @@ async def _above_background(
     vectors = await service.labels.vectors(index.searcher.model, texts, ["{c}"])
     key = SearchKey(index.name, patch_size, 1)
     found = await asyncio.gather(*(service.search_queue.search(key, row) for row in vectors))
-    best = np.array([hits[0].similarity if hits else 0.0 for hits in found])
+    best = np.array([hits[0].similarity if hits else 0.0 for hits, _ in found])
     return best - vectors @ await index.mean_vector(patch_size)

@@ -97,7 +97,8 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
     encoded = time.perf_counter()
     with service.metrics.timed("full_knn_request_time"):
         texts = asked.word_query() if asked.words else ()
-        hits = await service.search_queue.search(key, query.vector, query.fine, texts)
+        found = await service.search_queue.search(key, query.vector, query.fine, texts)
+    hits = found.hits
     confidence = None
     judged = asked.text is not None and not asked.words and not asked.regions
     if judged and service.refuse:
@@ -113,6 +114,7 @@ async def answer_search(service: Service, asked: SearchRequest) -> SearchAnswer:
         found=None if confidence is None else confidence > service.refuse,
         confidence=confidence,
         next_offset=wanted if len(hits) > wanted else None,
+        near_duplicates=found.num_left_out(wanted),
         text_cut=query.text_cut,
         warning=index.searcher.warning(patch_sizes.index, patch_sizes.refine, asked.regions),
         ms=SearchTimes(

@@ -13,7 +13,7 @@ from retrieval.detail import Detail
 from retrieval.search.config import MAX_K
 from retrieval.search.hit import Hit
 from retrieval.search.searcher import Searcher
-from retrieval.server.duplicates import without_duplicates
+from retrieval.server.duplicates import Found, without_duplicates
 from retrieval.server.monitoring import Metrics
 from retrieval.server.queues.batching import Batcher
 from retrieval.words.asked import WordQuery
@@ -76,29 +76,30 @@ class SearchQueue:
         vector: Float[np.ndarray, " d"],
         fine: Float[np.ndarray, " d"] | None = None,
         texts: WordQuery = (),
-    ) -> list[Hit]:
+    ) -> Found:
         """Hits, best first, of one unit-norm vector. fine: the query as the refinement sees it.
         texts: those whose words are looked for."""
         plain, refined = self._queues[key.index]
         queue = plain if key.refine_patch_size is None else refined
         return (await queue.submit(key, [(vector, vector if fine is None else fine, texts)]))[0]
 
-    def _search(self, key: SearchKey, items: list[Any]) -> list[list[Hit]]:
+    def _search(self, key: SearchKey, items: list[Any]) -> list[Found]:
         searcher = self._searchers[key.index]
         *embeds, texts = zip(*items, strict=True)
         vectors, fine = map(np.stack, embeds)
         step = "knn_index_time" if key.refine_patch_size is None else "refine_time"
         with self._metrics.timed(step):
             if not key.deduplicate:
-                return _nearest(searcher, key, vectors, fine, texts, key.k)
+                found = _nearest(searcher, key, vectors, fine, texts, key.k)
+                return [Found(row, range(len(row) + 1)) for row in found]
             most = key.candidates or MAX_K
             depth = min(2 * key.k + 20, most)
             while True:  # search deeper until k remain
                 found = _nearest(searcher, key, vectors, fine, texts, depth)
                 kept = without_duplicates(searcher, found, key.patch_size)
                 rows = zip(found, kept, strict=True)
-                if depth == most or all(len(a) < depth or len(b) >= key.k for a, b in rows):
-                    return [row[: key.k] for row in kept]
+                if depth == most or all(len(a) < depth or len(b.hits) >= key.k for a, b in rows):
+                    return [row.best(key.k) for row in kept]
                 depth = min(2 * depth, most)
 
 

@@ -13,6 +13,7 @@ import { asWords, browse, PAGE, sample, search } from "./query.js";
 import { empty, fresh, listenToMore, nothingMore, show, showOnce, stale } from "./results.js";
 import { finest, format, named, sizeOf } from "./sizes.js";
 import { addressOf, another, asked, byImage, filtered, forget, readAddress, setNamed, sizes, state, writeAddress } from "./state.js";
+import { counted, countAlike, say } from "./status.js";
 import { leave, listenToViewer, openById, openViewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -50,22 +51,18 @@ async function runSearch(signal) {
   const answers = await search(chosen, 0, signal);
   if (signal.aborted) return;
   if (byImage()) answers.forEach((answer) => { state.measured[sizeOf(answer, "query_")] = answer.ms.image; });
-  show(answers, { load: (offset) => search(chosen, offset, signal), onOpen: openViewer, onError: showNotice });
+  const alike = button("", () => { state.distinct = false; run(); });
+  const load = async (offset) => {
+    const more = await search(chosen, offset, signal);
+    countAlike(alike, more);
+    return more;
+  };
+  countAlike(alike, answers);
+  show(answers, { load, onOpen: openViewer, onError: showNotice });
   if (!answers[0].hits.length) empty(asWords(state.text) ? "No caption, name or other text holds these words." : filtered() ? "Nothing found within the filter." : "Nothing found. The index may be empty.");
-  say(answers[0], answers.every((answer) => answer.found === false));
+  say(answers[0], answers.every((answer) => answer.found === false), alike);
   drawControls(run);
 }
-
-function say({ ms, warning }, nothing) {
-  const names = { text: "words", image: "image", search: "search" };
-  const steps = Object.keys(names).filter((step) => ms[step] > 0).map((step) => `${names[step]} ${format(ms[step])}`);
-  const times = element("span", "detail", `${format(ms.total)}: ${steps.join(", ")}`);
-  const best = filtered() ? "within the filter" : `of ${counted()}`;
-  const missing = element("span", "missing", state.regions && warning ? `${warning}.` : "");
-  $("status").replaceChildren(nothing ? `Nothing like this here. The nearest ${best}:` : `Best ${best}`, missing, times);
-}
-
-const counted = () => `${state.index.count.toLocaleString("en")} images`;
 
 async function runBrowse(signal) {
   stale();

@@ -6,7 +6,7 @@ import { state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const EVERY_MS = 3000; // while an index grows
-const RESTING_MS = 30000; // while none does: a folder that is watched may have new photos
+const RESTING_MS = 10000; // while none does: a folder that is watched may have new photos
 
 let timer = 0;
 

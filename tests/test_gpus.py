@@ -1,0 +1,216 @@
+"""Lists on a GPU, and graphs made by one, answer as the CPU's do, also where the GPU fails.
+
+A CPU stands in for the GPU: it searches what would be copied, and makes the graphs.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_embeddings
+
+from contrastive.model.lit import LitModel
+from data.errors import UsageError
+from retrieval.index import build, gpu_check, gpus, segments, snapshot
+from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.exact import ExactVectors
+from retrieval.index.gpu_check import Gpus
+from retrieval.index.nearest import stored_vectors
+from retrieval.index.snapshot import Snapshot
+
+
+def graph_on_cpu(vectors: np.ndarray, links: int) -> np.ndarray:
+    """In place of CAGRA's: half of the links to the nearest, half to any."""
+    best = np.argsort(-(vectors @ vectors.T), axis=1)[:, 1 : links // 2 + 1]
+    far = np.random.default_rng(0).integers(0, len(vectors), best.shape)
+    return np.hstack([best, far])
+
+
+def blind_alleys(vectors: np.ndarray, links: int) -> np.ndarray:
+    """Every row is linked to the first few alone."""
+    return np.tile(np.arange(links), (len(vectors), 1))
+
+
+def beyond_the_end(vectors: np.ndarray, links: int) -> np.ndarray:
+    return graph_on_cpu(vectors, links) + 1
+
+
+def no_memory(vectors: np.ndarray, links: int) -> np.ndarray:
+    raise MemoryError("std::bad_alloc")
+
+
+@pytest.fixture
+def linked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., np.ndarray]], None]:
+    """Lets builds take graphs from a function, as if a GPU had made them."""
+
+    def use(make: Callable[..., np.ndarray]) -> None:
+        monkeypatch.setattr(gpus, "cagra_graph", make)
+        monkeypatch.setattr(segments, "has_cagra", lambda: True)
+        monkeypatch.setattr(segments, "MIN_LINKED", 1000)
+        real = segments.write_segment
+        monkeypatch.setattr(
+            build, "write_segment", lambda *args: real(*args[:8], 1, None, *args[10:])
+        )
+
+    segments.say_once.cache_clear()
+    return use
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would go to a GPU stays where it is."""
+    monkeypatch.setattr(gpus, "num_gpus", lambda device: int(device != "cpu"))
+    monkeypatch.setattr(gpus, "find_gpus", lambda: Gpus(1, True))
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: 2**40)
+    monkeypatch.setattr(gpus, "copy_to_gpus", lambda index, *_: index)
+    gpus.say_once.cache_clear()
+
+
+@pytest.fixture
+def embeddings(tiny_model: LitModel, model_dir: Path, tmp_path: Path) -> Path:
+    return write_embeddings(tmp_path / "embeddings", tiny_model, model_dir, (2000, 1000))
+
+
+# ---- lists ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+def test_lists_on_a_gpu_answer_as_on_the_cpu(
+    index_type, lists, embeddings: Path, tmp_path: Path
+) -> None:
+    """Filters too, which FAISS does not apply there; and a k that no GPU looks up."""
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+    delete_ids(tmp_path / "index", [0, 8])
+    queries = all_vectors(embeddings)[0][::60]
+    cpu, gpu = (Snapshot.open(tmp_path / "index", device) for device in ("cpu", "cuda"))
+    for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-1-5"]}}):
+        for k in (10, 2500):
+            expected = cpu.nearest(queries, k, PATCH, where)
+            found = gpu.nearest(queries, k, PATCH, where)
+            assert recall(found[1], expected[1]) >= 0.97
+            assert not {0, 8} & set(found[1].ravel().tolist())
+
+
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq"])
+def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
+    index_type, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        if index_type == "flat":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("Error in GpuResources: cudaMalloc failed")
+
+    def on_device(index: faiss.Index, *_: object) -> ExactVectors:
+        vectors = stored_vectors(index)
+        assert vectors is not None
+        return ExactVectors(vectors, [torch.device("cpu")])
+
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+    queries = all_vectors(embeddings)[0][::60]
+    expected = Snapshot.open(tmp_path / "index").nearest(queries, 10, PATCH)
+    if index_type == "flat":
+        monkeypatch.setattr(snapshot, "to_gpus", on_device)
+        monkeypatch.setattr(ExactVectors, "nearest", fails)
+    gpu = Snapshot.open(tmp_path / "index", "cuda")
+    for copy in gpu._gpu.values():
+        if isinstance(copy, gpus.ListsOnGpus):
+            copy._index = SimpleNamespace(search=fails)
+    for _ in range(2):
+        found = gpu.nearest(queries, 10, PATCH)
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert capsys.readouterr().err.count("searching on the CPU") == 1
+
+
+def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
+    def building() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("Error: cudaMalloc failed, out of memory\n")
+
+    built = gpus.gpu_failures(building())
+    assert next(built) == 1
+    with pytest.raises(UsageError, match=r"GPU failed while .* memory\); allowed: device cpu$"):
+        next(built)
+
+
+# ---- graphs --------------------------------------------------------------------------------
+
+
+def check(opened: Snapshot, vectors: np.ndarray, ids: np.ndarray) -> None:
+    queries = vectors[::40]
+    expected = nearest(queries, vectors, ids, 10)
+    assert recall(opened.nearest(queries, 10, PATCH)[1], expected) >= 0.98
+    even = ids % 4 == 0
+    expected = nearest(queries, vectors[even], ids[even], 10)
+    assert recall(opened.nearest(queries, 10, PATCH, {"even": True})[1], expected) >= 0.95
+
+
+def test_an_hnsw_linked_by_a_gpu_is_searched_and_changed_as_any(
+    linked, embeddings: Path, tiny_model: LitModel, model_dir: Path, tmp_path: Path, capsys
+) -> None:
+    linked(graph_on_cpu)
+    folder = tmp_path / "index"
+    build_index(embeddings, folder, index_type="hnsw", device="cpu")
+    vectors, ids = all_vectors(embeddings)
+    opened = Snapshot.open(folder)
+    (segment,) = opened.segments
+    assert type(segment.indexes[PATCH]) is faiss.IndexHNSWFlat
+    check(opened, vectors, ids)
+    np.testing.assert_array_equal(segment.reconstruct(PATCH, np.arange(3000)), vectors)
+
+    more = write_embeddings(tmp_path / "more", tiny_model, model_dir, (500,), seed=1)
+    assert add_embeddings(folder, more) == 500
+    delete_ids(folder, ids[:100].tolist())
+    compact_index(folder, "cpu")
+    opened = Snapshot.open(folder)
+    assert [segment.index_type for segment in opened.segments] == ["hnsw"]
+    added = np.setdiff1d(opened.ids(), ids)
+    left = np.concatenate([vectors[100:], all_vectors(more)[0]])
+    found = opened.nearest(left[::40], 10, PATCH)[1]
+    assert recall(found, nearest(left[::40], left, np.concatenate([ids[100:], added]), 10)) >= 0.98
+    assert "on the CPU" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (blind_alleys, "the GPU's graph finds"),
+        (beyond_the_end, "vectors that there are not"),
+        (no_memory, "the GPU fails (std::bad_alloc)"),
+    ],
+)
+def test_a_graph_that_a_gpu_gets_wrong_is_made_by_the_cpu(
+    make, words, linked, embeddings: Path, tmp_path: Path, capsys
+) -> None:
+    build_index(embeddings, tmp_path / "expected", index_type="hnsw", device="cpu")
+    linked(make)
+    build_index(embeddings, tmp_path / "index", index_type="hnsw", device="cpu")
+    said = capsys.readouterr().err
+    assert said.count("is made on the CPU: ") == 1
+    assert words in said
+    files = [tmp_path / name / f"patch_{PATCH}/image.index" for name in ("expected", "index")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_trial_of_graphs_asks_what_the_build_asks(linked, monkeypatch, capsys) -> None:
+    linked(graph_on_cpu)
+    exec(gpu_check.CAGRA_TRIAL, {})
+    assert capsys.readouterr().out == f"GPUs: {faiss.get_num_gpus()}\n"
+    linked(blind_alleys)
+    with pytest.raises(SystemExit, match="finds"):
+        exec(gpu_check.CAGRA_TRIAL, {})
+
+
+@pytest.mark.gpu
+def test_cagra_links_what_an_exact_scan_finds() -> None:
+    if not gpu_check.has_cagra():
+        pytest.skip("this FAISS has no CAGRA")
+    vectors = clustered(20_000, 64)
+    index = faiss.IndexHNSWFlat(64, 32, faiss.METRIC_INNER_PRODUCT)
+    index.init_level0 = False
+    index.add(vectors)
+    assert gpus.link_by_gpu(index) == ""
+    assert index.hnsw.nb_neighbors(0) == gpus.cagra_graph(vectors, 64).shape[1]
