@@ -283,7 +283,7 @@ def test_another_number_of_ranks_is_refused_where_deepspeed_cannot_share(
     (two / "again.json").write_text(json.dumps({"gradients": {}, "trainings": [case]}))
     done = ranks(2, ROOT / "tests/rank_program.py", str(two / "again.json"))
     assert done.returncode
-    assert "resumes with as many ranks as it had: 1" in done.stderr
+    assert "among 2 ranks: resume it with 1" in done.stderr
 
 
 # ---- refusals ----------------------------------------------------------------------------------
