@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -177,3 +177,19 @@ def ranks(
             code = code or -signal.SIGKILL
             end = time.monotonic() + 30
     return subprocess.CompletedProcess([program, *arguments], code, *said)
+
+
+def gradients_of_two_ranks(
+    folder: Path,
+    text: str,
+    tower: str,
+    cases: Mapping[str, dict[str, object]],
+    trainings: Sequence[Mapping[str, object]] = (),
+) -> Path:
+    """What tests/rank_program.py writes into the folder, all cases in one launch. Returns it."""
+    gradients = {name: case | {"tower": tower} for name, case in cases.items()}
+    job = {"text": text, "gradients": gradients, "trainings": trainings}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = ranks(2, SERVER.with_name("rank_program.py"), str(folder / "job.json"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder

@@ -1,14 +1,12 @@
 """An image head: it starts as none, its gradients are those of the whole batch, files keep it."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY_TOWER
-from forked import ranks
-from launcher import ROOT
+from forked import gradients_of_two_ranks
 from rank_program import global_batch, gradient_case
 from safetensors.torch import load_file
 
@@ -124,13 +122,7 @@ def test_gradients_of_a_step_are_those_of_autograd(head, loss, chunk, tiny_text)
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, tiny_text):
     """All cases in one launch."""
-    folder = tmp_path_factory.mktemp("two")
-    cases = {name: case | {"tower": TINY_TOWER} for name, case in CASES.items()}
-    job = {"text": tiny_text, "gradients": cases, "trainings": []}
-    (folder / "job.json").write_text(json.dumps(job))
-    done = ranks(2, ROOT / "tests/rank_program.py", str(folder / "job.json"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+    return gradients_of_two_ranks(tmp_path_factory.mktemp("two"), tiny_text, TINY_TOWER, CASES)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_TOWER
-from forked import ranks
+from forked import gradients_of_two_ranks, ranks
 from gradients import add_spread_lora
 from launcher import ROOT
 from rank_program import gradient_case
@@ -239,12 +239,7 @@ def two(tmp_path_factory, tiny_text, emoji_shards):
             "two3": dataclasses.replace(begun.zero, stage=3),
         }.items()
     ]
-    cases = {name: case | {"tower": TINY_TOWER} for name, case in CASES.items()}
-    job = {"text": tiny_text, "gradients": cases, "trainings": trainings}
-    (folder / "job.json").write_text(json.dumps(job))
-    done = ranks(2, ROOT / "tests/rank_program.py", str(folder / "job.json"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+    return gradients_of_two_ranks(folder, tiny_text, TINY_TOWER, CASES, trainings)
 
 
 @pytest.mark.slow
