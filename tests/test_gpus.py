@@ -3,6 +3,7 @@
 A CPU stands in for the GPU: it searches what would be copied, and makes the graphs.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,14 +96,23 @@ def test_lists_on_a_gpu_answer_as_on_the_cpu(
             assert not {0, 8} & set(found[1].ravel().tolist())
 
 
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq"])
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate {} MiB.")
+NO_HANDLE = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+NO_BYTES = RuntimeError("Error in GpuResources: cudaMalloc of {} bytes failed")
+
+
+@pytest.mark.parametrize(
+    ("index_type", "error"),
+    [("flat", FULL), ("flat", NO_HANDLE), ("ivf", NO_BYTES), ("ivfpq", NO_BYTES)],
+)
 def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
-    index_type, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
+    index_type, error, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    """And stderr is told once, although each failure names other sizes."""
+    sizes = itertools.count(1)
+
     def fails(*_: object, **__: object) -> None:
-        if index_type == "flat":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        raise RuntimeError("Error in GpuResources: cudaMalloc failed")
+        raise type(error)(str(error).format(next(sizes)))
 
     def on_device(index: faiss.Index, *_: object) -> ExactVectors:
         vectors = stored_vectors(index)

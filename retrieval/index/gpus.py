@@ -4,6 +4,7 @@ Exact types are searched by torch (see `exact.py`), inverted lists by FAISS. FAI
 of its own and takes and returns memory of the CPU, which orders its work and torch's.
 """
 
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -57,6 +58,12 @@ def gpu_failures(items: Iterable[T]) -> Iterator[T]:
         raise UsageError(
             f"a GPU failed while the index was built ({one_line(str(error))}); allowed: device cpu"
         ) from error
+
+
+def say_cpu_searches(error: RuntimeError) -> None:
+    """Why a GPU has left a search to the CPU; once, whatever the bytes in it."""
+    why = re.sub(r"\d[\d.,]*", "N", one_line(str(error)))
+    say_once(f"searching on the CPU where the GPU fails ({why})")
 
 
 # ---- what GPUs can hold --------------------------------------------------------------------
@@ -170,7 +177,7 @@ class ListsOnGpus:
             with gpu_lock:
                 found = self._index.search(queries, deeper, params=params)
         except RuntimeError as error:  # without memory, for what others hold
-            say_once(f"searching on the CPU where the GPU fails ({str(error).strip()[:160]})")
+            say_cpu_searches(error)
             return None
         return found if chosen is None else _drop(found, chosen, k)
 
