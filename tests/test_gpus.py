@@ -18,6 +18,7 @@ from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.index import build, gpu_check, gpus, segments, snapshot
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.create import new_index
 from retrieval.index.exact import ExactVectors
 from retrieval.index.gpu_check import Gpus
 from retrieval.index.nearest import stored_vectors
@@ -133,6 +134,41 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
         found = gpu.nearest(queries, 10, PATCH)
         np.testing.assert_array_equal(found[1], expected[1])
     assert capsys.readouterr().err.count("searching on the CPU") == 1
+
+
+def test_faiss_is_not_asked_on_a_gpu_that_is_nearly_full(lists, monkeypatch, capsys) -> None:
+    """It would end the process."""
+    index = new_index("ivf", 8, 100, np.eye(100, 8, dtype=np.float32)).index
+    assert gpus.to_gpus(index, "ivf", "auto", 1000) is not None
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: gpus.TEMP_BYTES)
+    monkeypatch.setattr(gpus, "copy_to_gpus", lambda *_: pytest.fail("FAISS was asked"))
+    assert gpus.to_gpus(index, "ivf", "auto", 3 * 2**20) is None
+    assert "its 3 MiB do not fit the GPU's memory" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="device cuda: its 3 MiB do not fit"):
+        gpus.to_gpus(index, "ivf", "cuda", 3 * 2**20)
+
+
+def test_resources_with_which_faiss_failed_are_not_used_again(monkeypatch) -> None:
+    """FAISS marks a GPU as ready before it takes scratch memory there."""
+    asked = []
+
+    def copies(resources: list[object], index: faiss.Index, cloner: object) -> faiss.Index:
+        asked.append(resources[0])
+        if len(asked) == 1:
+            raise RuntimeError("Error: 'err == cudaSuccess' failed: alloc fail")
+        return index
+
+    monkeypatch.setattr(gpus, "find_gpus", lambda: Gpus(1, True))
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu_multiple_py", copies)
+    gpus.resources.cache_clear()
+    index = faiss.IndexFlatIP(8)
+    with pytest.raises(RuntimeError, match="alloc fail"):
+        gpus.copy_to_gpus(index, 1)
+    assert gpus.copy_to_gpus(index, 1) is gpus.copy_to_gpus(index, 1)
+    first, second, third = asked
+    assert first is not second
+    assert second is third
+    gpus.resources.cache_clear()
 
 
 def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
