@@ -16,7 +16,7 @@ from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_em
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import build, gpu_check, gpus, segments, snapshot
+from retrieval.index import build, create, gpu_check, gpus, segments, snapshot
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
 from retrieval.index.create import new_index
 from retrieval.index.exact import ExactVectors
@@ -180,6 +180,23 @@ def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
     assert next(built) == 1
     with pytest.raises(UsageError, match=r"GPU failed while .* memory\); allowed: device cpu$"):
         next(built)
+
+
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq", "rabitq"])
+def test_what_gpus_train_with_is_freed_and_trains_the_same(index_type, monkeypatch) -> None:
+    vectors = clustered(3000, 48)
+    on_cpu = new_index(index_type, 48, 3000, vectors)
+    made: list[faiss.Index] = []
+
+    def copies(index: faiss.Index, _: int) -> faiss.Index:
+        made.append(index)
+        return index
+
+    monkeypatch.setattr(create, "copy_to_gpus", copies)
+    whole = new_index(index_type, 48, 3000, vectors, gpus=1)
+    np.testing.assert_array_equal(faiss.serialize_index(whole), faiss.serialize_index(on_cpu))
+    assert len(made) == (2 if index_type == "ivfpq" else 1)
+    assert all(index.thisown and index.ntotal for index in made)  # used, and Python's to free
 
 
 # ---- graphs --------------------------------------------------------------------------------
