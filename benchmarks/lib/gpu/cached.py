@@ -10,7 +10,7 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
-from contrastive.image_features import FeatureSource
+from contrastive.image_features import FeatureSource, full_batch
 from contrastive.run.config import ZeroConfig
 from contrastive.text_features import fill_texts
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -160,16 +160,16 @@ def uncached(scale: Scale, folder: Path) -> Measured:
     """From JPEGs: at patch 16, and at random patch sizes, against the parts one after the other."""
     training = Training(scale, folder, scale.text, 22, scale.pixel_batch, cached=False)
     sizes = scale.patch_sizes
-    pixels = torch.rand(
-        min(256, scale.pixel_batch), 3, scale.image_size, scale.image_size, device=DEVICE
-    )
-    rounds = max(2, scale.rounds // 2)
+    counts = {size: full_batch(training.tower.num_tokens(size), DEVICE) for size in sizes}
+    side, rounds = scale.image_size, max(2, scale.rounds // 2)
+    pixels = torch.rand(max(counts.values()), 3, side, side, device=DEVICE)
     forwards: dict[str, Callable[[], object]] = {}
     for size in sizes:
-        forwards[f"forward {size}"] = partial(training.tower, pixels, size)
+        forwards[f"forward {size}"] = partial(training.tower, pixels[: counts[size]], size)
     with torch.no_grad():
         forward = interleave(forwards, rounds, warmup=1)
-    images = {s: scale.pixel_batch / len(pixels) * forward.median(f"forward {s}") for s in sizes}
+    del pixels, forwards
+    images = {s: scale.pixel_batch / counts[s] * forward.median(f"forward {s}") for s in sizes}
     ready = next(training.arrivals)
     text = interleave({"text": lambda: training.step(*ready)}, rounds, warmup=1)
     found, figures = {}, {"batch": scale.pixel_batch, "times": forward.figures() | text.figures()}
