@@ -155,6 +155,7 @@ def test_parts_for_a_gpu_run_in_small_and_add_up_in_one_file(tmp_path):
     assert list(result["figures"]) == ["tokens_7", "index"]
     assert result["targets"] == []  # a GPU's alone
     assert min(result["figures"]["tokens_7"]["pairs_per_s"].values()) > 0
+    assert result["figures"]["tokens_7"]["open_clip, from its own loader"]["pairs_per_s"] > 0
     assert result["figures"]["index"]["recall_at_10"] > 0.9
     listed = gpu_benchmark(tmp_path, "--tiny", "--list").stdout.splitlines()
     assert {line.split()[1] for line in listed if line.startswith("done")} == {"tokens_7", "index"}
