@@ -155,6 +155,42 @@ def test_parts_for_a_gpu_run_in_small_and_add_up_in_one_file(tmp_path):
     assert list(result["figures"]) == ["tokens_7", "index"]
     assert result["targets"] == []  # a GPU's alone
     assert min(result["figures"]["tokens_7"]["pairs_per_s"].values()) > 0
+    assert result["figures"]["tokens_7"]["open_clip, from its own loader"]["pairs_per_s"] > 0
     assert result["figures"]["index"]["recall_at_10"] > 0.9
     listed = gpu_benchmark(tmp_path, "--tiny", "--list").stdout.splitlines()
     assert {line.split()[1] for line in listed if line.startswith("done")} == {"tokens_7", "index"}
+
+
+CUT_SHORT = """
+import gc, sys, weakref
+from pathlib import Path
+from transformers import AutoModel, AutoTokenizer
+from lib.gpu.data import text_folder
+from lib.gpu.memory import peak_gib
+from lib.gpu.scale import TINY
+
+data = Path(sys.argv[1])
+folder = text_folder(TINY.minilm, TINY.vocabulary, data / "bert")
+assert AutoModel.from_pretrained(folder).config.hidden_size == TINY.minilm.width
+assert len(AutoTokenizer.from_pretrained(folder)) == TINY.vocabulary
+assert [file.name for file in data.iterdir()] == ["bert"]
+
+class Engine: pass
+engine = Engine()
+engine.itself, left = engine, weakref.ref(engine)
+gc.disable()
+del engine
+assert left() is not None
+peak_gib(anew=True)
+assert left() is None
+"""
+
+
+def test_parts_for_a_gpu_begin_anew_where_one_was_cut_short(tmp_path):
+    """Its weights are written again, and its memory is not counted."""
+    half = tmp_path / "bert.part"
+    half.mkdir()
+    (half / "config.json").write_text("{")
+    path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
+    done = run("-c", CUT_SHORT, tmp_path, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 A CPU stands in for the GPU: it searches what would be copied, and makes the graphs.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from index_maker import PATCH, all_vectors, clustered, nearest, recall, write_em
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
-from retrieval.index import build, gpu_check, gpus, segments, snapshot
+from retrieval.index import build, create, gpu_check, gpus, segments, snapshot
 from retrieval.index.build import add_embeddings, build_index, compact_index, delete_ids
+from retrieval.index.create import new_index
 from retrieval.index.exact import ExactVectors
 from retrieval.index.gpu_check import Gpus
 from retrieval.index.nearest import stored_vectors
@@ -95,14 +97,23 @@ def test_lists_on_a_gpu_answer_as_on_the_cpu(
             assert not {0, 8} & set(found[1].ravel().tolist())
 
 
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "ivfpq"])
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate {} MiB.")
+NO_HANDLE = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+NO_BYTES = RuntimeError("Error in GpuResources: cudaMalloc of {} bytes failed")
+
+
+@pytest.mark.parametrize(
+    ("index_type", "error"),
+    [("flat", FULL), ("flat", NO_HANDLE), ("ivf", NO_BYTES), ("ivfpq", NO_BYTES)],
+)
 def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
-    index_type, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
+    index_type, error, lists, embeddings: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    """And stderr is told once, although each failure names other sizes."""
+    sizes = itertools.count(1)
+
     def fails(*_: object, **__: object) -> None:
-        if index_type == "flat":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        raise RuntimeError("Error in GpuResources: cudaMalloc failed")
+        raise type(error)(str(error).format(next(sizes)))
 
     def on_device(index: faiss.Index, *_: object) -> ExactVectors:
         vectors = stored_vectors(index)
@@ -125,6 +136,41 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
     assert capsys.readouterr().err.count("searching on the CPU") == 1
 
 
+def test_faiss_is_not_asked_on_a_gpu_that_is_nearly_full(lists, monkeypatch, capsys) -> None:
+    """It would end the process."""
+    index = new_index("ivf", 8, 100, np.eye(100, 8, dtype=np.float32)).index
+    assert gpus.to_gpus(index, "ivf", "auto", 1000) is not None
+    monkeypatch.setattr(gpus, "gpu_memory", lambda: gpus.TEMP_BYTES)
+    monkeypatch.setattr(gpus, "copy_to_gpus", lambda *_: pytest.fail("FAISS was asked"))
+    assert gpus.to_gpus(index, "ivf", "auto", 3 * 2**20) is None
+    assert "its 3 MiB do not fit the GPU's memory" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="device cuda: its 3 MiB do not fit"):
+        gpus.to_gpus(index, "ivf", "cuda", 3 * 2**20)
+
+
+def test_resources_with_which_faiss_failed_are_not_used_again(monkeypatch) -> None:
+    """FAISS marks a GPU as ready before it takes scratch memory there."""
+    asked = []
+
+    def copies(resources: list[object], index: faiss.Index, cloner: object) -> faiss.Index:
+        asked.append(resources[0])
+        if len(asked) == 1:
+            raise RuntimeError("Error: 'err == cudaSuccess' failed: alloc fail")
+        return index
+
+    monkeypatch.setattr(gpus, "find_gpus", lambda: Gpus(1, True))
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu_multiple_py", copies)
+    gpus.resources.cache_clear()
+    index = faiss.IndexFlatIP(8)
+    with pytest.raises(RuntimeError, match="alloc fail"):
+        gpus.copy_to_gpus(index, 1)
+    assert gpus.copy_to_gpus(index, 1) is gpus.copy_to_gpus(index, 1)
+    first, second, third = asked
+    assert first is not second
+    assert second is third
+    gpus.resources.cache_clear()
+
+
 def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
     def building() -> Iterator[int]:
         yield 1
@@ -134,6 +180,23 @@ def test_a_gpu_that_fails_in_a_build_is_a_sentence() -> None:
     assert next(built) == 1
     with pytest.raises(UsageError, match=r"GPU failed while .* memory\); allowed: device cpu$"):
         next(built)
+
+
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq", "rabitq"])
+def test_what_gpus_train_with_is_freed_and_trains_the_same(index_type, monkeypatch) -> None:
+    vectors = clustered(3000, 48)
+    on_cpu = new_index(index_type, 48, 3000, vectors)
+    made: list[faiss.Index] = []
+
+    def copies(index: faiss.Index, _: int) -> faiss.Index:
+        made.append(index)
+        return index
+
+    monkeypatch.setattr(create, "copy_to_gpus", copies)
+    whole = new_index(index_type, 48, 3000, vectors, gpus=1)
+    np.testing.assert_array_equal(faiss.serialize_index(whole), faiss.serialize_index(on_cpu))
+    assert len(made) == (2 if index_type == "ivfpq" else 1)
+    assert all(index.thisown and index.ntotal for index in made)  # used, and Python's to free
 
 
 # ---- graphs --------------------------------------------------------------------------------

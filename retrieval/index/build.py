@@ -33,7 +33,7 @@ from retrieval.index.choose import (
 from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
 from retrieval.index.folder import commit, local_folder, locked, new_folder
 from retrieval.index.gpu_check import find_gpus, num_gpus
-from retrieval.index.gpus import gpu_failures, gpu_memory
+from retrieval.index.gpus import FAISS_BYTES, gpu_failures, gpu_memory
 from retrieval.index.integrity import check_index, check_segment
 from retrieval.index.manifest import IndexManifest, SegmentEntry, read_index_manifest
 from retrieval.index.row_sources import RowSource, blocks, embedded_partitions, index_schema
@@ -289,7 +289,7 @@ def _write_segments(
     count, sizes = sum(source.count for source in sources), manifest.patch_sizes
     gpus = num_gpus(device)
     on = torch.device("cuda", 0) if gpus else None
-    gpus = gpus if gpus and find_gpus().faiss else 0
+    gpus = gpus if gpus and find_gpus().faiss and gpu_memory() > FAISS_BYTES else 0
     num_segments = -(-count // rows_in_memory(index_type, manifest.width, manifest.memory_bytes))
     if schema is None and count:
         ((first, *_),) = blocks(sources, 0, 1)

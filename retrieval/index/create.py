@@ -15,7 +15,7 @@ from retrieval.index.choose import HNSW_LINKS, MIN_VECTORS, num_lists, pq_bytes
 from retrieval.index.config import INDEX_TYPES, IndexType
 from retrieval.index.exact import nearest_of
 from retrieval.index.faiss_setup import faiss
-from retrieval.index.gpus import copy_to_gpus
+from retrieval.index.gpus import copy_to_gpus, gpu_lock
 
 QUERY_BITS = 4  # that rabitq rounds a query's numbers to
 HNSW_BUILD = 80  # efConstruction; 20,000 vectors of width 384 take 3 s on two cores
@@ -61,17 +61,31 @@ def new_index(
             index = faiss.IndexRefine(ivf, _float16(width))
         ivf.cp.spherical = True
         ivf.cp.min_points_per_centroid = 1
+        sample = np.ascontiguousarray(sample, np.float32)
         if gpus:
-            ivf.clustering_index = copy_to_gpus(faiss.IndexFlatIP(width), gpus)
-            if index_type == "ivfpq":
-                ivf.pq.assign_index = codes = copy_to_gpus(faiss.IndexFlatL2(ivf.pq.dsub), 1)
-        index.train(np.ascontiguousarray(sample, np.float32))
-        if gpus:
-            ivf.clustering_index = None
-            if index_type == "ivfpq":
-                ivf.pq.assign_index = None
-                del codes
+            _train_on_gpus(index, ivf, sample, gpus)
+        else:
+            index.train(sample)
     return faiss.IndexIDMap(index)
+
+
+def _train_on_gpus(index: Any, ivf: Any, sample: Float[np.ndarray, "n d"], gpus: int) -> None:
+    """Train with k-means on GPUs, while no other thread searches there."""
+    with gpu_lock:
+        copies = {(ivf, "clustering_index"): copy_to_gpus(faiss.IndexFlatIP(ivf.d), gpus)}
+        if isinstance(ivf, faiss.IndexIVFPQ):
+            codes = faiss.IndexFlatL2(ivf.pq.dsub)
+            copies[ivf.pq, "assign_index"] = copy_to_gpus(codes, 1)
+        try:
+            for (owner, name), copy in copies.items():
+                setattr(owner, name, copy)
+            index.train(sample)
+        finally:
+            while copies:
+                (owner, name), copy = copies.popitem()
+                setattr(owner, name, None)
+                copy.thisown = True  # given away as it was assigned, and nobody would free it
+                del copy
 
 
 def _float16(width: int) -> faiss.IndexScalarQuantizer:

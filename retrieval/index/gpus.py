@@ -4,6 +4,7 @@ Exact types are searched by torch (see `exact.py`), inverted lists by FAISS. FAI
 of its own and takes and returns memory of the CPU, which orders its work and torch's.
 """
 
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -31,6 +32,8 @@ from retrieval.index.nearest import (
 
 MAX_GPU = 2048  # k and nprobe that FAISS takes on a GPU
 TEMP_BYTES = 512 * 2**20  # FAISS's scratch memory on each GPU; it would take three times as much
+# On each GPU, for FAISS to work at all: it ends the process where CUDA's libraries find no memory.
+FAISS_BYTES = 2 * TEMP_BYTES
 SHARED_BYTES = 48 * 1024  # of every GPU, for a query's look-up tables: 256 entries a byte of code
 MIN_LINKED = 100_000  # vectors from which on a GPU links an hnsw; fewer take a CPU seconds
 LINKED_RECALL = 0.985  # of the ten nearest to CHECKED of its own vectors, that such a graph finds
@@ -44,7 +47,8 @@ gpu_lock = threading.RLock()
 
 
 def gpu_memory() -> int:
-    """Free bytes of the GPU that has fewest."""
+    """Free bytes of the GPU that has fewest; what torch keeps without need is given back first."""
+    torch.cuda.empty_cache()
     return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
 
 
@@ -57,6 +61,12 @@ def gpu_failures(items: Iterable[T]) -> Iterator[T]:
         raise UsageError(
             f"a GPU failed while the index was built ({one_line(str(error))}); allowed: device cpu"
         ) from error
+
+
+def say_cpu_searches(error: RuntimeError) -> None:
+    """Why a GPU has left a search to the CPU; once, whatever the bytes in it."""
+    why = re.sub(r"\d[\d.,]*", "N", one_line(str(error)))
+    say_once(f"searching on the CPU where the GPU fails ({why})")
 
 
 # ---- what GPUs can hold --------------------------------------------------------------------
@@ -125,7 +135,12 @@ def copy_to_gpus(index: Any, gpus: int, float16: bool = False) -> Any:
     cloner.shard = gpus > 1
     cloner.useFloat16 = float16  # of look-up tables
     with gpu_lock:
-        return faiss.index_cpu_to_gpu_multiple_py(resources()[:gpus], index, cloner)
+        try:
+            return faiss.index_cpu_to_gpu_multiple_py(resources()[:gpus], index, cloner)
+        except RuntimeError:
+            # FAISS takes those that got no scratch memory for whole, and ends the process with them
+            resources.cache_clear()
+            raise
 
 
 class ListsOnGpus:
@@ -170,7 +185,7 @@ class ListsOnGpus:
             with gpu_lock:
                 found = self._index.search(queries, deeper, params=params)
         except RuntimeError as error:  # without memory, for what others hold
-            say_once(f"searching on the CPU where the GPU fails ({str(error).strip()[:160]})")
+            say_cpu_searches(error)
             return None
         return found if chosen is None else _drop(found, chosen, k)
 
@@ -206,6 +221,8 @@ def to_gpus(
             return ExactVectors(vectors, devices, replicas=gpus > 1 and how == "replicas")
         if index_type in GPU_INDEX_TYPES and not find_gpus().faiss:
             raise UsageError(f"{find_gpus().problem}; allowed: auto, cpu")
+        if bytes_held // gpus + FAISS_BYTES > gpu_memory():
+            raise torch.OutOfMemoryError
         return ListsOnGpus(index, index_type, gpus)
     except torch.OutOfMemoryError:
         problem = f"its {bytes_held / 2**20:,.0f} MiB do not fit the GPU's memory"

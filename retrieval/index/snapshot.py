@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Float, Int
 
 from data.errors import UsageError
-from data.progress import say_once
 from retrieval.detail import Detail
 from retrieval.index.choose import bytes_per_vector
 from retrieval.index.config import Device
 from retrieval.index.exact import ExactVectors
 from retrieval.index.filters import NamedFilter, Selection, Where, matching, written
 from retrieval.index.folder import read_tombstones
-from retrieval.index.gpus import ListsOnGpus, to_gpus
+from retrieval.index.gpus import ListsOnGpus, say_cpu_searches, to_gpus
 from retrieval.index.manifest import IndexManifest, read_index_manifest
 from retrieval.index.nearest import Found, nearest, nearest_exactly
 from retrieval.index.segments import Segment
@@ -242,8 +240,8 @@ class Snapshot:
         if isinstance(copy, ExactVectors):
             try:
                 return copy.nearest(queries, k, chosen)
-            except torch.OutOfMemoryError:  # others took what was free
-                say_once("searching on the CPU: the GPU's memory is full")
+            except RuntimeError as error:  # without memory, for torch or for cuBLAS
+                say_cpu_searches(error)
         if exact or share < tuning.exact_below:
             return nearest_exactly(index, queries, k, packed)
         nprobe, found = nprobe or tuning.nprobe, None

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
-from contrastive.image_features import FeatureSource
+from contrastive.image_features import FeatureSource, full_batch
 from contrastive.run.config import ZeroConfig
 from contrastive.text_features import fill_texts
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -19,13 +18,15 @@ from contrastive.vision.tower import VisionTower
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
 from lib.gpu.data import captions, context, image_tower, tars, text_folder
+from lib.gpu.open_clip_steps import OpenClip
 from lib.gpu.results import Measured
-from lib.gpu.scale import CUDA, DEVICE, DTYPE, Scale, TextShape, autocast
+from lib.gpu.scale import CUDA, DEVICE, DTYPE, Scale, TextShape
 from lib.gpu.text_steps import best_text_step
 from lib.harness import Target, interleave
-from lib.lit_setup import adamw, build_model, build_step, locked_open_clip
+from lib.lit_setup import build_model, build_step
 
 STEPS = 1_000_000  # more than any run here takes
+AHEAD = 4  # batches that workers may have ready before a clock starts
 PRECISION: Any = "bfloat16" if CUDA else "float32"
 
 
@@ -100,39 +101,14 @@ def cached(
     return figures, pairs, training
 
 
-def open_clip_step(scale: Scale, training: Training) -> Callable[[], None]:
-    """open_clip's step with a locked image tower: pixels and tokens from page-locked memory, padded
-    to the longest text of the batch, sigmoid loss."""
-    count = scale.open_clip_batch
-    model = locked_open_clip(training.tower, training.text, context(training.mean_tokens))
-    optimizer, loss_of = adamw(list(model.parameters())), SigLipLoss()
-    texts = captions(count, training.mean_tokens, scale.vocabulary, seed=2)
-    ids = [list(text) for text in training.tokenizer(texts)]
-    tokens = torch.zeros(count, max(map(len, ids)), dtype=torch.long)
-    for row, text in enumerate(ids):
-        tokens[row, : len(text)] = torch.tensor(text)
-    images = torch.rand(count, 3, scale.image_size, scale.image_size)
-    if CUDA:
-        tokens, images = tokens.pin_memory(), images.pin_memory()
-
-    def step() -> None:
-        there = images.to(DEVICE, non_blocking=True), tokens.to(DEVICE, non_blocking=True)
-        optimizer.zero_grad()
-        with autocast():
-            loss = loss_of(**model(*there))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
-
-
 def against_open_clip(scale: Scale, folder: Path, mean_tokens: int, wanted: str) -> Measured:
     """Captions of so many tokens on average, BERT-base."""
     figures, pairs, training = cached(scale, folder, mean_tokens, scale.text, scale.batch)
-    theirs = interleave({"open_clip": open_clip_step(scale, training)}, scale.rounds, warmup=2)
-    pairs["open_clip, locked"] = scale.open_clip_batch / theirs.median("open_clip")
-    figures["times"] |= theirs.figures()
+    theirs = OpenClip(scale, training.tower, training.text, mean_tokens)
+    times = interleave({"open_clip": partial(theirs.step, *theirs.ready())}, scale.rounds, warmup=2)
+    pairs["open_clip, locked"] = scale.open_clip_batch / times.median("open_clip")
+    figures["times"] |= times.figures()
+    figures["open_clip, from its own loader"] = theirs.from_its_loader(training.cfg.shards)
     about = f"{mean_tokens} tokens, batch {scale.batch:,}"
     own = pairs["cached"] / pairs["text"]
     over = pairs["cached"] / pairs["open_clip, locked"]
@@ -160,16 +136,16 @@ def uncached(scale: Scale, folder: Path) -> Measured:
     """From JPEGs: at patch 16, and at random patch sizes, against the parts one after the other."""
     training = Training(scale, folder, scale.text, 22, scale.pixel_batch, cached=False)
     sizes = scale.patch_sizes
-    pixels = torch.rand(
-        min(256, scale.pixel_batch), 3, scale.image_size, scale.image_size, device=DEVICE
-    )
-    rounds = max(2, scale.rounds // 2)
+    counts = {size: full_batch(training.tower.num_tokens(size), DEVICE) for size in sizes}
+    side, rounds = scale.image_size, max(2, scale.rounds // 2)
+    pixels = torch.rand(max(counts.values()), 3, side, side, device=DEVICE)
     forwards: dict[str, Callable[[], object]] = {}
     for size in sizes:
-        forwards[f"forward {size}"] = partial(training.tower, pixels, size)
+        forwards[f"forward {size}"] = partial(training.tower, pixels[: counts[size]], size)
     with torch.no_grad():
         forward = interleave(forwards, rounds, warmup=1)
-    images = {s: scale.pixel_batch / len(pixels) * forward.median(f"forward {s}") for s in sizes}
+    del pixels, forwards
+    images = {s: scale.pixel_batch / counts[s] * forward.median(f"forward {s}") for s in sizes}
     ready = next(training.arrivals)
     text = interleave({"text": lambda: training.step(*ready)}, rounds, warmup=1)
     found, figures = {}, {"batch": scale.pixel_batch, "times": forward.figures() | text.figures()}
@@ -177,7 +153,8 @@ def uncached(scale: Scale, folder: Path) -> Measured:
     for name, draw in (("patch 16", lambda step: 16), ("random", lambda step: next(turns))):
         training.draw = draw
         training.restart()
-        times = interleave({name: training}, rounds * (1 if name != "random" else len(sizes)), 1)
+        steps = (1 if scale.tiny else 3) * len(sizes)  # each size as often as any other
+        times = interleave({name: training}, steps, warmup=AHEAD)
         found[name] = sum(times.seconds[name]) / len(times.seconds[name])
         figures["times"] |= times.figures()  # type: ignore[operator]
     after = {

@@ -33,7 +33,8 @@ def image_tower(scale: Scale) -> VisionTower:
 
 def text_folder(shape: TextShape, vocabulary: int, folder: Path) -> str:
     """A transformers folder: a BERT without dropout, and word pieces that are words."""
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
+        whole, folder = folder, folder.with_name(folder.name + ".part")
         folder.mkdir(parents=True, exist_ok=True)
         words = [f"w{number}" for number in range(vocabulary - len(SPECIAL))]
         (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *words)) + "\n")
@@ -52,6 +53,7 @@ def text_folder(shape: TextShape, vocabulary: int, folder: Path) -> str:
             attention_probs_dropout_prob=0.0,
         )
         transformers.BertModel(config).save_pretrained(folder)
+        folder = folder.rename(whole)
     return str(folder.resolve())
 
 

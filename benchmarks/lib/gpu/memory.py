@@ -1,6 +1,7 @@
 """Memory of a step against the batch, a million pairs on one GPU, and others' locked losses."""
 
 import contextlib
+import gc
 import importlib.util
 import resource
 import sys
@@ -32,7 +33,10 @@ CHUNK = 4_096  # texts of a loss at a time
 
 
 def peak_gib(anew: bool = False) -> float:
-    """The most memory that torch took; of a CPU, the process. anew: since now."""
+    """The most memory that torch took; of a CPU, the process. anew: since now, without what
+    earlier steps left behind."""
+    if anew:
+        gc.collect()  # an engine of DeepSpeed refers to itself
     if not CUDA:
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kilobytes / (2**30 if sys.platform == "darwin" else 2**20)

@@ -30,10 +30,8 @@ def embedding(scale: Scale, folder: Path) -> Measured:
     text = text_folder(scale.minilm, scale.vocabulary, folder / f"bert{scale.minilm.width}")
     model = build_model(image_tower(scale), text).eval()
     model.save_pretrained(folder / "model")
+    tars(folder / "tars22", scale, 22)  # a part that was cut short may have left some
     shards = sorted(map(str, folder.joinpath("tars22").glob("*.tar")))
-    if not shards:
-        tars(folder / "tars22", scale, 22)
-        shards = sorted(map(str, folder.joinpath("tars22").glob("*.tar")))
     rates: dict[int, list[float]] = {16: [], 30: []}
     for _ in range(1 if scale.tiny else ROUNDS):
         for size in rates:

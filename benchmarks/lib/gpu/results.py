@@ -15,8 +15,8 @@ from lib.gpu.scale import CUDA, Scale
 from lib.harness import RESULTS, Target, machine, versions
 
 PACKAGES = (
-    "torch", "timm", "transformers", "open_clip_torch", "deepspeed", "numpy", "faiss-gpu",
-    "faiss-gpu-cuvs", "memeff", "inf-cl",
+    "torch", "torchvision", "timm", "transformers", "open_clip_torch", "deepspeed", "numpy",
+    "simplejpeg", "faiss-gpu", "faiss-gpu-cuvs", "memeff", "inf-cl",
 )  # fmt: skip
 
 Measured = tuple[Mapping[str, Any], Sequence[Target]]

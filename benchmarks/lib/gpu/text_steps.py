@@ -7,6 +7,7 @@ in one, four or eight groups of like length, or packed into one sequence: what i
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from lib.gpu.scale import CUDA, DEVICE, autocast
+from lib.gpu.data import captions, context, text_folder
+from lib.gpu.results import Measured
+from lib.gpu.scale import CUDA, DEVICE, Scale, autocast
 from lib.harness import interleave
 
 GROUPS = (1, 4, 8)
+CHUNK = 4_096  # texts of one forward and backward of the compiled tower
 Step = Callable[[], None]
 
 
@@ -117,11 +121,13 @@ def _packed_attention(
     return out[None], None
 
 
-def packed_step(folder: str, ids: list[list[int]], chunk: int) -> Step:
-    """One sequence of all texts of a chunk, each attending to itself."""
+def packed_step(folder: str, ids: list[list[int]], chunk: int, compiled: bool = False) -> Step:
+    """One sequence of all texts of a chunk, each attending to itself. compiled: blocks by torch."""
     transformers.AttentionInterface.register("packed_texts", _packed_attention)
     transformers.AttentionMaskInterface.register("packed_texts", lambda *_, **__: None)
     net, optimizer = _tower(folder, "packed_texts")
+    for layer in net.encoder.layer if compiled else ():
+        layer.compile(dynamic=True)
     ready: list[tuple[list[Tensor], int]] = []
     for part in _chunks(ids, chunk):
         lengths = torch.tensor([len(text) for text in part])
@@ -145,3 +151,24 @@ def packed_step(folder: str, ids: list[list[int]], chunk: int) -> Step:
         optimizer.step()
 
     return step
+
+
+def compiled(scale: Scale, folder: Path) -> Measured:
+    """Packed texts of 22 tokens with compiled blocks, which no step of this project has unless it
+    is asked to compile."""
+    text = text_folder(scale.text, scale.vocabulary, folder / f"bert{scale.text.width}")
+    texts = captions(scale.batch, 22, scale.vocabulary, seed=1)
+    limit = context(22)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text)
+    ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = 4 * scale.text.layers  # each has a number, for which it is compiled
+    said: dict[str, Any] = {"batch": scale.batch, "texts_at_a_time": min(CHUNK, scale.batch)}
+    for name, on in (("packed", False), ("packed, blocks compiled", True)):
+        try:
+            step = packed_step(text, ids, said["texts_at_a_time"], on)
+            median = interleave({name: step}, scale.rounds, warmup=2).median(name)
+            said[f"{name}, pairs/s"] = scale.batch / median
+        except Exception as error:
+            said[f"{name}, not run"] = f"{type(error).__name__}: {str(error)[:160]}"
+    return said, []
