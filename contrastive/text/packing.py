@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.distributed import send
 from contrastive.text.config import Pooling
 from contrastive.varlen import attend_within
 from data.token_ids import TokenIds
@@ -37,10 +38,8 @@ class PackedTokens:
 
     def to(self, device: torch.device | str) -> "PackedTokens":
         """In one copy, for which the processor does not wait."""
-        both = torch.cat([self.ids, self.bounds])
-        if torch.device(device).type == "cuda" and not both.is_cuda:
-            both = both.pin_memory()
-        ids, bounds = both.to(device, non_blocking=True).split([len(self.ids), len(self.bounds)])
+        both = send(torch.cat([self.ids, self.bounds]), device)
+        ids, bounds = both.split([len(self.ids), len(self.bounds)])
         return PackedTokens(ids, bounds, self.longest)
 
     def __len__(self) -> int:

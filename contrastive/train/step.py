@@ -103,7 +103,7 @@ class TrainStep:
         parts = []
         for rows in shares if self.packed else np.array_split(good, number):
             tokens = self._tokens(batch, rows, groups)
-            slots = torch.from_numpy(batch.caption_slots[rows]).to(device)
+            slots = distributed.send(torch.from_numpy(batch.caption_slots[rows]), device)
             parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
 
