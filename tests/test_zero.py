@@ -98,6 +98,25 @@ def test_adamw_stays_fused_at_every_stage(stage):
     assert all(group["fused"] for group in inner.param_groups)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_does_not_wait_for_the_gpu_at_every_micro_batch(stage, monkeypatch):
+    """After the two steps that its clock leaves out."""
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+    ensure_group()
+    optim = OptimConfig()
+    config = deepspeed_config(ZeroConfig(stage=stage), optim, batch_shape(8, 4, 1), 1)
+    engine = build_engine(torch.nn.Linear(4, 4), optim, config)
+    for micro_batch in range(8):
+        if micro_batch == 4:
+            waits.clear()
+        engine.backward(engine(torch.randn(4, 4)).mean())
+        engine.step()
+    assert not waits
+
+
 class Towered(torch.nn.Module):
     """A tower, and a projection after it."""
 
