@@ -1,6 +1,7 @@
 """Memory of a step against the batch, a million pairs on one GPU, and others' locked losses."""
 
 import contextlib
+import gc
 import importlib.util
 import resource
 import sys
@@ -80,6 +81,7 @@ def _steps(scale: Scale, folder: Path, batches: tuple[int, ...]) -> list[dict[st
         )  # fmt: skip
         print(rows[-1], flush=True)
         del model, step, features
+        gc.collect()  # DeepSpeed's engine is part of a circle
     return rows
 
 
