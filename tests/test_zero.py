@@ -87,6 +87,27 @@ def test_a_gpu_out_of_memory_names_a_smaller_micro_batch(micro_batch, said):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_gpu_out_of_memory_is_one_sentence_whoever_says_so(said):
+    shape, smaller = batch_shape(64, 16, 1), r"of 16; zero\.micro_batch_size=8 takes less"
+    with pytest.raises(UsageError, match=smaller), enough_memory(shape):
+        raise RuntimeError(said)
+    with (
+        pytest.raises(UsageError, match=r"memory before the first step; [^\n]+$"),
+        enough_memory(),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), enough_memory(shape):
+        raise RuntimeError("another")
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_adamw_stays_fused_at_every_stage(stage):
     ensure_group()
