@@ -161,7 +161,8 @@ def run_case(text: str, who: str, loss: Loss, pairs: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"features_gib": pairs * model.embed_dim * 4 / GIB}
     if who == PIXELS:
         step: Callable[[], object] = partial(pixel_step, build_step(model, zero, pairs), pipeline)
-        tower(torch.zeros(1, 3, size.image_size, size.image_size), size.image_size // 4)
+        square = torch.zeros(1, 3, size.image_size, size.image_size, device=device)
+        tower(square, size.image_size // 4)
     else:
         batch = next(pipeline.batches(0, 1))
         features = torch.randn(pairs, model.embed_dim)

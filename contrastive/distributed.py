@@ -136,6 +136,19 @@ def device() -> torch.device:
     )
 
 
+def synchronize() -> None:
+    """Wait for all that this rank's GPU was asked for, on every stream."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """On a device, by a copy for which the processor does not wait."""
+    if torch.device(device).type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """`float32`, `bfloat16`, or for `fastest` bfloat16 where the hardware supports it."""
     if name != "fastest":

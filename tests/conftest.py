@@ -97,6 +97,12 @@ def emoji_index(
     return folder / "drawings"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests say what a CPU computes, and how ranks share it; those marked `gpu` are asked for."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` skip where there is none."""
     if not torch.cuda.is_available():

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY_TOWER
 from forked import Process
 from forked import start as start_forked
 from full_disk import small_files
 from launcher import deepspeed_command
 
-from contrastive.run.checkpoint import STATE, newest_checkpoint
+from contrastive.run.checkpoint import STATE, newest_checkpoint, own_step_counts
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.folder import steps_notice
 from contrastive.run.lock import locked
@@ -174,6 +175,23 @@ def test_without_a_good_checkpoint_one_sentence_names_all(trained: Path, tmp_pat
         empty(file)
     with pytest.raises(UsageError, match="holds a run of 4 steps"):
         train(config_of(run))
+
+
+def test_a_count_of_steps_that_groups_share_becomes_one_of_each_on_its_device() -> None:
+    """As it is after DeepSpeed has converted a checkpoint for another number of ranks."""
+    parameters = [torch.nn.Parameter(torch.ones(2, device=name)) for name in ("cpu", "cpu", "meta")]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    shared = torch.tensor(3.0)
+    for parameter in parameters:
+        zeros = torch.zeros_like(parameter)
+        optimizer.state[parameter] = {"step": shared, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    own_step_counts(optimizer)
+    steps = [optimizer.state[parameter]["step"] for parameter in parameters]
+    assert [step.device.type for step in steps] == ["cpu", "cpu", "meta"]
+    for parameter in parameters[:2]:
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert [float(step) for step in steps[:2]] == [4.0, 4.0]
 
 
 # ---- one program at a time ---------------------------------------------------------------------

@@ -11,6 +11,7 @@ from test_training import config, weights
 
 from contrastive import LitModel, distributed, load_vision_tower
 from contrastive.model.config import LossConfig
+from contrastive.run.checkpoint import own_step_counts
 from contrastive.run.config import ZeroConfig
 from contrastive.train.loop import train
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -42,6 +43,19 @@ def test_a_step_fits_the_memory_that_its_micro_batch_was_found_for(tiny_text, mo
     found = step_gradients(model, zero, *random_pairs(model, 8192))
     assert torch.cuda.max_memory_allocated() - before <= 2**28
     assert found["loss"].isfinite()
+
+
+def test_adamw_goes_on_from_a_count_of_steps_that_was_converted():
+    """DeepSpeed's conversion for another number of ranks leaves it on the CPU."""
+    parameter = torch.nn.Parameter(torch.ones(4, device="cuda"))
+    optimizer = torch.optim.AdamW([parameter], lr=0.5, weight_decay=0.0, fused=True)
+    moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    own_step_counts(optimizer)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach().cpu(), torch.full((4,), 0.5))
+    assert optimizer.state[parameter]["step"].item() == 1
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

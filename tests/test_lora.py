@@ -146,7 +146,7 @@ def test_merged_it_is_the_ordinary_tower_of_the_same_function(family):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_packed_texts_equal_padded_ones(family, monkeypatch):
-    monkeypatch.setattr(packing, "within_texts", block_diagonal)
+    monkeypatch.setattr(packing, "attend_within", block_diagonal)
     tower, ids = make_tower(family), make_texts()
     add_spread_lora(tower, RANK)
     encoder = TextEncoder(tower, 24).train()

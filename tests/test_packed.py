@@ -8,12 +8,14 @@ import torch
 from test_packing import block_diagonal
 from test_rectangles import NAFLEX, SIZES, spread, tower_of
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
 
 from contrastive.model import shaped
 from contrastive.model.shaped import ShapedPixels, shaped_features
+from contrastive.varlen import attend_within, has_kernel
 from contrastive.vision import tower as tower_module
-from contrastive.vision.packed.block_diagonal import WithinPictures, has_kernel
+from contrastive.vision.packed.block_diagonal import WithinPictures
 from contrastive.vision.packed.forward import packs
 from contrastive.vision.select_features import select_features
 from contrastive.vision.tower import VisionTower
@@ -114,6 +116,7 @@ def test_the_kernel_for_several_lengths_is_told_where_each_picture_ends(monkeypa
     def varlen_attn(query, key, value, bounds, bounds_k, longest, longest_k, *, scale=None):
         calls.append(longest)
         assert bounds is bounds_k
+        assert bounds.dtype == torch.int32
         assert longest == longest_k
         assert {part.dtype for part in (query, key, value)} == {torch.bfloat16}
         return block_diagonal(query, key, value, bounds, longest, scale)
@@ -138,6 +141,30 @@ def test_the_kernel_is_not_asked_for_where_it_is_missing_or_turned_off(monkeypat
         assert not has_kernel(gpu)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
     assert not has_kernel(gpu)
+
+
+def test_cudnn_is_not_asked_which_plans_for_every_number_of_tokens(monkeypatch):
+    """Also where torch, of which a GPU of another kind than this machine's is asked, prefers it."""
+
+    def select(*args: Any) -> int:
+        chosen.append(real(*args))
+        return chosen[-1]
+
+    if not hasattr(varlen, "_select_backend"):
+        pytest.skip("this torch has no other kernel to choose")
+    chosen: list[int] = []
+    real = varlen._select_backend
+    monkeypatch.setattr(varlen, "_select_backend", select)
+    monkeypatch.setattr(varlen, "_should_use_cudnn", lambda _: True)
+    monkeypatch.setattr(varlen, "_cudnn_version", lambda _: 92600)
+    monkeypatch.setattr(varlen, "_cudnn_decode_disabled", lambda _: False)
+    with FakeTensorMode():
+        query = torch.empty(100, 4, 64, device="cuda", dtype=torch.bfloat16)
+        bounds = torch.empty(5, device="cuda", dtype=torch.int32)
+        varlen.varlen_attn(query, query, query, bounds, bounds, 30, 30)
+        found = attend_within(query, query, query, bounds, 30, 0.1)
+    assert found.shape == query.shape
+    assert chosen == [varlen._CUDNN_ATTENTION_BACKEND, varlen._FLASH_ATTENTION_BACKEND]
 
 
 @pytest.mark.gpu

@@ -94,7 +94,7 @@ def vectors_and_gradients(encoder: TextEncoder, tokens: TokenBatch | PackedToken
 @pytest.mark.parametrize("pooling", ["mean", "cls", "eos"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_texts_equal_padded_ones(family, pooling, monkeypatch):
-    monkeypatch.setattr(packing, "within_texts", block_diagonal)
+    monkeypatch.setattr(packing, "attend_within", block_diagonal)
     tower, ids = make_tower(family, pooling), make_texts()
     assert tower.can_pack
     before = tower.config()
@@ -139,7 +139,7 @@ def test_a_step_with_packed_texts_has_the_gradients_of_padded_ones(
     kind, dtype, stage, bound, tiny_text, monkeypatch
 ):
     """Of all texts at once and of four micro-batches, one of which has no good sample."""
-    monkeypatch.setattr(packing, "within_texts", block_diagonal)
+    monkeypatch.setattr(packing, "attend_within", block_diagonal)
     distributed.ensure_group()
     found = {}
     for packed, size in [(False, 0), (True, 0), (True, 4)]:
@@ -158,7 +158,7 @@ def test_a_step_with_packed_texts_has_the_gradients_of_padded_ones(
 
 def test_packed_micro_batches_hold_about_as_many_tokens_each(tiny_text, monkeypatch):
     """So that the longest texts of a large batch do not stand together."""
-    monkeypatch.setattr(packing, "within_texts", block_diagonal)
+    monkeypatch.setattr(packing, "attend_within", block_diagonal)
     monkeypatch.setattr(step, "packs_texts", lambda *_: True)
     model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float64)
     batch, _ = random_pairs(model, 256)

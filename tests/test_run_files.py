@@ -1,11 +1,13 @@
 """What a kill finds on the disk at any moment: every file and folder whole, the old or the new."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from contrastive.run.config_file import load_config, save_config
 from contrastive.run.log import RunLog
@@ -87,3 +89,27 @@ def test_a_runs_files_are_never_rewritten_in_place(tmp_path: Path) -> None:
         assert link.read_text() == text
     assert load_config(cfg.folder, TrainConfig).log_every == 3
     assert metrics.read_text() == '{"step": 1}\n'
+
+
+def test_what_a_gpu_still_has_to_do_counts_where_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 3 s, of which a GPU has all but their launch to do when an evaluation begins; that
+    is launched in 1 s and takes 100."""
+    clock, left = [0.0], [3.0]
+
+    def wait() -> None:
+        clock[0] += left[0]
+        left[0] = 0.0
+
+    monkeypatch.setattr("contrastive.run.log.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("contrastive.distributed.synchronize", wait)
+    log = RunLog(tmp_path, 0, 1, 1, {})
+    assert log.step(1, torch.zeros(()), 30, {})
+    with log.paused():
+        clock[0] += 1
+        left[0] = 100.0
+    log.line(1)
+    log.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["pairs_per_s"] == 10

@@ -87,6 +87,27 @@ def test_a_gpu_out_of_memory_names_a_smaller_micro_batch(micro_batch, said):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_gpu_out_of_memory_is_one_sentence_whoever_says_so(said):
+    shape, smaller = batch_shape(64, 16, 1), r"of 16; zero\.micro_batch_size=8 takes less"
+    with pytest.raises(UsageError, match=smaller), enough_memory(shape):
+        raise RuntimeError(said)
+    with (
+        pytest.raises(UsageError, match=r"memory before the first step; [^\n]+$"),
+        enough_memory(),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), enough_memory(shape):
+        raise RuntimeError("another")
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_adamw_stays_fused_at_every_stage(stage):
     ensure_group()
@@ -96,6 +117,25 @@ def test_adamw_stays_fused_at_every_stage(stage):
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     assert isinstance(inner, torch.optim.AdamW)
     assert all(group["fused"] for group in inner.param_groups)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_does_not_wait_for_the_gpu_at_every_micro_batch(stage, monkeypatch):
+    """After the two steps that its clock leaves out."""
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+    ensure_group()
+    optim = OptimConfig()
+    config = deepspeed_config(ZeroConfig(stage=stage), optim, batch_shape(8, 4, 1), 1)
+    engine = build_engine(torch.nn.Linear(4, 4), optim, config)
+    for micro_batch in range(8):
+        if micro_batch == 4:
+            waits.clear()
+        engine.backward(engine(torch.randn(4, 4)).mean())
+        engine.step()
+    assert not waits
 
 
 class Towered(torch.nn.Module):

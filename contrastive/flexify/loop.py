@@ -92,7 +92,8 @@ def _flexify(
     shape: BatchShape,
     ds_config: dict[str, Any],
 ) -> Path:
-    run = _prepare(cfg, resume, shape, ds_config)
+    with enough_memory():
+        run = _prepare(cfg, resume, shape, ds_config)
     step = run.first_step
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, run.pipeline.problems, unit="images")
     with StopSignal() as stop, enough_memory(shape):

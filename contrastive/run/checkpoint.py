@@ -148,9 +148,19 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: dict[str, Any]) -> Non
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=tag)
     if loaded is None:
         raise UsageError(f"DeepSpeed could not load {checkpoint}")
+    own_step_counts(getattr(engine.optimizer, "optimizer", engine.optimizer))
     distributed.barrier()
     if tag != checkpoint.name and distributed.is_main():
         shutil.rmtree(checkpoint.parent / tag)
+
+
+def own_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter a count of steps of its own, on its device: a converted checkpoint leaves
+    it on the CPU, where a GPU's fused AdamW cannot read it, at ZeRO 3 one for all groups, each of
+    which would count on."""
+    for parameter, state in optimizer.state.items():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].to(parameter.device, copy=True)
 
 
 def _check_shared(engine: Any, world_size: int) -> None:

@@ -91,9 +91,15 @@ class RunLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within this context does not count in pairs/s."""
+        """Time within this context does not count in pairs/s; what a GPU was asked for before does.
+
+        The image tower may be at work on the next batch, on a stream of its own, and hold resized
+        kernels that are still to be computed: here others may read them.
+        """
+        distributed.synchronize()
         started = time.perf_counter()
         yield
+        distributed.synchronize()
         self._since += time.perf_counter() - started
 
     def write(self, step: int, figures: Mapping[str, float | int], **more: object) -> None:

@@ -16,6 +16,9 @@ from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import DecayToStart, build_optimizer
 from data.errors import UsageError
 
+# What torch, a CUDA call of its, NCCL and cuBLAS say.
+NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class BatchShape:
@@ -71,6 +74,8 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: no compiler needed
         "steps_per_print": 10**9,
+        # which waits for the GPU, all its streams, before and after every micro-batch
+        "timers": {"throughput": {"enabled": False}},
     }
     if distributed.resolve_dtype(zero.precision) == torch.bfloat16:
         # "bf16" would cast every parameter, and bf16 moves a logit scale near ln(100) in 3% steps.
@@ -105,14 +110,23 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 @contextmanager
-def enough_memory(shape: BatchShape) -> Iterator[None]:
-    """Raises `UsageError` with a smaller micro-batch where this rank's GPU runs out of memory.
+def enough_memory(shape: BatchShape | None = None) -> Iterator[None]:
+    """Raises `UsageError` with a smaller micro-batch where this rank's GPU runs out of memory,
+    whether torch says so or what it calls.
 
-    The launcher then ends the other ranks, which wait for this one.
+    shape: None before the first step. The launcher then ends the other ranks, which wait for this
+    one.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        if shape is None:
+            raise UsageError(
+                "the GPU is out of memory before the first step; nvidia-smi shows whether another "
+                "program holds it; a higher zero.stage, or zero.offload cpu, takes less"
+            ) from error
         size = shape.micro_batch_size
         advice = "a higher zero.stage, or zero.offload cpu,"
         if size > 1:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.distributed import send
 from contrastive.residual_map import ResidualMap
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
@@ -20,7 +21,7 @@ class TextVectors:
     vectors: Float[Tensor, "m w"]
 
     def to(self, device: torch.device | str) -> "TextVectors":
-        return TextVectors(self.vectors.to(device, non_blocking=True))
+        return TextVectors(send(self.vectors, device))
 
 
 class TextEncoder(nn.Module):

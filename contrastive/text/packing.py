@@ -1,7 +1,7 @@
 """Texts one after another as one sequence, without padding: a batch costs what its texts are long.
 
-Each token attends to its own text alone, through `torch.nn.attention.varlen`, which transformers
-calls as an attention implementation of its own name. For towers whose positions are numbers that
+Each token attends to its own text alone (`contrastive.varlen`), which transformers calls as an
+attention implementation of its own name. For towers whose positions are numbers that
 can be given, and whose pooling is ours.
 """
 
@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.distributed import send
 from contrastive.text.config import Pooling
+from contrastive.varlen import attend_within
 from data.token_ids import TokenIds
 
 ATTENTION = "flexilit_packed"  # its name among transformers' attention implementations
@@ -36,10 +38,8 @@ class PackedTokens:
 
     def to(self, device: torch.device | str) -> "PackedTokens":
         """In one copy, for which the processor does not wait."""
-        both = torch.cat([self.ids, self.bounds])
-        if torch.device(device).type == "cuda" and not both.is_cuda:
-            both = both.pin_memory()
-        ids, bounds = both.to(device, non_blocking=True).split([len(self.ids), len(self.bounds)])
+        both = send(torch.cat([self.ids, self.bounds]), device)
+        ids, bounds = both.split([len(self.ids), len(self.bounds)])
         return PackedTokens(ids, bounds, self.longest)
 
     def __len__(self) -> int:
@@ -105,22 +105,6 @@ def register() -> None:
     AttentionInterface.register(ATTENTION, _attention)
 
 
-def within_texts(
-    query: Float[Tensor, "n h w"],
-    key: Float[Tensor, "n h w"],
-    value: Float[Tensor, "n h w"],
-    bounds: Int[Tensor, " bounds"],
-    longest: int,
-    scale: float | None,
-) -> Float[Tensor, "n h w"]:
-    """Attention of each token to the tokens of its own text; bfloat16 or float16 on a GPU."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
-    assert isinstance(out, Tensor)
-    return out
-
-
 def _attention(
     module: nn.Module,
     query: Float[Tensor, "1 h n w"],
@@ -133,6 +117,6 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 n h w"], None]:
-    """`within_texts` as transformers calls it."""
+    """`attend_within` as transformers calls it."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    return within_texts(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+    return attend_within(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None

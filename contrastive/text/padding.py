@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.distributed import send
 from data.token_ids import TokenIds
 
 
@@ -23,8 +24,7 @@ class PaddedTokens:
         """In one copy, for which the processor does not wait."""
         if torch.device(device).type != "cuda" or self.ids.is_cuda:
             return PaddedTokens(self.ids.to(device), self.mask.to(device))
-        both = torch.stack([self.ids, self.mask]).pin_memory()
-        return PaddedTokens(*both.to(device, non_blocking=True))
+        return PaddedTokens(*send(torch.stack([self.ids, self.mask]), device))
 
     def __len__(self) -> int:
         return len(self.ids)

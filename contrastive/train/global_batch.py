@@ -28,7 +28,8 @@ from data.errors import DataError
 class GlobalBatch:
     """All ranks' image embeddings, without gradient; gathering starts when this is made.
 
-    embeds: of this rank's slots. dtype: of the products of the loss, on a GPU.
+    embeds: of this rank's slots. valid: on the CPU, as loaders give it. dtype: of the products of
+    the loss, on a GPU, for which one rank does not wait here where all its slots are good.
     """
 
     def __init__(
@@ -41,16 +42,17 @@ class GlobalBatch:
     ) -> None:
         device = embeds.device
         self._step, self._size = batch.step, len(valid)
+        self._own_good = int(np.count_nonzero(valid.numpy()))
         self._by_caption = model.text.loss.positives == "caption"
-        self._valid = distributed.start_all_gather(valid.to(device))
+        self._valid = distributed.start_all_gather(distributed.send(valid, device))
         if device.type == "cuda" and dtype == torch.bfloat16:
             embeds = embeds.bfloat16()
         self._images = distributed.start_all_gather(embeds)
-        self._concepts = distributed.start_all_gather(batch.concepts.to(device))
+        self._concepts = distributed.start_all_gather(distributed.send(batch.concepts, device))
         self._texts_of = None
         if batch.slots is not None:
             counts = torch.from_numpy(np.bincount(batch.slots, minlength=self._size))
-            self._texts_of = distributed.start_all_gather(counts.to(device))
+            self._texts_of = distributed.start_all_gather(distributed.send(counts, device))
 
     @property
     def images(self) -> Float[Tensor, "b d"]:
@@ -71,25 +73,26 @@ class GlobalBatch:
         """How many texts have each image's label, and how many texts there are in all."""
         if self._texts_of is None:
             return None, 0
-        texts_of = self._texts_of()[self._good]
+        texts_of = self._texts_of()[self._good[0]]
         _, label = self._arrived[1].unique(return_inverse=True)
         return torch.zeros_like(texts_of).index_add(0, label, texts_of)[label], int(texts_of.sum())
 
     @cached_property
-    def _good(self) -> Bool[Tensor, " b"]:
-        """Which slots of all ranks are good. Raises `DataError` if none is."""
+    def _good(self) -> tuple[Bool[Tensor, " b"], int]:
+        """Which slots of all ranks are good, and how many. Raises `DataError` if none is."""
         valid = self._valid()
-        if not valid.any():
+        count = self._own_good if distributed.world_size() == 1 else int(valid.sum())
+        if not count:
             raise DataError(f"step {self._step}: not one sample of the batch could be read")
-        return valid
+        return valid, count
 
     @cached_property
     def _arrived(self) -> tuple[Tensor, Tensor, Tensor]:
         """Good images, their labels, and the row among them of each own slot."""
-        valid, images, concepts = self._good, self._images(), self._concepts()
+        (valid, count), images, concepts = self._good, self._images(), self._concepts()
         rows = valid.long().cumsum(0) - 1
         first = distributed.rank() * self._size
-        if not valid.all():
+        if count < len(valid):
             images, concepts = images[valid], concepts[valid]
         own = rows[first : first + self._size]
         labels = concepts if self._by_caption else torch.arange(len(images), device=images.device)
@@ -107,7 +110,7 @@ class HeadStep:
         valid: Bool[Tensor, " b"],
     ) -> None:
         """Computes `embeds`, those of this rank's slots, without gradient."""
-        whitened = model.whiten(features.to(model.device))
+        whitened = model.whiten(distributed.send(features, model.device))
         self._own: Tensor | None = None  # good images, as the head reads them
         self._slopes: Tensor | None = None
         if model.head is None:
@@ -115,7 +118,8 @@ class HeadStep:
             return
         with torch.no_grad():
             (self.embeds,) = engine(None, whitened)
-        self._slots = valid.to(model.device).nonzero()[:, 0]
+        good = torch.from_numpy(np.flatnonzero(valid.numpy()))
+        self._slots = distributed.send(good, model.device)
         self._own = whitened[self._slots]
 
     def inputs(self, last: bool) -> tuple[Float[Tensor, "m d"], ...]:

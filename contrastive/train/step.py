@@ -21,6 +21,7 @@ from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
 from contrastive.train.global_batch import GlobalBatch, HeadStep
+from contrastive.varlen import has_kernel
 from data.batch import Batch
 from data.token_ids import TokenIds
 
@@ -102,7 +103,7 @@ class TrainStep:
         parts = []
         for rows in shares if self.packed else np.array_split(good, number):
             tokens = self._tokens(batch, rows, groups)
-            slots = torch.from_numpy(batch.caption_slots[rows]).to(device)
+            slots = distributed.send(torch.from_numpy(batch.caption_slots[rows]), device)
             parts.append(MicroBatch(tokens.to(device), slots, not len(rows)))
         return parts
 
@@ -148,8 +149,7 @@ def sum_over_ranks(own: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 def packs_texts(tower: TextTower, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether texts are packed: where the kernel for it runs. The same on all ranks."""
-    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return tower.can_pack and on_gpu and dtype == torch.bfloat16
+    return tower.can_pack and dtype == torch.bfloat16 and has_kernel(device)
 
 
 def _num_groups(tower: TextTower, device: torch.device, num_texts: int) -> int:

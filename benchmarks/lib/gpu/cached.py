@@ -1,6 +1,5 @@
 """A training step: against the text tower's own best step, and open_clip's with a locked tower."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -74,7 +73,7 @@ class Training:
             rank=0,
             world_size=1,
         )
-        self.arrivals = self.source.ahead(pipeline.parts(0, STEPS), lambda step: self.draw(step))
+        self.arrivals = self.source.ahead(pipeline.steps(0, STEPS), lambda step: self.draw(step))
 
     def __call__(self) -> None:
         self.step(*next(self.arrivals))
@@ -149,8 +148,11 @@ def uncached(scale: Scale, folder: Path) -> Measured:
     ready = next(training.arrivals)
     text = interleave({"text": lambda: training.step(*ready)}, rounds, warmup=1)
     found, figures = {}, {"batch": scale.pixel_batch, "times": forward.figures() | text.figures()}
-    turns = itertools.cycle(sizes)
-    for name, draw in (("patch 16", lambda step: 16), ("random", lambda step: next(turns))):
+    draws: dict[str, Callable[[int], int]] = {
+        "patch 16": lambda step: 16,
+        "random": lambda step: sizes[step % len(sizes)],
+    }
+    for name, draw in draws.items():
         training.draw = draw
         training.restart()
         steps = (1 if scale.tiny else 3) * len(sizes)  # each size as often as any other

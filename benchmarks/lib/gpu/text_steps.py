@@ -113,11 +113,13 @@ _bounds: list[tuple[Tensor, int]] = []  # cumulative lengths of the texts under 
 def _packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
     cumulative, longest = _bounds[0]
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, d)
-    out: Any = varlen_attn(q, k, v, cumulative, cumulative, longest, longest)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # cuDNN plans anew for every number of tokens
+        out: Any = varlen_attn(q, k, v, cumulative, cumulative, longest, longest)
     return out[None], None
 
 

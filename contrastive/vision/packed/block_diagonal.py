@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float16)  # of torch.nn.attention.varlen
+from contrastive.varlen import KERNEL_DTYPES, attend_within, has_kernel
 
 
 class WithinPictures:
@@ -59,15 +59,9 @@ class WithinPictures:
         fits = value.dtype in KERNEL_DTYPES and value.shape[-1] % 8 == 0
         if self.bounds is None or not fits:
             return self._attend_by_length(query, key, value, scale)
-        from torch.nn.attention.varlen import varlen_attn
-
         # a norm of queries and keys under autocast leaves them in float32
         q, k, v = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))
-        found = varlen_attn(
-            q, k, v, self.bounds, self.bounds, self.longest, self.longest, scale=scale
-        )
-        assert isinstance(found, Tensor)
-        return found.transpose(0, 1)[None]
+        return attend_within(q, k, v, self.bounds, self.longest, scale).transpose(0, 1)[None]
 
     def _attend_by_length(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -80,18 +74,6 @@ class WithinPictures:
             attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
             found.append(attended.transpose(1, 2).flatten(0, 1))
         return torch.cat(found).transpose(0, 1)[None]
-
-
-def has_kernel(device: torch.device) -> bool:
-    """Whether torch's attention for sequences of several lengths runs there: in builds that have
-    it, and unless somebody has turned it off."""
-    flash = torch.backends.cuda
-    return (
-        device.type == "cuda"
-        and flash.is_flash_attention_available()
-        and flash.flash_sdp_enabled()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
 
 
 def can_pack(blocks: nn.Module) -> bool:
