@@ -84,7 +84,6 @@ def _steps(scale: Scale, folder: Path, batches: tuple[int, ...]) -> list[dict[st
         )  # fmt: skip
         print(rows[-1], flush=True)
         del model, step, features
-        gc.collect()  # DeepSpeed's engine is part of a circle
     return rows
 
 
