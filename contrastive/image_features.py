@@ -1,6 +1,7 @@
 """Image features: computed from pixels, or read from the feature cache (valid because the tower is
 locked)."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -31,6 +32,7 @@ from data.transform import Cuts
 CPU_IMAGES = 32
 FULL_TOKENS = 65_536  # of a batch that fills a GPU: 250 images at patch 16 and 240 px
 FULL_IMAGES = (32, 1024)  # but never fewer or more
+MIN_SHARED = 2**30  # bytes: 512 images of 240 px are 88 MB, two a worker; containers have 64 MiB
 
 
 def full_batch(tokens: int, device: torch.device) -> int:
@@ -43,7 +45,16 @@ def full_batch(tokens: int, device: torch.device) -> int:
 
 def images_read_together(device: torch.device) -> int:
     """How many images a loader's worker hands over at once, to be embedded on `device`."""
-    return 64 if device.type == "cpu" else 512
+    return 64 if device.type == "cpu" or _shared_memory() < MIN_SHARED else 512
+
+
+def _shared_memory() -> int:
+    """Bytes in which workers hand over pixels."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:  # a system without
+        return MIN_SHARED
+    return found.f_blocks * found.f_frsize
 
 
 _Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]

@@ -16,7 +16,7 @@ from data.cache.text_vectors import TextVectorCache
 from data.captions import Tokenizer
 from data.config import DataConfig
 from data.errors import DataError, UsageError
-from data.pipeline.workers import outlive_signals
+from data.pipeline.workers import begin_worker
 from data.progress import Progress
 from data.shards.names import expand_shards
 from data.token_ids import TokenIds
@@ -35,7 +35,7 @@ def fill_texts(cfg: DataConfig, tokenizer: Tokenizer) -> None:
         _TextJobs(cache, distributed.own_share(missing)),
         batch_size=None,
         num_workers=cfg.num_workers,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=begin_worker,
     )
     quiet = not distributed.is_main()
     for done in Progress(jobs, "captions", unit="shard", delay=2, disable=quiet):

@@ -62,10 +62,16 @@ def refusal_of_disk(error: BaseException) -> str | None:
     )
 
 
+def is_gpu_full(error: BaseException) -> bool:
+    """Whether torch says that a GPU has no memory left, or CUDA, NCCL or cuBLAS through it."""
+    said = str(error)
+    full = "STATUS_ALLOC_FAILED" in said or ("out of memory" in said and "cuda" in said.lower())
+    return full and isinstance(error, RuntimeError)
+
+
 def refusal_of_gpu(error: BaseException) -> str | None:
     """One sentence where an error says that a GPU's memory is full, else None."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    if not is_gpu_full(error):
         return None
     asked = re.search(r"Tried to allocate [\d.]+ \w+", str(error))
     return (
@@ -74,11 +80,23 @@ def refusal_of_gpu(error: BaseException) -> str | None:
     )
 
 
+def refusal_of_loaders(error: BaseException) -> str | None:
+    """One sentence where an error of torch says that a loader process has ended, else None."""
+    ended = r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)"
+    if not isinstance(error, RuntimeError) or not re.search(ended, str(error)):
+        return None
+    return (
+        "a loader process has ended, as where a container has little shared memory (/dev/shm; "
+        "docker run --shm-size 16g gives it more) or the machine no memory; a smaller num_workers "
+        "takes less, 0 none; what is complete stays"
+    )
+
+
 def sentence_of(error: BaseException) -> str | None:
     """What a user can do about an error, in one sentence; None for a defect of ours."""
     if isinstance(error, UsageError | DataError):
         return str(error)
-    return refusal_of_disk(error) or refusal_of_gpu(error)
+    return refusal_of_disk(error) or refusal_of_gpu(error) or refusal_of_loaders(error)
 
 
 def check_utf8(*names: str) -> None:

@@ -4,13 +4,16 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from launcher import ROOT
+from torch.utils.data import DataLoader, Dataset
 
 from data.errors import Stopped, UsageError, exit_on_usage_error, parameters, with_flags
+from data.pipeline.workers import begin_worker
 
 
 @dataclass(frozen=True)
@@ -141,3 +144,34 @@ def test_a_gpu_without_room_is_one_line(capsys):
     assert stop.value.code == 2
     said = "error: the GPU is out of memory (Tried to allocate 2.00 GiB); smaller batches"
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_cuda_says_of_a_full_gpu_is_one_line_too(capsys):
+    """While a process takes its place on a GPU that others fill, torch has no error of its own."""
+    with pytest.raises(SystemExit), exit_on_usage_error(Args):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the GPU is out of memory (no more was given); smaller batches")
+
+
+class Unsendable(Dataset):
+    """Stands in for pixels for which there is no shared memory."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> object:
+        return threading.Lock() if number == 2 else number
+
+
+def test_what_a_loader_cannot_hand_over_is_one_line_and_nobody_waits(capfd):
+    """torch's loader would wait without end, for which the timeout stands here."""
+    loader = DataLoader(
+        Unsendable(), batch_size=None, num_workers=1, worker_init_fn=begin_worker, timeout=100
+    )
+    with pytest.raises(SystemExit) as stop, exit_on_usage_error(Args):
+        list(loader)
+    assert stop.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("a loader process: cannot pickle")
+    assert said[-1].startswith("error: a loader process has ended, as where a container has little")

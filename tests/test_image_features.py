@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import os
 import shutil
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from test_caption_cache import Letters
 from test_training import config, weights
 
 from contrastive import LitModel, load_vision_tower
-from contrastive.image_features import FeatureSource
+from contrastive.image_features import FeatureSource, images_read_together
 from contrastive.model.config import LossConfig
 from contrastive.model.with_fit import with_fit
 from contrastive.text_features import fill_texts
@@ -311,3 +313,12 @@ def test_without_a_cache_a_tower_of_whole_pictures_trains_on_squares_alone(
     squash = dataclasses.replace(vision, fit="squash")
     folder = train(dataclasses.replace(cfg, vision=squash))
     assert LitModel.from_pretrained(folder / "model").transform.fit == "squash"
+
+
+@pytest.mark.parametrize(("mebibytes", "images"), [(64, 64), (24_576, 512)])
+def test_what_a_worker_hands_over_for_a_gpu_fits_the_shared_memory(mebibytes, images, monkeypatch):
+    """A container's 64 MiB by default hold not one batch of 512 images, but five of 64."""
+    disk = SimpleNamespace(f_blocks=mebibytes * 256, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    assert images_read_together(torch.device("cuda")) == images
+    assert images_read_together(torch.device("cpu")) == 64

@@ -74,8 +74,7 @@ def train_decoder(
     shape = batch_shape(cfg.global_batch_size, cfg.zero.micro_batch_size, world_size)
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     with locked(cfg.folder):
-        with enough_memory():
-            run = _prepare(cfg, dataset, texts, resume, shape, ds_config)
+        run = _prepare(cfg, dataset, texts, resume, shape, ds_config)
         return _train(cfg, run, callbacks, shape)
 
 

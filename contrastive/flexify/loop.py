@@ -92,8 +92,7 @@ def _flexify(
     shape: BatchShape,
     ds_config: dict[str, Any],
 ) -> Path:
-    with enough_memory():
-        run = _prepare(cfg, resume, shape, ds_config)
+    run = _prepare(cfg, resume, shape, ds_config)
     step = run.first_step
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, run.pipeline.problems, unit="images")
     with StopSignal() as stop, enough_memory(shape):

@@ -14,10 +14,7 @@ from torch import nn
 from contrastive import distributed
 from contrastive.run.config import OptimConfig, ZeroConfig
 from contrastive.run.optim import DecayToStart, build_optimizer
-from data.errors import UsageError
-
-# What torch, a CUDA call of its, NCCL and cuBLAS say.
-NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED")
+from data.errors import UsageError, is_gpu_full
 
 
 @dataclass(frozen=True)
@@ -110,23 +107,16 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 @contextmanager
-def enough_memory(shape: BatchShape | None = None) -> Iterator[None]:
-    """Raises `UsageError` with a smaller micro-batch where this rank's GPU runs out of memory,
-    whether torch says so or what it calls.
+def enough_memory(shape: BatchShape) -> Iterator[None]:
+    """Raises `UsageError` with a smaller micro-batch where this rank's GPU runs out of memory.
 
-    shape: None before the first step. The launcher then ends the other ranks, which wait for this
-    one.
+    The launcher then ends the other ranks, which wait for this one.
     """
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+        if not is_gpu_full(error):
             raise
-        if shape is None:
-            raise UsageError(
-                "the GPU is out of memory before the first step; nvidia-smi shows whether another "
-                "program holds it; a higher zero.stage, or zero.offload cpu, takes less"
-            ) from error
         size = shape.micro_batch_size
         advice = "a higher zero.stage, or zero.offload cpu,"
         if size > 1:

@@ -71,8 +71,7 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
 def _train(
     cfg: TrainConfig, callbacks: Sequence[Callback], resume: bool, shape: BatchShape
 ) -> Path:
-    with enough_memory():
-        run = _prepare(cfg, resume, shape)
+    run = _prepare(cfg, resume, shape)
     step, bad_images = run.first_step, run.source.bad_images
     skipped = run.pipeline.problems | ({"bad_image": bad_images} if bad_images else {})
     log = RunLog(cfg.folder, step, cfg.steps, cfg.log_every, skipped)

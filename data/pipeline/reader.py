@@ -13,7 +13,7 @@ from data.batch import EvalBatch, Pixels, batch_pixels
 from data.captions import read_captions, read_label
 from data.config import MAX_PIXELS, OnError, check_loading
 from data.errors import DataError, UsageError
-from data.pipeline.workers import outlive_signals
+from data.pipeline.workers import begin_worker
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.identity import Identity, stamp
 from data.shards.index import load_summaries
@@ -116,7 +116,7 @@ class ShardReader:
             batch_size=None,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_signals,
+            worker_init_fn=begin_worker,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )
         for found in loader:

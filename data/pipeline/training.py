@@ -15,7 +15,7 @@ from data.errors import DataError, UsageError
 from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
 from data.pipeline.slots import Slots
 from data.pipeline.streams import StreamParts
-from data.pipeline.workers import outlive_signals
+from data.pipeline.workers import begin_worker
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local
@@ -153,7 +153,7 @@ class TrainPipeline:
             sampler=spans,
             batch_size=None,
             num_workers=cfg.num_workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=begin_worker,
             pin_memory=torch.cuda.is_available(),
             # its own, so that making a loader never shifts the training's randomness
             generator=torch.Generator().manual_seed(self._seed),

@@ -20,7 +20,7 @@ from contrastive.model.with_fit import with_fit
 from data.config import Fit, OnError
 from data.errors import UsageError, check_utf8
 from data.locks import only_writer
-from data.pipeline.workers import outlive_signals
+from data.pipeline.workers import begin_worker
 from data.problems import Problem, skip_or_raise
 from data.progress import Progress
 from retrieval.detail import Detail, MaxTokens, said
@@ -134,7 +134,7 @@ def index_photos(
                 ),
                 batch_size=batch_size or images_read_together(model.device),
                 num_workers=num_workers,
-                worker_init_fn=outlive_signals,
+                worker_init_fn=begin_worker,
                 collate_fn=list,
                 generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
             )

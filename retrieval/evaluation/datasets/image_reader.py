@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch, Pixels, batch_pixels
 from data.config import OnError, check_loading
-from data.pipeline.workers import outlive_signals
+from data.pipeline.workers import begin_worker
 from data.problems import Problem, attempt, skip_or_raise
 from data.transform import Cuts, ImageTransform
 from retrieval.evaluation.datasets.image_source import ImageSource
@@ -39,7 +39,7 @@ class ImageReader:
             _Images(images, transform, max_pixels, cuts),
             batch_sampler=[list(range(s, min(s + batch_size, len(images)))) for s in starts],
             num_workers=num_workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=begin_worker,
             collate_fn=list,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own untouched
         )
