@@ -1,7 +1,6 @@
 """Image features: computed from pixels, or read from the feature cache (valid because the tower is
 locked)."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -17,7 +16,7 @@ from contrastive.vision.grids import GridCuts
 from contrastive.vision.tower import VisionTower
 from data.batch import Batch, EvalBatch, ShapedImages
 from data.cache.features import FeatureCache, Work
-from data.config import DataConfig
+from data.config import DataConfig, shared_memory
 from data.errors import UsageError
 from data.pipeline.prefetch import prefetched
 from data.pipeline.reader import ShardReader
@@ -45,16 +44,9 @@ def full_batch(tokens: int, device: torch.device) -> int:
 
 def images_read_together(device: torch.device) -> int:
     """How many images a loader's worker hands over at once, to be embedded on `device`."""
-    return 64 if device.type == "cpu" or _shared_memory() < MIN_SHARED else 512
-
-
-def _shared_memory() -> int:
-    """Bytes in which workers hand over pixels."""
-    try:
-        found = os.statvfs("/dev/shm")
-    except OSError:  # a system without
-        return MIN_SHARED
-    return found.f_blocks * found.f_frsize
+    shared = shared_memory()
+    little = shared is not None and shared < MIN_SHARED
+    return 64 if device.type == "cpu" or little else 512
 
 
 _Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]

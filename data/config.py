@@ -1,6 +1,7 @@
 """What to train on. Imports no torch: programs parse their command line before that."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +14,33 @@ if TYPE_CHECKING:
 OnError = Literal["skip", "raise"]
 Fit = Literal["crop", "squash", "aspect"]  # see `data.transform.ImageTransform.fit`
 MAX_PIXELS = 100_000_000  # of an image that is decoded
+WORKER_BYTES = 2**28  # of shared memory a process: two parts of 512 images of 240 px are 180 MB
+FEWEST_WORKERS, MOST_WORKERS = 2, 16
+
+
+def shared_memory() -> int | None:
+    """Bytes in which processes hand over pixels; None where a system has another way."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return found.f_blocks * found.f_frsize
+
+
+def suited_workers(cores: int, ranks: int, shared: int | None) -> int:
+    """Processes for each of the ranks of a machine: its share of the cores, less two for the rank
+    itself, as far as shared memory goes. They wait when a rank is slower than they are."""
+    most = MOST_WORKERS if shared is None else min(MOST_WORKERS, shared // ranks // WORKER_BYTES)
+    return max(FEWEST_WORKERS, min(most, cores // ranks - 2))
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+NUM_WORKERS = suited_workers(_cores(), int(os.environ.get("LOCAL_SIZE", "1")), shared_memory())
+"""Loader processes of one rank of this machine: 14 on 16 cores, 2 on two."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +63,7 @@ class DataConfig:
     """Augmented views: least area of a random square crop, as a share of the largest square."""
     flip: bool = False
     """Augmented views: mirror half of them."""
-    num_workers: int = 2
+    num_workers: int = NUM_WORKERS
     """Loader processes per rank, which read shards; 0 loads in the training process. Batches from
     `features` are made by a thread, whatever this is."""
     on_error: OnError = "skip"

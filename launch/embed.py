@@ -11,11 +11,11 @@ from pathlib import Path
 import tyro
 
 from contrastive.launch_context import take_arguments
-from data.config import Fit, OnError
+from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import exit_on_usage_error
 from data.files import make_folder
 from retrieval.detail import of_manifest, said
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches, check_sizes
+from retrieval.embed.config import BATCH_SIZE, check_batches, check_sizes
 from retrieval.model_folder import check_model_folder
 
 

@@ -20,11 +20,11 @@ from typing import Annotated
 
 import tyro
 
-from data.config import Fit, OnError
+from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
 from retrieval.detail import MaxTokens, said_pair
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches, check_sizes
+from retrieval.embed.config import BATCH_SIZE, check_batches, check_sizes
 from retrieval.embed.manifest import read_manifest
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
 from retrieval.index_places import find_place, regions_folder

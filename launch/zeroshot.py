@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from contrastive.launch_context import take_arguments
-from data.config import Fit, OnError
+from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import UsageError, exit_on_usage_error
 from data.files import make_folder
 from retrieval.embed.config import check_batches, check_sizes
@@ -66,7 +66,7 @@ class Args:
     """Folder for report.json, report.md, report.txt and accuracy.png."""
     batch_size: int = 64
     """Images per forward, one rank."""
-    num_workers: int = 2
+    num_workers: int = NUM_WORKERS
     """Loader processes per rank."""
     on_error: OnError = "skip"
     """Skip and count unreadable images, or stop at the first."""

@@ -24,7 +24,7 @@ from contrastive.model.with_fit import with_fit
 from contrastive.text_features import fill_texts
 from contrastive.train.loop import train
 from contrastive.vision.earlier import keep_cached_transform
-from data.config import DataConfig
+from data.config import DataConfig, suited_workers
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
 
@@ -322,3 +322,21 @@ def test_what_a_worker_hands_over_for_a_gpu_fits_the_shared_memory(mebibytes, im
     monkeypatch.setattr(os, "statvfs", lambda _: disk)
     assert images_read_together(torch.device("cuda")) == images
     assert images_read_together(torch.device("cpu")) == 64
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "mebibytes", "workers"),
+    [
+        (2, 1, 12_000, 2),
+        (16, 1, 64_000, 14),
+        (128, 8, 500_000, 14),
+        (128, 1, 500_000, 16),
+        (16, 1, 64, 2),
+        (16, 1, 1024, 4),
+        (16, 2, 1024, 2),
+        (16, 1, None, 14),
+    ],
+)
+def test_loaders_suit_the_cores_and_the_shared_memory(cores, ranks, mebibytes, workers):
+    shared = None if mebibytes is None else mebibytes * 2**20
+    assert suited_workers(cores, ranks, shared) == workers

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch, Pixels, batch_pixels
 from data.captions import read_captions, read_label
-from data.config import MAX_PIXELS, OnError, check_loading
+from data.config import MAX_PIXELS, NUM_WORKERS, OnError, check_loading
 from data.errors import DataError, UsageError
 from data.pipeline.workers import begin_worker
 from data.problems import BadSample, Problem, SampleError, add_counts, attempt, skip_or_raise
@@ -47,7 +47,7 @@ class ShardReader:
         transform: ImageTransform | None,
         *,
         batch_size: int = 64,
-        num_workers: int = 2,
+        num_workers: int = NUM_WORKERS,
         need_captions: bool = False,
         need_labels: bool = False,
         caption_lines: bool = False,

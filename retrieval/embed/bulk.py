@@ -22,14 +22,14 @@ from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from contrastive.run.lock import locked
 from contrastive.vision.config import is_library_spec
-from data.config import Fit, OnError
+from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder, write_json
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity, stamp
 from retrieval.detail import Detail, folder_name, manifest_format, of_manifest, said, to_manifest
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.config import BATCH_SIZE, check_batches
 from retrieval.embed.encode import check_details, embed_batch, reader_cuts
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import (

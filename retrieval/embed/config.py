@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from data.errors import UsageError
 
 BATCH_SIZE = 0  # images read together, one rank; 0: `images_read_together`
-NUM_WORKERS = 2  # loader processes per rank
 
 
 def check_sizes(patch_sizes: Sequence[int], max_tokens: Sequence[int]) -> None:

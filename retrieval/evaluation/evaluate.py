@@ -13,7 +13,7 @@ from jaxtyping import Float
 from contrastive.distributed import all_reduce_sum, barrier, gather_objects, is_main, world_size
 from contrastive.model.lit import LitModel
 from data.batch import EvalBatch
-from data.config import OnError
+from data.config import NUM_WORKERS, OnError
 from data.errors import UsageError
 from data.pipeline.reader import ShardReader
 from data.progress import Progress
@@ -34,7 +34,7 @@ def evaluate(
     patch_sizes: Sequence[Detail] = (),
     recall: bool = False,
     batch_size: int = 64,
-    num_workers: int = 2,
+    num_workers: int = NUM_WORKERS,
     on_error: OnError = "skip",
     examples: int = 0,
 ) -> DatasetResult:

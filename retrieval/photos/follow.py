@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.config import NUM_WORKERS
 from data.errors import UsageError, sentence_of
 from data.problems import Problem
 from retrieval.detail import Detail, as_key, coarse_first, finest
@@ -46,7 +47,7 @@ class Job:
     album: str
     patch_sizes: tuple[int, ...] = ()  # that the index shall have; none: those of album.json
     watch_s: float = 0.0  # between two looks at the folder; 0: one look
-    num_workers: int = 2
+    num_workers: int = NUM_WORKERS
 
 
 def main() -> None:

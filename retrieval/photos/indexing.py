@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
-from data.config import Fit, OnError
+from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import UsageError, check_utf8
 from data.locks import only_writer
 from data.pipeline.workers import begin_worker
 from data.problems import Problem, skip_or_raise
 from data.progress import Progress
 from retrieval.detail import Detail, MaxTokens, said
-from retrieval.embed.config import BATCH_SIZE, NUM_WORKERS, check_batches
+from retrieval.embed.config import BATCH_SIZE, check_batches
 from retrieval.embed.encode import check_details, check_encodes, reader_cuts
 from retrieval.index.build import change_index, new_manifest, write_base
 from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data.config import OnError
+from data.config import NUM_WORKERS, OnError
 from data.errors import UsageError
 from data.shards.names import is_local
 from retrieval.evaluation.datasets.image_source import ImageSource
@@ -59,7 +59,7 @@ class EvalDataset:
         self,
         transform: "ImageTransform",
         batch_size: int = 64,
-        num_workers: int = 2,
+        num_workers: int = NUM_WORKERS,
         on_error: OnError = "skip",
         need_captions: bool = False,
         cuts: "Cuts | None" = None,

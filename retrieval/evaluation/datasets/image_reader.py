@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import EvalBatch, Pixels, batch_pixels
-from data.config import OnError, check_loading
+from data.config import NUM_WORKERS, OnError, check_loading
 from data.pipeline.workers import begin_worker
 from data.problems import Problem, attempt, skip_or_raise
 from data.transform import Cuts, ImageTransform
@@ -25,7 +25,7 @@ class ImageReader:
         images: ImageSource,
         transform: ImageTransform,
         batch_size: int = 64,
-        num_workers: int = 2,
+        num_workers: int = NUM_WORKERS,
         on_error: OnError = "skip",
         share: tuple[int, int] = (0, 1),
         max_pixels: int = 100_000_000,
