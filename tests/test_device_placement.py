@@ -33,7 +33,7 @@ from contrastive.train.micro_batch import find_micro_batch_size
 from data.dense.layouts import load_dense
 from retrieval import Searcher, TrainedDetector, TrainedSegmenter, ZeroShotSegmenter, load_dataset
 from retrieval.evaluation.evaluate import evaluate
-from retrieval.index.exact import ExactVectors
+from retrieval.index.exact import ExactVectors, RunningBest
 from retrieval.index.filters import Selection
 
 
@@ -135,7 +135,7 @@ def test_images_of_any_size_and_shape(
     [
         ("sigmoid", True, {"cached": True, "head": "mlp", "lora": 2}),
         ("softmax", True, {"cached": True, "head": "linear", "frozen": True}),
-        ("sigmoid", False, {}),
+        ("sigmoid", False, {"positives": "caption"}),
         ("softmax", False, {"cached": True, "head": "mlp"}),
     ],
 )
@@ -156,7 +156,7 @@ def test_text_towers_train(
         data=replace(cfg.data, features=features, num_workers=0),
         vision=replace(cfg.vision, head=changes.get("head", "none")),
         text=replace(cfg.text, **text),
-        loss=LossConfig(kind=kind),
+        loss=LossConfig(kind=kind, positives=changes.get("positives", "pair")),
         zero=ZeroConfig(precision="bfloat16", micro_batch_size=8),
     )
     with gpu_stand_in((8, 0) if packed else (7, 5)) as gpu:
@@ -251,3 +251,8 @@ def test_exact_search(dtype: str, share: float | None, gpu: torch.device) -> Non
     ]
     np.testing.assert_array_equal(answers[0][1], answers[1][1])
     np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
+    best = RunningBest(queries, 10)
+    for part in np.split(vectors, [300, 2000]):
+        best.add(torch.from_numpy(part).to(gpu))
+    if chosen is None:
+        np.testing.assert_array_equal(best.rows(), answers[0][1])
