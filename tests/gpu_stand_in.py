@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from retrieval.index.gpu_check import find_gpus
+
 aten = torch.ops.aten
 THERE = torch.device("cuda", 0)
 COPIES = {aten._to_copy, aten.copy_, aten._foreach_copy_}
@@ -246,6 +248,8 @@ def gpu_stand_in(capability: tuple[int, int] = (8, 0)) -> Iterator[torch.device]
         stack.callback(library._destroy)
         for name in FLOAT32.split():
             library.impl(name, _in_float32(name), "AutocastCPU")
+        find_gpus.cache_clear()
+        stack.callback(find_gpus.cache_clear)
         torch._C._set_only_lift_cpu_tensors(True)
         stack.enter_context(_Everything())
         yield THERE
