@@ -22,6 +22,7 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from contrastive import distributed
+from contrastive.distributed import synchronize
 from contrastive.image_features import FeatureSource
 from contrastive.model.loss import Positives, loss_share
 from contrastive.run.config import ZeroConfig
@@ -35,7 +36,7 @@ from data.captions import Tokenizer
 from data.config import DataConfig
 from data.pipeline.captioned import CaptionedPipeline
 from data.token_ids import TokenIds
-from lib.harness import Target, Timings, finish, interleave, synchronize
+from lib.harness import Target, Timings, finish, interleave
 from lib.lit_setup import (
     CONTEXT,
     Precision,

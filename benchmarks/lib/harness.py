@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from contrastive.distributed import synchronize
 from contrastive.run.config_file import revision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,12 +87,6 @@ def interleave(
             if number >= 0:
                 seconds[name].append(clock() - start)
     return Timings(seconds)
-
-
-def synchronize() -> None:
-    """Wait for a GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def run_demo() -> None:

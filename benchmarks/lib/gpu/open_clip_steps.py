@@ -12,10 +12,10 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import image_transform
 from torch import Tensor
 
+from contrastive.distributed import synchronize
 from contrastive.vision.tower import VisionTower
 from lib.gpu.data import captions, context
 from lib.gpu.scale import CUDA, DEVICE, Scale, autocast
-from lib.harness import synchronize
 from lib.lit_setup import adamw, locked_open_clip
 
 
