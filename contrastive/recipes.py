@@ -84,7 +84,7 @@ def cc12m() -> TrainConfig:
         text=TextConfig(tower="hf:google-bert/bert-base-uncased", pooling="cls", context_length=32),
         loss=LossConfig(kind="sigmoid"),
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=500),
-        zero=ZeroConfig(stage=1, precision="bfloat16", micro_batch_size=1024),
+        zero=ZeroConfig(stage=1, precision="bfloat16"),
         global_batch_size=16_384,
         steps=20_000,
         log_every=20,

@@ -99,6 +99,13 @@ def sentence_of(error: BaseException) -> str | None:
     return refusal_of_disk(error) or refusal_of_gpu(error) or refusal_of_loaders(error)
 
 
+def short_list(values: Iterable[object], most: int = 3) -> str:
+    """The first few of many, and how many there are more."""
+    shown = list(values)
+    more = len(shown) - most
+    return ", ".join(map(str, shown[:most])) + (f" and {more:,} more" if more > 0 else "")
+
+
 def check_utf8(*names: str) -> None:
     """Raises `UsageError` for an argument or a file's name that is not UTF-8: it can be written
     neither into metadata nor into JSON, and is no text."""

@@ -32,6 +32,12 @@ def cache_folder(name: str) -> Path:
     return Path(root).expanduser() / name
 
 
+def check_there(folder: str | Path) -> None:
+    """Raises `UsageError` where there is no such folder."""
+    if not Path(folder).is_dir():
+        raise UsageError(f"there is no folder {folder}")
+
+
 def make_folder(path: str | Path) -> None:
     """Create the folder that a program writes; `UsageError` where it cannot be written in."""
     try:

@@ -12,17 +12,18 @@ import tyro
 
 from contrastive.launch_context import take_arguments
 from data.config import NUM_WORKERS, Fit, OnError
-from data.errors import exit_on_usage_error
+from data.errors import exit_on_usage_error, short_list
 from data.files import make_folder
 from retrieval.detail import of_manifest, said
 from retrieval.embed.config import BATCH_SIZE, check_batches, check_sizes
+from retrieval.embed.manifest import lost_shards
 from retrieval.model_folder import check_model_folder
 
 
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of the model."""
+    """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder."""
     shards: tuple[str, ...]
     """WebDataset tars: names, globs, brace ranges; anything fsspec opens."""
     out: str
@@ -76,9 +77,11 @@ def main() -> None:
             if distributed.is_main():
                 errors = manifest["errors"]
                 skipped = ", ".join(f"{kind} {n:,}" for kind, n in errors.items()) or "none"
+                lost = lost_shards(manifest)
+                damaged = f"; damaged or empty shards: {short_list(lost)}" if lost else ""
                 print(
                     f"{args.out}: {manifest['count']:,} images at {said(*of_manifest(manifest))}; "
-                    f"skipped: {skipped}"
+                    f"skipped: {skipped}{damaged}"
                 )
 
 

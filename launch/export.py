@@ -21,7 +21,8 @@ from retrieval.model_folder import check_model_folder
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of a model; for timm also any image tower that training accepts: timm:NAME, ..."""
+    """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder; for timm also
+    any image tower that training accepts: timm:NAME, ..."""
     to: Literal[ModelFormat, "timm"]
     """The format; timm gets the image tower alone."""
     patch_size: int

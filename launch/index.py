@@ -14,19 +14,19 @@ moved. An index can be changed while it is being searched.
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from data.config import NUM_WORKERS, Fit, OnError
-from data.errors import UsageError, exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error, short_list
 from data.files import make_folder
 from retrieval.detail import MaxTokens, said_pair
 from retrieval.embed.config import BATCH_SIZE, check_batches, check_sizes
 from retrieval.embed.manifest import read_manifest
-from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice
+from retrieval.index.config import LATENCY_MS, Device, IndexTypeChoice, check_limits
 from retrieval.index_places import find_place, regions_folder
 from retrieval.milvus.address import is_address, parse_address
 from retrieval.model_folder import check_model_folder
@@ -42,13 +42,15 @@ class Args:
     images: str = ""
     """Folder of photos; KEY.txt beside a photo is its caption."""
     model: str = ""
-    """Folder of the model. Not given: the one that the embeddings name."""
-    index_type: IndexTypeChoice = "auto"
-    """flat and flat16 are exact; the others approximate; auto picks and says why."""
-    latency_ms: float = LATENCY_MS
-    """Time that one query may take; auto picks by it."""
-    memory_gib: float = 0.0
-    """Memory that the index may take. 0: half of the CPU's or GPUs' memory."""
+    """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder. Not given: the
+    one that the embeddings name."""
+    index_type: IndexTypeChoice | None = None
+    """flat and flat16 are exact; the others approximate; auto picks and says why. Not given: auto,
+    with --compact the index's own. So are the next two."""
+    latency_ms: float | None = None
+    """Time that one query may take; auto picks by it. Not given: 10."""
+    memory_gib: float | None = None
+    """Memory that the index may take. 0, or not given: half of the CPU's or GPUs' memory."""
     device: Device = "auto"
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
@@ -64,7 +66,8 @@ class Args:
     delete: tuple[int, ...] = ()
     """Ids to delete."""
     compact: bool = False
-    """Merge additions and deletions into the index."""
+    """Merge additions and deletions into the index; with another --index-type, --latency-ms or
+    --memory-gib build it anew by these."""
     words: bool = False
     """Index the words of an existing index's texts where that has not been done."""
     regions: bool = False
@@ -87,6 +90,18 @@ class Args:
     """With --images: skip and count unreadable photos and captions, or stop at the first."""
 
 
+# The actions that use a flag. `build` is --embeddings without --add.
+USED_BY: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("model",): ("images", "build"),
+    ("index_type", "latency_ms", "memory_gib"): ("images", "build", "compact"),
+    ("patch_sizes",): ("images", "regions"),
+    ("max_tokens", "fit", "prune", "batch_size", "num_workers", "on_error"): ("images",),
+    ("texts", "refine_patch_size", "refine_max_tokens"): ("calibrate",),
+}
+OF_IMAGES = {"patch_sizes", "max_tokens", "fit"}  # which embeddings have already
+IN_MILVUS = {"out", "embeddings", "model", "index_type", "add", "delete"}
+
+
 def parse() -> Args:
     typed = [re.sub(r"^--kind(?=$|=)", "--index-type", a) for a in sys.argv[1:]]
     if typed != sys.argv[1:]:
@@ -100,14 +115,9 @@ def check(args: Args) -> None:
         raise UsageError("give --embeddings or --images, not both")
     if args.add and not args.embeddings:
         raise UsageError("--add needs --embeddings")
-    if args.prune and not args.images:
-        raise UsageError("--prune needs --images")
     if args.images and not args.model:
         raise UsageError("--images needs --model, the folder of the model that looks at them")
-    fine = (args.refine_patch_size, args.refine_max_tokens)
-    if (args.texts or fine != (None, None)) and not args.calibrate:
-        raise UsageError("--texts, --refine-patch-size and --refine-max-tokens need --calibrate")
-    if None not in fine:
+    if None not in (args.refine_patch_size, args.refine_max_tokens):
         raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
     changes = args.delete or args.compact or args.words or args.regions or args.calibrate
     if not (args.embeddings or args.images or changes):
@@ -115,14 +125,15 @@ def check(args: Args) -> None:
             "nothing to do: give --embeddings, --images, --delete, --compact, --words, --regions "
             "or --calibrate"
         )
+    given = [f.name for f in fields(args) if getattr(args, f.name) != f.default]
     if is_address(args.out):
-        for flag in ("images", "compact", "words", "regions", "calibrate"):
-            if getattr(args, flag):
+        for name in given:
+            if name not in IN_MILVUS:
                 raise UsageError(
-                    f"--{flag} is for a folder; Milvus takes --embeddings and --delete"
+                    f"{_flag(name)} is for a folder; Milvus takes --embeddings and --delete"
                 )
-    if (args.max_tokens or args.fit) and not args.images:
-        raise UsageError("--max-tokens and --fit need --images; embeddings have theirs already")
+    check_used(args, given)
+    check_limits(args.latency_ms, args.memory_gib)
     if args.texts:
         read_texts(args.texts)
     if args.images:
@@ -139,6 +150,44 @@ def check(args: Args) -> None:
         make_folder(Path(args.out).absolute().parent)
     if args.add or not (args.embeddings or args.images):
         find_place(args.out).manifest()
+    if args.images and not args.compact and (Path(args.out) / "manifest.json").is_file():
+        check_same_type(args)
+
+
+def check_used(args: Args, given: list[str]) -> None:
+    """Raises `UsageError` for a flag that nothing of what is asked for uses."""
+    build = bool(args.embeddings) and not args.add
+    for names, actions in USED_BY.items():
+        if any(build if action == "build" else getattr(args, action) for action in actions):
+            continue
+        for name in names:
+            if name in given:
+                needs = [
+                    "--embeddings without --add" if action == "build" else _flag(action)
+                    for action in actions
+                ]
+                why = "; embeddings have theirs" if args.embeddings and name in OF_IMAGES else ""
+                raise UsageError(f"{_flag(name)} needs {' or '.join(needs)}{why}")
+
+
+def check_same_type(args: Args) -> None:
+    """Raises `UsageError` for what adding photos to an index does not change of it."""
+    held = find_place(args.out).manifest()
+    memory = int((args.memory_gib or 0) * 2**30)
+    for name, asked, before in (
+        ("index_type", args.index_type, held.asked_type),
+        ("latency_ms", args.latency_ms, held.latency_ms),
+        ("memory_gib", memory / 2**30, held.memory_bytes / 2**30),
+    ):
+        if asked and asked != before:
+            raise UsageError(
+                f"{args.out} was made with {name}={before}, not {asked}; with --compact too, it "
+                "is built anew"
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def main() -> None:
@@ -149,7 +198,7 @@ def main() -> None:
             _change_milvus(args)
             return
 
-        from retrieval import add_embeddings, build_index, compact_index, delete_ids, index_words
+        from retrieval import add_embeddings, build_index, compact_index, index_words
 
         if args.images:
             _index_photos(args)
@@ -157,10 +206,7 @@ def main() -> None:
             added = add_embeddings(args.out, args.embeddings)
             print(f"{args.out}: added {added:,} images{_passed_over(args, added)}")
         elif args.embeddings:
-            reason = build_index(
-                args.embeddings, args.out, args.model, args.index_type, args.device,
-                args.latency_ms, args.memory_gib,
-            )  # fmt: skip
+            reason = build_index(args.embeddings, args.out, args.model, *_how(args))
             count = find_place(args.out).manifest().count
             print(f"{args.out}: {reason}{_passed_over(args, count)}")
         if args.images or (args.embeddings and not args.add):
@@ -168,9 +214,10 @@ def main() -> None:
         if args.images or args.embeddings:
             _say_how_sizes_agree(args)
         if args.delete:
-            print(f"{args.out}: deleted {delete_ids(args.out, args.delete):,} images")
+            _delete(args)
         if args.compact:
-            print(f"{args.out}: {compact_index(args.out, args.device)}")
+            asked = (args.index_type, args.latency_ms, args.memory_gib)
+            print(f"{args.out}: {compact_index(args.out, args.device, *asked)}")
             _say_how_it_searches(args)
         if args.words:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
@@ -179,18 +226,44 @@ def main() -> None:
 
 
 def _change_milvus(args: Args) -> None:
-    from retrieval.milvus.write import add_to_milvus, build_in_milvus, delete_in_milvus
+    from retrieval.milvus.write import add_to_milvus, build_in_milvus
 
     address = parse_address(args.out)
     if args.add:
         added = add_to_milvus(address, args.embeddings)
         print(f"{args.out}: added {added:,} images{_passed_over(args, added)}")
     elif args.embeddings:
-        reason = build_in_milvus(args.embeddings, address, args.model, args.index_type)
+        type_ = args.index_type or "auto"
+        reason = build_in_milvus(args.embeddings, address, args.model, type_)
         count = find_place(args.out).manifest().count
         print(f"{args.out}: {count:,} images, {reason}{_passed_over(args, count)}")
     if args.delete:
-        print(f"{args.out}: deleted {delete_in_milvus(address, args.delete):,} images")
+        _delete(args)
+
+
+def _how(args: Args) -> tuple[IndexTypeChoice, Device, float, float]:
+    """What a new index is made by."""
+    latency_ms = LATENCY_MS if args.latency_ms is None else args.latency_ms
+    return args.index_type or "auto", args.device, latency_ms, args.memory_gib or 0.0
+
+
+def _delete(args: Args) -> None:
+    """Say which ids the index does not hold. Raises `UsageError` where these are all."""
+    asked = list(dict.fromkeys(args.delete))
+    if is_address(args.out):
+        from retrieval.milvus.write import delete_in_milvus
+
+        deleted, absent = delete_in_milvus(parse_address(args.out), asked), []
+    else:
+        from retrieval.index.build import absent_ids, delete_ids
+
+        absent = absent_ids(args.out, asked)
+        deleted = delete_ids(args.out, asked)
+    if not deleted:
+        raise UsageError(f"{args.out} holds none of the ids to delete: {short_list(asked)}")
+    lost = len(asked) - deleted
+    which = f" the ids {short_list(absent)}" if absent else f" {lost:,} of these ids"
+    print(f"{args.out}: deleted {deleted:,} images{f'; it does not hold{which}' if lost else ''}")
 
 
 def _passed_over(args: Args, added: int) -> str:
@@ -204,9 +277,8 @@ def _index_photos(args: Args) -> None:
     from retrieval import index_photos
 
     report = index_photos(
-        args.images, args.model, args.out, args.patch_sizes, args.index_type, args.device,
-        args.latency_ms, args.memory_gib, args.batch_size, args.num_workers, args.on_error,
-        prune=args.prune, max_tokens=args.max_tokens, fit=args.fit,
+        args.images, args.model, args.out, args.patch_sizes, *_how(args), args.batch_size,
+        args.num_workers, args.on_error, prune=args.prune, max_tokens=args.max_tokens, fit=args.fit,
     )  # fmt: skip
     for line in report.lines(args.images):
         print(f"{args.out}: {line}")

@@ -11,7 +11,7 @@ from contrastive.launch_context import take_arguments
 from contrastive.recipes import RECIPES, default_data
 from contrastive.train.config import TrainConfig
 from contrastive.vision.config import check_tower_spec
-from data.errors import exit_on_usage_error
+from data.errors import UsageError, exit_on_usage_error
 
 if TYPE_CHECKING:
     from contrastive import LitModel
@@ -46,12 +46,18 @@ def main() -> None:
     with exit_on_usage_error(TrainConfig, "resume"):
         what = "Train the text tower against the locked image tower."
         cfg, resume = parse_run(take_arguments(), RECIPES, "demo", "launch/lit.py", what)
+        if cfg.eval_every and not cfg.eval_data and not resume:
+            raise UsageError(
+                f"eval_every {cfg.eval_every}: name by eval_data what is to be evaluated on"
+            )
         check_tower_spec(cfg.vision.tower)
-        from data.shards.names import expand_shards
+        from data.shards.names import check_told_apart, expand_shards
 
         drawings = cfg.data.shards == RECIPES["demo"]().data.shards  # built where missing
         if not drawings:
-            expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+            shards = expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+            if cfg.data.features:
+                check_told_apart(shards)
 
         from contrastive import distributed
         from contrastive.train.loop import train

@@ -149,12 +149,14 @@ def main() -> None:
         if args.picture:
             from retrieval import contact_sheet
 
-            lost = contact_sheet(args.queries, found, args.picture, args.credit).info["lost"]
+            info = contact_sheet(args.queries, found, args.picture, args.credit).info
+            lost = info["lost"]
             print(args.picture, file=sys.stderr)
             if lost:
                 moved = f"; if {photos} was moved, index.py --images says where it is now"
                 print(
-                    f"{args.picture}: {lost:,} images cannot be found or read"
+                    f"{args.picture}: {lost:,} images cannot be found or read, {info['sought']} "
+                    "among them"
                     f"{moved if photos and not Path(photos).is_dir() else ''}",
                     file=sys.stderr,
                 )

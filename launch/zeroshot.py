@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of the model."""
+    """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder."""
     root: tuple[str, ...]
     """Folders of the data set; each gives a column of the table."""
     dataset: str = "shards"

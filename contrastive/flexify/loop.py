@@ -53,7 +53,7 @@ from data.errors import UsageError
 from data.files import replaced_folder
 from data.pipeline.labelled import LabelledPipeline
 from data.progress import say_once
-from data.shards.names import expand_shards
+from data.shards.names import check_told_apart, expand_shards
 
 Callback = Callable[[int, VisionTower], dict[str, float]]
 """(step, a locked copy of the student) -> figures for metrics.jsonl and TensorBoard."""
@@ -78,7 +78,9 @@ def flexify(
             f"of {world_size} ranks {shape.per_rank} images; allowed are even numbers"
         )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    shards = expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    if cfg.data.features:
+        check_told_apart(shards)
     if cfg.val_shards:
         expand_shards(cfg.val_shards, cfg.data.allow_pipe)
     with locked(cfg.folder):
@@ -105,7 +107,7 @@ def _flexify(
             step += 1
             if log.step(step, loss, int(batch.valid.sum()), batch.errors):
                 log.line(step, lr=lr, patch_size=patch_size, keep=keep)
-            evaluate, signal = cfg.eval_due(step) or step == cfg.steps, stop.after_step()
+            evaluate, signal = cfg.eval_due(step), stop.after_step()
             save = bool(signal) or cfg.save_due(step)
             if evaluate or save:
                 with log.paused():

@@ -86,7 +86,7 @@ class RunConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 0
-    """Steps between evaluations; 0: none."""
+    """Steps between evaluations; one is always made at the end, where there is data for it."""
     checkpoint_every: int = 0
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
@@ -118,7 +118,8 @@ class RunConfig:
 
     def eval_due(self, step: int) -> bool:
         """Whether an evaluation follows the step, counted from 1."""
-        return bool(self.eval_every) and (step % self.eval_every == 0 or step == self.steps)
+        every = self.eval_every
+        return step == self.steps or bool(every and step % every == 0)
 
     def save_due(self, step: int) -> bool:
         """Whether a checkpoint follows the step, counted from 1."""

@@ -106,9 +106,15 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
 def load_config(folder: Path, cls: type[Config]) -> Config:
     """Read a run folder's config.json; `UsageError` for a run of another kind, and where it is not
     what was written. Version 0.1 wrote no digest."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no config.json")
     try:
-        saved = json.loads((folder / "config.json").read_text())
-        check_seal(folder / "config.json", saved)
+        saved = json.loads(file.read_text())
+        if "train" not in saved and (folder.parent / "checkpoints").is_dir():
+            run = folder.parent
+            raise UsageError(f"{folder} is not a run folder; it is the model of the run {run}")
+        check_seal(file, saved)
         values = saved["train"]
         update(values)
         return from_dict(cls, values)

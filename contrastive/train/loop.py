@@ -45,7 +45,7 @@ from contrastive.vision.tower import VisionTower
 from data.cache.text_vectors import TextVectorCache
 from data.errors import UsageError
 from data.pipeline.captioned import CaptionedPipeline
-from data.shards.names import expand_shards
+from data.shards.names import check_told_apart, expand_shards
 
 Callback = Callable[[int, LitModel], dict[str, float]]
 """(step, model) -> figures for metrics.jsonl and TensorBoard. Called on all ranks."""
@@ -61,7 +61,9 @@ def train(cfg: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool 
     world_size = distributed.world_size()
     shape = _shape(cfg, cfg.zero.micro_batch_size)
     deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
-    expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    shards = expand_shards(cfg.data.shards, cfg.data.allow_pipe)
+    if cfg.data.features:
+        check_told_apart(shards)
     if cfg.text.lora:
         check_peft()
     with locked(cfg.folder):

@@ -20,7 +20,7 @@ from data.cache.manifest import Manifest
 from data.errors import UsageError
 from data.files import load_array
 from data.shards.index import load_index, load_summaries
-from data.shards.names import is_local, shard_name
+from data.shards.names import check_told_apart, shard_name
 
 _KEEP_SHARDS = 128  # whose memory maps stay open
 _KEEP_ROWS = 4096  # shards whose row tables stay in memory: of 10,000 samples each, 160 MB in all
@@ -218,18 +218,10 @@ def _file_name(shard: str, patch_size: int, view: int) -> str:
 
 def _describe(shards: Sequence[str], index_dir: str) -> dict[str, dict[str, int]]:
     """What ties features to shards: name, size in bytes, number of samples."""
-    by_name: dict[str, str] = {}
-    for shard in shards:
-        if not is_local(shard):
-            raise UsageError(f"features are cached for local tars only, {shard!r} is a stream")
-        if by_name.setdefault(shard_name(shard), shard) != shard:
-            raise UsageError(
-                f"shards {by_name[shard_name(shard)]!r} and {shard!r} have the same file name, "
-                "which a feature cache cannot tell apart, rename one"
-            )
-    paths = list(by_name.values())
+    check_told_apart(shards)
+    paths = list(dict.fromkeys(shards))
     summaries = load_summaries(paths, index_dir)
     return {
-        name: {"size": os.path.getsize(path), "samples": summary.num_samples}
-        for (name, path), summary in zip(by_name.items(), summaries, strict=True)
+        shard_name(path): {"size": os.path.getsize(path), "samples": summary.num_samples}
+        for path, summary in zip(paths, summaries, strict=True)
     }

@@ -11,16 +11,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch, OpenBatch
 from data.config import DataConfig, OnError, check_data
-from data.errors import DataError, UsageError
+from data.errors import DataError, UsageError, short_list
 from data.pipeline.order import MixedOrder, Order, SampleOrder, source_seed
 from data.pipeline.slots import Slots
 from data.pipeline.streams import StreamParts
 from data.pipeline.workers import begin_worker
 from data.problems import Problem, SampleError, add_counts, attempt, skip_or_raise
+from data.progress import say_once
 from data.shards.index import load_summaries
 from data.shards.names import expand_shards, is_local
 from data.shards.store import SampleStore
-from data.shards.tar import TarSample
+from data.shards.tar import DAMAGED, TarSample
 
 # Loader workers hand over parts of at most this many samples, which bounds the memory of a worker's
 # queue: 2 parts * 256 samples * 150 kB (224 px, 8 bits) = 77 MB.
@@ -109,10 +110,21 @@ class TrainPipeline:
     def _build_order(self) -> Order:
         cfg = self._cfg
         summaries = load_summaries(self.shards, cfg.index_dir, self._rank, self._world_size)
+        lost: list[str] = []
         for shard, summary in zip(self.shards, summaries, strict=True):
             if cfg.on_error == "raise" and summary.first_problem is not None:
                 raise SampleError.at(shard, summary.first_problem)
             add_counts(self.problems, summary.problems)
+            damage = [kind for kind in DAMAGED if kind in summary.problems]
+            if damage or not summary.num_samples:
+                lost.append(f"{shard} ({', '.join(damage or summary.problems) or 'no image'})")
+        if lost and self._rank == 0:
+            say_once(f"warning: damaged or empty shards: {short_list(lost)}")
+        if not any(summary.num_samples for summary in summaries):
+            kinds = ", ".join(f"{kind} {n:,}" for kind, n in self.problems.items()) or "none"
+            raise UsageError(
+                f"there is no good sample in {len(summaries)} shards; skipped: {kinds}"
+            )
         counts = [summary.num_samples for summary in summaries]
         self._layouts = [summary.layout for summary in summaries]
         names = [shard.rsplit("/", 1)[-1] for shard in self.shards]

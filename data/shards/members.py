@@ -63,14 +63,12 @@ class _Header(tarfile.TarInfo):
                 if not block.strip(b"\0"):  # the file ends here, or within its padding
                     raise tarfile.EmptyHeaderError("end") from None  # type: ignore[attr-defined]
                 raise TrailingDataError(f"no archive follows at byte {tar.offset}") from None
-            invalid = isinstance(error, tarfile.InvalidHeaderError)  # type: ignore[attr-defined]
             if tar.offset == 0 and block is not None:
                 if (packed := compression_of(block)) is not None:
                     raise CompressedError(
                         f"it is compressed by {packed[0]}, name it so that it ends in {packed[1]}"
                     ) from None
-                if invalid:
-                    raise NotATarError(f"no tar header at byte 0: {error}") from None
+                raise NotATarError(f"no tar header at byte 0: {error}") from None
             raise tarfile.ReadError(f"no tar header at byte {tar.offset}: {error}") from None
         tar.ended = False
         if not 0 <= header.size <= _MAX_MEMBER:

@@ -49,6 +49,20 @@ def expand_shards(patterns: Sequence[str], allow_pipe: bool = False) -> list[str
     return list(found)
 
 
+def check_told_apart(shards: Sequence[str]) -> None:
+    """Raises `UsageError` for shards that files derived from them cannot be kept for: streams, and
+    two of one file name."""
+    by_name: dict[str, str] = {}
+    for shard in shards:
+        if not is_local(shard):
+            raise UsageError(f"features are cached for local tars only, {shard!r} is a stream")
+        if by_name.setdefault(shard_name(shard), shard) != shard:
+            raise UsageError(
+                f"shards {by_name[shard_name(shard)]!r} and {shard!r} have the same file name, "
+                "which a feature cache cannot tell apart, rename one"
+            )
+
+
 def check_pipe(shard: str, allow_pipe: bool) -> None:
     """Raises `UsageError` for webdataset's `pipe:COMMAND` unless it is allowed."""
     if shard.startswith("pipe:") and not allow_pipe:

@@ -33,6 +33,8 @@ _MAX_WAITING = 1 << 26  # bytes of names with dots that wait for an image withou
 _SPLIT = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's rule for KEY.ext
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset skips these too
 _APPLE = re.compile(r"(^|/)\._[^/]*$")  # what macOS's tar puts beside a file
+DAMAGED = ("not_a_tar", "compressed", "truncated", "trailing_data")
+"""Problems of an archive, which cost the rest of it; others cost one sample."""
 _KINDS = {
     CompressedError: "compressed",
     NotATarError: "not_a_tar",

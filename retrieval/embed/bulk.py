@@ -233,6 +233,14 @@ def _check_same(folder: Path, plan: Mapping[str, Any], found: Mapping[str, Any])
     for name in names:
         default = {"fit": "crop", "max_tokens": []}.get(name)
         before, now = found.get(name, default), plan.get(name, default)
+        if before != now and name == "shards":
+            new, gone = (len(set(a) - set(b)) for a, b in ((now, before), (before, now)))
+            differ = f"{new:,} of these are new to it, and {gone:,} of its own are not among these"
+            what = differ if new or gone else "the same in another order"
+            raise UsageError(
+                f"{folder} was made of other shards: {what}; embed new shards into another folder, "
+                "then launch/index.py --add adds them"
+            )
         if before != now:
             what = name.replace("_", " ")
             raise UsageError(
@@ -275,9 +283,8 @@ def _join(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         facts = read_facts(partial, number)
         assert facts is not None, "written before the barrier"
         digests = {**facts.blake2b, "metadata": file_digest(metadata_file(partial, number))}
-        partitions.append(
-            {"shard": shard, "count": facts.count, "identity": facts.identity, "blake2b": digests}
-        )
+        entry = {"shard": shard, "count": facts.count, "identity": facts.identity}
+        partitions.append({**entry, "blake2b": digests, "errors": facts.errors})
         errors.update(facts.errors)
     return {
         **plan,

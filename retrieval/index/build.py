@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
@@ -30,7 +30,14 @@ from retrieval.index.choose import (
     needs_tuning,
     rows_in_memory,
 )
-from retrieval.index.config import INDEX_TYPES, LATENCY_MS, Device, IndexType, IndexTypeChoice
+from retrieval.index.config import (
+    INDEX_TYPES,
+    LATENCY_MS,
+    Device,
+    IndexType,
+    IndexTypeChoice,
+    check_limits,
+)
 from retrieval.index.folder import commit, local_folder, locked, new_folder
 from retrieval.index.gpu_check import find_gpus, num_gpus
 from retrieval.index.gpus import FAISS_BYTES, gpu_failures, gpu_memory
@@ -98,26 +105,44 @@ def new_manifest(
 
     Raises `UsageError` for values that cannot work.
     """
-    if index_type not in ("auto", *INDEX_TYPES):
-        raise UsageError(f"index_type {index_type!r}: allowed are auto, {', '.join(INDEX_TYPES)}")
-    if not latency_ms > 0 or not memory_gib >= 0:
-        raise UsageError(f"latency_ms {latency_ms:g} and memory_gib {memory_gib:g}: above 0")
-    default = default_memory()
-    if num_gpus(device):
-        default = min(default, gpu_memory() // 2)
-    return IndexManifest(
+    empty = IndexManifest(
         image_fingerprint=image_fingerprint,
         text_fingerprint=text_fingerprint,
         width=width,
         patch_sizes=tuple(patch_sizes),
         fit=fit,
         images=images,
-        asked_type=index_type,
-        index_type="flat" if index_type == "auto" else index_type,
-        reason=f"{index_type}: as asked",
-        latency_ms=latency_ms,
-        memory_bytes=int(memory_gib * 2**30) or default,
     )
+    return _asked(empty, index_type, device, latency_ms, memory_gib)
+
+
+def _asked(
+    manifest: IndexManifest,
+    index_type: IndexTypeChoice | None,
+    device: Device,
+    latency_ms: float | None,
+    memory_gib: float | None,
+) -> IndexManifest:
+    """By these choices, those that are given. Raises `UsageError` for values that cannot work."""
+    check_limits(latency_ms, memory_gib)
+    if index_type is not None and (index_type != manifest.asked_type or not manifest.reason):
+        if index_type not in ("auto", *INDEX_TYPES):
+            allowed = ", ".join(INDEX_TYPES)
+            raise UsageError(f"index_type {index_type!r}: allowed are auto, {allowed}")
+        manifest = replace(
+            manifest,
+            asked_type=index_type,
+            index_type="flat" if index_type == "auto" else index_type,
+            reason=f"{index_type}: as asked",
+        )
+    if latency_ms is not None:
+        manifest = replace(manifest, latency_ms=latency_ms)
+    if memory_gib is not None:
+        default = default_memory()
+        if num_gpus(device):
+            default = min(default, gpu_memory() // 2)
+        manifest = replace(manifest, memory_bytes=int(memory_gib * 2**30) or default)
+    return manifest
 
 
 def index_rows(
@@ -178,6 +203,19 @@ def delete_ids(folder: str | Path, ids: Sequence[int]) -> int:
     return change_index(folder, delete=ids)[1]
 
 
+def absent_ids(folder: str | Path, ids: Sequence[int]) -> list[int]:
+    """Those of `ids` that an index does not hold, in the order given."""
+    snapshot = Snapshot.open(local_folder(folder))
+    held = set(_held(snapshot, ids).tolist())
+    return [id for id in ids if id not in held]
+
+
+def _held(snapshot: Snapshot, ids: Sequence[int]) -> Int[np.ndarray, " n"]:
+    """Those of `ids` that the index holds, ascending."""
+    possible = {id for id in ids if 0 <= id < snapshot.manifest.next_id}  # others may be no int64
+    return np.intersect1d(np.array(sorted(possible), np.int64), snapshot.ids())
+
+
 def change_index(
     folder: str | Path,
     delete: Sequence[int] = (),
@@ -193,7 +231,7 @@ def change_index(
     with locked(folder):
         snapshot = Snapshot.open(folder)
         manifest = snapshot.manifest
-        gone = np.intersect1d(np.array(sorted(set(delete)), np.int64), snapshot.ids())
+        gone = _held(snapshot, delete)
         tombstones = np.union1d(snapshot.tombstones, gone)
         sources = [source for source in add(manifest.next_id) if source.count] if add else []
         count = sum(source.count for source in sources)
@@ -222,17 +260,27 @@ def change_index(
     return count, len(gone)
 
 
-def compact_index(folder: str | Path, device: Device = "auto") -> str:
+def compact_index(
+    folder: str | Path,
+    device: Device = "auto",
+    index_type: IndexTypeChoice | None = None,
+    latency_ms: float | None = None,
+    memory_gib: float | None = None,
+) -> str:
     """Merge additions and deletions into large segments. Returns the reason for the index type.
 
-    Raises `UsageError` while another program changes the index, and for a damaged file.
+    index_type, latency_ms, memory_gib: as of `build_index`, where they are to change; the index is
+    then built anew from its own vectors, which those of flat16, ivfpq and rabitq hold rounded.
+    Raises `UsageError` while another program changes the index, for a damaged file, and for values
+    that cannot work.
     """
     folder = local_folder(folder)
     with locked(folder):
         check_index(folder, read_index_manifest(folder))  # damage is not to get a good digest
         snapshot = Snapshot.open(folder)
-        manifest = snapshot.manifest
-        if len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments):
+        manifest = _asked(snapshot.manifest, index_type, device, latency_ms, memory_gib)
+        changed = len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments)
+        if changed or manifest != snapshot.manifest:
             sources = [SurvivingRows(segment) for segment in snapshot.segments]
             model = folder / "model"
             manifest, segments = write_base(folder, manifest, sources, device, model)

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.config import Fit
 from data.errors import UsageError
-from data.files import is_intact, sealed, write_json
+from data.files import check_there, is_intact, sealed, write_json
 from retrieval.detail import (
     Detail,
     as_key,
@@ -178,6 +178,7 @@ def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_index_manifest(folder: Path) -> IndexManifest:
     """The manifest of an index folder. Raises `UsageError` if it has none."""
+    check_there(folder)
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_text()) if file.is_file() else {}

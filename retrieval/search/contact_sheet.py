@@ -34,8 +34,8 @@ def contact_sheet(
     path: its suffix says the format, see `picture_format`. Each image has its caption and its
     cosine similarity below. More than ten hits wrap. credit: at the foot, in at most two lines.
     An image that cannot be found or read is drawn as an empty box, and a last line says how many
-    there are; so does `info["lost"]` of the image returned. Raises `UsageError` where the picture
-    cannot be written.
+    there are; so does `info["lost"]` of the image returned, and `info["sought"]` names the first
+    one's file. Raises `UsageError` where the picture cannot be written.
     """
     kind = picture_format(path)
     columns = max(1, min(COLUMNS, max((len(row) for row in hits), default=1)))
@@ -73,7 +73,7 @@ def contact_sheet(
         write_atomically(Path(path), lambda out: sheet.save(out, format=kind, quality=90))
     except (OSError, ValueError) as error:  # more pixels a side than the format has, among them
         raise UsageError(f"{path} cannot be written: {error}") from error
-    sheet.info["lost"] = len(lost)
+    sheet.info["lost"], sheet.info["sought"] = len(lost), lost[0] if lost else ""
     return sheet
 
 
