@@ -27,6 +27,7 @@ from data.problems import SampleError
 from data.shards.identity import Identity, identity
 from data.shards.names import expand_shards
 from retrieval.embed.bulk import embed_shards
+from retrieval.embed.manifest import lost_shards
 from retrieval.embed.partitions import metadata_file, open_vectors, vector_file
 from retrieval.evaluation.datasets import load_dataset
 from retrieval.evaluation.evaluate import evaluate
@@ -132,6 +133,9 @@ def test_bad_images_are_skipped_and_counted_by_kind(tiny_model: LitModel, tmp_pa
     assert manifest["errors"]["not_an_image"] == 2
     assert manifest["errors"]["truncated_image"] == 1
     assert manifest["errors"]["truncated"] == 1
+    errors = [p["errors"] for p in manifest["partitions"]]
+    assert errors[1:] == [{"not_an_image": 1}, {"truncated": 1}]
+    assert lost_shards(manifest) == [f"{hopeless} (not_an_image)", f"{cut} (truncated)"]
     assert open_vectors(out, size, 1).shape == (0, tiny_model.embed_dim)
 
 
@@ -193,8 +197,14 @@ def test_finished_work_is_returned_and_other_work_is_refused(
     assert (out / "manifest.json").stat().st_mtime_ns == written
     with pytest.raises(UsageError, match="patch sizes"):
         embed_shards(tiny_model, shards, sizes[:1], out, num_workers=0)
-    with pytest.raises(UsageError, match="shards"):
-        embed_shards(tiny_model, shards[:2], sizes, out, num_workers=0)
+    more = write_shard(tmp_path / "more.tar", {"x": png(99)})
+    for named, words in (
+        (shards[:2], f"0 of these are new to it, and {len(shards) - 2} of its own are not among"),
+        ([*shards, more], "1 of these are new to it, and 0 of its own .* index.py --add adds them"),
+        (shards[::-1], "the same in another order"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            embed_shards(tiny_model, named, sizes, out, num_workers=0)
 
 
 def test_a_replaced_shard_is_embedded_again_and_no_other(

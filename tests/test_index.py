@@ -156,7 +156,7 @@ def test_what_cannot_be_indexed_is_refused(
         (out / "something").mkdir(parents=True)
         message = "exists already"
     elif what == "no embeddings":
-        source, message = tmp_path / "nothing", "holds no embeddings"
+        source, message = tmp_path / "nothing", "there is no folder"
     elif what == "no model":
         model, message = tmp_path / "nothing", "no model at"
     elif what == "latency":

@@ -1,5 +1,6 @@
 """Deletions, additions and merges of an index, while others read it, and when they are killed."""
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from retrieval.index.row_sources import RowsInMemory
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
 
+LAUNCH = Path(__file__).parents[1] / "launch"
 WHOLE = {"flat": 1.0, "flat16": 0.98, "ivf": 0.9, "ivfpq": 0.9, "rabitq": 0.9, "hnsw": 0.95}
 
 
@@ -58,6 +60,45 @@ def rows(count: int, width: int, seed: int):
         return [RowsInMemory({PATCH: vectors}, pa.table(table))]
 
     return add
+
+
+def test_a_compaction_changes_the_index_type_and_the_memory(first: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(first, index, index_type="flat", device="cpu", memory_gib=1)
+    queries = all_vectors(first)[0][:5]
+    found = Snapshot.open(index).nearest(queries, 10, PATCH)[1]
+    compact_index(index, "cpu", "flat", memory_gib=1)
+    assert Snapshot.open(index).generation == 1  # nothing was to change
+    assert compact_index(index, "cpu", "hnsw", memory_gib=2) == "hnsw: as asked"
+    changed = Snapshot.open(index)
+    assert [segment.index_type for segment in changed.segments] == ["hnsw"]
+    assert changed.manifest.memory_bytes == 2 << 30
+    assert recall(changed.nearest(queries, 10, PATCH)[1], found) >= WHOLE["hnsw"]
+    compact_index(index, "cpu", "auto")
+    assert Snapshot.open(index).manifest.index_type == "flat"
+    for wrong in ({"latency_ms": 0.0}, {"memory_gib": -1.0}, {"index_type": "x"}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            compact_index(index, "cpu", **wrong)
+
+
+def test_ids_that_are_not_held_are_named(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "index"
+    build_index(first, index, device="cpu")
+    id = int(all_vectors(first)[1][0])
+
+    def delete(*ids: int) -> str:
+        typed = ["index.py", "--out", str(index), "--delete", *map(str, ids)]
+        monkeypatch.setattr(sys, "argv", typed)
+        runpy.run_path(str(LAUNCH / "index.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    said = delete(id, -17, 1 << 70)
+    assert f"deleted 1 images; it does not hold the ids -17, {1 << 70}" in said
+    with pytest.raises(SystemExit):
+        delete(id)
+    assert f"holds none of the ids to delete: {id}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("index_type", INDEX_TYPES)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,6 +127,24 @@ def test_an_evaluation_named_twice_is_refused(tiny_flags, emoji_shards, monkeypa
     assert "2 data sets are called emoji/heldout_captions; their folders need names" in said
 
 
+def test_evaluations_of_nothing_are_refused(tiny_flags, monkeypatch, capsys):
+    said = run_lit(monkeypatch, capsys, *tiny_flags, "--eval-every", "10")
+    assert "--eval-every 10: name by --eval-data what" in said
+
+
+def test_shards_that_a_cache_cannot_tell_apart_are_refused_before_a_tower_is_read(
+    tiny_flags, emoji_shards, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("contrastive.train.loop.load_vision_tower", None)
+    copies = [tmp_path / name / "0.tar" for name in ("a", "b")]
+    for copy in copies:
+        copy.parent.mkdir()
+        shutil.copy(next((emoji_shards / "train").glob("*.tar")), copy)
+    flags = ["--data.features", str(tmp_path / "cache"), "--data.shards", *map(str, copies)]
+    said = run_lit(monkeypatch, capsys, *tiny_flags, *flags)
+    assert "which a feature cache cannot tell apart" in said
+
+
 def test_a_user_json_that_contradicts_the_batch_is_refused(
     tiny_flags, tmp_path, monkeypatch, capsys
 ):
@@ -136,7 +155,13 @@ def test_a_user_json_that_contradicts_the_batch_is_refused(
 
 
 def test_resume_needs_a_run(monkeypatch, capsys, tmp_path):
-    assert "is not a run folder" in run_lit(monkeypatch, capsys, "--resume", str(tmp_path))
+    said = run_lit(monkeypatch, capsys, "--resume", str(tmp_path))
+    assert f"{tmp_path} is not a run folder: it has no config.json" in said
+    for folder in ("checkpoints", "model"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    (tmp_path / "run/model/config.json").write_text("{}")
+    said = run_lit(monkeypatch, capsys, "--resume", str(tmp_path / "run/model"))
+    assert f"it is the model of the run {tmp_path / 'run'}" in said
     save_config(TrainConfig(name="x", out=str(tmp_path)), tmp_path / "x")
     said = run_lit(monkeypatch, capsys, "--resume", str(tmp_path / "x"), "--seed", "1")
     assert "--seed 1 cannot change on resume: the run was started with 0" in said
@@ -224,12 +249,13 @@ def test_every_program_explains_itself(program, monkeypatch, capsys):
     assert "usage" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("eval_every", "steps"), [(["--eval-every", "2"], {2, 3}), ([], {3})])
 def test_evaluation_while_training_gives_the_saved_models_figures(
-    tiny_flags, tiny_text, emoji_shards, tmp_path
+    eval_every, steps, tiny_flags, tiny_text, emoji_shards, tmp_path
 ):
     held_out = str(emoji_shards / "heldout_captions")
     flags = ["--text.tower", tiny_text, "--name", "run", "--global-batch-size", "8"]
-    flags += ["--steps", "3", "--eval-every", "2", "--log-every", "1"]
+    flags += ["--steps", "3", *eval_every, "--log-every", "1"]
     flags += ["--zero.stage", "3", "--optim.warmup-steps", "1"]
     flags += ["--zero.precision", "float32", "--vision.dtype", "float32"]
     flags += ["--eval-data", held_out, "--eval-patch-sizes", "48", "40"]
@@ -237,7 +263,7 @@ def test_evaluation_while_training_gives_the_saved_models_figures(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     found = {line["step"]: line for line in lines if "heldout_captions/p48/top1" in line}
-    assert set(found) == {2, 3}
+    assert set(found) == steps
     model = LitModel.from_pretrained(tmp_path / "run/model")
     expected = evaluate(model, load_named(held_out), (48, 40), num_workers=0).figures()
     assert {"heldout_captions/p40/top5", "heldout_captions/p48/per_class"} < set(expected)

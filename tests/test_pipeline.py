@@ -341,11 +341,24 @@ def test_impossible_values_are_refused_in_a_sentence(tmp_path: Path) -> None:
         (shards, {"num_workers": -1}, "data.num_workers -1: at least 0"),
         (shards, {"seed": -1}, "seed -1"),
         ([f"{tmp_path}/no*.tar"], {}, "no shard matches"),
-        ([empty], {}, "no good sample"),
+        ([empty], {}, "no good sample in 1 shards; skipped: none"),
+        ([__file__], {}, "no good sample in 1 shards; skipped: not_a_tar 1"),
         (["memory://x/0.tar"], {}, "seek"),
     ):
         with pytest.raises(UsageError, match=message):
             build(shards_, **options)
+
+
+def test_damaged_and_empty_shards_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut, text = *write_shards(tmp_path, [3, 4]), str(tmp_path / "list.tar")
+    Path(cut).write_bytes(Path(cut).read_bytes()[:700])
+    Path(text).write_text("url,caption\n")
+    build([whole, cut, text])
+    assert capsys.readouterr().err == (
+        f"warning: damaged or empty shards: {cut} (truncated), {text} (not_a_tar)\n"
+    )
 
 
 def test_fingerprint_tells_another_order(tmp_path: Path) -> None:

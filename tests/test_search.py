@@ -281,6 +281,7 @@ def test_a_contact_sheet_counts_the_pictures_it_lacks(
     away = hits[1]._replace(shard="/away/1.png")
     sheet = contact_sheet(["a cat"], [[hits[0], away, hits[2]]], tmp_path / "sheet.png")
     assert (whole.info["lost"], sheet.info["lost"]) == (0, 1)
+    assert sheet.info["sought"] == "/away/1.png"
     assert "1 of 3 images cannot be found or read: /away/1.png" in lines
     assert sheet.height > whole.height
 

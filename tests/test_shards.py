@@ -246,7 +246,12 @@ def test_impossible_sizes_end_the_archive_where_they_are(
 
 
 def test_files_that_are_no_tars(tmp_path: Path) -> None:
-    for name, data in {"a": b"<html>" * 500, "b": png(0) * 3}.items():
+    for name, data in {
+        "a": b"<html>" * 500,
+        "b": png(0) * 3,
+        "c": b"url,caption\n",
+        "d": b"",
+    }.items():
         (tmp_path / name).write_bytes(data)
         assert read_all(str(tmp_path / name)) == ([], {"not_a_tar": 1})
 
