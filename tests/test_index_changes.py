@@ -281,7 +281,7 @@ def test_what_cannot_be_added_is_refused(
     )
     with pytest.raises(UsageError, match="another image tower"):
         add_embeddings(index, second)
-    with pytest.raises(UsageError, match="holds no index"):
+    with pytest.raises(UsageError, match="there is no folder"):
         delete_ids(tmp_path / "nowhere", [1])
     assert (index / "manifest.json").read_bytes() == before
     assert len(Snapshot.open(index)) == 1500

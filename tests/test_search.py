@@ -369,7 +369,7 @@ def test_command_line_refuses_in_one_sentence(
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "file").write_text("")
     for arguments, words in (
-        (["--index", "nowhere", "a cat"], "holds no index"),
+        (["--index", "nowhere", "a cat"], "there is no folder nowhere"),
         (["--index", str(index)], "nothing to look for"),
         (["--index", str(index), "a cat", " "], "nothing to look for"),
         (["--index", str(index), "typo.png"], "typo.png: there is no such image"),

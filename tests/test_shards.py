@@ -213,7 +213,7 @@ def test_truncation_keeps_every_sample_that_is_complete(tmp_path: Path) -> None:
         assert keys[: len(complete)] == complete
         assert len(keys) <= len(complete) + 1  # one more where only its text is lost
         if cut < index_end(whole):
-            assert problems == {"truncated": 1}
+            assert problems == {"truncated" if cut >= 512 else "not_a_tar": 1}
 
 
 def index_end(data: bytes) -> int:
@@ -246,14 +246,10 @@ def test_impossible_sizes_end_the_archive_where_they_are(
 
 
 def test_files_that_are_no_tars(tmp_path: Path) -> None:
-    for name, data in {
-        "a": b"<html>" * 500,
-        "b": png(0) * 3,
-        "c": b"url,caption\n",
-        "d": b"",
-    }.items():
-        (tmp_path / name).write_bytes(data)
-        assert read_all(str(tmp_path / name)) == ([], {"not_a_tar": 1})
+    for number, data in enumerate((b"<html>" * 500, png(0) * 3, b"url,caption\n", b"")):
+        file = tmp_path / str(number)
+        file.write_bytes(data)
+        assert read_all(str(file)) == ([], {"not_a_tar": 1})
 
 
 def test_of_duplicate_keys_the_first_is_kept(tmp_path: Path) -> None:
