@@ -197,6 +197,7 @@ def main() -> None:
         if is_address(args.out):
             _change_milvus(args)
             return
+        deleted = True
 
         from retrieval import add_embeddings, build_index, compact_index, index_words
 
@@ -214,7 +215,7 @@ def main() -> None:
         if args.images or args.embeddings:
             _say_how_sizes_agree(args)
         if args.delete:
-            _delete(args)
+            deleted = _delete(args)
         if args.compact:
             asked = (args.index_type, args.latency_ms, args.memory_gib)
             print(f"{args.out}: {compact_index(args.out, args.device, *asked)}")
@@ -223,6 +224,12 @@ def main() -> None:
             print(f"{args.out}: indexed the words of {index_words(args.out):,} images")
         _index_regions(args)
         _calibrate(args)
+        if not deleted:  # last, as the same command may have been ended before the rest of it
+            raise none_held(args)
+
+
+def none_held(args: Args) -> UsageError:
+    return UsageError(f"{args.out} holds none of the ids to delete: {short_list(args.delete)}")
 
 
 def _change_milvus(args: Args) -> None:
@@ -237,8 +244,8 @@ def _change_milvus(args: Args) -> None:
         reason = build_in_milvus(args.embeddings, address, args.model, type_)
         count = find_place(args.out).manifest().count
         print(f"{args.out}: {count:,} images, {reason}{_passed_over(args, count)}")
-    if args.delete:
-        _delete(args)
+    if args.delete and not _delete(args):
+        raise none_held(args)
 
 
 def _how(args: Args) -> tuple[IndexTypeChoice, Device, float, float]:
@@ -247,8 +254,8 @@ def _how(args: Args) -> tuple[IndexTypeChoice, Device, float, float]:
     return args.index_type or "auto", args.device, latency_ms, args.memory_gib or 0.0
 
 
-def _delete(args: Args) -> None:
-    """Say which ids the index does not hold. Raises `UsageError` where these are all."""
+def _delete(args: Args) -> bool:
+    """Whether the index held any of the ids; say which ones it did not."""
     asked = list(dict.fromkeys(args.delete))
     if is_address(args.out):
         from retrieval.milvus.write import delete_in_milvus
@@ -260,10 +267,11 @@ def _delete(args: Args) -> None:
         absent = absent_ids(args.out, asked)
         deleted = delete_ids(args.out, asked)
     if not deleted:
-        raise UsageError(f"{args.out} holds none of the ids to delete: {short_list(asked)}")
+        return False
     lost = len(asked) - deleted
     which = f" the ids {short_list(absent)}" if absent else f" {lost:,} of these ids"
     print(f"{args.out}: deleted {deleted:,} images{f'; it does not hold{which}' if lost else ''}")
+    return True
 
 
 def _passed_over(args: Args, added: int) -> str:
