@@ -200,7 +200,7 @@ def test_finished_work_is_returned_and_other_work_is_refused(
     more = write_shard(tmp_path / "more.tar", {"x": png(99)})
     for named, words in (
         (shards[:2], f"0 of these are new to it, and {len(shards) - 2} of its own are not among"),
-        ([*shards, more], "1 of these are new to it, and 0 of its own .* index.py --add adds them"),
+        ([*shards, more], "1 of these are new to it, and 0 of its own .* --add adds them"),
         (shards[::-1], "the same in another order"),
     ):
         with pytest.raises(UsageError, match=words):
