@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from contrastive.run.config import RunConfig
 from data.errors import UsageError
-from data.files import check_seal, sealed, write_json
+from data.files import check_seal, check_there, sealed, write_json
 
 # Names of 0.1.0 and what they are now, for saved configurations and for flags.
 RENAMED = {
@@ -106,6 +106,7 @@ def save_config(cfg: RunConfig, folder: Path, resumed: bool = False) -> None:
 def load_config(folder: Path, cls: type[Config]) -> Config:
     """Read a run folder's config.json; `UsageError` for a run of another kind, and where it is not
     what was written. Version 0.1 wrote no digest."""
+    check_there(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise UsageError(f"{folder} is not a run folder: it has no config.json")
