@@ -4,9 +4,10 @@ work, of a GPU by the memory that they hold there."""
 import os
 import sys
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 BUSY = 0.2  # share of the processors; an idle desktop's is below 0.05
 # Of a GPU's memory, what torch's allocator does not count and no other program's work need be: some
@@ -43,12 +44,14 @@ def warn_if_busy(share: float, what: str, tell: bool = True) -> bool:
     return True
 
 
-def warn_if_shared(device: torch.device, what: str) -> bool:
+def warn_if_shared(device: "torch.device", what: str) -> bool:
     """Whether other programs hold memory of that GPU, as who works there does; stderr is told once
     a process. what: as of `warn_if_busy`. False for a CPU. FAISS's indexes on the GPU, which torch
     does not count, pass for another program's."""
     if device.type != "cuda":
         return False
+    import torch  # the album's program, which reads only the load, answers before it loads that
+
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     if others < UNCOUNTED_BYTES:
