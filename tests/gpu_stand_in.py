@@ -189,11 +189,16 @@ def _in_float32(name: str) -> Any:
     return run
 
 
-class _Stream:
-    def record_event(self) -> torch.cuda.Event:
-        return torch.cuda.Event()
+class _Event(torch.cuda.Event):
+    def synchronize(self) -> None:
+        pass
 
-    def wait_event(self, event: torch.cuda.Event) -> None:
+
+class _Stream:
+    def record_event(self) -> _Event:
+        return _Event()
+
+    def wait_event(self, event: _Event) -> None:
         pass
 
 
