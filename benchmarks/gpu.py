@@ -36,7 +36,6 @@ PARTS = (
     Part("memory", "peak memory of a step against the batch", "memory.memory"),
     Part("million", "the loss of a million pairs, and a step", "memory.million"),
     Part("losses", "the loss beside memeff's, inf-cl's and open_clip's", "memory.losses"),
-    Part("compiled", "the text tower alone, with compiled blocks", "text_steps.compiled"),
 )
 
 
