@@ -31,12 +31,11 @@ PARTS = (
     Part("tokens_22", "a cached step against open_clip's, 22 tokens", "cached.tokens_22"),
     Part("tokens_7", "a cached step against open_clip's, 7 tokens", "cached.tokens_7"),
     Part("minilm", "a cached step of MiniLM-L6, 16 tokens", "cached.minilm"),
-    Part("embedding", "embedding JPEG tars", "pixels.embedding"),
+    Part("embedding", "embedding JPEG tars, and who decodes them", "jpegs.embedding"),
     Part("uncached", "training from JPEGs, at patch 16 and at random sizes", "cached.uncached"),
     Part("memory", "peak memory of a step against the batch", "memory.memory"),
     Part("million", "the loss of a million pairs, and a step", "memory.million"),
     Part("losses", "the loss beside memeff's, inf-cl's and open_clip's", "memory.losses"),
-    Part("compiled", "the text tower alone, with compiled blocks", "text_steps.compiled"),
 )
 
 

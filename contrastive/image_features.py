@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from contrastive import distributed
+from contrastive.fetching import one_ahead, start_fetch
 from contrastive.model.shaped import read_pixels, shaped_features
 from contrastive.vision.grids import GridCuts
 from contrastive.vision.tower import VisionTower
@@ -53,7 +54,6 @@ _Ready = tuple[Batch, Float[Tensor, "b d"], Bool[Tensor, " b"]]
 """A batch without pixels, its features, and which of its slots are good."""
 
 
-@torch.no_grad()
 def compute_features(
     tower: VisionTower, batch: EvalBatch, patch_sizes: Sequence[int]
 ) -> dict[int, Float[Tensor, "b d"]]:
@@ -61,16 +61,26 @@ def compute_features(
 
     batch: of a reader with `patch_cuts`.
     """
+    return start_features(tower, batch, patch_sizes)()
+
+
+@torch.no_grad()
+def start_features(
+    tower: VisionTower, batch: EvalBatch, patch_sizes: Sequence[int]
+) -> Callable[[], dict[int, Float[Tensor, "b d"]]]:
+    """Start `compute_features`; call the result to wait for what it gives."""
     device = next(tower.parameters()).device
     if batch.images is None:
         by_size = zip(patch_sizes, batch.shaped, strict=True)
-        return {size: _whole_features(tower, images, size).cpu() for size, images in by_size}
-    images = tower.transform.normalise(batch.images.to(device, non_blocking=True))  # once, for all
-    found = {}
-    for size in patch_sizes:
-        parts = images.split(full_batch(tower.num_tokens(size), device))
-        found[size] = torch.cat([tower(part, size) for part in parts]).cpu()
-    return found
+        found = [_whole_features(tower, images, size) for size, images in by_size]
+    else:
+        images = tower.transform.normalise(distributed.send(batch.images, device))  # once, for all
+        found = []
+        for size in patch_sizes:
+            parts = images.split(full_batch(tower.num_tokens(size), device))
+            found.append(torch.cat([tower(part, size) for part in parts]))
+    fetched = start_fetch(found)
+    return lambda: dict(zip(patch_sizes, fetched(), strict=True))
 
 
 def _whole_features(
@@ -98,7 +108,7 @@ def in_parts(
     device = next(tower.parameters()).device
     features = []
     for part in images.split(full_batch(tower.num_tokens(patch_size), device)):
-        pixels = tower.transform.normalise(part.to(device, non_blocking=True))
+        pixels = tower.transform.normalise(distributed.send(part, device))
         features.append(tower(pixels, patch_size))
     return torch.cat(features)
 
@@ -260,9 +270,13 @@ def _compute_shards(
     for view, sizes in work.items():
         reader = _reader(tower, cfg, [shards[n] for n in numbers], view, sizes)
         done: list[tuple[list[str], dict[int, Tensor]]] = []
-        for position, batch, last in reader.steps():
+        started = (
+            (step, start_features(tower, step[1], sizes) if step[1] is not None else dict)
+            for step in reader.steps()
+        )
+        for (position, batch, last), features in one_ahead(started):
             if batch is not None:
-                done.append((batch.keys, compute_features(tower, batch, sizes)))
+                done.append((batch.keys, features))
                 bar.update(len(batch.keys))
             if last:
                 _write(cache, tower, numbers[position], view, sizes, done)

@@ -9,14 +9,22 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the kernel runs there: in builds of torch that have it, and unless somebody has
-    turned it off."""
+    turned it off.
+
+    Where it does, torch's attention no longer asks cuDNN, which plans anew for every number of
+    tokens. That is for good: torch's switches are the process's, so what one thread turned off for
+    a while would be off, or stay off, for another.
+    """
     flash = torch.backends.cuda
-    return (
+    runs = (
         device.type == "cuda"
         and flash.is_flash_attention_available()
         and flash.flash_sdp_enabled()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+    if runs:
+        flash.enable_cudnn_sdp(False)
+    return runs
 
 
 def attend_within(
@@ -32,11 +40,8 @@ def attend_within(
     query, key, value: of `KERNEL_DTYPES`, their width w a multiple of 8. bounds: int32, where each
     sequence begins and the last one ends. longest: tokens of the longest.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch prefers cuDNN's where there is one, which plans anew for every number of tokens
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        found = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
+    found = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale)
     assert isinstance(found, Tensor)
     return found

@@ -108,8 +108,10 @@ class ImageTransform:
 
     def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
         """What the tower takes, on the pixels' device."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = torch.tensor([self.mean, self.std]).view(2, 3, 1, 1)
+        if pixels.is_cuda:  # by copies that do not wait for what the GPU does
+            mean = mean.pin_memory().to(pixels.device, non_blocking=True)
+            std = std.pin_memory().to(pixels.device, non_blocking=True)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def crop(self, image: Image.Image) -> Image.Image:

@@ -1,12 +1,20 @@
-"""How much of the machine other programs take while something is timed."""
+"""How much of the machine other programs take while something is timed: of its processors by their
+work, of a GPU by the memory that they hold there."""
 
 import os
 import sys
 import time
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 BUSY = 0.2  # share of the processors; an idle desktop's is below 0.05
+# Of a GPU's memory, what torch's allocator does not count and no other program's work need be: some
+# hundred MiB of this process's CUDA context and kernels, communicators of ranks, an idle desktop.
+UNCOUNTED_BYTES = 2**30
 
-_warned = False
+_warned: set[Literal["processors", "gpu"]] = set()
 
 
 class OthersLoad:
@@ -28,18 +36,35 @@ def warn_if_busy(share: float, what: str, tell: bool = True) -> bool:
 
     what: was measured, in the plural. tell: whether it is; who looks for photos measures nothing.
     """
-    global _warned
     if share < BUSY:
         return False
-    if tell and not _warned:
-        _warned = True
-        print(
-            f"other programs took {share:.0%} of this machine's processors meanwhile: {what} may "
-            "be worse than on a quiet machine",
-            file=sys.stderr,
-            flush=True,
-        )
+    if tell:
+        took = f"took {share:.0%} of this machine's processors meanwhile"
+        _warn("processors", f"{took}: {what} may be worse than on a quiet machine")
     return True
+
+
+def warn_if_shared(device: "torch.device", what: str) -> bool:
+    """Whether other programs hold memory of that GPU, as who works there does; stderr is told once
+    a process. what: as of `warn_if_busy`. False for a CPU. FAISS's indexes on the GPU, which torch
+    does not count, pass for another program's."""
+    if device.type != "cuda":
+        return False
+    import torch  # the album's program, which reads only the load, answers before it loads that
+
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    if others < UNCOUNTED_BYTES:
+        return False
+    have = f"hold up to {others / 2**30:.1f} GiB of this GPU's memory"
+    _warn("gpu", f"{have}: {what} may be worse than on a GPU of one's own")
+    return True
+
+
+def _warn(kind: Literal["processors", "gpu"], words: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
+        print(f"other programs {words}", file=sys.stderr, flush=True)
 
 
 def queued_s() -> float:

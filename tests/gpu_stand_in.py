@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from contrastive.text import packing
 from retrieval.index.gpu_check import find_gpus
 
 aten = torch.ops.aten
@@ -189,11 +190,16 @@ def _in_float32(name: str) -> Any:
     return run
 
 
-class _Stream:
-    def record_event(self) -> torch.cuda.Event:
-        return torch.cuda.Event()
+class _Event(torch.cuda.Event):
+    def synchronize(self) -> None:
+        pass
 
-    def wait_event(self, event: torch.cuda.Event) -> None:
+
+class _Stream:
+    def record_event(self) -> _Event:
+        return _Event()
+
+    def wait_event(self, event: _Event) -> None:
         pass
 
 
@@ -237,6 +243,7 @@ def gpu_stand_in(capability: tuple[int, int] = (8, 0)) -> Iterator[torch.device]
             (torch.autocast, "__enter__", _enter_both),
             (torch.autocast, "__exit__", _exit_both),
             (torch.nn.attention.varlen, "varlen_attn", _varlen),
+            (packing, "compiled_reader", lambda: packing.read_packed),  # kernels are the CPU's
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (Tensor, "to", lambda t, *args, **kwargs: _to(t, *_as_of(args), **kwargs)),
             (Tensor, "pin_memory", _pinned),

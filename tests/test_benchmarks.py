@@ -187,6 +187,37 @@ assert left() is None
 """
 
 
+BOUNDS = """
+import sys
+import torch
+import torch.nn.functional as F
+sys.path.insert(0, sys.argv[1])
+from lib.gpu import jpegs, memory
+
+for rate in (1_000, 3_000, 20_000):
+    for begin_s in (1.0, 15.0):
+        pass_s = begin_s + 3 * 32_768 / rate
+        repeats, rounds = jpegs.plan(begin_s, pass_s)
+        assert repeats >= 1 and rounds >= 1
+        spent = begin_s + pass_s + rounds * (begin_s + repeats * (pass_s - begin_s))
+        assert spent <= jpegs.ROUNDS_S, (rate, begin_s, spent)
+        assert rate < 20_000 or (repeats, rounds) == (jpegs.REPEATS, jpegs.ROUNDS)
+assert jpegs.plan(0.2, 0.1)[0] >= 1
+
+images, texts = F.normalize(torch.randn(2, 40, 16), dim=-1).to(memory.DEVICE)
+logits, own = 10 * images @ texts.T, torch.arange(40, device=memory.DEVICE)
+both = float(F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+for chunk in (7, 40):
+    assert abs(memory._own_loss("softmax", images, texts, chunk) - both) < 0.02
+"""
+
+
+def test_a_part_for_a_gpu_is_bounded_and_its_softmax_is_clips(tmp_path):
+    """However slow the tars are read; and texts in blocks give the loss of all at once."""
+    done = run("-c", BOUNDS, ROOT / "benchmarks")
+    assert done.returncode == 0, done.stderr
+
+
 def test_parts_for_a_gpu_begin_anew_where_one_was_cut_short(tmp_path):
     """Its weights are written again, and its memory is not counted."""
     half = tmp_path / "bert.part"

@@ -28,7 +28,7 @@ Spells = Callable[..., list[list[int]]]
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else the machine runs while tests do."""
     monkeypatch.setattr(machine_load, "_seconds", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr(machine_load, "_warned", False)
+    monkeypatch.setattr(machine_load, "_warned", set())
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_loaded_machine_is_named_once_and_its_times_are_kept_for_an_hour(
     measure_costs(tiny_model, (48,), batch_size=1, repeats=1, spell_s=0.0)
     said = capsys.readouterr().err
     assert said.count("other programs took 50% of this machine's processors") == 1
-    machine_load._warned = False
+    machine_load._warned.clear()
     measure_costs(tiny_model, (48,), batch_size=1, repeats=1, spell_s=0.0)
     assert "images/s may be worse" in capsys.readouterr().err
 
@@ -151,6 +151,21 @@ def test_what_this_process_does_is_no_load_of_others(monkeypatch: pytest.MonkeyP
     looks = iter([(10.0, 5.0, 1.0), (14.0, 9.0, 4.8)])
     monkeypatch.setattr(machine_load, "_seconds", lambda: next(looks))
     assert machine_load.OthersLoad().share() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("others_gib", "told"), [(0.0, 0), (0.4, 0), (6.0, 1)])
+def test_programs_on_the_same_gpu_are_named_once(others_gib, told, monkeypatch, capsys) -> None:
+    """Neither what torch keeps counts, nor half a GiB of CUDA's own."""
+    own, context, total = 80 * 2**30, 2**29, 140 * 2**30
+    free = total - own - context - int(others_gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: own)
+    for _ in range(2):
+        shared = machine_load.warn_if_shared(torch.device("cuda", 0), "images/s")
+        assert shared == bool(told)
+    assert not machine_load.warn_if_shared(torch.device("cpu"), "images/s")
+    said = capsys.readouterr().err
+    assert said.count("other programs hold up to 6.5 GiB of this GPU's memory: images/s") == told
 
 
 def set_age(file: Path, age: datetime.timedelta | None) -> None:

@@ -18,10 +18,10 @@ CONFIGS = (
     "contrastive.dense.config.DenseConfig",
     "retrieval.server.config.ServeConfig",
 )
-# Flags of deepspeed, pip, tar, img2dataset and open_clip, and of this project's benchmarks.
+# Flags of deepspeed, docker, pip, tar, img2dataset and open_clip, and of this project's benchmarks.
 OTHERS = {
     "num_gpus", "num_accelerators", "include", "hostfile", "master_port", "group", "no-deps",
-    "accum-freq", "dereference", "hard-dereference",
+    "accum-freq", "dereference", "hard-dereference", "shm-size",
     "url_list", "input_format", "url_col", "caption_col", "output_format", "output_folder",
     "image_size", "resize_mode", "resize_only_if_bigger", "kinds", "boxes",
     "table", "rounds", "seeds", "counts", "mixtures", "index-types", "sizes", "list", "part",

@@ -136,6 +136,23 @@ def test_a_gpu_that_fails_in_a_search_leaves_it_to_the_cpu(
     assert capsys.readouterr().err.count("searching on the CPU") == 1
 
 
+@pytest.mark.parametrize("index_type", ["ivf", "ivfpq"])
+def test_lists_are_refused_as_replicas_by_several_gpus_alone(
+    index_type, lists, embeddings: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """One GPU holds every vector, whatever it is called."""
+    build_index(embeddings, tmp_path / "index", index_type=index_type, device="cpu")
+    queries = all_vectors(embeddings)[0][::60]
+    one, same = (Snapshot.open(tmp_path / "index", where) for where in ("cuda", "replicas"))
+    assert [type(copy) for copy in same._gpu.values()] == [gpus.ListsOnGpus]
+    np.testing.assert_array_equal(
+        same.nearest(queries, 10, PATCH)[1], one.nearest(queries, 10, PATCH)[1]
+    )
+    monkeypatch.setattr(gpus, "num_gpus", lambda device: 2)
+    with pytest.raises(UsageError, match="replicas take no nprobe"):
+        Snapshot.open(tmp_path / "index", "replicas")
+
+
 def test_faiss_is_not_asked_on_a_gpu_that_is_nearly_full(lists, monkeypatch, capsys) -> None:
     """It would end the process."""
     index = new_index("ivf", 8, 100, np.eye(100, 8, dtype=np.float32)).index

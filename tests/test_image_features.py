@@ -73,7 +73,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(data, tmp_path, monkeypatc
     FeatureSource(tower, data, SIZES)
     assert np.array_equal(np.load(lost), kept[lost][1])
     assert all(file.stat().st_mtime_ns == kept[file][0] for file in files[1:])
-    monkeypatch.setattr("contrastive.image_features.compute_features", pytest.fail)
+    monkeypatch.setattr("contrastive.image_features.start_features", pytest.fail)
     FeatureSource(tower, data, SIZES)  # complete: nothing is computed
 
 
@@ -97,7 +97,7 @@ def test_a_cache_of_an_earlier_transform_is_used_with_it(data, monkeypatch):
     with pytest.raises(UsageError, match=words):
         FeatureSource(tower, data, SIZES)
     assert keep_cached_transform(tower, data.features)
-    monkeypatch.setattr("contrastive.image_features.compute_features", pytest.fail)
+    monkeypatch.setattr("contrastive.image_features.start_features", pytest.fail)
     FeatureSource(tower, data, SIZES)
     assert not keep_cached_transform(tower, "")
 

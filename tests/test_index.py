@@ -2,22 +2,26 @@
 
 import json
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
+import torch
 from index_maker import PATCH, all_vectors, nearest, recall, write_embeddings
 
 from contrastive.model.lit import LitModel
 from data.errors import UsageError
 from retrieval.embed.partitions import vector_file
-from retrieval.index import gpus, row_sources
+from retrieval.index import gpus, row_sources, segments
 from retrieval.index.build import build_index, delete_ids
 from retrieval.index.choose import RERANKED, bytes_per_vector, choose_index_type, pq_bytes
 from retrieval.index.config import GPU_INDEX_TYPES, INDEX_TYPES
 from retrieval.index.create import new_index
+from retrieval.index.manifest import read_index_manifest
 from retrieval.index.nearest import search_params
 from retrieval.index.snapshot import Snapshot
 from retrieval.search.searcher import Searcher
@@ -47,6 +51,53 @@ def test_index_finds_what_an_exact_scan_finds(
     assert (np.diff(similarities, axis=1) <= 0).all()
     everything = snapshot.nearest(queries[:2], 10, PATCH, exact=True)[1]
     assert recall(everything, nearest(queries[:2], vectors, ids, 10)) >= 0.95
+
+
+def test_words_are_written_while_vectors_are_added(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, adding = threading.Event(), threading.Event()
+    write, add = segments.write_words, segments.add
+
+    def write_later(*args: Any) -> Any:
+        begun.set()
+        assert adding.wait(60)
+        return write(*args)
+
+    def add_later(*args: Any) -> None:
+        adding.set()
+        assert begun.wait(60)
+        add(*args)
+
+    build_index(embeddings, tmp_path / "plain", index_type="flat", device="cpu")
+    monkeypatch.setattr(segments, "write_words", write_later)
+    monkeypatch.setattr(segments, "add", add_later)
+    build_index(embeddings, tmp_path / "index", index_type="flat", device="cpu")
+    plain, index = (read_index_manifest(tmp_path / name) for name in ("plain", "index"))
+    assert plain.segments == index.segments  # sizes and digests of all files
+
+
+def test_vectors_that_fail_leave_no_thread_that_writes(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, Any]] = []
+    write, failed = segments.write_words, threading.Event()
+
+    def write_later(*args: Any) -> Any:
+        assert failed.wait(60)
+        written.append(write(*args))
+        return written[-1]
+
+    def fail(*_: Any) -> None:
+        failed.set()
+        raise UsageError("no more")
+
+    monkeypatch.setattr(segments, "write_words", write_later)
+    monkeypatch.setattr(segments, "add", fail)
+    with pytest.raises(UsageError, match="no more"):
+        build_index(embeddings, tmp_path / "index", index_type="flat", device="cpu")
+    assert len(written) == 1  # the thread has ended
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("index_type", INDEX_TYPES)
@@ -314,7 +365,12 @@ def test_gpu_search_agrees_with_the_cpu(
 ) -> None:
     build_index(embeddings, tmp_path / "index", index_type=index_type)
     queries = all_vectors(embeddings)[0][::60]
-    cpu, gpu = (Snapshot.open(tmp_path / "index", where) for where in ("cpu", device))
+    cpu = Snapshot.open(tmp_path / "index", "cpu")
+    if device == "replicas" and index_type.startswith("ivf") and torch.cuda.device_count() > 1:
+        with pytest.raises(UsageError, match="replicas take no nprobe"):
+            Snapshot.open(tmp_path / "index", device)
+        return
+    gpu = Snapshot.open(tmp_path / "index", device)
     for where in (None, {"even": True}, {"key": {"in": ["0-0-2", "0-2-5"]}}):
         expected = cpu.nearest(queries, 10, PATCH, where)
         found = gpu.nearest(queries, 10, PATCH, where)

@@ -143,6 +143,20 @@ def test_the_kernel_is_not_asked_for_where_it_is_missing_or_turned_off(monkeypat
     assert not has_kernel(gpu)
 
 
+def test_attention_elsewhere_keeps_its_kernels_meanwhile(monkeypatch):
+    """torch's switches are the process's, and a service reads texts in another thread."""
+
+    def varlen_attn(query, *_, **__):
+        flash = torch.backends.cuda
+        assert flash.math_sdp_enabled()
+        assert flash.mem_efficient_sdp_enabled()
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    query, bounds = torch.zeros(3, 1, 8), torch.tensor([0, 3], dtype=torch.int32)
+    assert attend_within(query, query, query, bounds, 3).equal(query)
+
+
 def test_cudnn_is_not_asked_which_plans_for_every_number_of_tokens(monkeypatch):
     """Also where torch, of which a GPU of another kind than this machine's is asked, prefers it."""
 
@@ -155,6 +169,9 @@ def test_cudnn_is_not_asked_which_plans_for_every_number_of_tokens(monkeypatch):
     chosen: list[int] = []
     real = varlen._select_backend
     monkeypatch.setattr(varlen, "_select_backend", select)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     monkeypatch.setattr(varlen, "_should_use_cudnn", lambda _: True)
     monkeypatch.setattr(varlen, "_cudnn_version", lambda _: 92600)
     monkeypatch.setattr(varlen, "_cudnn_decode_disabled", lambda _: False)
@@ -162,6 +179,7 @@ def test_cudnn_is_not_asked_which_plans_for_every_number_of_tokens(monkeypatch):
         query = torch.empty(100, 4, 64, device="cuda", dtype=torch.bfloat16)
         bounds = torch.empty(5, device="cuda", dtype=torch.int32)
         varlen.varlen_attn(query, query, query, bounds, bounds, 30, 30)
+        assert has_kernel(query.device)
         found = attend_within(query, query, query, bounds, 30, 0.1)
     assert found.shape == query.shape
     assert chosen == [varlen._CUDNN_ATTENTION_BACKEND, varlen._FLASH_ATTENTION_BACKEND]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.distributed import send
 from contrastive.vision.grids import PatchGrid, choose_grid
 from contrastive.vision.packed.forward import packed_features, packs
 from contrastive.vision.tower import VisionTower
@@ -54,7 +55,7 @@ def shaped_pixels(
 def read_pixels(tower: VisionTower, images: ShapedImages) -> list[ShapedPixels]:
     """What loader processes resized, normalised on the tower's device."""
     device = next(tower.parameters()).device
-    flat = images.pixels.to(device, non_blocking=True)[:, None]
+    flat = send(images.pixels, device)[:, None]
     views = images.views(tower.transform.normalise(flat)[:, 0])
     return [ShapedPixels(cut.patch_size, v) for cut, v in zip(images.cuts, views, strict=True)]
 
@@ -114,7 +115,7 @@ def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float
     features = torch.empty(len(images), tower.embed_dim, device=device)
     if len({(size, pixels.shape) for size, pixels in images}) < 2 or not packs(tower):
         for patch_size, places, pixels in by_shape(images):
-            features[places] = tower(pixels.to(device), patch_size)
+            features[send(torch.tensor(places), device)] = tower(pixels.to(device), patch_size)
         return features
     finest = tower.patch_sizes[-1]
     num_tokens = [
@@ -127,7 +128,7 @@ def shaped_features(tower: VisionTower, images: Sequence[ShapedPixels]) -> Float
             (finest if size is None else size, pixels.to(device)) for size, _, pixels in groups
         ]
         order = [part[number] for _, numbers, _ in groups for number in numbers]
-        features[order] = packed_features(tower, packed)
+        features[send(torch.tensor(order), device)] = packed_features(tower, packed)
     return features
 
 

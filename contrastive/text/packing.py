@@ -5,6 +5,8 @@ attention implementation of its own name. For towers whose positions are numbers
 can be given, and whose pooling is ours.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,15 +78,33 @@ def first_position(config: Any) -> int | None:
     return first if absolute and fits and not dropout and not decoder else None
 
 
-def read_packed(net: Any, tokens: PackedTokens, first_position: int) -> Float[Tensor, "n w"]:
+def read_packed(
+    net: Any,
+    ids: Int[Tensor, " n"],
+    positions: Int[Tensor, " n"],
+    bounds: Int[Tensor, " bounds"],
+    longest: int,
+) -> Float[Tensor, "n w"]:
     """The last layer's vector of each token. `net` attends by `ATTENTION` (`register`)."""
     out = net(
-        input_ids=tokens.ids[None],
-        position_ids=tokens.positions[None] + first_position,
-        cu_seq_lens_q=tokens.bounds,
-        max_length_q=tokens.longest,
+        input_ids=ids[None],
+        position_ids=positions[None],
+        cu_seq_lens_q=bounds,
+        max_length_q=longest,
     )
     return out.last_hidden_state[0]
+
+
+def compiled_reader() -> Callable[..., Tensor]:
+    """`read_packed` by torch.compile, for any number of texts and tokens.
+
+    The kernels follow from the network and the first call alone, not from timings, and what is
+    random is drawn as without, so that a run can be resumed bit for bit.
+    """
+    # torch.compile reads .grad of what it is given, which warns
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    options: dict[str, Any] = {"deterministic": True, "fallback_random": True}
+    return torch.compile(read_packed, dynamic=True, options=options)
 
 
 def pool_packed(

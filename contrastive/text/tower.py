@@ -70,6 +70,10 @@ class TextTower(nn.Module):
         """One vector per text, where it `can_pack`."""
         raise NotImplementedError
 
+    def compile_packed(self, on: bool = True) -> None:
+        """torch.compile how packed texts are read, where it `can_pack`; off: no longer."""
+        raise NotImplementedError
+
     def compile_net(self) -> None:
         """torch.compile what costs most, for texts of any length."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Text towers of transformers: any encoder, and the text models of CLIP and SigLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class HFTextTower(TextTower):
         self.width = int(net.config.hidden_size)
         self.own_projection = None
         self._first_position = packing.first_position(net.config)
+        self._read_packed: Callable[..., Tensor] = packing.read_packed
         packing.register()
 
     @property
@@ -56,8 +57,12 @@ class HFTextTower(TextTower):
     def forward_packed(self, tokens: PackedTokens) -> Float[Tensor, "m w"]:
         assert self._first_position is not None
         self._attend_by(packing.ATTENTION)
-        vectors = packing.read_packed(self.net, tokens, self._first_position)
+        positions = tokens.positions + self._first_position
+        vectors = self._read_packed(self.net, tokens.ids, positions, tokens.bounds, tokens.longest)
         return packing.pool_packed(vectors, tokens, self.pooling)
+
+    def compile_packed(self, on: bool = True) -> None:
+        self._read_packed = packing.compiled_reader() if on else packing.read_packed
 
     def compile_net(self) -> None:
         self.net.compile(dynamic=True)

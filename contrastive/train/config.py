@@ -30,7 +30,8 @@ class TrainConfig(RunConfig):
     """Patch sizes of these evaluations. Empty: the coarsest that is trained."""
     compile: bool = False
     """torch.compile both towers, at zero.stage 3 the image tower alone: up to a minute at the
-    start, so for long runs on GPUs. CPUs gain little (benchmarks/compile.py)."""
+    start, so for long runs on GPUs, where packed texts are compiled anyway. CPUs gain little
+    (benchmarks/compile.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ from contrastive.text.tower import TextTower
 from contrastive.text_features import fill_text_vectors, fill_texts, open_text_vectors
 from contrastive.train.closed_form import INIT_FILE, closed_form_init
 from contrastive.train.config import TrainConfig, check_fit
-from contrastive.train.micro_batch import find_micro_batch_size
+from contrastive.train.micro_batch import compile_texts, find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.earlier import keep_cached_transform, keep_transform
 from contrastive.vision.load import load_vision_tower
@@ -85,8 +85,7 @@ def _train(
             loss = run.train_step(batch, features, valid)
             step += 1
             if log.step(step, loss, int(valid.sum()), batch.errors):
-                packed = int(run.train_step.packed)
-                log.line(step, lr=lr, patch_size=run.draw(batch.step), texts_packed=packed)
+                log.line(step, lr=lr, patch_size=run.draw(batch.step), **run.texts)
             if callbacks and cfg.eval_due(step):
                 with log.paused():
                     for callback in callbacks:
@@ -119,6 +118,15 @@ class _Run:
     first_step: int
     identity: dict[str, Any]
     """Of the checkpoints: what a resume must bring again."""
+    texts_compiled: bool
+
+    @property
+    def texts(self) -> dict[str, int]:
+        """How texts are read, as metrics.jsonl says it."""
+        return {
+            "texts_packed": int(self.train_step.packed),
+            "texts_compiled": int(self.texts_compiled),
+        }
 
     def save(self, cfg: TrainConfig, step: int, figures: dict[str, float]) -> None:
         """`model/` and a checkpoint."""
@@ -155,6 +163,11 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
         captions, cached = cfg.data.captions_per_image, vectors is not None
         texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions, cached)
         shape = _shape(cfg, texts)
+    texts_compiled = (
+        vectors is None
+        and cfg.zero.stage < 3
+        and compile_texts(model, shape.micro_batch_size, dtype)
+    )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     hold = cfg.text.decay_to_start
     engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint, hold)
@@ -163,7 +176,7 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)
 
     train_step = TrainStep(model, engine, shape, cfg.seed, dtype)
-    return _Run(model, engine, pipeline, source, draw, train_step, step, identity)
+    return _Run(model, engine, pipeline, source, draw, train_step, step, identity, texts_compiled)
 
 
 def _shape(cfg: TrainConfig, micro_batch_size: int) -> BatchShape:

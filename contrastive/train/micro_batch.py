@@ -1,4 +1,6 @@
-"""How many texts go through the text tower at once: enough to be fast, few enough to fit."""
+"""How many texts go through the text tower at once, and compiling it for as many."""
+
+import warnings
 
 import torch
 
@@ -9,6 +11,7 @@ from contrastive.run.zero import largest_divisor
 from contrastive.text.encoder import TextVectors
 from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
+from contrastive.text.tower import TextTower
 from contrastive.train.step import packs_texts
 from data.token_ids import TokenIds
 
@@ -49,10 +52,44 @@ def _longest(
     tower, device = model.text.encoder.tower, distributed.device()
     if cached:
         return TextVectors(torch.ones(num_texts, tower.width)).to(device)
-    ids = tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
-    texts = TokenIds.of([ids] * num_texts)
+    texts = TokenIds.of([_long_text(tower)] * num_texts)
     packed = packs_texts(tower, device, dtype)
     return (PackedTokens.of(texts) if packed else TokenBatch.of(tower, texts)).to(device)
+
+
+def _long_text(tower: TextTower) -> list[int]:
+    return tower.tokenizer(["word " * tower.tokenizer.context_length])[0]
+
+
+def compile_texts(model: LitModel, micro_batch_size: int, dtype: torch.dtype) -> bool:
+    """Compile the text tower where its texts are packed. Returns whether it is, on all ranks alike.
+
+    Compiled for a micro-batch that follows from the tower and the size alone, not for the first of
+    the data, so that a resumed run has the same kernels. To be called before DeepSpeed has the
+    model, and below ZeRO 3, which gathers and frees parameters within the network.
+    """
+    tower = model.text.encoder.tower
+    if not packs_texts(tower, distributed.device(), dtype):
+        return False
+    ids = _long_text(tower)
+    shares = (ids[: 1 + number % len(ids)] for number in range(micro_batch_size))
+    tokens = PackedTokens.of(TokenIds.of(list(shares))).to(distributed.device())
+    failure = ""
+    try:
+        tower.compile_packed()
+        _trial(model, tokens, micro_batch_size, dtype)
+        with torch.no_grad(), autocast(dtype):  # as softmax first reads several micro-batches
+            model.text(tokens)
+    except Exception as error:  # a compiler is missing, or one that fails: it is only for speed
+        model.trained.zero_grad(set_to_none=True)
+        failure = f"{type(error).__name__}: {error}".splitlines()[0]
+    failed = torch.tensor([float(bool(failure))], device=distributed.device())
+    if not distributed.all_gather(failed).any():
+        return True
+    tower.compile_packed(False)
+    if failure:
+        warnings.warn(f"texts are read without torch.compile, more slowly: {failure}", stacklevel=2)
+    return False
 
 
 def _peak_bytes(
@@ -61,23 +98,38 @@ def _peak_bytes(
     num_images: int,
     dtype: torch.dtype,
 ) -> int:
-    """Peak memory of a forward and backward over these texts, and with a head over a rank's share
-    of the images."""
+    """Peak memory of a trial."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _trial(model, tokens, num_images, dtype)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _trial(
+    model: LitModel,
+    tokens: TokenBatch | PackedTokens | TextVectors,
+    num_images: int,
+    dtype: torch.dtype,
+) -> None:
+    """A forward and backward over these texts, and with a head over a rank's share of the images;
+    leaves no gradients."""
     device = distributed.device()
     side, head = model.text, model.head
     width = side.encoder.projection.out_features
     images = torch.zeros(num_images, width, device=device, dtype=dtype)
     labels = torch.arange(num_images, device=device)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     slopes = torch.zeros_like(images, dtype=torch.float32) if head else None
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(dtype):
         embeds, scale, bias = side(tokens)
         own = head(images[:: distributed.world_size()].float()).sum() if head else 0
     positives = Positives(labels, torch.arange(len(embeds), device=device) % num_images)
     share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
     (share + own).backward()
-    peak = torch.cuda.max_memory_allocated() - before
     model.trained.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    return peak
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """As DeepSpeed's engine has it."""
+    return torch.autocast(distributed.device().type, dtype, enabled=dtype == torch.bfloat16)

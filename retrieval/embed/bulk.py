@@ -10,18 +10,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from contrastive.distributed import barrier, gather_objects, is_main, rank, world_size
+from contrastive.fetching import one_ahead
 from contrastive.image_features import images_read_together
 from contrastive.model.lit import LitModel
 from contrastive.model.with_fit import with_fit
 from contrastive.run.lock import locked
 from contrastive.vision.config import is_library_spec
+from data.batch import EvalBatch
 from data.config import NUM_WORKERS, Fit, OnError
 from data.errors import DataError, UsageError, check_utf8
 from data.files import file_digest, link_or_copy, replace_folder, write_json
@@ -30,7 +35,7 @@ from data.progress import Progress
 from data.shards.identity import Identity, confirm, identity, stamp
 from retrieval.detail import Detail, folder_name, manifest_format, of_manifest, said, to_manifest
 from retrieval.embed.config import BATCH_SIZE, check_batches
-from retrieval.embed.encode import check_details, embed_batch, reader_cuts
+from retrieval.embed.encode import check_details, reader_cuts, start_batch
 from retrieval.embed.manifest import read_manifest
 from retrieval.embed.partitions import (
     PartitionWriter,
@@ -38,6 +43,9 @@ from retrieval.embed.partitions import (
     partition_files,
     read_facts,
 )
+
+Step = tuple[int, EvalBatch | None, bool]  # of `ShardReader.steps`
+Embeds = Mapping[Detail, Float[np.ndarray, "b d"]]
 
 
 def embed_shards(
@@ -162,21 +170,29 @@ def _write_partitions(
 ) -> None:
     """A partition for each shard of `reader`; numbers: theirs, in turn."""
     seen = 0
+    found: dict[int, Future[Identity]] = {}
     with ThreadPoolExecutor(1) as digesting, ExitStack() as opened:
+
+        def start() -> Iterator[tuple[Step, Callable[[], Embeds]]]:
+            for position, batch, last in reader.steps():
+                if position not in found:  # beside the forwards
+                    found[position] = digesting.submit(identity, reader.shards[position])
+                embeds = dict if batch is None else start_batch(model, batch, details)
+                yield (position, batch, last), embeds
+
         writer: PartitionWriter | None = None
-        for position, batch, last in reader.steps():
+        for (position, batch, last), embeds in one_ahead(start()):
             shard = reader.shards[position]
             if writer is None:
                 made = PartitionWriter(partial, numbers[position], shard, details, model.embed_dim)
                 writer = opened.enter_context(made)
-                found = digesting.submit(identity, shard)  # beside the forwards
             if batch is not None:
-                writer.add(batch, embed_batch(model, batch, details))
+                writer.add(batch, embeds)
                 seen += len(batch.keys)
                 bar.set_postfix(images=seen)
             if last:
                 try:
-                    known = found.result()
+                    known = found.pop(position).result()
                     seen_as = (reader.stamps.get(position, {}), stamp(shard))
                 except OSError as error:
                     raise DataError(f"shard {shard!r} went away while it was read") from error

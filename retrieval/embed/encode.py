@@ -1,11 +1,13 @@
 """Batches of images to embeddings, at several patch sizes or within several budgets of tokens."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from contrastive.distributed import send
+from contrastive.fetching import one_ahead, start_fetch
 from contrastive.model.lit import LitModel
 from contrastive.model.shaped import ShapedPixels, grid_of, read_pixels
 from contrastive.vision.grids import GridCuts
@@ -18,16 +20,17 @@ from retrieval.embed.config import check_sizes
 def embed_batches(
     model: LitModel, reader: Iterable[EvalBatch], details: Sequence[Detail]
 ) -> Iterator[tuple[EvalBatch, dict[Detail, Float[np.ndarray, "b d"]]]]:
-    """Each batch of `reader` with its unit-norm float32 embeddings by patch size or budget."""
-    for batch in reader:
-        yield batch, embed_batch(model, batch, details)
+    """Each batch of `reader` with its unit-norm float32 embeddings by patch size or budget; the
+    next one is begun before."""
+    return one_ahead((batch, start_batch(model, batch, details)) for batch in reader)
 
 
-def embed_batch(
+def start_batch(
     model: LitModel, batch: EvalBatch, details: Sequence[Detail]
-) -> dict[Detail, Float[np.ndarray, "b d"]]:
-    """The embeddings of one batch, of a reader with `reader_cuts(model, details)`."""
-    return embed_pixels(model, (batch.images, batch.shaped), details)
+) -> Callable[[], dict[Detail, Float[np.ndarray, "b d"]]]:
+    """Start the embeddings of one batch, of a reader with `reader_cuts(model, details)`; call the
+    result to wait for them."""
+    return _start(model, (batch.images, batch.shaped), details)
 
 
 def embed_pixels(
@@ -36,15 +39,23 @@ def embed_pixels(
     details: Sequence[Detail],
 ) -> dict[Detail, Float[np.ndarray, "b d"]]:
     """The embeddings of `batch_pixels`, made by `ImageTransform.pixels` with `reader_cuts`."""
+    return _start(model, pixels, details)()
+
+
+def _start(
+    model: LitModel,
+    pixels: tuple[UInt8[Tensor, "b 3 s s"] | None, list[ShapedImages]],
+    details: Sequence[Detail],
+) -> Callable[[], dict[Detail, Float[np.ndarray, "b d"]]]:
     images, shaped = pixels
     if images is not None:
-        images = model.transform.normalise(images.to(model.device, non_blocking=True))
-        squares = [model.encode_image(images, patch_size=_size(detail)) for detail in details]
-        return {d: rows.cpu().numpy() for d, rows in zip(details, squares, strict=True)}
-    embeds: dict[Detail, np.ndarray] = {}
-    for detail, part in zip(details, shaped, strict=True):
-        embeds[detail] = model.embed_shaped(read_pixels(model.vision, part)).cpu().numpy()
-    return embeds
+        images = model.transform.normalise(send(images, model.device))
+        embeds = [model.encode_image(images, patch_size=_size(detail)) for detail in details]
+    else:
+        cuts = zip(details, shaped, strict=True)
+        embeds = [model.embed_shaped(read_pixels(model.vision, part)) for _, part in cuts]
+    fetched = start_fetch(embeds)
+    return lambda: {d: rows.numpy() for d, rows in zip(details, fetched(), strict=True)}
 
 
 def _size(detail: Detail) -> int:

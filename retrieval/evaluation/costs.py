@@ -12,7 +12,7 @@ from contrastive.model.lit import LitModel
 from contrastive.vision.tower import VisionTower
 from data.progress import Progress
 from retrieval.detail import Detail
-from retrieval.machine_load import OthersLoad, warn_if_busy
+from retrieval.machine_load import OthersLoad, warn_if_busy, warn_if_shared
 from retrieval.tower_speed import SPELL_S, square_image, time_forwards
 
 
@@ -61,6 +61,7 @@ def measure_costs(
             {size: shape for size, (_, shape) in squares.items()},
         )  # fmt: skip
     warn_if_busy(load.share(), "images/s")
+    warn_if_shared(device, "images/s")
     speeds = {size: [1 / second for second in seconds[size]] for size in patch_sizes}
     return [
         PatchCost(

@@ -215,10 +215,10 @@ def to_gpus(
         return None
     try:
         vectors = stored_vectors(index)
-        how = spread(index_type, device, 2 * bytes_held <= gpu_memory())
+        how = spread(index_type, device, 2 * bytes_held <= gpu_memory()) if gpus > 1 else "shards"
         if vectors is not None:
             devices = [torch.device("cuda", gpu) for gpu in range(gpus)]
-            return ExactVectors(vectors, devices, replicas=gpus > 1 and how == "replicas")
+            return ExactVectors(vectors, devices, replicas=how == "replicas")
         if index_type in GPU_INDEX_TYPES and not find_gpus().faiss:
             raise UsageError(f"{find_gpus().problem}; allowed: auto, cpu")
         if bytes_held // gpus + FAISS_BYTES > gpu_memory():

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_segment(
     index_type: IndexType,
     sources: Sequence[RowSource],
     span: tuple[int, int],
-    patch_sizes: Iterable[Detail],
+    patch_sizes: Sequence[Detail],
     width: int,
     schema: pa.Schema | None = None,
     gpus: int = 0,
@@ -60,6 +61,7 @@ def write_segment(
     schema: of the index's metadata; None takes that of the first source. gpus: that FAISS trains
     on. device: that finds the inverted list of each vector; None for FAISS on the CPU. progress: is
     told how many vectors were added. captions: queries to tune by, None for vectors of the segment.
+    Two threads write the words and digest files that are there, meanwhile.
     Memory: one patch size's index, and a block; 770 bytes a vector more while a GPU links an hnsw.
     Returns the segment's entry in the manifest, and
     what to tune it by per patch size, nothing for exact ones. Raises `UsageError` for rows whose
@@ -68,46 +70,52 @@ def write_segment(
     count = span[1] - span[0]
     index_type = type_for_count(index_type, count)
     ids = _write_rows(rows_file(folder, number), sources, span, schema)
-    trials: dict[Detail, Trial] = {}
-    for patch_size in patch_sizes:
-        sample, found = np.zeros((0, width), np.float32), None
-        if needs_tuning(index_type, count):
-            share = min(1.0, max(num_training(index_type, count), 2 * NUM_MOVED) / count)
-            sample = _sample(sources, patch_size, span, share, width)
-            queries = moved_vectors(sample) if captions is None else captions
-            found = RunningBest(queries, K)
-        by_gpu = index_type == "hnsw" and gpus > 0 and count >= MIN_LINKED and has_cagra()
-        index = new_index(index_type, width, count, sample, gpus, linked_later=by_gpu)
-        done = 0
-        for vectors in _vectors(sources, span, patch_size, width):
-            there = None
-            if found is not None:
-                there = torch.from_numpy(np.require(vectors, requirements="W")).to(device or "cpu")
-                found.add(there)
-            add(index, vectors, ids[done : done + len(vectors)], there if device else None)
-            done += len(vectors)
-            progress(len(vectors))
-        if by_gpu and (problem := link_by_gpu(faiss.downcast_index(index.index))):
-            say_once(f"the hnsw graph of {said(patch_size)} is made on the CPU: {problem}")
-            index = new_index(index_type, width, count, sample)
-            progress(-count)
-            for vectors in _vectors(sources, span, patch_size, width):
-                add(index, vectors, ids[index.ntotal : index.ntotal + len(vectors)])
-                progress(len(vectors))
-        if found is not None:
-            trials[patch_size] = Trial(queries, found.rows(), captions is not None)
-        file = index_file(folder, patch_size, number)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        try:
-            faiss.write_index(index, str(part))
-            whole = _read(part).ntotal == count  # FAISS does not say so where closing fails
-        except (RuntimeError, UsageError):
-            whole = False
-        if not whole:
-            raise UsageError(f"{part} cannot be written; is the disk full?")
-        part.replace(file)
     files = segment_files(folder, number, patch_sizes)
+    trials: dict[Detail, Trial] = {}
+    with ThreadPoolExecutor(2) as beside:  # of what the vectors keep busy
+        words = beside.submit(_write_words, folder, number)
+        digests = {"metadata": beside.submit(file_digest, rows_file(folder, number))}
+        for patch_size in patch_sizes:
+            sample, found = np.zeros((0, width), np.float32), None
+            if needs_tuning(index_type, count):
+                share = min(1.0, max(num_training(index_type, count), 2 * NUM_MOVED) / count)
+                sample = _sample(sources, patch_size, span, share, width)
+                queries = moved_vectors(sample) if captions is None else captions
+                found = RunningBest(queries, K)
+            by_gpu = index_type == "hnsw" and gpus > 0 and count >= MIN_LINKED and has_cagra()
+            index = new_index(index_type, width, count, sample, gpus, linked_later=by_gpu)
+            done = 0
+            for vectors in _vectors(sources, span, patch_size, width):
+                there = None
+                if found is not None:
+                    there = torch.from_numpy(np.require(vectors, requirements="W")).to(
+                        device or "cpu"
+                    )
+                    found.add(there)
+                add(index, vectors, ids[done : done + len(vectors)], there if device else None)
+                done += len(vectors)
+                progress(len(vectors))
+            if by_gpu and (problem := link_by_gpu(faiss.downcast_index(index.index))):
+                say_once(f"the hnsw graph of {said(patch_size)} is made on the CPU: {problem}")
+                index = new_index(index_type, width, count, sample)
+                progress(-count)
+                for vectors in _vectors(sources, span, patch_size, width):
+                    add(index, vectors, ids[index.ntotal : index.ntotal + len(vectors)])
+                    progress(len(vectors))
+            if found is not None:
+                trials[patch_size] = Trial(queries, found.rows(), captions is not None)
+            file = index_file(folder, patch_size, number)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_name(file.name + ".part")
+            try:
+                faiss.write_index(index, str(part))
+                whole = _read(part).ntotal == count  # FAISS does not say so where closing fails
+            except (RuntimeError, UsageError):
+                whole = False
+            if not whole:
+                raise UsageError(f"{part} cannot be written; is the disk full?")
+            part.replace(file)
+            digests[folder_name(patch_size)] = beside.submit(file_digest, file)
     entry = SegmentEntry(
         number,
         index_type,
@@ -115,8 +123,8 @@ def write_segment(
         first_id=int(ids[0]),
         last_id=int(ids[-1]),
         bytes={name: file.stat().st_size for name, file in files.items()},
-        blake2b={name: file_digest(file) for name, file in files.items()},
-        words=_write_words(folder, number),
+        blake2b={name: digests[name].result() for name in files},
+        words=words.result(),
     )
     return entry, trials
 

@@ -11,7 +11,7 @@ from contrastive import distributed
 from contrastive.image_features import FeatureSource, full_batch
 from contrastive.run.config import ZeroConfig
 from contrastive.text_features import fill_texts
-from contrastive.train.micro_batch import find_micro_batch_size
+from contrastive.train.micro_batch import compile_texts, find_micro_batch_size
 from contrastive.train.step import TrainStep
 from contrastive.vision.tower import VisionTower
 from data.config import DataConfig
@@ -49,6 +49,7 @@ class Training:
         micro = min(batch, 16) if scale.tiny else 0
         self.chunk = micro or find_micro_batch_size(self.model, batch, DTYPE)
         zero = ZeroConfig(precision=PRECISION, micro_batch_size=self.chunk)
+        compile_texts(self.model, self.chunk, DTYPE)
         self.step: TrainStep = build_step(self.model, zero, batch)
         shards = tars(folder / f"tars{mean_tokens}", scale, mean_tokens)
         features = str(folder / f"features{mean_tokens}") if cached else ""

@@ -78,7 +78,7 @@ def tars(folder: Path, scale: Scale, mean_tokens: int) -> tuple[str, ...]:
     done = folder / "done"
     if not done.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        images = _jpegs(min(DISTINCT, scale.samples))
+        images = jpegs(min(DISTINCT, scale.samples))
         texts = captions(scale.samples, mean_tokens, scale.vocabulary)
         for number in range(scale.tars):
             rows = range(number, scale.samples, scale.tars)
@@ -87,7 +87,7 @@ def tars(folder: Path, scale: Scale, mean_tokens: int) -> tuple[str, ...]:
     return (f"{folder}/*.tar",)
 
 
-def _jpegs(count: int) -> list[bytes]:
+def jpegs(count: int) -> list[bytes]:
     """Smooth noise, which compresses about as photos do."""
     draw, found = np.random.default_rng(0), []
     for _ in range(count):

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from contrastive import distributed
-from contrastive.model.loss import Positives, loss_share
+from contrastive.model.loss import Positives, logsumexps, loss_share
 from contrastive.run.config import ZeroConfig
 from contrastive.text_features import fill_texts
 from contrastive.train.micro_batch import find_micro_batch_size
@@ -122,16 +122,22 @@ def million(scale: Scale, folder: Path) -> Measured:
 
 
 def _own_loss(kind: Any, images: torch.Tensor, texts: torch.Tensor, chunk: int) -> float:
-    """This project's loss and its gradients, texts in blocks as a training step takes them."""
+    """This project's loss and its gradients, texts in blocks as a training step takes them: for
+    softmax twice, first for the sums."""
     scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
     bias = torch.tensor(-10.0, device=DEVICE, requires_grad=True)
     total = torch.zeros((), device=DEVICE)
     held = images.to(DTYPE) if CUDA else images  # as a training step holds them
     rows = torch.arange(len(images), device=DEVICE)
-    for start in range(0, len(texts), chunk):
-        part = texts[start : start + chunk].detach().requires_grad_()
-        own = rows[start : start + len(part)]
-        share = loss_share(kind, held, part, Positives(rows, own), scale, bias)
+    blocks = texts.detach().split(chunk)
+    known: list[Any] = [None] * len(blocks)
+    if kind == "softmax":
+        over_texts, over_images = zip(*(logsumexps(held, b, scale) for b in blocks), strict=True)
+        of_images = reduce(torch.logaddexp, over_texts)
+        known = [(of_images, of_block) for of_block in over_images]
+    for block, own, lse in zip(blocks, rows.split(chunk), known, strict=True):
+        part = block.detach().requires_grad_()  # its gradient goes with it
+        share = loss_share(kind, held, part, Positives(rows, own), scale, bias, lse)
         share.backward()
         total += share.detach()
     return float(total)
@@ -140,14 +146,15 @@ def _own_loss(kind: Any, images: torch.Tensor, texts: torch.Tensor, chunk: int) 
 def losses(scale: Scale, folder: Path) -> Measured:
     """Locked losses side by side: forward and backward over embeddings that are ready.
 
-    Ours: sigmoid, texts in blocks. memeff: LiT's softmax loss in Triton kernels. inf-cl: CLIP's
-    softmax, one way. open_clip: all logits at once.
+    Ours: texts in blocks; softmax both ways. memeff: LiT's softmax loss in Triton kernels, from
+    texts to images alone. inf-cl: CLIP's, the same way alone. open_clip: all logits at once.
     """
     pairs, width = scale.memory_batches[1], scale.embed_width
     images = F.normalize(torch.randn(pairs, width, device=DEVICE), dim=-1)
     texts = F.normalize(torch.randn(pairs, width, device=DEVICE), dim=-1)
     contenders: dict[str, Callable[[], object]] = {
         "FlexiLiT, sigmoid": lambda: _own_loss("sigmoid", images, texts, min(CHUNK, pairs)),
+        "FlexiLiT, softmax": lambda: _own_loss("softmax", images, texts, min(CHUNK, pairs)),
         "open_clip, sigmoid": lambda: _theirs(images, texts),
     }
     said: dict[str, Any] = {"pairs": pairs, "width": width}
@@ -193,4 +200,4 @@ def _inf_cl(images: torch.Tensor, texts: torch.Tensor) -> None:
     import inf_cl
 
     own = texts.detach().requires_grad_()
-    inf_cl.cal_flash_loss(own, images, scale=10.0).backward()
+    inf_cl.cal_flash_loss(own, images, scale=10.0).mean().backward()  # it gives each row's

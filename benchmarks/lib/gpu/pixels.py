@@ -1,52 +1,20 @@
-"""The image tower: embedding JPEG tars, images/s by patch size, mixed shapes, timm's plain ViT."""
+"""The image tower: images/s by patch size, mixed shapes, timm's plain ViT."""
 
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from contrastive import distributed
 from contrastive.image_features import full_batch
 from contrastive.model.shaped import shaped_features
-from lib.gpu.data import image_tower, tars, text_folder
+from lib.gpu.data import image_tower, text_folder
 from lib.gpu.results import Measured
 from lib.gpu.scale import DEVICE, DTYPE, Scale
 from lib.harness import Target, interleave
 from lib.lit_setup import build_model
 from lib.mixed_shapes import draw_requests, grouped, num_patches, squares
-from retrieval import embed_shards
 from retrieval.evaluation.costs import measure_costs
-
-WANTED = {16: 8_000, 30: 18_000}  # images/s, from 340x256 JPEGs
-ROUNDS = 3
-
-
-def embedding(scale: Scale, folder: Path) -> Measured:
-    """`embed_shards` at patch 16 and at 30; the first run of each reads the tars into memory."""
-    distributed.ensure_group()
-    text = text_folder(scale.minilm, scale.vocabulary, folder / f"bert{scale.minilm.width}")
-    model = build_model(image_tower(scale), text).eval()
-    model.save_pretrained(folder / "model")
-    tars(folder / "tars22", scale, 22)  # a part that was cut short may have left some
-    shards = sorted(map(str, folder.joinpath("tars22").glob("*.tar")))
-    rates: dict[int, list[float]] = {16: [], 30: []}
-    for _ in range(1 if scale.tiny else ROUNDS):
-        for size in rates:
-            out = folder / f"embeddings{size}"
-            shutil.rmtree(out, ignore_errors=True)
-            start = time.perf_counter()
-            embed_shards(
-                model, shards, [size], out, num_workers=scale.workers, model_dir=folder / "model"
-            )
-            rates[size].append(scale.samples / (time.perf_counter() - start))
-    figures = {f"images/s at patch {size}": sorted(speeds) for size, speeds in rates.items()}
-    return {"images": scale.samples, **figures}, [
-        Target(f"embedding JPEG tars, images/s at patch {size}", f">= {wanted}", max(rates[size]))
-        for size, wanted in WANTED.items()
-    ]
 
 
 def by_patch_size(scale: Scale, folder: Path) -> Measured:

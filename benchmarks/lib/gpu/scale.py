@@ -1,10 +1,11 @@
 """How large everything is: as the targets say, or tiny, to see on a CPU that the code runs."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from data.config import NUM_WORKERS
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
@@ -47,7 +48,7 @@ class Scale:
     embed_width: int = 512  # of the memory part's pairs, and of the index
     vectors: int = 1_000_000
     rounds: int = 7
-    workers: int = max(1, (os.cpu_count() or 4) - 2)
+    workers: int = NUM_WORKERS
 
 
 TINY = Scale(

@@ -1,13 +1,13 @@
 """A text tower's own best step, without this project: transformers, AdamW, tensors that are ready.
 
 Forward, backward and update of a batch of texts, against fixed vectors in place of a loss. Padded
-in one, four or eight groups of like length, or packed into one sequence: what is fastest counts.
+in one, four or eight groups of like length, or packed into one sequence, on a GPU with compiled
+blocks too: what is fastest counts.
 """
 
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from lib.gpu.data import captions, context, text_folder
-from lib.gpu.results import Measured
-from lib.gpu.scale import CUDA, DEVICE, Scale, autocast
+from lib.gpu.scale import CUDA, DEVICE, autocast
 from lib.harness import interleave
 
 GROUPS = (1, 4, 8)
-CHUNK = 4_096  # texts of one forward and backward of the compiled tower
 Step = Callable[[], None]
 
 
@@ -37,6 +34,8 @@ def best_text_step(
         for groups in GROUPS
     }
     ways["packed"] = partial(packed_step, folder, ids, chunk)
+    if CUDA:
+        ways["packed, blocks compiled"] = partial(packed_step, folder, ids, chunk, compiled=True)
     seconds = {}
     for name, make in ways.items():
         try:
@@ -128,6 +127,8 @@ def packed_step(folder: str, ids: list[list[int]], chunk: int, compiled: bool = 
     transformers.AttentionInterface.register("packed_texts", _packed_attention)
     transformers.AttentionMaskInterface.register("packed_texts", lambda *_, **__: None)
     net, optimizer = _tower(folder, "packed_texts")
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)  # each layer has a number: one each
     for layer in net.encoder.layer if compiled else ():
         layer.compile(dynamic=True)
     ready: list[tuple[list[Tensor], int]] = []
@@ -153,24 +154,3 @@ def packed_step(folder: str, ids: list[list[int]], chunk: int, compiled: bool = 
         optimizer.step()
 
     return step
-
-
-def compiled(scale: Scale, folder: Path) -> Measured:
-    """Packed texts of 22 tokens with compiled blocks, which no step of this project has unless it
-    is asked to compile."""
-    text = text_folder(scale.text, scale.vocabulary, folder / f"bert{scale.text.width}")
-    texts = captions(scale.batch, 22, scale.vocabulary, seed=1)
-    limit = context(22)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(text)
-    ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = 4 * scale.text.layers  # each has a number, for which it is compiled
-    said: dict[str, Any] = {"batch": scale.batch, "texts_at_a_time": min(CHUNK, scale.batch)}
-    for name, on in (("packed", False), ("packed, blocks compiled", True)):
-        try:
-            step = packed_step(text, ids, said["texts_at_a_time"], on)
-            median = interleave({name: step}, scale.rounds, warmup=2).median(name)
-            said[f"{name}, pairs/s"] = scale.batch / median
-        except Exception as error:
-            said[f"{name}, not run"] = f"{type(error).__name__}: {str(error)[:160]}"
-    return said, []

@@ -1,0 +1,123 @@
+"""Packed texts that torch.compile reads: as plain ones, by kernels that a resumed run has again."""
+
+import inspect
+import shutil
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY_TOWER
+from gradients import build_model, random_pairs
+from test_packing import vectors_and_gradients
+
+from contrastive import LitModel, distributed
+from contrastive.model.config import LossConfig
+from contrastive.text import packing
+from contrastive.text.packing import PackedTokens
+from contrastive.train import micro_batch
+from data.token_ids import TokenIds
+
+
+def attend_within(query, key, value, bounds, longest, scale):
+    """What the GPU's kernel computes, without a look at values, which would end a graph."""
+    text = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff(), output_size=len(query))
+    heads = [part.transpose(0, 1) for part in (query, key, value)]
+    own = text[:, None] == text
+    return F.scaled_dot_product_attention(*heads, attn_mask=own, scale=scale).transpose(0, 1)
+
+
+@pytest.fixture(autouse=True)
+def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile sees no checks of shapes around what it compiles, as outside of tests."""
+    monkeypatch.setattr(packing, "read_packed", inspect.unwrap(packing.read_packed))
+
+
+@pytest.fixture
+def packing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs texts on this CPU."""
+    monkeypatch.setattr(packing, "attend_within", attend_within)
+    monkeypatch.setattr(micro_batch, "packs_texts", lambda *_: True)
+
+
+def make_model(tiny_text: str) -> tuple[LitModel, TokenIds]:
+    """In train mode, and 24 texts of one to eight words."""
+    distributed.ensure_group()
+    torch.compiler.reset()
+    model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float32)
+    for module in model.text.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.to(distributed.device()).text.train()
+    return model, random_pairs(model, 24)[0].tokens
+
+
+def pack(texts: TokenIds) -> PackedTokens:
+    """As a training step does."""
+    return PackedTokens.of(texts).to(distributed.device())
+
+
+def read(model: LitModel, texts: TokenIds, dtype: torch.dtype = torch.float32) -> Any:
+    """Embeddings and gradients."""
+    with micro_batch.autocast(dtype):
+        return vectors_and_gradients(model.text.encoder, pack(texts))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_they_are_read_as_plain_ones_and_compiled_once(tiny_text, packing_here):
+    """Whatever number of texts and tokens a micro-batch has, with and without gradients."""
+    model, texts = make_model(tiny_text)
+    batches = [texts, texts[:5], texts[3:10], texts[2:4]]
+    plain = [read(model, part) for part in batches]
+    assert micro_batch.compile_texts(model, 40, torch.float32)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for part, (expected, slopes) in zip(batches, plain, strict=True):
+            got, own_slopes = read(model, part)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+            assert set(own_slopes) == set(slopes)
+            for name, slope in slopes.items():
+                torch.testing.assert_close(own_slopes[name], slope, rtol=1e-4, atol=1e-5, msg=name)
+            with torch.no_grad():
+                again = model.text.encoder(pack(part))
+            torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_they_give_the_same_bits_whatever_batch_came_first(tiny_text):
+    """A resumed run compiles anew, and its first batch is another."""
+    found = []
+    for first in (True, False):
+        model, texts = make_model(tiny_text)
+        assert micro_batch.compile_texts(model, 40, torch.bfloat16)
+        if first:
+            read(model, texts[2:4], torch.bfloat16)
+        found.append(read(model, texts, torch.bfloat16))
+    (embeds, slopes), (others, other_slopes) = found
+    assert embeds.equal(others)
+    for name, slope in slopes.items():
+        assert slope.equal(other_slopes[name]), name
+
+
+@pytest.mark.gpu
+def test_they_are_read_as_plain_ones_on_a_gpu(tiny_text):
+    model, texts = make_model(tiny_text)
+    expected, slopes = read(model, texts, torch.bfloat16)
+    assert micro_batch.compile_texts(model, 40, torch.bfloat16)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        got, own_slopes = read(model, texts, torch.bfloat16)
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+    both = [torch.cat([s[n].flatten() for n in sorted(slopes)]) for s in (own_slopes, slopes)]
+    assert (both[0] - both[1]).norm() <= 2e-2 * both[1].norm()
+
+
+def test_where_compiling_fails_they_are_read_plainly(tiny_text, packing_here, monkeypatch):
+    model, texts = make_model(tiny_text)
+    expected, _ = read(model, texts)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(packing, "compiled_reader", lambda: fail)
+    with pytest.warns(UserWarning, match=r"without torch\.compile.*Failed to find C compiler"):
+        assert not micro_batch.compile_texts(model, 40, torch.float32)
+    assert read(model, texts)[0].equal(expected)
