@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY_TOWER
 from gradients import build_model, random_pairs
-from test_packing import vectors_and_gradients
+from test_packing import BERT, vectors_and_gradients
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import BertConfig, BertModel
 
 from contrastive import LitModel, distributed
 from contrastive.model.config import LossConfig
 from contrastive.text import packing
 from contrastive.text.packing import PackedTokens
 from contrastive.train import micro_batch
+from contrastive.varlen import has_kernel
 from data.token_ids import TokenIds
 
 
@@ -30,7 +34,8 @@ def attend_within(query, key, value, bounds, longest, scale):
 @pytest.fixture(autouse=True)
 def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile sees no checks of shapes around what it compiles, as outside of tests."""
-    monkeypatch.setattr(packing, "read_packed", inspect.unwrap(packing.read_packed))
+    for name in ("read_packed", "_attention", "attend_within"):
+        monkeypatch.setattr(packing, name, inspect.unwrap(getattr(packing, name)))
 
 
 @pytest.fixture
@@ -80,6 +85,31 @@ def test_they_are_read_as_plain_ones_and_compiled_once(tiny_text, packing_here):
             with torch.no_grad():
                 again = model.text.encoder(pack(part))
             torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_with_the_kernel_of_a_gpu_they_are_one_graph(monkeypatch):
+    """For every number of texts and tokens; on tensors of a GPU that have no values."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append([node.name for node in graph.graph.nodes if "varlen" in node.name])
+        return graph.forward
+
+    packing.register()
+    sizes = BertConfig(**BERT | {"num_hidden_layers": 2})
+    reader = torch.compile(packing.read_packed, dynamic=True, backend=keep)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        assert has_kernel(torch.device("cuda"))
+        net = BertModel(sizes, add_pooling_layer=False)
+        net.set_attn_implementation(packing.ATTENTION)
+        for tokens, texts in ((40, 4), (60, 9)):
+            ids = torch.zeros(tokens, dtype=torch.int32)
+            bounds = torch.zeros(texts + 1, dtype=torch.int32)
+            found = reader(net, ids, ids.long(), bounds, texts)
+            assert (found.shape, found.device.type) == ((tokens, 32), "cuda")
+    assert [len(kernels) for kernels in graphs] == [2]  # of two layers
 
 
 @pytest.mark.gpu

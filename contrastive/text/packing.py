@@ -5,7 +5,6 @@ attention implementation of its own name. For towers whose positions are numbers
 can be given, and whose pooling is ours.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,8 +100,6 @@ def compiled_reader() -> Callable[..., Tensor]:
     The kernels follow from the network and the first call alone, not from timings, and what is
     random is drawn as without, so that a run can be resumed bit for bit.
     """
-    # torch.compile reads .grad of what it is given, which warns
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     options: dict[str, Any] = {"deterministic": True, "fallback_random": True}
     return torch.compile(read_packed, dynamic=True, options=options)
 
