@@ -1,7 +1,5 @@
 """How many texts go through the text tower at once, and compiling it for as many."""
 
-import warnings
-
 import torch
 
 from contrastive import distributed
@@ -13,6 +11,7 @@ from contrastive.text.packing import PackedTokens
 from contrastive.text.padding import TokenBatch
 from contrastive.text.tower import TextTower
 from contrastive.train.step import packs_texts
+from data.progress import say_once
 from data.token_ids import TokenIds
 
 CPU_TEXTS = 256  # texts; more are no faster on a CPU and only cost memory
@@ -88,7 +87,7 @@ def compile_texts(model: LitModel, micro_batch_size: int, dtype: torch.dtype) ->
         return True
     tower.compile_packed(False)
     if failure:
-        warnings.warn(f"texts are read without torch.compile, more slowly: {failure}", stacklevel=2)
+        say_once(f"texts are read without torch.compile, more slowly: {failure}")
     return False
 
 
