@@ -19,7 +19,7 @@ def start_fetch(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
     copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
-    done = torch.cuda.current_stream().record_event()
+    done = torch.cuda.current_stream(tensors[0].device).record_event()
 
     def wait() -> list[Tensor]:
         done.synchronize()

@@ -6,25 +6,22 @@ from torch import Tensor
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
+# cuDNN's attention, which torch prefers where it is, plans anew for every number of tokens. It is
+# turned off here, for good: torch's switches are the process's, so what one thread turned off for a
+# while would be off, or stay off, for another, and results would depend on what ran before.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 def has_kernel(device: torch.device) -> bool:
     """Whether the kernel runs there: in builds of torch that have it, and unless somebody has
-    turned it off.
-
-    Where it does, torch's attention no longer asks cuDNN, which plans anew for every number of
-    tokens. That is for good: torch's switches are the process's, so what one thread turned off for
-    a while would be off, or stay off, for another.
-    """
+    turned it off."""
     flash = torch.backends.cuda
-    runs = (
+    return (
         device.type == "cuda"
         and flash.is_flash_attention_available()
         and flash.flash_sdp_enabled()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-    if runs:
-        flash.enable_cudnn_sdp(False)
-    return runs
 
 
 def attend_within(

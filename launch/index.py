@@ -45,12 +45,14 @@ class Args:
     """open_clip:ARCHITECTURE@TAG or @FILE, transformers:FOLDER, or a model's folder. Not given: the
     one that the embeddings name."""
     index_type: IndexTypeChoice | None = None
-    """flat and flat16 are exact; the others approximate; auto picks and says why. Not given: auto,
-    with --compact the index's own. So are the next two."""
+    """flat and flat16 are exact; the others approximate; auto picks and says why. Not given: auto;
+    with --compact the index's own."""
     latency_ms: float | None = None
-    """Time that one query may take; auto picks by it. Not given: 10."""
+    """Time that one query may take; auto picks by it. Not given: 10; with --compact the
+    index's own."""
     memory_gib: float | None = None
-    """Memory that the index may take. 0, or not given: half of the CPU's or GPUs' memory."""
+    """Memory that the index may take. 0, or not given: half of the CPU's or GPUs' memory;
+    not given with --compact: the index's own."""
     device: Device = "auto"
     """Where FAISS trains, and what auto picks the index type for."""
     patch_sizes: tuple[int, ...] = ()
@@ -116,7 +118,7 @@ def check(args: Args) -> None:
     if args.add and not args.embeddings:
         raise UsageError("--add needs --embeddings")
     if args.images and not args.model:
-        raise UsageError("--images needs --model, the folder of the model that looks at them")
+        raise UsageError("--images needs --model, which looks at them")
     if None not in (args.refine_patch_size, args.refine_max_tokens):
         raise UsageError("give --refine-patch-size or --refine-max-tokens, not both")
     changes = args.delete or args.compact or args.words or args.regions or args.calibrate

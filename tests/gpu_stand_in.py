@@ -243,7 +243,7 @@ def gpu_stand_in(capability: tuple[int, int] = (8, 0)) -> Iterator[torch.device]
             (torch.autocast, "__enter__", _enter_both),
             (torch.autocast, "__exit__", _exit_both),
             (torch.nn.attention.varlen, "varlen_attn", _varlen),
-            (packing, "compiled_reader", lambda: packing.read_packed),  # kernels are the CPU's
+            (packing, "compiled_blocks", lambda _: None),  # kernels are the CPU's
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (Tensor, "to", lambda t, *args, **kwargs: _to(t, *_as_of(args), **kwargs)),
             (Tensor, "pin_memory", _pinned),

@@ -1,11 +1,14 @@
 """Packed texts that torch.compile reads: as plain ones, by kernels that a resumed run has again."""
 
 import inspect
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_training
 import torch
 import torch.nn.functional as F
 from conftest import TINY_TOWER
@@ -16,9 +19,10 @@ from transformers import BertConfig, BertModel
 
 from contrastive import LitModel, distributed
 from contrastive.model.config import LossConfig
+from contrastive.run.config import ZeroConfig
 from contrastive.text import packing
 from contrastive.text.packing import PackedTokens
-from contrastive.train import micro_batch
+from contrastive.train import loop, micro_batch, step
 from contrastive.varlen import has_kernel
 from data.token_ids import TokenIds
 
@@ -34,7 +38,7 @@ def attend_within(query, key, value, bounds, longest, scale):
 @pytest.fixture(autouse=True)
 def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile sees no checks of shapes around what it compiles, as outside of tests."""
-    for name in ("read_packed", "_attention", "attend_within"):
+    for name in ("_attention", "attend_within"):
         monkeypatch.setattr(packing, name, inspect.unwrap(getattr(packing, name)))
 
 
@@ -49,7 +53,7 @@ def make_model(tiny_text: str) -> tuple[LitModel, TokenIds]:
     """In train mode, and 24 texts of one to eight words."""
     distributed.ensure_group()
     torch.compiler.reset()
-    model = build_model(TINY_TOWER, tiny_text, LossConfig(), torch.float32)
+    model = build_model(TINY_TOWER, tiny_text, LossConfig(kind="softmax"), torch.float32)
     for module in model.text.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -87,6 +91,36 @@ def test_they_are_read_as_plain_ones_and_compiled_once(tiny_text, packing_here):
             torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_run_trains_what_it_does_without(
+    tiny_text, emoji_shards, tmp_path, packing_here, monkeypatch
+):
+    """At ZeRO 1, which lays parameters side by side in memory; of micro-batches none compiles."""
+    monkeypatch.setattr(step, "packs_texts", lambda *_: True)
+
+    def compiled(*args: Any) -> bool:
+        torch.compiler.reset()
+        assert micro_batch.compile_texts(*args)
+        torch.compiler.set_stance("fail_on_recompile")
+        return True
+
+    found = {}
+    for name, compile_texts in (("plain", lambda *_: False), ("compiled", compiled)):
+        monkeypatch.setattr(loop, "compile_texts", compile_texts)
+        cfg = test_training.config(tmp_path, name, tiny_text, emoji_shards, 1, steps=4)
+        zero = ZeroConfig(stage=1, micro_batch_size=8)
+        loss = LossConfig(kind="softmax")
+        cfg = replace(cfg, zero=zero, loss=loss, checkpoint_every=0, log_every=1)
+        try:
+            found[name] = test_training.weights(loop.train(cfg))
+        finally:
+            torch.compiler.set_stance("default")
+        lines = map(json.loads, (cfg.folder / "metrics.jsonl").read_text().splitlines())
+        assert {line["texts_compiled"] for line in lines} == {int(name == "compiled")}
+    a, b = (test_training.flat(weights, "text.") for weights in found.values())
+    assert test_training.relative(b, a) <= 1e-5
+
+
 def test_with_the_kernel_of_a_gpu_they_are_one_graph(monkeypatch):
     """For every number of texts and tokens; on tensors of a GPU that have no values."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -99,15 +133,16 @@ def test_with_the_kernel_of_a_gpu_they_are_one_graph(monkeypatch):
 
     packing.register()
     sizes = BertConfig(**BERT | {"num_hidden_layers": 2})
-    reader = torch.compile(packing.read_packed, dynamic=True, backend=keep)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         assert has_kernel(torch.device("cuda"))
         net = BertModel(sizes, add_pooling_layer=False)
         net.set_attn_implementation(packing.ATTENTION)
+        blocks = torch.compile(net.encoder, dynamic=True, backend=keep)
         for tokens, texts in ((40, 4), (60, 9)):
-            ids = torch.zeros(tokens, dtype=torch.int32)
+            hidden = torch.zeros(1, tokens, 32)
             bounds = torch.zeros(texts + 1, dtype=torch.int32)
-            found = reader(net, ids, ids.long(), bounds, texts)
+            out = blocks(hidden, cu_seq_lens_q=bounds, max_length_q=texts)
+            found = out.last_hidden_state[0]
             assert (found.shape, found.device.type) == ((tokens, 32), "cuda")
     assert [len(kernels) for kernels in graphs] == [2]  # of two layers
 
@@ -144,10 +179,10 @@ def test_where_compiling_fails_they_are_read_plainly(tiny_text, packing_here, mo
     model, texts = make_model(tiny_text)
     expected, _ = read(model, texts)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(packing, "compiled_reader", lambda: fail)
+    monkeypatch.setattr(packing, "compiled_blocks", lambda _: fail)
     assert not micro_batch.compile_texts(model, 40, torch.float32)
     assert "without torch.compile, more slowly: RuntimeError: Failed" in capfd.readouterr().err
     assert read(model, texts)[0].equal(expected)

@@ -169,20 +169,17 @@ def test_cudnn_is_not_asked_which_plans_for_every_number_of_tokens(monkeypatch):
     chosen: list[int] = []
     real = varlen._select_backend
     monkeypatch.setattr(varlen, "_select_backend", select)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    torch.backends.cuda.enable_cudnn_sdp(True)
     monkeypatch.setattr(varlen, "_should_use_cudnn", lambda _: True)
     monkeypatch.setattr(varlen, "_cudnn_version", lambda _: 92600)
     monkeypatch.setattr(varlen, "_cudnn_decode_disabled", lambda _: False)
     with FakeTensorMode():
         query = torch.empty(100, 4, 64, device="cuda", dtype=torch.bfloat16)
         bounds = torch.empty(5, device="cuda", dtype=torch.int32)
-        varlen.varlen_attn(query, query, query, bounds, bounds, 30, 30)
-        assert has_kernel(query.device)
         found = attend_within(query, query, query, bounds, 30, 0.1)
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+            attend_within(query, query, query, bounds, 30, 0.1)
     assert found.shape == query.shape
-    assert chosen == [varlen._CUDNN_ATTENTION_BACKEND, varlen._FLASH_ATTENTION_BACKEND]
+    assert chosen == [varlen._FLASH_ATTENTION_BACKEND, varlen._CUDNN_ATTENTION_BACKEND]
 
 
 @pytest.mark.gpu

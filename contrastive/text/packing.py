@@ -5,7 +5,9 @@ attention implementation of its own name. For towers whose positions are numbers
 can be given, and whose pooling is ours.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,31 +79,46 @@ def first_position(config: Any) -> int | None:
     return first if absolute and fits and not dropout and not decoder else None
 
 
-def read_packed(
-    net: Any,
-    ids: Int[Tensor, " n"],
-    positions: Int[Tensor, " n"],
-    bounds: Int[Tensor, " bounds"],
-    longest: int,
-) -> Float[Tensor, "n w"]:
+def read_packed(net: Any, tokens: PackedTokens, first_position: int) -> Float[Tensor, "n w"]:
     """The last layer's vector of each token. `net` attends by `ATTENTION` (`register`)."""
     out = net(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        cu_seq_lens_q=bounds,
-        max_length_q=longest,
+        input_ids=tokens.ids[None],
+        position_ids=tokens.positions[None] + first_position,
+        cu_seq_lens_q=tokens.bounds,
+        max_length_q=tokens.longest,
     )
     return out.last_hidden_state[0]
 
 
-def compiled_reader() -> Callable[..., Tensor]:
-    """`read_packed` by torch.compile, for any number of texts and tokens.
+def compiled_blocks(net: Any) -> Callable[..., Any]:
+    """The blocks of `net` by torch.compile, for any number of texts and tokens (`blocks_by`).
 
-    The kernels follow from the network and the first call alone, not from timings, and what is
-    random is drawn as without, so that a run can be resumed bit for bit.
+    The kernels follow from the blocks and the first call alone, not from timings, and what is
+    random is drawn as without, so that a run can be resumed bit for bit. Embeddings stay out: their
+    compiled gradients are sums in no fixed order.
     """
+    # torch.compile reads .grad of what comes from the embeddings, which warns
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     options: dict[str, Any] = {"deterministic": True, "fallback_random": True}
-    return torch.compile(read_packed, dynamic=True, options=options)
+    return torch.compile(_blocks(net)._call_impl, dynamic=True, options=options)
+
+
+@contextmanager
+def blocks_by(net: Any, compiled: Callable[..., Any] | None) -> Iterator[None]:
+    """Within, the blocks of `net` are run by `compiled`; None: as they are."""
+    if compiled is None:
+        yield
+        return
+    blocks = _blocks(net)
+    blocks._compiled_call_impl = compiled  # as `nn.Module.compile` does
+    try:
+        yield
+    finally:
+        blocks._compiled_call_impl = None
+
+
+def _blocks(net: Any) -> Any:
+    return net.transformer if net.config.model_type == "distilbert" else net.encoder
 
 
 def pool_packed(

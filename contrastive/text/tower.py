@@ -71,7 +71,7 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     def compile_packed(self, on: bool = True) -> None:
-        """torch.compile how packed texts are read, where it `can_pack`; off: no longer."""
+        """torch.compile the blocks that read packed texts, where it `can_pack`; off: no longer."""
         raise NotImplementedError
 
     def compile_net(self) -> None:

@@ -36,7 +36,7 @@ class HFTextTower(TextTower):
         self.width = int(net.config.hidden_size)
         self.own_projection = None
         self._first_position = packing.first_position(net.config)
-        self._read_packed: Callable[..., Tensor] = packing.read_packed
+        self._compiled: Callable[..., Any] | None = None  # blocks, for packed texts
         packing.register()
 
     @property
@@ -57,12 +57,12 @@ class HFTextTower(TextTower):
     def forward_packed(self, tokens: PackedTokens) -> Float[Tensor, "m w"]:
         assert self._first_position is not None
         self._attend_by(packing.ATTENTION)
-        positions = tokens.positions + self._first_position
-        vectors = self._read_packed(self.net, tokens.ids, positions, tokens.bounds, tokens.longest)
+        with packing.blocks_by(self.net, self._compiled):
+            vectors = packing.read_packed(self.net, tokens, self._first_position)
         return packing.pool_packed(vectors, tokens, self.pooling)
 
     def compile_packed(self, on: bool = True) -> None:
-        self._read_packed = packing.compiled_reader() if on else packing.read_packed
+        self._compiled = packing.compiled_blocks(self.net) if on else None
 
     def compile_net(self) -> None:
         self.net.compile(dynamic=True)

@@ -163,14 +163,11 @@ def _prepare(cfg: TrainConfig, resume: bool, shape: BatchShape) -> _Run:
         captions, cached = cfg.data.captions_per_image, vectors is not None
         texts = find_micro_batch_size(model, cfg.global_batch_size, dtype, captions, cached)
         shape = _shape(cfg, texts)
-    texts_compiled = (
-        vectors is None
-        and cfg.zero.stage < 3
-        and compile_texts(model, shape.micro_batch_size, dtype)
-    )
     ds_config = deepspeed_config(cfg.zero, cfg.optim, shape, world_size, cfg.deepspeed_config)
     hold = cfg.text.decay_to_start
     engine, step = begin_or_resume(model.trained, cfg.optim, ds_config, checkpoint, hold)
+    compiles = vectors is None and cfg.zero.stage < 3 and not cfg.compile
+    texts_compiled = compiles and compile_texts(model, shape.micro_batch_size, dtype)
 
     def draw(step: int) -> int:
         return draw_patch_size(patch_sizes, cfg.vision.patch_weights, cfg.seed, step)

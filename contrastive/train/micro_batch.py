@@ -64,11 +64,13 @@ def compile_texts(model: LitModel, micro_batch_size: int, dtype: torch.dtype) ->
     """Compile the text tower where its texts are packed. Returns whether it is, on all ranks alike.
 
     Compiled for a micro-batch that follows from the tower and the size alone, not for the first of
-    the data, so that a resumed run has the same kernels. To be called before DeepSpeed has the
-    model, and below ZeRO 3, which gathers and frees parameters within the network.
+    the data, so that a resumed run has the same kernels. To be called once DeepSpeed has laid the
+    parameters where they stay, whose alignment in memory kernels are made for, and below ZeRO 3,
+    which gathers and frees parameters within the network.
     """
     tower = model.text.encoder.tower
-    if not packs_texts(tower, distributed.device(), dtype):
+    packed = packs_texts(tower, distributed.device(), dtype)
+    if not packed or torch._dynamo.config.disable:  # TORCHDYNAMO_DISABLE=1
         return False
     ids = _long_text(tower)
     shares = (ids[: 1 + number % len(ids)] for number in range(micro_batch_size))
@@ -77,10 +79,10 @@ def compile_texts(model: LitModel, micro_batch_size: int, dtype: torch.dtype) ->
     try:
         tower.compile_packed()
         _trial(model, tokens, micro_batch_size, dtype)
-        with torch.no_grad(), autocast(dtype):  # as softmax first reads several micro-batches
-            model.text(tokens)
+        if model.text.loss.kind == "softmax":  # which first reads several micro-batches
+            with torch.no_grad(), autocast(dtype):
+                model.text(tokens)
     except Exception as error:  # a compiler is missing, or one that fails: it is only for speed
-        model.trained.zero_grad(set_to_none=True)
         failure = f"{type(error).__name__}: {error}".splitlines()[0]
     failed = torch.tensor([float(bool(failure))], device=distributed.device())
     if not distributed.all_gather(failed).any():
@@ -110,8 +112,8 @@ def _trial(
     num_images: int,
     dtype: torch.dtype,
 ) -> None:
-    """A forward and backward over these texts, and with a head over a rank's share of the images;
-    leaves no gradients."""
+    """A forward and backward over these texts, and with a head over a rank's share of the images.
+    Leaves no gradients, nor tells DeepSpeed of any."""
     device = distributed.device()
     side, head = model.text, model.head
     width = side.encoder.projection.out_features
@@ -123,8 +125,8 @@ def _trial(
         own = head(images[:: distributed.world_size()].float()).sum() if head else 0
     positives = Positives(labels, torch.arange(len(embeds), device=device) % num_images)
     share = loss_share(side.loss.kind, images, embeds, positives, scale, bias, None, slopes)
-    (share + own).backward()
-    model.trained.zero_grad(set_to_none=True)
+    parameters = [p for p in model.trained.parameters() if p.requires_grad]
+    torch.autograd.grad(share + own, parameters, allow_unused=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -280,7 +280,7 @@ def compact_index(
         snapshot = Snapshot.open(folder)
         manifest = _asked(snapshot.manifest, index_type, device, latency_ms, memory_gib)
         changed = len(snapshot.tombstones) or any(entry.delta for entry in manifest.segments)
-        if changed or manifest != snapshot.manifest:
+        if changed or manifest != snapshot.manifest or index_type == "auto":  # picks anew
             sources = [SurvivingRows(segment) for segment in snapshot.segments]
             model = folder / "model"
             manifest, segments = write_base(folder, manifest, sources, device, model)

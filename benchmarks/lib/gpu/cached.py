@@ -49,8 +49,8 @@ class Training:
         micro = min(batch, 16) if scale.tiny else 0
         self.chunk = micro or find_micro_batch_size(self.model, batch, DTYPE)
         zero = ZeroConfig(precision=PRECISION, micro_batch_size=self.chunk)
-        compile_texts(self.model, self.chunk, DTYPE)
         self.step: TrainStep = build_step(self.model, zero, batch)
+        self.compiled = compile_texts(self.model, self.chunk, DTYPE)
         shards = tars(folder / f"tars{mean_tokens}", scale, mean_tokens)
         features = str(folder / f"features{mean_tokens}") if cached else ""
         self.cfg = DataConfig(shards=shards, features=features, num_workers=scale.workers)
@@ -93,6 +93,7 @@ def cached(
     figures = {
         "batch": batch,
         "texts_at_a_time": training.chunk,
+        "texts_compiled": training.compiled,
         "mean_tokens": sum(map(len, ids)) / batch,
         "text_tower": ways,
         "pairs_per_s": pairs,
