@@ -65,7 +65,7 @@ class Earlier:
     @property
     def tolerance(self) -> float:
         """Of similarities and features."""
-        return 5e-6 if self.same_machine else 2e-5  # one thread or two sum in another order
+        return 1e-6 if self.same_machine else 2e-5
 
     @property
     def queries(self) -> list[str]:
